@@ -1,0 +1,144 @@
+//! An allocation (or deallocation), its states and its one transition.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::ledger::{AccountId, AccountKind, Amount, Transfer};
+
+/// Which way the funds move when it is cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Allocation,
+    Deallocation,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Allocation => "allocation",
+            Kind::Deallocation => "deallocation",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Kind::Allocation, Kind::Deallocation].into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// The name of the id field in a message of this kind.
+    pub fn id_field(self) -> &'static str {
+        match self {
+            Kind::Allocation => "allocationId",
+            Kind::Deallocation => "deallocationId",
+        }
+    }
+
+    /// The name of the partner's id field in a message of this kind.
+    pub fn partners_id_field(self) -> &'static str {
+        match self {
+            Kind::Allocation => "partnersAllocationId",
+            Kind::Deallocation => "partnersDeallocationId",
+        }
+    }
+}
+
+/// Where an allocation stands. The last two are terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Reserved,
+    Cleared,
+    Released,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Reserved => "reserved",
+            Status::Cleared => "cleared",
+            Status::Released => "released",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Status::Reserved, Status::Cleared, Status::Released].into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// What a policy engine said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyResult {
+    Approved,
+    Rejected,
+}
+
+impl PolicyResult {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PolicyResult::Approved => "approved",
+            PolicyResult::Rejected => "rejected",
+        }
+    }
+
+    /// Reads it in any letter case.
+    pub fn parse(text: &str) -> Option<Self> {
+        [PolicyResult::Approved, PolicyResult::Rejected]
+            .into_iter()
+            .find(|result| result.as_str().eq_ignore_ascii_case(text))
+    }
+}
+
+/// The record of an allocation, with its connection and its three accounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    pub id: Uuid,
+    pub kind: Kind,
+    pub status: Status,
+    pub amount: Amount,
+    pub connection_id: Uuid,
+    /// The connection's partner.
+    pub enterprise_id: String,
+    /// The connection's client.
+    pub client_id: Uuid,
+    pub partners_client_id: String,
+    pub partners_connection_id: String,
+    pub client_external_id: String,
+    pub initiated_by: String,
+    pub notes: Option<String>,
+    /// Why it is not cleared; none when it is.
+    pub reason: Option<String>,
+    pub retriable: bool,
+    /// The partner's id of it, once settled.
+    pub partner_external_id: Option<String>,
+    pub evaluation_id: Option<String>,
+    pub pending_approval_id: Option<String>,
+    pub policy_result: Option<PolicyResult>,
+    /// The nonce that settled it.
+    pub settled_nonce: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub available_account: AccountId,
+    pub held_account: AccountId,
+    pub allocated_account: AccountId,
+}
+
+impl Allocation {
+    /// The movement that takes it out of `reserved` into `status`; none for `reserved` itself.
+    pub fn transfer_to(&self, status: Status) -> Option<Transfer> {
+        let available = (AccountKind::Available, self.available_account);
+        let allocated = (AccountKind::Allocated, self.allocated_account);
+        let credit = match (self.kind, status) {
+            (Kind::Allocation, Status::Cleared) | (Kind::Deallocation, Status::Released) => allocated,
+            (Kind::Allocation, Status::Released) | (Kind::Deallocation, Status::Cleared) => available,
+            (Kind::Allocation | Kind::Deallocation, Status::Reserved) => return None,
+        };
+        Some(Transfer {
+            allocation_id: self.id,
+            debit: (AccountKind::Held, self.held_account),
+            credit,
+            amount: self.amount.clone(),
+        })
+    }
+}

@@ -1,0 +1,237 @@
+//! A message as the broker hands it over, and one as we hand it to the broker: bytes and AMQP properties, kept exactly.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// One message handed over for judgement.
+#[derive(Clone, PartialEq)]
+pub struct Delivery {
+    /// The exchange it was published to.
+    pub exchange: String,
+    /// The routing key it was published under.
+    pub routing_key: String,
+    /// The body, byte for byte.
+    pub body: Vec<u8>,
+    /// Properties and headers, as received.
+    pub properties: Properties,
+    /// The broker says it was handed out before.
+    pub redelivered: bool,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// The door a delivery came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The input queue, with the channel's delivery tag.
+    Queue {
+        /// AMQP `delivery_tag`, unique on its channel.
+        delivery_tag: u64,
+    },
+    /// A parked row that became due.
+    Parked,
+    /// Neither: a judgement without effect (`explain`).
+    Plain,
+}
+
+impl std::fmt::Debug for Delivery {
+    /// Bodies stay out of logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Delivery")
+            .field("routing_key", &self.routing_key)
+            .field("body_bytes", &self.body.len())
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The AMQP 0-9-1 basic properties.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Properties {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers: Option<Headers>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery_mode: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// Seconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
+}
+
+/// A header table, by name.
+pub type Headers = BTreeMap<String, HeaderValue>;
+
+/// Every type an AMQP 0-9-1 field can have, so that what goes out is what came in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum HeaderValue {
+    Boolean(bool),
+    ShortShortInt(i8),
+    ShortShortUInt(u8),
+    ShortInt(i16),
+    ShortUInt(u16),
+    LongInt(i32),
+    LongUInt(u32),
+    LongLongInt(i64),
+    /// The bits of an IEEE 754 single, so that a NaN survives text.
+    Float(u32),
+    /// The bits of an IEEE 754 double.
+    Double(u64),
+    Decimal {
+        scale: u8,
+        value: u32,
+    },
+    /// Not necessarily UTF-8.
+    LongString(Bytes),
+    Array(Vec<HeaderValue>),
+    Timestamp(u64),
+    Table(Headers),
+    ByteArray(Bytes),
+    Void,
+}
+
+/// Bytes that serialise as hexadecimal text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Bytes(pub Vec<u8>);
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
+        hex::decode(text.as_bytes()).map(Bytes).map_err(serde::de::Error::custom)
+    }
+}
+
+impl HeaderValue {
+    /// A text header.
+    pub fn text(value: impl Into<String>) -> Self {
+        HeaderValue::LongString(Bytes(value.into().into_bytes()))
+    }
+
+    /// The text of a string header that is UTF-8.
+    pub fn as_text(&self) -> Option<&str> {
+        if let HeaderValue::LongString(bytes) = self {
+            std::str::from_utf8(&bytes.0).ok()
+        } else {
+            None
+        }
+    }
+
+    /// Bytes of this value on the wire, its type octet included (AMQP 0-9-1, 4.2.5.1).
+    fn wire_len(&self) -> usize {
+        let value = match self {
+            HeaderValue::Boolean(_) | HeaderValue::ShortShortInt(_) | HeaderValue::ShortShortUInt(_) => 1,
+            HeaderValue::ShortInt(_) | HeaderValue::ShortUInt(_) => 2,
+            HeaderValue::LongInt(_) | HeaderValue::LongUInt(_) | HeaderValue::Float(_) => 4,
+            HeaderValue::LongLongInt(_) | HeaderValue::Double(_) | HeaderValue::Timestamp(_) => 8,
+            HeaderValue::Decimal { .. } => 5,
+            HeaderValue::LongString(bytes) | HeaderValue::ByteArray(bytes) => bytes.0.len().saturating_add(4),
+            HeaderValue::Array(values) => {
+                values.iter().fold(4, |sum: usize, value| sum.saturating_add(value.wire_len()))
+            }
+            HeaderValue::Table(headers) => table_wire_len(headers),
+            HeaderValue::Void => 0,
+        };
+        value.saturating_add(1)
+    }
+}
+
+fn table_wire_len(headers: &Headers) -> usize {
+    headers.iter().fold(4, |sum: usize, (name, value)| {
+        sum.saturating_add(name.len()).saturating_add(1).saturating_add(value.wire_len())
+    })
+}
+
+impl Properties {
+    /// Bytes of the property list on the wire. `x-delivery-count` is the broker's and grows with every redelivery: it
+    /// does not count, or a message would become too large by being tried again.
+    pub fn wire_len(&self) -> usize {
+        let short = [
+            &self.content_type,
+            &self.content_encoding,
+            &self.correlation_id,
+            &self.reply_to,
+            &self.expiration,
+            &self.message_id,
+            &self.kind,
+            &self.user_id,
+            &self.app_id,
+            &self.cluster_id,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(0_usize, |sum, text| sum.saturating_add(text.len()).saturating_add(1));
+        let fixed = [self.delivery_mode.is_some(), self.priority.is_some()]
+            .into_iter()
+            .fold(0_usize, |sum, present| sum.saturating_add(usize::from(present)))
+            .saturating_add(if self.timestamp.is_some() { 8 } else { 0 });
+        let headers = self.headers.as_ref().map_or(0, |headers| {
+            let count = headers
+                .get("x-delivery-count")
+                .map_or(0, |value| value.wire_len().saturating_add("x-delivery-count".len()).saturating_add(1));
+            table_wire_len(headers).saturating_sub(count)
+        });
+        short.saturating_add(fixed).saturating_add(headers)
+    }
+}
+
+/// One message for the broker. A batch's publications stand together in one outbox row until each is confirmed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Publication {
+    /// What it is, and so what a return means.
+    pub kind: PublicationKind,
+    /// Target exchange; empty is the default exchange.
+    pub exchange: String,
+    pub routing_key: String,
+    pub properties: Properties,
+    pub body: Vec<u8>,
+}
+
+/// What a publication is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublicationKind {
+    /// An outcome event. Unroutable is fine: nobody subscribed.
+    Event,
+    /// A dead letter. Unroutable means it would be lost: the lane stops.
+    DeadLetter,
+    /// An answer to a partner's `reply_to`: best effort, never stored.
+    Reply,
+}
+
+/// A batch's identity, made by the worker before its transaction begins.
+pub type BatchId = Uuid;

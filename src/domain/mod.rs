@@ -1,0 +1,19 @@
+//! The rules. Values in, values out: no I/O, no clock, no async, no log.
+//!
+//! [`message`] turns bytes into [`message::Facts`], [`signature`] says who signed them, [`decide`] walks the table of
+//! reasons over facts and a [`decide::Snapshot`] and answers one [`decide::Verdict`] a message and one
+//! [`decide::Changeset`] a batch, [`event`] says it to the world.
+#![warn(
+    clippy::wildcard_enum_match_arm,
+    clippy::match_wildcard_for_single_variants,
+    clippy::arithmetic_side_effects
+)]
+
+pub mod allocation;
+pub mod decide;
+pub mod delivery;
+pub mod event;
+mod json;
+pub mod ledger;
+pub mod message;
+pub mod signature;

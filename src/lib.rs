@@ -1,0 +1,2 @@
+//! settled
+pub mod domain;
