@@ -1,0 +1,47 @@
+# What people type. On a new machine with Rust and make, `make demo` and `make test` are enough:
+# a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test fmt lint doc ci services services-down clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+
+build: ## the release binary, target/release/settled
+	@dev/prerequisites compiler
+	cargo build --release --locked
+
+demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS=1: with faults)
+	@dev/prerequisites compiler
+	cargo build --profile demo --locked
+	@set -e; dev/services up >/dev/null; urls=$$(dev/services fresh demo); \
+	set -a; eval "$$urls"; set +a; \
+	exec "$${CARGO_TARGET_DIR:-target}/demo/settled" demo $(if $(filter-out 0,$(CHAOS)),--chaos --services dev/services) $(ARGS)
+
+test: ## every test, against real services (ARGS go to the test runner)
+	@dev/test $(ARGS)
+
+fmt: ## format the source
+	cargo fmt
+
+lint: ## formatting and clippy, warnings denied
+	@dev/prerequisites compiler
+	cargo fmt --check
+	cargo clippy --all-targets --all-features --locked -- -D warnings
+
+doc: ## the map of the code, target/doc/settled/index.html
+	@dev/prerequisites compiler
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
+
+ci: ## what CI runs
+	@.ci/run
+
+services: ## PostgreSQL and RabbitMQ, and where they are
+	@dev/services up
+
+services-down: ## stop them; the data stays
+	@dev/services down
+
+clean: ## stop the services and delete everything built, the services' data too
+	@dev/services forget
+	cargo clean
