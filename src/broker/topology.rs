@@ -1,0 +1,400 @@
+//! Exchanges and queues: what there must be, making it, and looking whether it is there.
+
+use std::collections::BTreeMap;
+
+use lapin::ExchangeKind;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::protocol::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
+
+/// Partners publish here (topic), and the input queue of the same name.
+pub const UPDATES: &str = "settlement.updates";
+/// The alternate exchange of [`UPDATES`] (fanout): leads what no partner's own queue takes to the input queue.
+pub const UPDATES_ALL: &str = "settlement.updates.all";
+/// Dead letters (topic), and the queue the collector reads.
+pub const DEAD: &str = "settlement.dead";
+/// Dead letters nobody could read (fanout), and their queue: counted, never read.
+pub const UNREADABLE: &str = "settlement.unreadable";
+/// Outcome events (topic).
+pub const EVENTS: &str = "settlement.events";
+
+/// Redeliveries before the broker dead-letters a message. Never negative: 3.10 drops such a message at its first requeue.
+const DELIVERY_LIMIT: i32 = 50;
+
+struct Exchange {
+    name: &'static str,
+    kind: ExchangeKind,
+    alternate: Option<&'static str>,
+}
+
+struct Queue {
+    name: String,
+    /// Delivery limit and dead-letter exchange; none for the last stop.
+    dead_letters: Option<&'static str>,
+    /// Exchange and routing key.
+    bindings: Vec<(&'static str, String)>,
+}
+
+/// In an order in which each can be declared: an exchange before what refers to it.
+fn exchanges() -> [Exchange; 5] {
+    [
+        Exchange {
+            name: UNREADABLE,
+            kind: ExchangeKind::Fanout,
+            alternate: None,
+        },
+        Exchange {
+            name: DEAD,
+            kind: ExchangeKind::Topic,
+            alternate: None,
+        },
+        Exchange {
+            name: UPDATES_ALL,
+            kind: ExchangeKind::Fanout,
+            alternate: None,
+        },
+        // An alternate exchange sees only what no binding took. So a partner's own queue, bound by its keys, takes its
+        // messages away from the common queue without anything else being unbound.
+        Exchange {
+            name: UPDATES,
+            kind: ExchangeKind::Topic,
+            alternate: Some(UPDATES_ALL),
+        },
+        Exchange {
+            name: EVENTS,
+            kind: ExchangeKind::Topic,
+            alternate: None,
+        },
+    ]
+}
+
+fn queues() -> [Queue; 3] {
+    [
+        Queue {
+            name: UNREADABLE.to_owned(),
+            dead_letters: None,
+            bindings: vec![(UNREADABLE, String::new())],
+        },
+        Queue {
+            name: DEAD.to_owned(),
+            dead_letters: Some(UNREADABLE),
+            bindings: vec![(DEAD, "#".to_owned())],
+        },
+        Queue {
+            name: UPDATES.to_owned(),
+            dead_letters: Some(DEAD),
+            bindings: vec![(UPDATES_ALL, String::new())],
+        },
+    ]
+}
+
+/// The name of a partner's own input queue.
+pub fn own_queue(enterprise_id: &str) -> String {
+    format!("{UPDATES}.{enterprise_id}")
+}
+
+fn partner_queue(enterprise_id: &str) -> Queue {
+    Queue {
+        name: own_queue(enterprise_id),
+        dead_letters: Some(DEAD),
+        bindings: ["allocation", "deallocation"]
+            .map(|kind| (UPDATES, format!("{enterprise_id}.{kind}.update")))
+            .into(),
+    }
+}
+
+impl Exchange {
+    fn arguments(&self) -> FieldTable {
+        table(self.alternate.map(|name| ("alternate-exchange", text(name))))
+    }
+
+    async fn declare(&self, channel: &lapin::Channel, passive: bool) -> Result<(), BrokerError> {
+        let options = ExchangeDeclareOptions {
+            passive,
+            durable: true,
+            auto_delete: false,
+            internal: false,
+            nowait: false,
+        };
+        let declared = channel.exchange_declare(self.name.into(), self.kind.clone(), options, self.arguments());
+        answer("an exchange declaration", ANSWER_TIMEOUT, declared).await
+    }
+}
+
+impl Queue {
+    fn arguments(&self) -> FieldTable {
+        let dead_letters = self.dead_letters.map(|exchange| {
+            [
+                ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+                // No x-dead-letter-routing-key: a dead letter keeps the key it came under.
+                ("x-dead-letter-exchange", text(exchange)),
+                // The default, at-most-once, silently drops when the exchange is missing or its queue is full.
+                ("x-dead-letter-strategy", text("at-least-once")),
+                // Which needs this one.
+                ("x-overflow", text("reject-publish")),
+            ]
+        });
+        table(
+            [("x-queue-type", text("quorum"))]
+                .into_iter()
+                .chain(dead_letters.into_iter().flatten()),
+        )
+    }
+
+    async fn declare(&self, channel: &lapin::Channel, passive: bool) -> Result<u32, BrokerError> {
+        declare_queue(channel, &self.name, passive, self.arguments()).await
+    }
+
+    async fn bind(&self, channel: &lapin::Channel) -> Result<(), BrokerError> {
+        for (exchange, key) in &self.bindings {
+            let bound = channel.queue_bind(
+                short(&self.name)?,
+                (*exchange).into(),
+                short(key)?,
+                QueueBindOptions { nowait: false },
+                FieldTable::default(),
+            );
+            answer("a binding", ANSWER_TIMEOUT, bound).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn declare_queue(
+    channel: &lapin::Channel,
+    name: &str,
+    passive: bool,
+    arguments: FieldTable,
+) -> Result<u32, BrokerError> {
+    let options = QueueDeclareOptions {
+        passive,
+        durable: true,
+        exclusive: false,
+        auto_delete: false,
+        nowait: false,
+    };
+    let declared = channel.queue_declare(short(name)?, options, arguments);
+    Ok(answer("a queue declaration", ANSWER_TIMEOUT, declared)
+        .await?
+        .message_count())
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
+    entries
+        .into_iter()
+        .map(|(name, value)| (ShortString::from(name), value))
+        .collect::<BTreeMap<_, _>>()
+        .into()
+}
+
+/// lapin's conversion panics above 255 bytes.
+fn short(name: &str) -> Result<ShortString, BrokerError> {
+    ShortString::try_new(name)
+        .map_err(|error| BrokerError::Config(format!("a name for the broker is too long: {error}")))
+}
+
+/// Declares every exchange, queue and binding. Changes nothing that is there already; refused with 406 if something is
+/// there with other arguments.
+pub async fn declare(connection: &Connection) -> Result<(), BrokerError> {
+    let channel = connection.channel().await?;
+    for exchange in exchanges() {
+        exchange.declare(&channel, false).await?;
+    }
+    for queue in queues() {
+        queue.declare(&channel, false).await?;
+        queue.bind(&channel).await?;
+    }
+    close(&channel).await
+}
+
+/// Declares a partner's own input queue, which from then on takes that partner's messages instead of the common one.
+pub async fn declare_own_queue(connection: &Connection, enterprise_id: &str) -> Result<(), BrokerError> {
+    let channel = connection.channel().await?;
+    let queue = partner_queue(enterprise_id);
+    queue.declare(&channel, false).await?;
+    queue.bind(&channel).await?;
+    close(&channel).await
+}
+
+async fn close(channel: &lapin::Channel) -> Result<(), BrokerError> {
+    answer("closing a channel", ANSWER_TIMEOUT, channel.close(200, "done".into())).await
+}
+
+/// Messages ready in each queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depths {
+    pub updates: u32,
+    pub dead: u32,
+    pub unreadable: u32,
+}
+
+/// Counts what is ready (not what is being worked on). Refused with 404 if a queue is missing.
+pub async fn depths(connection: &Connection) -> Result<Depths, BrokerError> {
+    let channel = connection.channel().await?;
+    let depths = Depths {
+        updates: depth(&channel, UPDATES).await?,
+        dead: depth(&channel, DEAD).await?,
+        unreadable: depth(&channel, UNREADABLE).await?,
+    };
+    close(&channel).await?;
+    Ok(depths)
+}
+
+async fn depth(channel: &lapin::Channel, queue: &str) -> Result<u32, BrokerError> {
+    declare_queue(channel, queue, true, FieldTable::default()).await
+}
+
+/// What [`inspect`] has to say about one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopologyFinding {
+    /// What was looked at: `queue settlement.updates`.
+    pub object: String,
+    /// What is wrong with it; nothing if it is as it should be.
+    pub problem: Option<String>,
+    /// What to do about it, or what could not be looked at.
+    pub hint: Option<String>,
+}
+
+/// Looks at every exchange and queue and at the permissions of this user, and changes nothing. Bindings cannot be seen
+/// through AMQP. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
+pub async fn inspect(connection: &Connection) -> Result<Vec<TopologyFinding>, BrokerError> {
+    let mut findings = Vec::new();
+    for exchange in exchanges() {
+        let found = refusal(connection, async |channel| exchange.declare(channel, true).await).await?;
+        let same = match &found {
+            None => refusal(connection, async |channel| exchange.declare(channel, false).await).await?,
+            Some(_) => None,
+        };
+        findings.push(finding(format!("exchange {}", exchange.name), found, same));
+    }
+    for queue in queues() {
+        let found = refusal(connection, async |channel| queue.declare(channel, true).await.map(drop)).await?;
+        let same = match &found {
+            None => {
+                refusal(connection, async |channel| {
+                    queue.declare(channel, false).await.map(drop)
+                })
+                .await?
+            }
+            Some(_) => None,
+        };
+        findings.push(finding(format!("queue {}", queue.name), found, same));
+    }
+    for (exchange, key) in [(EVENTS, "allocation.cleared.probe"), (DEAD, "probe.allocation.update")] {
+        let answer = refusal(connection, async |channel| probe_publish(channel, exchange, key).await).await?;
+        findings.push(permission(
+            format!("permission to publish to {exchange}"),
+            "write",
+            answer,
+        ));
+    }
+    for queue in [UPDATES, DEAD] {
+        let answer = refusal(connection, async |channel| probe_consume(channel, queue).await).await?;
+        findings.push(permission(format!("permission to consume {queue}"), "read", answer));
+    }
+    Ok(findings)
+}
+
+/// Asks on a channel of its own, which a refusal closes.
+async fn refusal(
+    connection: &Connection,
+    question: impl AsyncFnOnce(&lapin::Channel) -> Result<(), BrokerError>,
+) -> Result<Option<(u16, String)>, BrokerError> {
+    let channel = connection.channel().await?;
+    match question(&channel).await {
+        Ok(()) => close(&channel).await.map(|()| None),
+        Err(BrokerError::Refused { code, text }) => Ok(Some((code, text))),
+        Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => Err(error),
+    }
+}
+
+fn finding(object: String, found: Option<(u16, String)>, same: Option<(u16, String)>) -> TopologyFinding {
+    const DECLARE: &str = "run `settled topology`";
+    let (problem, hint) = match (found, same) {
+        (None, None) => (None, None),
+        (Some((404, _)), _) => (Some("it is missing".to_owned()), Some(DECLARE.to_owned())),
+        (Some((code, text)), _) => (Some(format!("refused with {code}: {text}")), None),
+        (None, Some((403, _))) => (
+            None,
+            Some("its arguments were not checked: this user has no configure permission on it".to_owned()),
+        ),
+        (None, Some((406, text))) => (
+            Some(format!("it is there with other properties: {text}")),
+            Some(format!("move its messages away, delete it, then {DECLARE}")),
+        ),
+        (None, Some((code, text))) => (Some(format!("refused with {code}: {text}")), None),
+    };
+    TopologyFinding { object, problem, hint }
+}
+
+fn permission(object: String, word: &str, answer: Option<(u16, String)>) -> TopologyFinding {
+    let (problem, hint) = match answer {
+        // 406 is the refusal the probe asks for: the broker looked at the permission first.
+        None | Some((406, _)) => (None, None),
+        Some((403, text)) => (
+            Some(text),
+            Some(format!(
+                "grant this user {word} permission with rabbitmqctl set_permissions"
+            )),
+        ),
+        Some((404, _)) => (
+            Some("there is nothing to check it on".to_owned()),
+            Some("run `settled topology`".to_owned()),
+        ),
+        Some((code, text)) => (Some(format!("refused with {code}: {text}")), None),
+    };
+    TopologyFinding { object, problem, hint }
+}
+
+/// Publishes what the broker refuses after it looked at the permissions and before it routes anything: an expiration
+/// that is no number. Then waits for the refusal.
+async fn probe_publish(channel: &lapin::Channel, exchange: &str, key: &str) -> Result<(), BrokerError> {
+    let publish = async {
+        channel
+            .basic_publish(
+                exchange.into(),
+                key.into(),
+                BasicPublishOptions {
+                    mandatory: false,
+                    immediate: false,
+                },
+                &[],
+                BasicProperties::default().with_expiration("probe".into()),
+            )
+            .await?;
+        // A question with an answer, so that the refusal has arrived when it is over.
+        channel.basic_qos(1, BasicQosOptions { global: false }).await
+    };
+    answer("a permission check", ANSWER_TIMEOUT, publish).await
+}
+
+/// Asks to consume with an argument that the broker refuses after it looked at the permission.
+async fn probe_consume(channel: &lapin::Channel, queue: &str) -> Result<(), BrokerError> {
+    let consume = async {
+        // Should a broker accept it after all, one message comes and goes back.
+        channel.basic_qos(1, BasicQosOptions { global: false }).await?;
+        channel
+            .basic_consume(
+                queue.into(),
+                "settled-probe".into(),
+                BasicConsumeOptions {
+                    no_local: false,
+                    no_ack: false,
+                    exclusive: false,
+                    nowait: false,
+                },
+                table([("x-priority", text("probe"))]),
+            )
+            .await
+    };
+    answer("a permission check", ANSWER_TIMEOUT, consume).await.map(drop)
+}
