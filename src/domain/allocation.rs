@@ -23,7 +23,9 @@ impl Kind {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        [Kind::Allocation, Kind::Deallocation].into_iter().find(|kind| kind.as_str() == text)
+        [Kind::Allocation, Kind::Deallocation]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
     }
 
     /// The name of the id field in a message of this kind.
@@ -62,7 +64,9 @@ impl Status {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        [Status::Reserved, Status::Cleared, Status::Released].into_iter().find(|status| status.as_str() == text)
+        [Status::Reserved, Status::Cleared, Status::Released]
+            .into_iter()
+            .find(|status| status.as_str() == text)
     }
 }
 

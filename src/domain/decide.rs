@@ -1,8 +1,23 @@
 //! The table of reasons, walked in one place.
 
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+};
 
+use jiff::{SignedDuration, Timestamp};
+use num_bigint::BigInt;
 use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    allocation::{Allocation, Kind, PolicyResult, Status},
+    delivery::{Delivery, Source},
+    event,
+    ledger::{AccountId, Transfer},
+    message::{self, Content, Facts, Update},
+    signature::{PublicKey, Verified},
+};
 
 /// Why a message was not settled, in order of precedence. The names are the public codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -126,4 +141,677 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// What a partner may do, as the registry says at the moment of judging.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partner {
+    /// The AMQP user its messages must carry in `user_id`, if it is bound to one.
+    pub broker_user: Option<String>,
+    pub suspended: bool,
+    pub async_allocations: bool,
+    pub async_deallocations: bool,
+    /// The keys valid now, by the database's clock.
+    pub keys: Vec<PublicKey>,
+}
+
+impl Partner {
+    /// Why the partner may not settle this kind now.
+    fn inactive(&self, kind: Kind) -> Option<&'static str> {
+        if self.suspended {
+            return Some("the partner is suspended");
+        }
+        let enabled = match kind {
+            Kind::Allocation => self.async_allocations,
+            Kind::Deallocation => self.async_deallocations,
+        };
+        if enabled {
+            return None;
+        }
+        Some(match kind {
+            Kind::Allocation => "asynchronous allocations are not enabled for the partner",
+            Kind::Deallocation => "asynchronous deallocations are not enabled for the partner",
+        })
+    }
+}
+
+/// (enterpriseId, nonce) in sixteen bytes: the head of `SHA-256(enterpriseId || 0x00 || nonce)`. Fixed and short, because
+/// the index over it is the one that grows for ever. A partner would need 2^64 nonces to collide with itself, and can not
+/// aim at another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReceiptKey(pub Uuid);
+
+impl ReceiptKey {
+    pub fn new(enterprise_id: &str, nonce: &str) -> Self {
+        let digest = message::sha256([enterprise_id.as_bytes(), &[0], nonce.as_bytes()].concat());
+        let mut head = [0; 16];
+        head.copy_from_slice(digest.first_chunk::<16>().unwrap_or(&[0; 16]));
+        Self(Uuid::from_bytes(head))
+    }
+}
+
+/// The four verdicts, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerdictKind {
+    Settled,
+    Duplicate,
+    Parked,
+    Rejected,
+}
+
+impl VerdictKind {
+    pub const ALL: [VerdictKind; 4] = [
+        VerdictKind::Settled,
+        VerdictKind::Duplicate,
+        VerdictKind::Parked,
+        VerdictKind::Rejected,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VerdictKind::Settled => "settled",
+            VerdictKind::Duplicate => "duplicate",
+            VerdictKind::Parked => "parked",
+            VerdictKind::Rejected => "rejected",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// What became of the first authentic payload that carried a nonce. Kept for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub enterprise_id: String,
+    pub nonce: String,
+    pub payload_digest: [u8; 32],
+    pub message_digest: [u8; 32],
+    pub verdict: VerdictKind,
+    pub reason: Option<Reason>,
+    pub allocation_id: Uuid,
+    pub event_id: Uuid,
+    /// The key that proved it.
+    pub public_key: PublicKey,
+    pub first_seen: Timestamp,
+    pub last_seen: Timestamp,
+}
+
+impl Receipt {
+    /// A receipt never leaves `settled` or a final reason.
+    fn is_closed(&self) -> bool {
+        self.verdict == VerdictKind::Settled || self.reason.is_some_and(Reason::is_final)
+    }
+}
+
+/// A message that waits for its allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    pub parked_at: Timestamp,
+    /// When waiting ends in a rejection.
+    pub until: Timestamp,
+    /// How often it was judged and parked.
+    pub attempts: u32,
+}
+
+/// Everything a batch may touch, as the database had it while it was locked.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The database's clock, cut to milliseconds.
+    pub now: Timestamp,
+    pub partners: HashMap<String, Partner>,
+    pub allocations: HashMap<Uuid, Allocation>,
+    pub receipts: HashMap<ReceiptKey, Receipt>,
+    pub parked: HashMap<ReceiptKey, Parked>,
+    /// Parked messages by enterprise, for those whose message may be parked by this batch.
+    pub parked_counts: HashMap<String, u64>,
+}
+
+/// What the settings say about judging.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How long a message waits for its allocation.
+    pub park_deadline: SignedDuration,
+    /// The first wait before a parked message is judged again; it doubles each time.
+    pub park_first_retry: SignedDuration,
+    /// The longest wait between two judgements of a parked message.
+    pub park_max_interval: SignedDuration,
+    /// Parked messages a partner may have.
+    pub park_max_per_partner: u64,
+    /// The `source` attribute of every event.
+    pub event_source: String,
+}
+
+impl Rules {
+    /// When a message parked `attempts` times is due again.
+    fn due_at(&self, now: Timestamp, attempts: u32, until: Timestamp) -> Timestamp {
+        let factor = 1_i32.checked_shl(attempts.min(30)).unwrap_or(i32::MAX);
+        let wait = self.park_first_retry.saturating_mul(factor).min(self.park_max_interval);
+        now.saturating_add(wait).map_or(until, |due| due.min(until))
+    }
+}
+
+/// What a message comes to. Exactly one a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It moved the money; the record as it stands now.
+    Settled { allocation: Box<Allocation> },
+    /// Its effect was there already; the record as it stands.
+    Duplicate { allocation: Box<Allocation> },
+    /// It waits for its allocation.
+    Parked {
+        parked_at: Timestamp,
+        until: Timestamp,
+        /// It waited already: nothing is written, nothing published.
+        again: bool,
+    },
+    /// It is refused.
+    Rejected { reason: Reason, detail: String },
+}
+
+impl Verdict {
+    pub fn kind(&self) -> VerdictKind {
+        match self {
+            Verdict::Settled { .. } => VerdictKind::Settled,
+            Verdict::Duplicate { .. } => VerdictKind::Duplicate,
+            Verdict::Parked { .. } => VerdictKind::Parked,
+            Verdict::Rejected { .. } => VerdictKind::Rejected,
+        }
+    }
+
+    /// The reason that goes with it. A parked message waits because its allocation was not found.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Verdict::Settled { .. } | Verdict::Duplicate { .. } => None,
+            Verdict::Parked { .. } => Some(Reason::AllocationNotFound),
+            Verdict::Rejected { reason, .. } => Some(*reason),
+        }
+    }
+}
+
+/// A verdict and whether its sender was proven (step 9 of the table was reached).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    pub proven: bool,
+}
+
+/// One settlement: the record after it, the movement, and what authorised it.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    pub allocation: Allocation,
+    pub transfer: Transfer,
+    pub enterprise_id: String,
+    pub nonce: String,
+    /// The signed text.
+    pub payload: String,
+    /// The signature's text.
+    pub signature: String,
+    pub public_key: PublicKey,
+}
+
+/// A message to keep until its allocation is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewlyParked {
+    pub key: ReceiptKey,
+    /// Its place in the batch.
+    pub index: usize,
+    pub enterprise_id: String,
+    pub nonce: String,
+    pub allocation_id: Uuid,
+    pub parked: Parked,
+    pub due_at: Timestamp,
+}
+
+/// What a batch changes, each row once.
+#[derive(Clone, Debug, Default)]
+pub struct Changeset {
+    pub settlements: Vec<Settlement>,
+    /// Receipts that were not there.
+    pub new_receipts: BTreeMap<ReceiptKey, Receipt>,
+    /// Receipts that were there, as they are now.
+    pub changed_receipts: BTreeMap<ReceiptKey, Receipt>,
+    pub newly_parked: BTreeMap<ReceiptKey, NewlyParked>,
+    /// Parked messages that go on waiting: attempts so far and when they are due.
+    pub parked_later: BTreeMap<ReceiptKey, (u32, Timestamp)>,
+    /// Parked messages that wait no more.
+    pub unparked: BTreeSet<ReceiptKey>,
+    /// What each account's balance changes by.
+    pub balances: BTreeMap<AccountId, BigInt>,
+}
+
+/// One message of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    pub delivery: &'a Delivery,
+    pub facts: &'a Facts,
+}
+
+/// Judges a batch in order; each message sees the effects of those before it.
+pub fn decide(snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (Vec<Judgement>, Changeset) {
+    let mut desk = Desk {
+        snapshot,
+        rules,
+        changes: Changeset::default(),
+    };
+    let judgements = batch
+        .iter()
+        .enumerate()
+        .map(|(index, message)| desk.judge(index, *message))
+        .collect();
+    (judgements, desk.changes)
+}
+
+/// The snapshot as the batch has changed it so far.
+struct Desk<'a> {
+    snapshot: Snapshot,
+    rules: &'a Rules,
+    changes: Changeset,
+}
+
+impl Desk<'_> {
+    fn judge(&mut self, index: usize, message: Judged<'_>) -> Judgement {
+        let content = match &message.facts.content {
+            Err(refusal) => {
+                return Judgement {
+                    verdict: Verdict::Rejected {
+                        reason: refusal.reason,
+                        detail: refusal.detail.clone(),
+                    },
+                    proven: false,
+                };
+            }
+            Ok(content) => content.as_ref(),
+        };
+        if let Some(allocation) = self.settled_before(message, content) {
+            return Judgement {
+                verdict: Verdict::Duplicate { allocation },
+                proven: true,
+            };
+        }
+        let update = &content.update;
+        let key = ReceiptKey::new(&update.enterprise_id, &update.nonce);
+        let partner = self.snapshot.partners.get(&update.enterprise_id).cloned();
+        let verified = match self.prove(message, content, partner.as_ref()) {
+            Err((reason, detail)) => {
+                // A parked message was proven when it was parked: its receipt must not go on saying "parked".
+                if message.delivery.source == Source::Parked {
+                    self.unpark(key);
+                    if let Some(receipt) = self.snapshot.receipts.get(&key).cloned() {
+                        self.put_receipt(
+                            message,
+                            content,
+                            receipt.public_key,
+                            VerdictKind::Rejected,
+                            Some(reason),
+                        );
+                    }
+                }
+                return Judgement {
+                    verdict: Verdict::Rejected { reason, detail },
+                    proven: false,
+                };
+            }
+            Ok(verified) => verified,
+        };
+        self.judge_proven(index, message, content, &verified, partner.as_ref())
+    }
+
+    /// Money that moved is never called rejected: a settled receipt of the same signed text, by the key kept in it, answers
+    /// before the registry is asked.
+    fn settled_before(&mut self, message: Judged<'_>, content: &Content) -> Option<Box<Allocation>> {
+        let update = &content.update;
+        let nonce = content.signed_nonce.as_deref().unwrap_or(&update.nonce);
+        let key = ReceiptKey::new(&update.enterprise_id, nonce);
+        let receipt = self.snapshot.receipts.get(&key)?;
+        if receipt.verdict != VerdictKind::Settled || receipt.payload_digest != content.payload_digest {
+            return None;
+        }
+        Verified::verify(update, &content.signer, &[receipt.public_key]).ok()?;
+        let allocation = self.snapshot.allocations.get(&receipt.allocation_id)?.clone();
+        self.touch_receipt(key);
+        if message.delivery.source == Source::Parked {
+            self.unpark(key);
+        }
+        Some(Box::new(allocation))
+    }
+
+    /// Steps 4 to 8.
+    fn prove<'c>(
+        &self,
+        message: Judged<'_>,
+        content: &'c Content,
+        partner: Option<&Partner>,
+    ) -> Result<Verified<&'c Update>, (Reason, String)> {
+        let Some(partner) = partner else {
+            return Err((
+                Reason::UnknownPartner,
+                "no partner of this enterprise id is registered".into(),
+            ));
+        };
+        if let Some(user) = &partner.broker_user
+            && message.delivery.properties.user_id.as_ref() != Some(user)
+        {
+            return Err((
+                Reason::SenderMismatch,
+                "the user_id property is not the broker user that this partner is bound to".into(),
+            ));
+        }
+        let verified = Verified::verify(&content.update, &content.signer, &partner.keys)
+            .map_err(|unverified| (unverified.reason(), unverified.detail()))?;
+        match &content.agreement {
+            Err(detail) => Err((Reason::PayloadMismatch, detail.clone())),
+            Ok(()) => Ok(verified),
+        }
+    }
+
+    /// From step 9 on: the sender is proven, so a receipt is kept.
+    fn judge_proven(
+        &mut self,
+        index: usize,
+        message: Judged<'_>,
+        content: &Content,
+        verified: &Verified<&Update>,
+        partner: Option<&Partner>,
+    ) -> Judgement {
+        let update = *verified.get();
+        let key = ReceiptKey::new(&update.enterprise_id, &update.nonce);
+        let proven = |verdict| Judgement { verdict, proven: true };
+
+        if let Some(receipt) = self.snapshot.receipts.get(&key)
+            && receipt.payload_digest != content.payload_digest
+        {
+            let detail = "nonce: this partner used it with another payload".into();
+            return proven(Verdict::Rejected {
+                reason: Reason::NonceReused,
+                detail,
+            });
+        }
+        let due = message.delivery.source == Source::Parked;
+        if !due && let Some(parked) = self.snapshot.parked.get(&key) {
+            return proven(Verdict::Parked {
+                parked_at: parked.parked_at,
+                until: parked.until,
+                again: true,
+            });
+        }
+        let step = self.settle_step(update, partner);
+        if let Step::NotFound = step
+            && let Some(verdict) = self.park(index, message, content, verified.key(), key)
+        {
+            return proven(verdict);
+        }
+        if due {
+            self.unpark(key);
+        }
+        let (kind, reason, verdict) = match step {
+            Step::NotFound => {
+                let detail = match self.snapshot.parked_counts.get(&update.enterprise_id) {
+                    Some(count) if !due && *count >= self.rules.park_max_per_partner => {
+                        "no allocation of this id, and too many of this partner's messages wait already"
+                    }
+                    Some(_) | None => "no allocation of this id was reserved in time",
+                };
+                let reason = Reason::AllocationNotFound;
+                (
+                    VerdictKind::Rejected,
+                    Some(reason),
+                    Verdict::Rejected {
+                        reason,
+                        detail: detail.into(),
+                    },
+                )
+            }
+            Step::Refused(reason, detail) => (
+                VerdictKind::Rejected,
+                Some(reason),
+                Verdict::Rejected { reason, detail },
+            ),
+            Step::AlreadySo(allocation) => (VerdictKind::Duplicate, None, Verdict::Duplicate { allocation }),
+            Step::Settles(allocation, transfer) => {
+                self.settle(content, verified, &allocation, transfer);
+                (VerdictKind::Settled, None, Verdict::Settled { allocation })
+            }
+        };
+        self.put_receipt(message, content, verified.key(), kind, reason);
+        proven(verdict)
+    }
+
+    /// Steps 10 to 15, without effect.
+    fn settle_step(&self, update: &Update, partner: Option<&Partner>) -> Step {
+        if update.outcome == message::Outcome::Cleared && update.policy_result == Some(PolicyResult::Rejected) {
+            let detail = "policyResult: rejected contradicts the status cleared".into();
+            return Step::Refused(Reason::PolicyContradiction, detail);
+        }
+        if let Some(detail) = partner.and_then(|partner| partner.inactive(update.kind)) {
+            return Step::Refused(Reason::PartnerInactive, detail.into());
+        }
+        let Some(allocation) = self.snapshot.allocations.get(&update.id) else {
+            return Step::NotFound;
+        };
+        if allocation.enterprise_id != update.enterprise_id {
+            return Step::Refused(
+                Reason::NotPermitted,
+                "the id belongs to another partner's connection".into(),
+            );
+        }
+        if allocation.kind != update.kind {
+            let detail = format!("{}: the id is of the other type", update.kind.id_field());
+            return Step::Refused(Reason::NotPermitted, detail);
+        }
+        if let Some(field) = mismatch(allocation, update) {
+            return Step::Refused(Reason::AllocationMismatch, format!("{field}: differs from the record"));
+        }
+        let (status, reason) = match &update.outcome {
+            message::Outcome::Cleared => (Status::Cleared, None),
+            message::Outcome::Released { reject_reason } => (Status::Released, Some(reject_reason.clone())),
+        };
+        if allocation.status == status {
+            return Step::AlreadySo(Box::new(allocation.clone()));
+        }
+        let transfer = match allocation.status {
+            Status::Reserved => allocation.transfer_to(status),
+            Status::Cleared | Status::Released => None,
+        };
+        let Some(transfer) = transfer else {
+            return Step::Refused(
+                Reason::AlreadySettled,
+                format!("it is {} already", allocation.status.as_str()),
+            );
+        };
+        let settled = Allocation {
+            status,
+            reason,
+            retriable: false,
+            partner_external_id: Some(update.partners_id.clone()),
+            evaluation_id: update.evaluation_id.clone(),
+            pending_approval_id: update.pending_approval_id.clone(),
+            policy_result: update.policy_result,
+            settled_nonce: Some(update.nonce.clone()),
+            updated_at: self.snapshot.now,
+            ..allocation.clone()
+        };
+        Step::Settles(Box::new(settled), transfer)
+    }
+
+    fn settle(&mut self, content: &Content, verified: &Verified<&Update>, allocation: &Allocation, transfer: Transfer) {
+        let update = *verified.get();
+        for (account, change) in transfer.entries() {
+            let balance = self.changes.balances.entry(account).or_default();
+            #[expect(clippy::arithmetic_side_effects, reason = "BigInt is unbounded")]
+            {
+                *balance += change;
+            }
+        }
+        self.snapshot.allocations.insert(allocation.id, allocation.clone());
+        self.changes.settlements.push(Settlement {
+            allocation: allocation.clone(),
+            transfer,
+            enterprise_id: update.enterprise_id.clone(),
+            nonce: update.nonce.clone(),
+            payload: content.update.payload.clone(),
+            signature: content.update.signature.clone(),
+            public_key: verified.key(),
+        });
+    }
+
+    /// Parks a message, or lets it wait on. None when its time or its partner's share is up.
+    fn park(
+        &mut self,
+        index: usize,
+        message: Judged<'_>,
+        content: &Content,
+        public_key: PublicKey,
+        key: ReceiptKey,
+    ) -> Option<Verdict> {
+        let now = self.snapshot.now;
+        let update = &content.update;
+        if message.delivery.source == Source::Parked {
+            let parked = self.snapshot.parked.get_mut(&key)?;
+            if now >= parked.until {
+                return None;
+            }
+            parked.attempts = parked.attempts.saturating_add(1);
+            let due_at = self.rules.due_at(now, parked.attempts, parked.until);
+            self.changes.parked_later.insert(key, (parked.attempts, due_at));
+            return Some(Verdict::Parked {
+                parked_at: parked.parked_at,
+                until: parked.until,
+                again: true,
+            });
+        }
+        let count = self
+            .snapshot
+            .parked_counts
+            .entry(update.enterprise_id.clone())
+            .or_default();
+        if *count >= self.rules.park_max_per_partner {
+            return None;
+        }
+        *count = count.saturating_add(1);
+        let until = now.saturating_add(self.rules.park_deadline).unwrap_or(Timestamp::MAX);
+        let parked = Parked {
+            parked_at: now,
+            until,
+            attempts: 0,
+        };
+        let due_at = self.rules.due_at(now, 0, until);
+        self.snapshot.parked.insert(key, parked.clone());
+        self.changes.newly_parked.insert(
+            key,
+            NewlyParked {
+                key,
+                index,
+                enterprise_id: update.enterprise_id.clone(),
+                nonce: update.nonce.clone(),
+                allocation_id: update.id,
+                parked,
+                due_at,
+            },
+        );
+        self.put_receipt(
+            message,
+            content,
+            public_key,
+            VerdictKind::Parked,
+            Some(Reason::AllocationNotFound),
+        );
+        Some(Verdict::Parked {
+            parked_at: now,
+            until,
+            again: false,
+        })
+    }
+
+    fn unpark(&mut self, key: ReceiptKey) {
+        if self.snapshot.parked.remove(&key).is_some() {
+            self.changes.parked_later.remove(&key);
+            self.changes.unparked.insert(key);
+        }
+    }
+
+    /// A receipt takes the newest verdict, unless it is closed.
+    fn put_receipt(
+        &mut self,
+        message: Judged<'_>,
+        content: &Content,
+        public_key: PublicKey,
+        verdict: VerdictKind,
+        reason: Option<Reason>,
+    ) {
+        let update = &content.update;
+        let key = ReceiptKey::new(&update.enterprise_id, &update.nonce);
+        let earlier = self.snapshot.receipts.get(&key);
+        if earlier.is_some_and(Receipt::is_closed) {
+            self.touch_receipt(key);
+            return;
+        }
+        let receipt = Receipt {
+            enterprise_id: update.enterprise_id.clone(),
+            nonce: update.nonce.clone(),
+            payload_digest: content.payload_digest,
+            message_digest: message.facts.message_digest,
+            verdict,
+            reason,
+            allocation_id: update.id,
+            event_id: event::id_of(message, verdict, reason, self.snapshot.allocations.get(&update.id)),
+            public_key,
+            first_seen: earlier.map_or(self.snapshot.now, |receipt| receipt.first_seen),
+            last_seen: self.snapshot.now,
+        };
+        self.write_receipt(key, receipt);
+    }
+
+    fn touch_receipt(&mut self, key: ReceiptKey) {
+        if let Some(mut receipt) = self.snapshot.receipts.get(&key).cloned() {
+            receipt.last_seen = self.snapshot.now;
+            self.write_receipt(key, receipt);
+        }
+    }
+
+    fn write_receipt(&mut self, key: ReceiptKey, receipt: Receipt) {
+        let known = self.snapshot.receipts.insert(key, receipt.clone()).is_some();
+        if known && !self.changes.new_receipts.contains_key(&key) {
+            self.changes.changed_receipts.insert(key, receipt);
+        } else {
+            self.changes.new_receipts.insert(key, receipt);
+        }
+    }
+}
+
+/// What steps 10 to 15 come to.
+enum Step {
+    Refused(Reason, String),
+    NotFound,
+    /// The same terminal status was asked for before.
+    AlreadySo(Box<Allocation>),
+    /// The record as it will be, and the movement.
+    Settles(Box<Allocation>, Transfer),
+}
+
+/// The first field, in the table's order, in which the message differs from the record.
+fn mismatch(allocation: &Allocation, update: &Update) -> Option<&'static str> {
+    let settled_as = allocation.partner_external_id.as_ref();
+    [
+        ("amount.currency", allocation.amount.currency == update.amount.currency),
+        ("amount.quantity", allocation.amount.quantity == update.amount.quantity),
+        ("clientId", allocation.client_id == update.client_id),
+        ("connectionId", allocation.connection_id == update.connection_id),
+        (
+            "partnersClientId",
+            allocation.partners_client_id == update.partners_client_id,
+        ),
+        (
+            "partnersConnectionId",
+            allocation.partners_connection_id == update.partners_connection_id,
+        ),
+        (
+            update.kind.partners_id_field(),
+            settled_as.is_none_or(|id| *id == update.partners_id),
+        ),
+    ]
+    .into_iter()
+    .find_map(|(field, equal)| (!equal).then_some(field))
 }

@@ -132,7 +132,9 @@ impl Serialize for Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
-        hex::decode(text.as_bytes()).map(Bytes).map_err(serde::de::Error::custom)
+        hex::decode(text.as_bytes())
+            .map(Bytes)
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -160,9 +162,9 @@ impl HeaderValue {
             HeaderValue::LongLongInt(_) | HeaderValue::Double(_) | HeaderValue::Timestamp(_) => 8,
             HeaderValue::Decimal { .. } => 5,
             HeaderValue::LongString(bytes) | HeaderValue::ByteArray(bytes) => bytes.0.len().saturating_add(4),
-            HeaderValue::Array(values) => {
-                values.iter().fold(4, |sum: usize, value| sum.saturating_add(value.wire_len()))
-            }
+            HeaderValue::Array(values) => values
+                .iter()
+                .fold(4, |sum: usize, value| sum.saturating_add(value.wire_len())),
             HeaderValue::Table(headers) => table_wire_len(headers),
             HeaderValue::Void => 0,
         };
@@ -172,7 +174,9 @@ impl HeaderValue {
 
 fn table_wire_len(headers: &Headers) -> usize {
     headers.iter().fold(4, |sum: usize, (name, value)| {
-        sum.saturating_add(name.len()).saturating_add(1).saturating_add(value.wire_len())
+        sum.saturating_add(name.len())
+            .saturating_add(1)
+            .saturating_add(value.wire_len())
     })
 }
 
@@ -200,9 +204,12 @@ impl Properties {
             .fold(0_usize, |sum, present| sum.saturating_add(usize::from(present)))
             .saturating_add(if self.timestamp.is_some() { 8 } else { 0 });
         let headers = self.headers.as_ref().map_or(0, |headers| {
-            let count = headers
-                .get("x-delivery-count")
-                .map_or(0, |value| value.wire_len().saturating_add("x-delivery-count".len()).saturating_add(1));
+            let count = headers.get("x-delivery-count").map_or(0, |value| {
+                value
+                    .wire_len()
+                    .saturating_add("x-delivery-count".len())
+                    .saturating_add(1)
+            });
             table_wire_len(headers).saturating_sub(count)
         });
         short.saturating_add(fixed).saturating_add(headers)

@@ -1,1 +1,394 @@
+//! Verdict to words: the CloudEvent, the dead letter and the reply of one message.
 
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    allocation::{Allocation, Kind, PolicyResult, Status},
+    decide::{Judged, Judgement, Reason, Rules, Verdict, VerdictKind},
+    delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind},
+    ledger::Amount,
+};
+
+/// Where outcome events are published.
+pub const EVENTS_EXCHANGE: &str = "settlement.events";
+/// Where dead letters are published.
+pub const DEAD_EXCHANGE: &str = "settlement.dead";
+/// The namespace of event ids.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_0c52_0e0b_5c7e_9a53_3c1c_8a2d_7f10);
+const CONTENT_TYPE: &str = "application/cloudevents+json";
+
+/// RFC 3339, UTC, milliseconds.
+pub fn rfc3339(time: Timestamp) -> String {
+    format!("{time:.3}")
+}
+
+/// An allocation as the public sees it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AllocationView<'a> {
+    id: Uuid,
+    amount: &'a Amount,
+    connection_id: Uuid,
+    client_external_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partner_external_id: Option<&'a str>,
+    initiated_by: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notes: Option<&'a str>,
+    created_at: String,
+    updated_at: String,
+    retriable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evaluation_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending_approval_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_result: Option<PolicyResult>,
+    reason: Option<&'a str>,
+    status: Status,
+    #[serde(rename = "type")]
+    kind: Kind,
+}
+
+impl<'a> From<&'a Allocation> for AllocationView<'a> {
+    fn from(allocation: &'a Allocation) -> Self {
+        Self {
+            id: allocation.id,
+            amount: &allocation.amount,
+            connection_id: allocation.connection_id,
+            client_external_id: &allocation.client_external_id,
+            partner_external_id: allocation.partner_external_id.as_deref(),
+            initiated_by: &allocation.initiated_by,
+            notes: allocation.notes.as_deref(),
+            created_at: rfc3339(allocation.created_at),
+            updated_at: rfc3339(allocation.updated_at),
+            retriable: allocation.retriable,
+            evaluation_id: allocation.evaluation_id.as_deref(),
+            pending_approval_id: allocation.pending_approval_id.as_deref(),
+            policy_result: allocation.policy_result,
+            reason: allocation.reason.as_deref(),
+            status: allocation.status,
+            kind: allocation.kind,
+        }
+    }
+}
+
+/// CloudEvents 1.0, JSON format.
+#[derive(Serialize)]
+struct CloudEvent<'a, D> {
+    specversion: &'static str,
+    id: Uuid,
+    source: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<Uuid>,
+    time: String,
+    datacontenttype: &'static str,
+    data: D,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SettlementData<'a> {
+    allocation: AllocationView<'a>,
+    enterprise_id: &'a str,
+    client_id: Uuid,
+    nonce: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusalData<'a> {
+    enterprise_id: Option<&'a str>,
+    reason: Reason,
+    class: u16,
+    #[serde(rename = "final")]
+    is_final: bool,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocation_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<&'a str>,
+    message_digest: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parked_until: Option<String>,
+}
+
+/// The type of a settlement's event; none while it is reserved.
+fn settlement_type(kind: Kind, status: Status) -> Option<&'static str> {
+    match (kind, status) {
+        (Kind::Allocation, Status::Cleared) => Some("allocation.cleared"),
+        (Kind::Allocation, Status::Released) => Some("allocation.released"),
+        (Kind::Deallocation, Status::Cleared) => Some("deallocation.cleared"),
+        (Kind::Deallocation, Status::Released) => Some("deallocation.released"),
+        (Kind::Allocation | Kind::Deallocation, Status::Reserved) => None,
+    }
+}
+
+const PARKED: &str = "update.parked";
+const REJECTED: &str = "update.rejected";
+
+/// The id of the event of an allocation that left `reserved`: the same for every copy.
+pub fn settlement_id(allocation: &Allocation) -> Option<Uuid> {
+    let kind = settlement_type(allocation.kind, allocation.status)?;
+    Some(Uuid::new_v5(&NAMESPACE, format!("{kind}|{}", allocation.id).as_bytes()))
+}
+
+fn refusal_id(kind: &str, message: Judged<'_>, reason: Reason) -> Uuid {
+    let name = format!(
+        "{kind}|{}|{}|{reason}",
+        message.delivery.routing_key,
+        hex::encode(message.facts.message_digest)
+    );
+    Uuid::new_v5(&NAMESPACE, name.as_bytes())
+}
+
+/// The id of the event that a verdict is told by.
+pub fn id_of(
+    message: Judged<'_>,
+    verdict: VerdictKind,
+    reason: Option<Reason>,
+    allocation: Option<&Allocation>,
+) -> Uuid {
+    let settlement = || allocation.and_then(settlement_id).unwrap_or_default();
+    match verdict {
+        VerdictKind::Settled | VerdictKind::Duplicate => settlement(),
+        VerdictKind::Parked => refusal_id(PARKED, message, reason.unwrap_or(Reason::AllocationNotFound)),
+        VerdictKind::Rejected => refusal_id(REJECTED, message, reason.unwrap_or(Reason::Internal)),
+    }
+}
+
+/// Everything that is said about one judged message, in the order it is said.
+pub fn publications(message: Judged<'_>, judgement: &Judgement, now: Timestamp, rules: &Rules) -> Vec<Publication> {
+    let Some((event, publish)) = event_of(message, judgement, now, rules) else {
+        return Vec::new();
+    };
+    let reply = reply_of(message, judgement, &event);
+    let dead = match &judgement.verdict {
+        // The broker itself dead-letters what is too large: it is never copied.
+        Verdict::Rejected {
+            reason: Reason::MessageTooLarge,
+            ..
+        }
+        | Verdict::Settled { .. }
+        | Verdict::Duplicate { .. }
+        | Verdict::Parked { .. } => None,
+        Verdict::Rejected { reason, detail } => Some(dead_letter(message, *reason, detail, now)),
+    };
+    [publish.then_some(event), dead, reply].into_iter().flatten().collect()
+}
+
+/// The event of a verdict, and whether it is published (a repeated parking is only replied).
+fn event_of(message: Judged<'_>, judgement: &Judgement, now: Timestamp, rules: &Rules) -> Option<(Publication, bool)> {
+    Some(match &judgement.verdict {
+        Verdict::Settled { allocation } | Verdict::Duplicate { allocation } => {
+            (settlement_event(message, allocation, rules)?, true)
+        }
+        Verdict::Parked {
+            parked_at,
+            until,
+            again,
+        } => {
+            let detail = "no allocation of this id is reserved yet; it will be judged again";
+            let refusal = (PARKED, Reason::AllocationNotFound, detail);
+            (refusal_event(message, refusal, *parked_at, Some(*until), rules), !again)
+        }
+        Verdict::Rejected { reason, detail } => (
+            refusal_event(message, (REJECTED, *reason, detail), now, None, rules),
+            true,
+        ),
+    })
+}
+
+/// The outcome event of a settled allocation, from the record alone: every copy is identical.
+fn settlement_event(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -> Option<Publication> {
+    let kind = settlement_type(allocation.kind, allocation.status)?;
+    let event = CloudEvent {
+        specversion: "1.0",
+        id: settlement_id(allocation)?,
+        source: &rules.event_source,
+        kind,
+        subject: Some(allocation.id),
+        time: rfc3339(allocation.updated_at),
+        datacontenttype: "application/json",
+        data: SettlementData {
+            allocation: allocation.into(),
+            enterprise_id: &allocation.enterprise_id,
+            client_id: allocation.client_id,
+            nonce: allocation.settled_nonce.as_deref(),
+        },
+    };
+    Some(publication(message, &event, Some(&allocation.enterprise_id)))
+}
+
+fn refusal_event(
+    message: Judged<'_>,
+    (kind, reason, detail): (&'static str, Reason, &str),
+    time: Timestamp,
+    until: Option<Timestamp>,
+    rules: &Rules,
+) -> Publication {
+    let update = message.facts.content.as_ref().ok().map(|content| &content.update);
+    let enterprise_id = message.facts.enterprise_id.as_deref();
+    let event = CloudEvent {
+        specversion: "1.0",
+        id: refusal_id(kind, message, reason),
+        source: &rules.event_source,
+        kind,
+        subject: update.map(|update| update.id),
+        time: rfc3339(time),
+        datacontenttype: "application/json",
+        data: RefusalData {
+            enterprise_id,
+            reason,
+            class: reason.class(),
+            is_final: reason.is_final(),
+            detail,
+            allocation_id: update.map(|update| update.id),
+            nonce: update.map(|update| update.nonce.as_str()),
+            message_digest: hex::encode(message.facts.message_digest),
+            message_id: message.delivery.properties.message_id.as_deref(),
+            parked_until: until.map(rfc3339),
+        },
+    };
+    publication(message, &event, enterprise_id)
+}
+
+fn publication<D: Serialize>(
+    message: Judged<'_>,
+    event: &CloudEvent<'_, D>,
+    enterprise_id: Option<&str>,
+) -> Publication {
+    let headers = traceparent(message).map(|value| Headers::from([("traceparent".into(), HeaderValue::text(value))]));
+    Publication {
+        kind: PublicationKind::Event,
+        exchange: EVENTS_EXCHANGE.into(),
+        routing_key: match enterprise_id {
+            Some(enterprise_id) => format!("{}.{enterprise_id}", event.kind),
+            None => event.kind.into(),
+        },
+        properties: Properties {
+            content_type: Some(CONTENT_TYPE.into()),
+            delivery_mode: Some(2),
+            message_id: Some(event.id.to_string()),
+            headers,
+            ..Properties::default()
+        },
+        // Strings, numbers and maps with text keys: there is nothing in an event that can not be JSON.
+        body: serde_json::to_vec(event).unwrap_or_default(),
+    }
+}
+
+/// The message's `traceparent`, where it is a valid one (W3C Trace Context, version 00).
+fn traceparent(message: Judged<'_>) -> Option<&str> {
+    let text = message
+        .delivery
+        .properties
+        .headers
+        .as_ref()?
+        .get("traceparent")?
+        .as_text()?;
+    let parts: Vec<&str> = text.split('-').collect();
+    let [version, trace, parent, flags] = parts.as_slice() else {
+        return None;
+    };
+    let is_hex = |part: &str, len: usize| {
+        part.len() == len
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let is_set = |part: &str| part.bytes().any(|byte| byte != b'0');
+    let valid = *version == "00"
+        && is_hex(trace, 32)
+        && is_set(trace)
+        && is_hex(parent, 16)
+        && is_set(parent)
+        && is_hex(flags, 2);
+    valid.then_some(text)
+}
+
+/// Whether a proven partner's `reply_to` is one we answer to. Any other name would let partners write to any queue.
+pub fn is_reply_queue(name: &str, enterprise_id: &str) -> bool {
+    name.strip_prefix("amq.rabbitmq.reply-to.")
+        .is_some_and(|rest| !rest.is_empty())
+        || name
+            .strip_prefix("settlement.reply.")
+            .and_then(|rest| rest.strip_prefix(enterprise_id))
+            .is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// The same event for the queue that the message asks to be answered at.
+fn reply_of(message: Judged<'_>, judgement: &Judgement, event: &Publication) -> Option<Publication> {
+    let properties = &message.delivery.properties;
+    let (name, enterprise_id) = (properties.reply_to.as_deref()?, message.facts.enterprise_id.as_deref()?);
+    if !judgement.proven || !is_reply_queue(name, enterprise_id) {
+        return None;
+    }
+    Some(Publication {
+        kind: PublicationKind::Reply,
+        exchange: String::new(),
+        routing_key: name.into(),
+        properties: Properties {
+            correlation_id: properties.correlation_id.clone(),
+            ..event.properties.clone()
+        },
+        body: event.body.clone(),
+    })
+}
+
+/// Whether a header is the broker's own record or ours, and so does not travel on.
+fn is_dropped(name: &str) -> bool {
+    matches!(name, "CC" | "BCC" | "x-delivery-count" | "x-death")
+        || ["x-first-death-", "x-last-death-", "settled-"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+}
+
+/// The message as received, for the dead-letter exchange, with why it is there.
+fn dead_letter(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp) -> Publication {
+    let delivery = message.delivery;
+    let mut properties = delivery.properties.clone();
+    let mut headers: Headers = properties
+        .headers
+        .take()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(name, _)| !is_dropped(name))
+        .collect();
+    let mut add = |name: &str, value: HeaderValue| headers.insert(name.into(), value);
+    // Another user's user_id is refused by the broker; an expiration would let the dead letter vanish.
+    if let Some(user_id) = properties.user_id.take() {
+        add("settled-origin-user-id", HeaderValue::text(user_id));
+    }
+    if let Some(expiration) = properties.expiration.take() {
+        add("settled-origin-expiration", HeaderValue::text(expiration));
+    }
+    add("settled-reason", HeaderValue::text(reason.as_str()));
+    add("settled-class", HeaderValue::LongInt(i32::from(reason.class())));
+    add("settled-final", HeaderValue::Boolean(reason.is_final()));
+    add("settled-detail", HeaderValue::text(detail));
+    add(
+        "settled-digest",
+        HeaderValue::text(hex::encode(message.facts.message_digest)),
+    );
+    add("settled-failed-at", HeaderValue::text(rfc3339(now)));
+    add("settled-origin-exchange", HeaderValue::text(&delivery.exchange));
+    add("settled-origin-routing-key", HeaderValue::text(&delivery.routing_key));
+    Publication {
+        kind: PublicationKind::DeadLetter,
+        exchange: DEAD_EXCHANGE.into(),
+        routing_key: delivery.routing_key.clone(),
+        properties: Properties {
+            headers: Some(headers),
+            delivery_mode: Some(2),
+            ..properties
+        },
+        body: delivery.body.clone(),
+    }
+}

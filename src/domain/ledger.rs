@@ -70,7 +70,9 @@ pub struct Amount {
 /// Whether text is a currency's name.
 pub fn is_currency(text: &str) -> bool {
     (1..=64).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'.' | b'_' | b'-'))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'.' | b'_' | b'-'))
 }
 
 /// The four kinds of account, one of each per owner and currency.

@@ -1,0 +1,287 @@
+//! The walk of one batch: facts, load, decide, write. Worker, parked messages and tests settle by [`process_batch`];
+//! `explain` runs the same steps without the write.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use crate::{
+    domain::{
+        decide::{self, Changeset, Judged, Judgement, Reason, Rules, Snapshot, Verdict},
+        delivery::{BatchId, Delivery, Publication, PublicationKind, Source},
+        event,
+        message::{self, Facts, Refusal},
+    },
+    fail::{self, Point},
+    store::{Fate, Store, StoreError, batch::Outcome},
+};
+
+/// Messages with what each tells by itself.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub deliveries: Arc<Vec<Delivery>>,
+    pub facts: Vec<Facts>,
+}
+
+impl Batch {
+    /// Decodes, checks agreement and recovers signers, off the I/O threads and on as many cores as there are.
+    pub async fn read(deliveries: Vec<Delivery>) -> Self {
+        let deliveries = Arc::new(deliveries);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // A signature takes 30 us: below a handful a second thread costs more than it brings.
+        let share = deliveries.len().div_ceil(cores).max(8);
+        let tasks: Vec<_> = (0..deliveries.len())
+            .step_by(share)
+            .map(|start| {
+                let deliveries = Arc::clone(&deliveries);
+                tokio::task::spawn_blocking(move || {
+                    deliveries
+                        .iter()
+                        .skip(start)
+                        .take(share)
+                        .map(read_one)
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut facts = Vec::with_capacity(deliveries.len());
+        for (index, task) in tasks.into_iter().enumerate() {
+            match task.await {
+                Ok(read) => facts.extend(read),
+                // Only a runtime that shuts down ends here: a panic is caught message by message.
+                Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(unreadable)),
+            }
+        }
+        fail::point(Point::AfterFacts);
+        Self { deliveries, facts }
+    }
+
+    fn judged(&self) -> Vec<Judged<'_>> {
+        self.deliveries
+            .iter()
+            .zip(&self.facts)
+            .map(|(delivery, facts)| Judged { delivery, facts })
+            .collect()
+    }
+
+    /// The two halves, where there is more than one message: for a search for the one that the database refuses.
+    pub fn halves(&self) -> Option<(Self, Self)> {
+        let middle = self.deliveries.len() / 2;
+        let (left, right) = self
+            .deliveries
+            .split_at_checked(middle)
+            .filter(|(left, _)| !left.is_empty())?;
+        let (left_facts, right_facts) = self.facts.split_at_checked(middle)?;
+        let half = |deliveries: &[Delivery], facts: &[Facts]| Self {
+            deliveries: Arc::new(deliveries.to_vec()),
+            facts: facts.to_vec(),
+        };
+        Some((half(left, left_facts), half(right, right_facts)))
+    }
+}
+
+/// A panic of ours in reading a message is that message's own fate, not the batch's.
+fn read_one(delivery: &Delivery) -> Facts {
+    catch_unwind(AssertUnwindSafe(|| message::facts(delivery))).unwrap_or_else(|_| unreadable(delivery))
+}
+
+fn unreadable(delivery: &Delivery) -> Facts {
+    Facts {
+        message_digest: message::sha256(&delivery.body),
+        enterprise_id: message::parse_routing_key(&delivery.routing_key).map(|(enterprise, _)| enterprise.to_owned()),
+        content: Err(Refusal {
+            reason: Reason::Internal,
+            detail: "this version failed to read the message".into(),
+        }),
+    }
+}
+
+/// A batch that is committed: what became of each message and what has to be published for it.
+#[derive(Debug)]
+pub struct Settled {
+    pub id: BatchId,
+    pub judgements: Vec<Judgement>,
+    /// What the outbox row of the same id holds.
+    pub publications: Vec<Publication>,
+    /// Best effort, not in the outbox.
+    pub replies: Vec<Publication>,
+    /// Proven messages whose `reply_to` is a name that is not answered to.
+    pub replies_ignored: usize,
+}
+
+/// Who settles, and by what rules.
+#[derive(Clone, Debug)]
+pub struct Clerk {
+    pub store: Store,
+    pub rules: Rules,
+    /// The name in `batches`.
+    pub worker: String,
+    /// How long the writer owns an outbox row.
+    pub outbox_lease: Duration,
+}
+
+/// One attempt: load, decide, write, commit. `earlier` holds what an attempt whose commit is unknown came to: if the
+/// batch's id turns out to be there, that is what was committed.
+///
+/// # Errors
+/// An error of ours; never a verdict.
+pub async fn process_batch(
+    clerk: &Clerk,
+    id: BatchId,
+    batch: &Batch,
+    published: &[BatchId],
+    earlier: &mut Option<Settled>,
+) -> Result<Settled, StoreError> {
+    let messages = batch.judged();
+    let (open, snapshot) = clerk.store.open_batch(&messages).await?;
+    let now = snapshot.now;
+    let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, &clerk.rules)))
+        .map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
+    let settled = say(id, &messages, judgements, now, &clerk.rules);
+    commit(clerk, open, &messages, settled, &changes, now, published, earlier).await
+}
+
+/// Gives one message the verdict `internal`: the database refused it alone. Only the batch's own row and what is
+/// published are written, since anything else may be what was refused.
+///
+/// # Errors
+/// An error of ours.
+pub async fn reject_culprit(
+    clerk: &Clerk,
+    id: BatchId,
+    batch: &Batch,
+    earlier: &mut Option<Settled>,
+) -> Result<Settled, StoreError> {
+    let messages = batch.judged();
+    let (open, snapshot) = clerk.store.open_batch(&[]).await?;
+    let now = snapshot.now;
+    let detail = "the message could not be processed; it is kept for the operator";
+    let judgements = messages
+        .iter()
+        .map(|_| Judgement {
+            verdict: Verdict::Rejected {
+                reason: Reason::Internal,
+                detail: detail.into(),
+            },
+            proven: false,
+        })
+        .collect();
+    let mut changes = Changeset::default();
+    for message in &messages {
+        if let (Source::Parked, Ok(content)) = (message.delivery.source, &message.facts.content) {
+            changes.unparked.insert(decide::ReceiptKey::new(
+                &content.update.enterprise_id,
+                &content.update.nonce,
+            ));
+        }
+    }
+    let settled = say(id, &messages, judgements, now, &clerk.rules);
+    commit(clerk, open, &messages, settled, &changes, now, &[], earlier).await
+}
+
+/// Everything there is to say about a judged batch.
+fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Timestamp, rules: &Rules) -> Settled {
+    let mut settled = Settled {
+        id,
+        judgements,
+        publications: Vec::new(),
+        replies: Vec::new(),
+        replies_ignored: 0,
+    };
+    for (message, judgement) in messages.iter().zip(&settled.judgements) {
+        let mut replied = false;
+        for publication in event::publications(*message, judgement, now, rules) {
+            match publication.kind {
+                PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
+                PublicationKind::Reply => {
+                    replied = true;
+                    settled.replies.push(publication);
+                }
+            }
+        }
+        if judgement.proven && !replied && message.delivery.properties.reply_to.is_some() {
+            settled.replies_ignored += 1;
+        }
+    }
+    settled
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one row each of what a commit needs; a struct would only rename them"
+)]
+async fn commit(
+    clerk: &Clerk,
+    open: crate::store::batch::OpenBatch,
+    messages: &[Judged<'_>],
+    settled: Settled,
+    changes: &Changeset,
+    now: Timestamp,
+    published: &[BatchId],
+    earlier: &mut Option<Settled>,
+) -> Result<Settled, StoreError> {
+    let parked = messages.iter().any(|message| message.delivery.source == Source::Parked);
+    let outcome = Outcome {
+        id: settled.id,
+        worker: &clerk.worker,
+        source: if parked { "parked" } else { "queue" },
+        now,
+        batch: messages,
+        judgements: &settled.judgements,
+        changes,
+        publications: &settled.publications,
+        lease: clerk.outbox_lease,
+        published,
+    };
+    match open.write(&outcome).await {
+        Ok(()) => Ok(settled),
+        Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
+        Err(error) => {
+            if error.at_commit {
+                *earlier = Some(settled);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What a single message would come to now, with the movement it would make. Nothing is written.
+///
+/// # Errors
+/// The database is away.
+pub async fn explain(
+    store: &Store,
+    rules: &Rules,
+    delivery: Delivery,
+) -> Result<(Judgement, Changeset, Facts), StoreError> {
+    let batch = Batch::read(vec![delivery]).await;
+    let messages = batch.judged();
+    let snapshot = match batch.facts.first().map(|facts| &facts.content) {
+        Some(Ok(_)) => store.snapshot(&messages).await?,
+        // Steps 1 to 3 ask nothing of the registry, so they can be explained without a database.
+        Some(Err(_)) | None => empty_snapshot(),
+    };
+    let (judgements, changes) = decide::decide(snapshot, &messages, rules);
+    let judgement = judgements.into_iter().next();
+    let facts = batch.facts.into_iter().next();
+    judgement
+        .zip(facts)
+        .map(|(judgement, facts)| (judgement, changes, facts))
+        .ok_or_else(|| StoreError::blame_the_batch("a batch of one came to no verdict"))
+}
+
+fn empty_snapshot() -> Snapshot {
+    Snapshot {
+        now: Timestamp::UNIX_EPOCH,
+        partners: HashMap::new(),
+        allocations: HashMap::new(),
+        receipts: HashMap::new(),
+        parked: HashMap::new(),
+        parked_counts: HashMap::new(),
+    }
+}

@@ -1,0 +1,813 @@
+//! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip; one statement a
+//! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, parked, accounts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use futures_util::join;
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{Fate, Session, Store, StoreError, outbox};
+use crate::{
+    domain::{
+        allocation::{Allocation, Kind, PolicyResult, Status},
+        decide::{Changeset, Judged, Judgement, Parked, Partner, Reason, Receipt, ReceiptKey, Snapshot, VerdictKind},
+        delivery::{BatchId, Publication},
+        ledger::{Amount, Quantity},
+        signature::{PublicKey, signature_bytes},
+    },
+    fail::{self, Point},
+};
+
+/// What a batch names, and so may touch.
+#[derive(Debug, Default)]
+struct Wanted {
+    allocations: BTreeSet<Uuid>,
+    receipts: BTreeSet<Uuid>,
+    enterprises: BTreeSet<String>,
+}
+
+impl Wanted {
+    fn of(batch: &[Judged<'_>]) -> Self {
+        let mut wanted = Self::default();
+        for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
+            let update = &content.update;
+            wanted
+                .allocations
+                .extend([Some(update.id), content.signed_id].into_iter().flatten());
+            let nonces = [Some(update.nonce.as_str()), content.signed_nonce.as_deref()];
+            let keys = nonces
+                .into_iter()
+                .flatten()
+                .map(|nonce| ReceiptKey::new(&update.enterprise_id, nonce).0);
+            wanted.receipts.extend(keys);
+            wanted.enterprises.insert(update.enterprise_id.clone());
+        }
+        wanted
+    }
+}
+
+const ALLOCATION_COLUMNS: &str = "\
+    a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
+    a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
+    a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,
+    a.available_account, a.held_account, a.allocated_account,
+    c.enterprise_id, c.partners_client_id, c.partners_connection_id";
+
+/// The statement that reads allocations, with what follows its FROM.
+pub(super) fn select_allocations(function: &str, rest: &str) -> String {
+    format!(
+        "/* {function} */
+        SELECT {ALLOCATION_COLUMNS}
+        FROM settled.allocations AS a
+        JOIN settled.connections AS c ON c.connection_id = a.connection_id
+        {rest}"
+    )
+}
+
+const LOAD_NOW: &str = "\
+    /* batch::load now */
+    SELECT date_trunc('milliseconds', clock_timestamp())";
+
+const LOAD_PARTNERS: &str = "\
+    /* batch::load partners */
+    SELECT p.enterprise_id, p.broker_user, p.suspended_at IS NOT NULL AS suspended,
+           p.async_allocations, p.async_deallocations, k.public_key
+    FROM settled.partners AS p
+    LEFT JOIN settled.partner_keys AS k
+      ON k.enterprise_id = p.enterprise_id
+     AND k.revoked_at IS NULL
+     AND k.valid_from <= clock_timestamp()
+     AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())
+    WHERE p.enterprise_id = ANY ($1)";
+
+const LOAD_PARKED: &str = "\
+    /* batch::load parked */
+    SELECT key, parked_at, until, attempts
+    FROM settled.parked
+    WHERE key = ANY ($1)";
+
+/// Counted only where a message of the batch names an allocation that is not there: that is rare.
+const LOAD_PARKED_COUNTS: &str = "\
+    /* batch::load parked counts */
+    SELECT p.enterprise_id, count(*)
+    FROM settled.parked AS p
+    WHERE p.enterprise_id = ANY ($1)
+      AND EXISTS (
+          SELECT FROM unnest($2::uuid[]) AS w (id)
+          WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = w.id)
+      )
+    GROUP BY p.enterprise_id";
+
+fn load_allocations(lock: bool) -> String {
+    let rest = if lock {
+        "WHERE a.id = ANY ($1) ORDER BY a.id FOR NO KEY UPDATE OF a"
+    } else {
+        "WHERE a.id = ANY ($1)"
+    };
+    select_allocations("batch::load allocations", rest)
+}
+
+fn load_receipts(lock: bool) -> String {
+    let rest = if lock { "ORDER BY key FOR NO KEY UPDATE" } else { "" };
+    format!(
+        "/* batch::load receipts */
+        SELECT key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
+               public_key, first_seen, last_seen
+        FROM settled.receipts
+        WHERE key = ANY ($1)
+        {rest}"
+    )
+}
+
+/// Loads what the batch may touch. Locks first, and the rest in later statements, so that they see what committed while
+/// the locks were awaited.
+async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot, StoreError> {
+    let (allocations, receipts) = (load_allocations(lock), load_receipts(lock));
+    for sql in [
+        &allocations,
+        &receipts,
+        LOAD_PARTNERS,
+        LOAD_PARKED,
+        LOAD_PARKED_COUNTS,
+        LOAD_NOW,
+    ] {
+        session.prepare(sql).await?;
+    }
+    let allocation_ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
+    let keys: Vec<Uuid> = wanted.receipts.iter().copied().collect();
+    let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
+    let begin = async {
+        if lock {
+            session.begin().await
+        } else {
+            session.begin_read_only().await
+        }
+    };
+    let answers = join!(
+        begin,
+        async { session.query(&allocations, &[&allocation_ids]).await },
+        async { session.query(&receipts, &[&keys]).await },
+        async { session.query(LOAD_PARTNERS, &[&enterprises]).await },
+        async { session.query(LOAD_PARKED, &[&keys]).await },
+        async {
+            session
+                .query(LOAD_PARKED_COUNTS, &[&enterprises, &allocation_ids])
+                .await
+        },
+        async { session.query(LOAD_NOW, &[]).await },
+    );
+    answers.0?;
+    fail::point(Point::AfterLoad);
+    let mut snapshot = Snapshot {
+        now: Timestamp::UNIX_EPOCH,
+        partners: HashMap::new(),
+        allocations: HashMap::new(),
+        receipts: HashMap::new(),
+        parked: HashMap::new(),
+        parked_counts: HashMap::new(),
+    };
+    for row in answers.1? {
+        let allocation = allocation(session, &row)?;
+        snapshot.allocations.insert(allocation.id, allocation);
+    }
+    for row in answers.2? {
+        snapshot
+            .receipts
+            .insert(ReceiptKey(row.get("key")), receipt(session, &row)?);
+    }
+    for row in answers.3? {
+        let partner = snapshot
+            .partners
+            .entry(row.get("enterprise_id"))
+            .or_insert_with(|| Partner {
+                broker_user: row.get("broker_user"),
+                suspended: row.get("suspended"),
+                async_allocations: row.get("async_allocations"),
+                async_deallocations: row.get("async_deallocations"),
+                keys: Vec::new(),
+            });
+        if let Some(bytes) = row.get::<_, Option<&[u8]>>("public_key") {
+            partner.keys.push(public_key(session, bytes)?);
+        }
+    }
+    for row in answers.4? {
+        let attempts: i32 = row.get("attempts");
+        let parked = Parked {
+            parked_at: row.get("parked_at"),
+            until: row.get("until"),
+            attempts: u32::try_from(attempts).unwrap_or_default(),
+        };
+        snapshot.parked.insert(ReceiptKey(row.get("key")), parked);
+    }
+    for row in answers.5? {
+        let count: i64 = row.get(1);
+        snapshot
+            .parked_counts
+            .insert(row.get(0), u64::try_from(count).unwrap_or_default());
+    }
+    snapshot.now = answers.6?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
+    Ok(snapshot)
+}
+
+fn corrupt(session: &Session, what: &str) -> StoreError {
+    StoreError::new(
+        session.name,
+        Fate::Ours,
+        format!("the database holds {what} that this version can not read"),
+    )
+}
+
+fn public_key(session: &Session, bytes: &[u8]) -> Result<PublicKey, StoreError> {
+    PublicKey::from_bytes(bytes).ok_or_else(|| corrupt(session, "a public key"))
+}
+
+/// Reads a row of [`select_allocations`].
+pub(super) fn allocation(session: &Session, row: &Row) -> Result<Allocation, StoreError> {
+    let read = || {
+        let policy_result: Option<&str> = row.get("policy_result");
+        Some(Allocation {
+            id: row.get("id"),
+            kind: Kind::parse(row.get("type"))?,
+            status: Status::parse(row.get("status"))?,
+            amount: Amount {
+                currency: row.get("currency"),
+                quantity: Quantity::parse(row.get("quantity")).ok()?,
+            },
+            connection_id: row.get("connection_id"),
+            enterprise_id: row.get("enterprise_id"),
+            client_id: row.get("client_id"),
+            partners_client_id: row.get("partners_client_id"),
+            partners_connection_id: row.get("partners_connection_id"),
+            client_external_id: row.get("client_external_id"),
+            initiated_by: row.get("initiated_by"),
+            notes: row.get("notes"),
+            reason: row.get("reason"),
+            retriable: row.get("retriable"),
+            partner_external_id: row.get("partner_external_id"),
+            evaluation_id: row.get("evaluation_id"),
+            pending_approval_id: row.get("pending_approval_id"),
+            policy_result: match policy_result {
+                Some(text) => Some(PolicyResult::parse(text)?),
+                None => None,
+            },
+            settled_nonce: row.get("settled_nonce"),
+            created_at: row.get("created_at"),
+            updated_at: row.get("updated_at"),
+            available_account: row.get("available_account"),
+            held_account: row.get("held_account"),
+            allocated_account: row.get("allocated_account"),
+        })
+    };
+    read().ok_or_else(|| corrupt(session, "an allocation"))
+}
+
+fn receipt(session: &Session, row: &Row) -> Result<Receipt, StoreError> {
+    let reason: Option<&str> = row.get("reason");
+    let read = || {
+        Some(Receipt {
+            enterprise_id: row.get("enterprise_id"),
+            nonce: row.get("nonce"),
+            payload_digest: row.get::<_, &[u8]>("payload_digest").try_into().ok()?,
+            message_digest: row.get::<_, &[u8]>("message_digest").try_into().ok()?,
+            verdict: VerdictKind::parse(row.get("verdict"))?,
+            reason: match reason {
+                Some(text) => Some(Reason::parse(text)?),
+                None => None,
+            },
+            allocation_id: row.get("allocation_id"),
+            event_id: row.get("event_id"),
+            public_key: PublicKey::from_bytes(row.get("public_key"))?,
+            first_seen: row.get("first_seen"),
+            last_seen: row.get("last_seen"),
+        })
+    };
+    read().ok_or_else(|| corrupt(session, "a receipt"))
+}
+
+impl Store {
+    /// Opens the transaction `settle_batch` and loads what the batch may touch.
+    ///
+    /// # Errors
+    /// No connection, or the load failed.
+    pub async fn open_batch(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
+        let session = self.session("settle_batch").await?;
+        let snapshot = load(&session, &Wanted::of(batch), true).await?;
+        Ok((OpenBatch { session }, snapshot))
+    }
+
+    /// The same snapshot for a judgement without effect: no locks, nothing written.
+    ///
+    /// # Errors
+    /// No connection, or the load failed.
+    pub async fn snapshot(&self, batch: &[Judged<'_>]) -> Result<Snapshot, StoreError> {
+        let session = self.session("explain").await?;
+        let snapshot = load(&session, &Wanted::of(batch), false).await?;
+        session.rollback().await;
+        Ok(snapshot)
+    }
+}
+
+/// The transaction between load and write. Dropped, it leaves no trace.
+pub struct OpenBatch {
+    session: Session,
+}
+
+/// A batch's outcome, ready to be written.
+pub struct Outcome<'a> {
+    /// Made before the transaction; the first row written carries it.
+    pub id: BatchId,
+    pub worker: &'a str,
+    /// `queue` or `parked`.
+    pub source: &'static str,
+    pub now: Timestamp,
+    pub batch: &'a [Judged<'a>],
+    pub judgements: &'a [Judgement],
+    pub changes: &'a Changeset,
+    /// Events and dead letters to publish once this is committed.
+    pub publications: &'a [Publication],
+    /// How long the writer owns the outbox row.
+    pub lease: std::time::Duration,
+    /// Outbox rows whose publications are all confirmed.
+    pub published: &'a [BatchId],
+}
+
+impl OpenBatch {
+    /// Writes the outcome and commits.
+    ///
+    /// # Errors
+    /// With `at_commit` set, whether it committed is unknown: try again under the same id.
+    pub async fn write(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+        let session = &self.session;
+        let changes = outcome.changes;
+        // In the order in which they are sent, so that the first error is the cause.
+        let written = join!(
+            insert_batch(session, outcome),
+            insert_receipts(session, outcome),
+            update_receipts(session, outcome),
+            update_allocations(session, changes),
+            insert_settlements(session, outcome),
+            insert_transfers(session, outcome),
+            unpark(session, outcome),
+            park(session, outcome),
+            park_on(session, changes),
+            outbox::insert(session, outcome),
+            outbox::delete(session, outcome.published),
+            lock_accounts(session, changes),
+            update_balances(session, changes),
+        );
+        let results = [
+            written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8,
+            written.9, written.10, written.11, written.12,
+        ];
+        if let Some(error) = results.into_iter().find_map(Result::err) {
+            self.session.rollback().await;
+            return Err(error);
+        }
+        fail::point(Point::BeforeCommit);
+        self.session.commit().await?;
+        fail::point(Point::AfterCommit);
+        Ok(())
+    }
+}
+
+async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let mut verdicts = BTreeMap::<VerdictKind, i32>::new();
+    let mut reasons = BTreeMap::<&str, u32>::new();
+    for Judgement { verdict, .. } in outcome.judgements {
+        *verdicts.entry(verdict.kind()).or_default() += 1;
+        if verdict.kind() == VerdictKind::Rejected
+            && let Some(reason) = verdict.reason()
+        {
+            *reasons.entry(reason.as_str()).or_default() += 1;
+        }
+    }
+    let count = |kind| verdicts.get(&kind).copied().unwrap_or_default();
+    let received = i32::try_from(outcome.judgements.len()).unwrap_or(i32::MAX);
+    let reasons = serde_json::to_string(&reasons).unwrap_or_default();
+    session
+        .execute_exactly(
+            1,
+            "/* batch::insert_batch */
+            INSERT INTO settled.batches (id, worker, source, at, received, settled, duplicate, parked, rejected, reasons)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb)",
+            &[
+                &outcome.id,
+                &outcome.worker,
+                &outcome.source,
+                &outcome.now,
+                &received,
+                &count(VerdictKind::Settled),
+                &count(VerdictKind::Duplicate),
+                &count(VerdictKind::Parked),
+                &count(VerdictKind::Rejected),
+                &reasons,
+            ],
+        )
+        .await
+}
+
+/// Receipts as columns.
+#[derive(Default)]
+struct ReceiptColumns<'a> {
+    keys: Vec<Uuid>,
+    enterprise_ids: Vec<&'a str>,
+    nonces: Vec<&'a str>,
+    payload_digests: Vec<&'a [u8]>,
+    message_digests: Vec<&'a [u8]>,
+    verdicts: Vec<&'static str>,
+    reasons: Vec<Option<&'static str>>,
+    allocation_ids: Vec<Uuid>,
+    event_ids: Vec<Uuid>,
+    public_keys: Vec<&'a [u8]>,
+    first_seen: Vec<Timestamp>,
+    last_seen: Vec<Timestamp>,
+}
+
+impl<'a> ReceiptColumns<'a> {
+    fn of(receipts: &'a BTreeMap<ReceiptKey, Receipt>) -> Self {
+        let mut columns = Self::default();
+        for (key, receipt) in receipts {
+            columns.keys.push(key.0);
+            columns.enterprise_ids.push(&receipt.enterprise_id);
+            columns.nonces.push(&receipt.nonce);
+            columns.payload_digests.push(&receipt.payload_digest);
+            columns.message_digests.push(&receipt.message_digest);
+            columns.verdicts.push(receipt.verdict.as_str());
+            columns.reasons.push(receipt.reason.map(Reason::as_str));
+            columns.allocation_ids.push(receipt.allocation_id);
+            columns.event_ids.push(receipt.event_id);
+            columns.public_keys.push(receipt.public_key.as_bytes());
+            columns.first_seen.push(receipt.first_seen);
+            columns.last_seen.push(receipt.last_seen);
+        }
+        columns
+    }
+}
+
+async fn insert_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let receipts = &outcome.changes.new_receipts;
+    if receipts.is_empty() {
+        return Ok(());
+    }
+    let columns = ReceiptColumns::of(receipts);
+    session
+        .execute_exactly(
+            receipts.len(),
+            "/* batch::insert_receipts */
+            INSERT INTO settled.receipts (
+                key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
+                public_key, first_seen, last_seen, batch_id
+            )
+            SELECT n.*, $13
+            FROM unnest(
+                $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::uuid[],
+                $9::uuid[], $10::bytea[], $11::timestamptz[], $12::timestamptz[]
+            ) AS n",
+            &[
+                &columns.keys,
+                &columns.enterprise_ids,
+                &columns.nonces,
+                &columns.payload_digests,
+                &columns.message_digests,
+                &columns.verdicts,
+                &columns.reasons,
+                &columns.allocation_ids,
+                &columns.event_ids,
+                &columns.public_keys,
+                &columns.first_seen,
+                &columns.last_seen,
+                &outcome.id,
+            ],
+        )
+        .await
+}
+
+/// A receipt that is only seen again keeps the batch that gave its verdict.
+async fn update_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let receipts = &outcome.changes.changed_receipts;
+    if receipts.is_empty() {
+        return Ok(());
+    }
+    let columns = ReceiptColumns::of(receipts);
+    session
+        .execute_exactly(
+            receipts.len(),
+            "/* batch::update_receipts */
+            UPDATE settled.receipts AS r
+            SET message_digest = n.message_digest,
+                verdict = n.verdict,
+                reason = n.reason,
+                event_id = n.event_id,
+                public_key = n.public_key,
+                last_seen = n.last_seen,
+                batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
+                                THEN $8 ELSE r.batch_id END
+            FROM unnest(
+                $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[]
+            ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen)
+            WHERE r.key = n.key",
+            &[
+                &columns.keys,
+                &columns.message_digests,
+                &columns.verdicts,
+                &columns.reasons,
+                &columns.event_ids,
+                &columns.public_keys,
+                &columns.last_seen,
+                &outcome.id,
+            ],
+        )
+        .await
+}
+
+/// `status = 'reserved'` is the second guard: an allocation leaves it at most once.
+async fn update_allocations(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    if changes.settlements.is_empty() {
+        return Ok(());
+    }
+    let each = || changes.settlements.iter().map(|settlement| &settlement.allocation);
+    let ids: Vec<Uuid> = each().map(|allocation| allocation.id).collect();
+    let statuses: Vec<&str> = each().map(|allocation| allocation.status.as_str()).collect();
+    let reasons: Vec<Option<&str>> = each().map(|allocation| allocation.reason.as_deref()).collect();
+    let partner_ids: Vec<Option<&str>> = each()
+        .map(|allocation| allocation.partner_external_id.as_deref())
+        .collect();
+    let evaluations: Vec<Option<&str>> = each().map(|allocation| allocation.evaluation_id.as_deref()).collect();
+    let approvals: Vec<Option<&str>> = each()
+        .map(|allocation| allocation.pending_approval_id.as_deref())
+        .collect();
+    let policies: Vec<Option<&str>> = each()
+        .map(|allocation| allocation.policy_result.map(PolicyResult::as_str))
+        .collect();
+    let nonces: Vec<Option<&str>> = each().map(|allocation| allocation.settled_nonce.as_deref()).collect();
+    let times: Vec<Timestamp> = each().map(|allocation| allocation.updated_at).collect();
+    session
+        .execute_exactly(
+            ids.len(),
+            "/* batch::update_allocations */
+            UPDATE settled.allocations AS a
+            SET status = n.status,
+                reason = n.reason,
+                retriable = false,
+                partner_external_id = n.partner_external_id,
+                evaluation_id = n.evaluation_id,
+                pending_approval_id = n.pending_approval_id,
+                policy_result = n.policy_result,
+                settled_nonce = n.nonce,
+                updated_at = n.updated_at
+            FROM unnest(
+                $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::timestamptz[]
+            ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
+                    updated_at)
+            WHERE a.id = n.id
+              AND a.status = 'reserved'",
+            &[
+                &ids,
+                &statuses,
+                &reasons,
+                &partner_ids,
+                &evaluations,
+                &approvals,
+                &policies,
+                &nonces,
+                &times,
+            ],
+        )
+        .await
+}
+
+async fn insert_settlements(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let settlements = &outcome.changes.settlements;
+    if settlements.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = settlements.iter().map(|settlement| settlement.allocation.id).collect();
+    let enterprises: Vec<&str> = settlements
+        .iter()
+        .map(|settlement| settlement.enterprise_id.as_str())
+        .collect();
+    let nonces: Vec<&str> = settlements.iter().map(|settlement| settlement.nonce.as_str()).collect();
+    let payloads: Vec<&str> = settlements
+        .iter()
+        .map(|settlement| settlement.payload.as_str())
+        .collect();
+    let signatures: Vec<Option<Vec<u8>>> = settlements
+        .iter()
+        .map(|settlement| signature_bytes(&settlement.signature).map(|bytes| bytes.to_vec()))
+        .collect();
+    let keys: Vec<&[u8]> = settlements
+        .iter()
+        .map(|settlement| settlement.public_key.as_bytes().as_slice())
+        .collect();
+    session
+        .execute_exactly(
+            ids.len(),
+            "/* batch::insert_settlements */
+            INSERT INTO settled.settlements (
+                allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
+            )
+            SELECT n.*, $7, $8
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[]) AS n",
+            &[
+                &ids,
+                &enterprises,
+                &nonces,
+                &payloads,
+                &signatures,
+                &keys,
+                &outcome.id,
+                &outcome.now,
+            ],
+        )
+        .await
+}
+
+async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let settlements = &outcome.changes.settlements;
+    if settlements.is_empty() {
+        return Ok(());
+    }
+    let each = || settlements.iter().map(|settlement| &settlement.transfer);
+    let subjects: Vec<Uuid> = each().map(|transfer| transfer.allocation_id).collect();
+    let events: Vec<&str> = settlements
+        .iter()
+        .map(|settlement| settlement.allocation.status.as_str())
+        .collect();
+    let debits: Vec<i64> = each().map(|transfer| transfer.debit.1).collect();
+    let credits: Vec<i64> = each().map(|transfer| transfer.credit.1).collect();
+    let amounts: Vec<String> = each().map(|transfer| transfer.amount.quantity.to_string()).collect();
+    session
+        .execute_exactly(
+            subjects.len() * 2,
+            "/* batch::insert_transfers */
+            WITH made AS (
+                INSERT INTO settled.transfers (
+                    subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at
+                )
+                SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), $6, $7
+                FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
+                     AS n (subject_id, event, debit, credit, amount)
+                RETURNING id, debit_account, credit_account, amount
+            )
+            INSERT INTO settled.entries (transfer_id, account_id, change)
+            SELECT id, debit_account, -amount FROM made
+            UNION ALL
+            SELECT id, credit_account, amount FROM made",
+            &[
+                &subjects,
+                &events,
+                &debits,
+                &credits,
+                &amounts,
+                &outcome.id,
+                &outcome.now,
+            ],
+        )
+        .await
+}
+
+/// Keeps messages until their allocation is there: body and properties as received.
+async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let parked = &outcome.changes.newly_parked;
+    if parked.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = parked
+        .values()
+        .filter_map(|new| outcome.batch.get(new.index).map(|message| (new, message.delivery)))
+        .collect();
+    let keys: Vec<Uuid> = rows.iter().map(|(new, _)| new.key.0).collect();
+    let enterprises: Vec<&str> = rows.iter().map(|(new, _)| new.enterprise_id.as_str()).collect();
+    let nonces: Vec<&str> = rows.iter().map(|(new, _)| new.nonce.as_str()).collect();
+    let allocations: Vec<Uuid> = rows.iter().map(|(new, _)| new.allocation_id).collect();
+    let exchanges: Vec<&str> = rows.iter().map(|(_, delivery)| delivery.exchange.as_str()).collect();
+    let routing_keys: Vec<&str> = rows.iter().map(|(_, delivery)| delivery.routing_key.as_str()).collect();
+    let properties: Vec<String> = rows
+        .iter()
+        .map(|(_, delivery)| outbox::properties_text(&delivery.properties))
+        .collect();
+    let bodies: Vec<&[u8]> = rows.iter().map(|(_, delivery)| delivery.body.as_slice()).collect();
+    let parked_at: Vec<Timestamp> = rows.iter().map(|(new, _)| new.parked.parked_at).collect();
+    let until: Vec<Timestamp> = rows.iter().map(|(new, _)| new.parked.until).collect();
+    let due_at: Vec<Timestamp> = rows.iter().map(|(new, _)| new.due_at).collect();
+    session
+        .execute_exactly(
+            parked.len(),
+            "/* batch::park */
+            WITH made AS (
+                INSERT INTO settled.parked (
+                    key, enterprise_id, nonce, allocation_id, exchange, routing_key, properties, body,
+                    parked_at, until, due_at, format, attempts
+                )
+                SELECT n.*, $12::smallint, 0
+                FROM unnest(
+                    $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bytea[],
+                    $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]
+                ) AS n
+                RETURNING key, allocation_id, parked_at
+            )
+            INSERT INTO settled.parkings (key, allocation_id, step, at)
+            SELECT key, allocation_id, 'parked', parked_at FROM made",
+            &[
+                &keys,
+                &enterprises,
+                &nonces,
+                &allocations,
+                &exchanges,
+                &routing_keys,
+                &properties,
+                &bodies,
+                &parked_at,
+                &until,
+                &due_at,
+                &outbox::FORMAT,
+            ],
+        )
+        .await
+}
+
+/// Lets messages wait on. One that was woken while it was judged stays due: see `parked.leased_until`.
+async fn park_on(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    if changes.parked_later.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<Uuid> = changes.parked_later.keys().map(|key| key.0).collect();
+    let attempts: Vec<i32> = changes
+        .parked_later
+        .values()
+        .map(|(attempts, _)| i32::try_from(*attempts).unwrap_or(i32::MAX))
+        .collect();
+    let due_at: Vec<Timestamp> = changes.parked_later.values().map(|(_, due_at)| *due_at).collect();
+    session
+        .execute(
+            "/* batch::park_on */
+            UPDATE settled.parked AS p
+            SET attempts = n.attempts,
+                due_at = CASE WHEN p.due_at < p.leased_until THEN p.due_at ELSE n.due_at END,
+                leased_until = NULL
+            FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS n (key, attempts, due_at)
+            WHERE p.key = n.key",
+            &[&keys, &attempts, &due_at],
+        )
+        .await
+        .map(drop)
+}
+
+/// Ends the waiting. Another worker may have done so already: rows are not counted.
+async fn unpark(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    if outcome.changes.unparked.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<Uuid> = outcome.changes.unparked.iter().map(|key| key.0).collect();
+    session
+        .execute(
+            "/* batch::unpark */
+            WITH gone AS (
+                DELETE FROM settled.parked WHERE key = ANY ($1) RETURNING key, allocation_id
+            )
+            INSERT INTO settled.parkings (key, allocation_id, step, at)
+            SELECT key, allocation_id, 'left', $2 FROM gone",
+            &[&keys, &outcome.now],
+        )
+        .await
+        .map(drop)
+}
+
+/// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Accounts
+/// come last because some of them are hot.
+async fn lock_accounts(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    if changes.balances.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> = changes.balances.keys().copied().collect();
+    session
+        .query(
+            "/* batch::lock_accounts */
+            SELECT FROM settled.accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
+            &[&ids],
+        )
+        .await
+        .map(drop)
+}
+
+async fn update_balances(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    if changes.balances.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> = changes.balances.keys().copied().collect();
+    let sums: Vec<String> = changes.balances.values().map(ToString::to_string).collect();
+    session
+        .execute_exactly(
+            ids.len(),
+            "/* batch::update_balances */
+            UPDATE settled.accounts AS a
+            SET balance = a.balance + n.change::numeric
+            FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
+            WHERE a.id = n.id",
+            &[&ids, &sums],
+        )
+        .await
+}

@@ -1,0 +1,543 @@
+//! The only room with SQL: the pool, named transactions, and what an error of the database means for the work in hand.
+
+pub mod audit;
+pub mod batch;
+pub mod due;
+pub mod outbox;
+pub mod registry;
+
+use std::{
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use deadpool_postgres::{Hook, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
+use tokio_postgres::{NoTls, Row, config::SslMode, error::SqlState, types::ToSql};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::tls;
+
+/// Where the database is, and how long we wait for it.
+#[derive(Clone)]
+pub struct StoreSettings {
+    /// `postgres://...` or `key=value ...`. Never logged: it holds the password.
+    pub url: String,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Plaintext to another machine is refused unless set.
+    pub allow_plaintext: bool,
+    pub pool_size: usize,
+    pub connect_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+    pub idle_in_transaction_timeout: Duration,
+    /// A frozen server obeys no time-out of its own: a transaction that takes longer loses its connection.
+    pub client_deadline: Duration,
+    /// How long to wait for a connection of the pool.
+    pub acquire_timeout: Duration,
+}
+
+/// What an error means for the work in hand. Decided by SQLSTATE, never by text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The server chose us to give way, or somebody was quicker: load again and try at once, a bounded number of times.
+    Retry,
+    /// One message of the batch may be the cause: bisect.
+    Bisect,
+    /// The database is away or going away: pause and reconnect.
+    Away,
+    /// Our fault (a missing grant, table, column; anything unknown): pause and alarm, never a dead letter.
+    Ours,
+    /// The batch's own id is there already: an earlier attempt committed.
+    CommittedBefore,
+}
+
+/// An error of ours. Never a verdict.
+#[derive(Debug)]
+pub struct StoreError {
+    /// The transaction or command it happened in.
+    pub during: &'static str,
+    pub fate: Fate,
+    /// The SQLSTATE, where the server answered.
+    pub sqlstate: Option<String>,
+    /// It happened at COMMIT: whether the transaction committed is unknown.
+    pub at_commit: bool,
+    sentence: String,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.during, self.sentence)?;
+        match &self.sqlstate {
+            Some(code) => write!(f, " (SQLSTATE {code})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl StoreError {
+    fn new(during: &'static str, fate: Fate, sentence: impl Into<String>) -> Self {
+        Self {
+            during,
+            fate,
+            sqlstate: None,
+            at_commit: false,
+            sentence: sentence.into(),
+        }
+    }
+
+    /// Something that one message of the batch may have caused.
+    pub fn blame_the_batch(sentence: &str) -> Self {
+        Self::new("settle_batch", Fate::Bisect, sentence)
+    }
+
+    fn from_postgres(during: &'static str, error: &tokio_postgres::Error) -> Self {
+        let sentence = match error.as_db_error() {
+            // The server's primary message names tables and constraints; its DETAIL would echo values.
+            Some(db) => db.message().to_owned(),
+            None => error.to_string(),
+        };
+        Self {
+            during,
+            fate: fate_of(error),
+            sqlstate: error.code().map(|code| code.code().to_owned()),
+            at_commit: false,
+            sentence,
+        }
+    }
+
+    /// Whether the statement cache of the connection is stale.
+    fn is_stale_plan(&self) -> bool {
+        self.sqlstate.as_deref() == Some(SqlState::FEATURE_NOT_SUPPORTED.code())
+    }
+
+    /// Whether the tables are missing or older than this program.
+    pub fn is_schema(&self) -> bool {
+        self.sqlstate
+            .as_deref()
+            .is_some_and(|code| code.starts_with("42") || code.starts_with("3F"))
+    }
+}
+
+/// The table "SQLSTATE to fate".
+fn fate_of(error: &tokio_postgres::Error) -> Fate {
+    let Some(db) = error.as_db_error() else {
+        return Fate::Away;
+    };
+    if *db.code() == SqlState::UNIQUE_VIOLATION {
+        return match db.table() {
+            Some("batches") => Fate::CommittedBefore,
+            // Somebody else wrote the same receipt, settlement or parked row first: load again and see it.
+            Some("receipts" | "settlements" | "parked" | "transfers") => Fate::Retry,
+            _ => Fate::Bisect,
+        };
+    }
+    fate_of_code(db.code().code())
+}
+
+fn fate_of_code(code: &str) -> Fate {
+    match code {
+        "40001" | "40P01" | "55P03" | "57014" | "0A000" => Fate::Retry,
+        "23502" | "23503" | "23505" | "23514" | "P0001" | "54000" => Fate::Bisect,
+        "25006" | "57P01" | "57P02" | "57P03" => Fate::Away,
+        _ => match code.get(..2) {
+            Some("22") => Fate::Bisect,
+            Some("53" | "08") => Fate::Away,
+            _ => Fate::Ours,
+        },
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("pool", &self.pool.status())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The database.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool,
+    client_deadline: Duration,
+}
+
+impl Store {
+    /// Makes the pool; connects to nothing yet.
+    ///
+    /// # Errors
+    /// A sentence about the setting that is wrong.
+    pub fn new(settings: &StoreSettings) -> Result<Self, String> {
+        let (mut config, encrypted) = parse_url(&settings.url)?;
+        config.connect_timeout(settings.connect_timeout);
+        config.tcp_user_timeout(settings.client_deadline);
+        config.keepalives_idle(settings.client_deadline);
+        if config.get_application_name().is_none() {
+            config.application_name("settled");
+        }
+        let limits = format!(
+            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
+            settings.statement_timeout.as_millis(),
+            settings.lock_timeout.as_millis(),
+            settings.idle_in_transaction_timeout.as_millis(),
+        );
+        let options = config
+            .get_options()
+            .map_or(limits.clone(), |given| format!("{limits} {given}"));
+        config.options(options);
+        if !encrypted && !settings.allow_plaintext && !is_local(&config) {
+            return Err(
+                "the database is on another machine and its URL asks for no encryption; use sslmode=verify-full \
+                        (or, where the network itself is trusted, set allow_plaintext = true)"
+                    .into(),
+            );
+        }
+        let recycling = ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
+        };
+        let manager = if encrypted {
+            config.ssl_mode(SslMode::Require);
+            let tls = tls::client_config(settings.ca_file.as_deref())?;
+            Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
+        } else {
+            config.ssl_mode(SslMode::Disable);
+            Manager::from_config(config, NoTls, recycling)
+        };
+        let pool = Pool::builder(manager)
+            .max_size(settings.pool_size)
+            .wait_timeout(Some(settings.acquire_timeout))
+            .create_timeout(Some(settings.connect_timeout))
+            .recycle_timeout(Some(settings.connect_timeout))
+            .runtime(Runtime::Tokio1)
+            .pre_recycle(Hook::sync_fn(|client, _| {
+                if client.is_closed() {
+                    return Err(deadpool_postgres::HookError::message("the connection is closed"));
+                }
+                Ok(())
+            }))
+            .build()
+            .map_err(|error| format!("the connection pool could not be made: {error}"))?;
+        Ok(Self {
+            pool,
+            client_deadline: settings.client_deadline,
+        })
+    }
+
+    async fn connection(&self, during: &'static str) -> Result<Object, StoreError> {
+        self.pool.get().await.map_err(|error| match error {
+            deadpool_postgres::PoolError::Backend(error) => {
+                let mut away = StoreError::from_postgres(during, &error);
+                // A refused password or a missing database is a setting of somebody's; waiting is still all we can do.
+                away.fate = Fate::Away;
+                if let Some(cause) = std::error::Error::source(&error) {
+                    away.sentence = format!("{}: {cause}", away.sentence);
+                }
+                away
+            }
+            other => StoreError::new(during, Fate::Away, format!("no connection to the database: {other}")),
+        })
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.session("probe")
+            .await?
+            .query("/* store::probe */ SELECT 1", &[])
+            .await
+            .map(drop)
+    }
+
+    /// Takes a connection for a named piece of work. Statements on it are each their own transaction until
+    /// [`Session::begin`].
+    ///
+    /// # Errors
+    /// No connection.
+    async fn session(&self, name: &'static str) -> Result<Session, StoreError> {
+        Ok(Session {
+            client: Some(self.connection(name).await?),
+            name,
+            deadline: self.client_deadline,
+            at_work: AtomicUsize::new(0),
+            begun: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+        })
+    }
+}
+
+/// A connection in use, with a name that stands in every error. Begin and commit stand in plain sight of the caller: a
+/// transaction that takes a closure could not be spawned. The first error inside a transaction poisons it: after that it
+/// can only be rolled back, because the server answers COMMIT of a failed transaction with success.
+pub(crate) struct Session {
+    client: Option<Object>,
+    name: &'static str,
+    deadline: Duration,
+    /// Statements whose answer is awaited. A dropped future does not cancel its statement.
+    at_work: AtomicUsize,
+    begun: AtomicBool,
+    poisoned: AtomicBool,
+}
+
+impl Session {
+    /// Waits for an answer, under the client's deadline.
+    async fn answer<T>(&self, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
+        self.at_work.fetch_add(1, Ordering::Relaxed);
+        let done = tokio::time::timeout(self.deadline, work).await;
+        let error = match done {
+            Ok(answered) => {
+                self.at_work.fetch_sub(1, Ordering::Relaxed);
+                match answered {
+                    Ok(value) => return Ok(value),
+                    Err(error) => StoreError::from_postgres(self.name, &error),
+                }
+            }
+            Err(_) => {
+                let sentence = format!("the database did not answer within {:?}", self.deadline);
+                StoreError::new(self.name, Fate::Away, sentence)
+            }
+        };
+        self.poisoned.store(true, Ordering::Relaxed);
+        if error.is_stale_plan()
+            && let Some(client) = &self.client
+        {
+            client.statement_cache.clear();
+        }
+        Err(error)
+    }
+
+    fn client(&self) -> Result<&Object, StoreError> {
+        self.client.as_ref().ok_or_else(|| {
+            StoreError::new(
+                self.name,
+                Fate::Ours,
+                "the connection was given back before its last use",
+            )
+        })
+    }
+
+    /// Opens the transaction; joined with the first statements it costs no round trip of its own.
+    async fn begin(&self) -> Result<(), StoreError> {
+        self.begun.store(true, Ordering::Relaxed);
+        self.answer(self.client()?.batch_execute("BEGIN")).await
+    }
+
+    /// Opens a transaction that reads one moment and changes nothing.
+    async fn begin_read_only(&self) -> Result<(), StoreError> {
+        self.begun.store(true, Ordering::Relaxed);
+        self.answer(
+            self.client()?
+                .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"),
+        )
+        .await
+    }
+
+    /// A query by a statement prepared once per connection. Every statement opens with a comment that names its function.
+    async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+        let client = self.client()?;
+        let statement = self.answer(client.prepare_cached(sql)).await?;
+        self.answer(client.query(&statement, params)).await
+    }
+
+    /// The same, for the number of rows touched.
+    async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
+        let client = self.client()?;
+        let statement = self.answer(client.prepare_cached(sql)).await?;
+        self.answer(client.execute(&statement, params)).await
+    }
+
+    /// Like [`Session::execute`], and the number of rows must be the expected one.
+    async fn execute_exactly(&self, rows: usize, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
+        let touched = self.execute(sql, params).await?;
+        if touched == rows as u64 {
+            return Ok(());
+        }
+        self.poisoned.store(true, Ordering::Relaxed);
+        let function = sql
+            .split("*/")
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("/*")
+            .trim();
+        Err(StoreError::new(
+            self.name,
+            Fate::Ours,
+            format!("{function} touched {touched} rows instead of {rows}"),
+        ))
+    }
+
+    /// Prepares a statement ahead, so that statements used together travel together.
+    async fn prepare(&self, sql: &str) -> Result<(), StoreError> {
+        self.answer(self.client()?.prepare_cached(sql)).await.map(drop)
+    }
+
+    /// Commits, unless any statement failed.
+    ///
+    /// # Errors
+    /// With `at_commit` set, whether it committed is unknown.
+    async fn commit(self) -> Result<(), StoreError> {
+        if self.poisoned.load(Ordering::Relaxed) {
+            let name = self.name;
+            self.rollback().await;
+            return Err(StoreError::new(
+                name,
+                Fate::Ours,
+                "a transaction with a failed statement is never committed",
+            ));
+        }
+        let done = self.answer(self.client()?.batch_execute("COMMIT")).await;
+        done.inspect(|()| self.begun.store(false, Ordering::Relaxed))
+            .map_err(|error| StoreError {
+                at_commit: true,
+                ..error
+            })
+    }
+
+    /// Rolls back. Dropping a transaction closes its connection instead, which does as much and costs a new one.
+    async fn rollback(self) {
+        let Ok(client) = self.client() else {
+            return;
+        };
+        if self.answer(client.batch_execute("ROLLBACK")).await.is_ok() {
+            self.begun.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Session {
+    /// A connection that may still be at work, or in a transaction, leaves the pool and is closed.
+    fn drop(&mut self) {
+        let busy = self.at_work.load(Ordering::Relaxed) > 0 || self.begun.load(Ordering::Relaxed);
+        if let Some(client) = self.client.take().filter(|_| busy) {
+            drop(Object::take(client));
+        }
+    }
+}
+
+/// Reads a URL or DSN. tokio-postgres knows neither `verify-full` nor a custom authority; both `require` and
+/// `verify-full` check the certificate and the host's name here, which is stricter than libpq's `require`.
+fn parse_url(text: &str) -> Result<(tokio_postgres::Config, bool), String> {
+    let wrong = |error: &dyn fmt::Display| format!("the database URL can not be read: {error}");
+    if text.is_empty() {
+        return Err("no database is set; set SETTLED_DATABASE_URL".into());
+    }
+    let mut mode = None;
+    let cleaned = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        let (base, query) = text.split_once('?').unwrap_or((text, ""));
+        let rest: Vec<&str> = query
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .filter(|pair| match pair.split_once('=') {
+                Some(("sslmode", value)) => {
+                    mode = Some(value.to_owned());
+                    false
+                }
+                _ => true,
+            })
+            .collect();
+        if rest.is_empty() {
+            base.to_owned()
+        } else {
+            format!("{base}?{}", rest.join("&"))
+        }
+    } else {
+        let rest: Vec<&str> = text
+            .split_whitespace()
+            .filter(|pair| match pair.split_once('=') {
+                Some(("sslmode", value)) => {
+                    mode = Some(value.trim_matches('\'').to_owned());
+                    false
+                }
+                _ => true,
+            })
+            .collect();
+        rest.join(" ")
+    };
+    let config: tokio_postgres::Config = cleaned.parse().map_err(|error: tokio_postgres::Error| wrong(&error))?;
+    let encrypted = match mode.as_deref() {
+        None | Some("disable") => false,
+        Some("require" | "verify-full") => true,
+        Some(other) => {
+            return Err(format!(
+                "sslmode={other} of the database URL is not one of disable, require, verify-full \
+                 (prefer would fall back to plaintext silently)"
+            ));
+        }
+    };
+    Ok((config, encrypted))
+}
+
+/// Whether every host is this machine.
+fn is_local(config: &tokio_postgres::Config) -> bool {
+    config.get_hosts().iter().all(|host| match host {
+        tokio_postgres::config::Host::Tcp(name) => tls::is_loopback(name),
+        tokio_postgres::config::Host::Unix(path) => path.is_absolute() || *path == *Path::new("."),
+    })
+}
+
+mod embedded {
+    refinery::embed_migrations!("src/store/schema");
+}
+
+/// The version of the schema that this program is written for.
+pub fn schema_version() -> i32 {
+    embedded::migrations::runner()
+        .get_migrations()
+        .iter()
+        .map(refinery::Migration::version)
+        .max()
+        .unwrap_or_default()
+}
+
+impl Store {
+    /// Applies the migrations that are missing and names them.
+    ///
+    /// # Errors
+    /// The database is away, or refuses.
+    pub async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        let mut client = self.connection("migrate").await?;
+        // Two programs that migrate at once wait for each other; the lock goes with the connection.
+        client
+            .batch_execute("/* store::migrate */ SET statement_timeout = 0; SET lock_timeout = 0; SELECT pg_advisory_lock(7236101)")
+            .await
+            .map_err(|error| StoreError::from_postgres("migrate", &error))?;
+        let report = embedded::migrations::runner().run_async(&mut **client.as_mut()).await;
+        drop(Object::take(client));
+        let report = report.map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+            match cause {
+                Some(cause) => StoreError::from_postgres("migrate", cause),
+                None => StoreError::new("migrate", Fate::Ours, error.to_string()),
+            }
+        })?;
+        Ok(report.applied_migrations().iter().map(ToString::to_string).collect())
+    }
+
+    /// The version of the schema that the database has; none where `migrate` was never run.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn schema_version(&self) -> Result<Option<i32>, StoreError> {
+        let found = self
+            .session("schema_version")
+            .await?
+            .query(
+                "/* store::schema_version */ SELECT max(version) FROM refinery_schema_history",
+                &[],
+            )
+            .await;
+        match found {
+            Ok(rows) => Ok(rows.first().and_then(|row| row.get(0))),
+            Err(error) if error.is_schema() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The outbox: one row a batch, holding everything it publishes, owned by a lease.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Fate, Session, Store, StoreError, batch::Outcome};
+use crate::domain::delivery::{BatchId, Properties, Publication, PublicationKind};
+
+/// The format of stored publications and of stored properties. Version N reads N and N-1.
+pub(super) const FORMAT: i16 = 1;
+
+/// A publication without its body, as stored.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    kind: PublicationKind,
+    exchange: String,
+    routing_key: String,
+    properties: Properties,
+    /// Bytes of the body.
+    body: usize,
+}
+
+/// Format 1: the length of the heads (u32, big endian), the heads as a JSON array, then the bodies end to end.
+fn encode(publications: &[Publication]) -> Vec<u8> {
+    let heads: Vec<Head> = publications
+        .iter()
+        .map(|publication| Head {
+            kind: publication.kind,
+            exchange: publication.exchange.clone(),
+            routing_key: publication.routing_key.clone(),
+            properties: publication.properties.clone(),
+            body: publication.body.len(),
+        })
+        .collect();
+    let heads = serde_json::to_vec(&heads).unwrap_or_default();
+    let len = u32::try_from(heads.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(4 + heads.len() + publications.iter().map(|p| p.body.len()).sum::<usize>());
+    bytes.extend(len.to_be_bytes());
+    bytes.extend(heads);
+    for publication in publications {
+        bytes.extend(&publication.body);
+    }
+    bytes
+}
+
+fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
+    if format != FORMAT {
+        return Err(format!("it has format {format}; this version reads format {FORMAT}"));
+    }
+    let cut = || "it is cut short".to_owned();
+    let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
+    let (heads, mut bodies) = rest
+        .split_at_checked(u32::from_be_bytes(*len) as usize)
+        .ok_or_else(cut)?;
+    let heads: Vec<Head> =
+        serde_json::from_slice(heads).map_err(|error| format!("its heads can not be read: {error}"))?;
+    heads
+        .into_iter()
+        .map(|head| {
+            let (body, rest) = bodies.split_at_checked(head.body).ok_or_else(cut)?;
+            bodies = rest;
+            Ok(Publication {
+                kind: head.kind,
+                exchange: head.exchange,
+                routing_key: head.routing_key,
+                properties: head.properties,
+                body: body.to_vec(),
+            })
+        })
+        .collect()
+}
+
+/// Properties as stored beside a parked body.
+pub(super) fn properties_text(properties: &Properties) -> String {
+    serde_json::to_string(properties).unwrap_or_default()
+}
+
+/// Reads what [`properties_text`] wrote.
+pub(super) fn parse_properties(text: &str) -> Option<Properties> {
+    serde_json::from_str(text).ok()
+}
+
+/// Writes the batch's row, where it has anything to publish.
+pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    if outcome.publications.is_empty() {
+        return Ok(());
+    }
+    let count = i32::try_from(outcome.publications.len()).unwrap_or(i32::MAX);
+    session
+        .execute_exactly(
+            1,
+            "/* outbox::insert */
+            INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
+            VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp() + make_interval(secs => $5))",
+            &[
+                &outcome.id,
+                &FORMAT,
+                &encode(outcome.publications),
+                &count,
+                &outcome.lease.as_secs_f64(),
+            ],
+        )
+        .await
+}
+
+/// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been
+/// quicker, or the commit that deleted them was not known to have succeeded.
+pub(super) async fn delete(session: &Session, ids: &[BatchId]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    session
+        .execute(
+            "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)",
+            &[&ids],
+        )
+        .await
+        .map(drop)
+}
+
+/// A row whose lease had run out, now ours.
+pub struct Taken {
+    pub batch_id: BatchId,
+    pub publications: Vec<Publication>,
+    /// How long ago it was written.
+    pub age: Duration,
+}
+
+/// How much is in the outbox.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backlog {
+    pub rows: u64,
+    pub publications: u64,
+    pub oldest: Duration,
+    /// Publications set aside because the broker refused them.
+    pub refused: u64,
+}
+
+impl Store {
+    /// Deletes confirmed rows in a statement of its own.
+    ///
+    /// # Errors
+    /// The rows may still be there: ask again.
+    pub async fn delete_published(&self, ids: &[BatchId]) -> Result<(), StoreError> {
+        delete(&self.session("delete_published").await?, ids).await
+    }
+
+    /// Renews a lease while its owner is still publishing.
+    ///
+    /// # Errors
+    /// The lease may run out, and a relay publish the same again.
+    pub async fn renew_lease(&self, id: BatchId, lease: Duration) -> Result<(), StoreError> {
+        self.session("renew_lease")
+            .await?
+            .execute(
+                "/* outbox::renew_lease */
+                UPDATE settled.outbox
+                SET leased_until = clock_timestamp() + make_interval(secs => $2)
+                WHERE batch_id = $1",
+                &[&id, &lease.as_secs_f64()],
+            )
+            .await
+            .map(drop)
+    }
+
+    /// Takes one row whose lease has run out, if there is one.
+    ///
+    /// # Errors
+    /// The database is away, or the row can not be read by this version.
+    pub async fn take_abandoned(&self, lease: Duration) -> Result<Option<Taken>, StoreError> {
+        let session = self.session("take_abandoned").await?;
+        let rows = session
+            .query(
+                "/* outbox::take_abandoned */
+                UPDATE settled.outbox
+                SET leased_until = clock_timestamp() + make_interval(secs => $1)
+                WHERE batch_id = (
+                    SELECT batch_id
+                    FROM settled.outbox
+                    WHERE leased_until < clock_timestamp()
+                    ORDER BY created_at
+                    LIMIT 1
+                    FOR UPDATE SKIP LOCKED
+                )
+                RETURNING batch_id, format, publications,
+                          extract(epoch FROM clock_timestamp() - created_at)::float8 AS age",
+                &[&lease.as_secs_f64()],
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let batch_id: Uuid = row.get("batch_id");
+        let publications = decode(row.get("format"), row.get("publications")).map_err(|why| {
+            StoreError::new(
+                "take_abandoned",
+                Fate::Ours,
+                format!("the outbox row {batch_id} can not be read: {why}"),
+            )
+        })?;
+        Ok(Some(Taken {
+            batch_id,
+            publications,
+            age: Duration::from_secs_f64(row.get::<_, f64>("age").max(0.0)),
+        }))
+    }
+
+    /// Sets publications aside that the broker refuses.
+    ///
+    /// # Errors
+    /// They are still in the outbox row.
+    pub async fn set_aside(&self, id: BatchId, publication: &Publication, refusal: &str) -> Result<(), StoreError> {
+        self.session("set_aside")
+            .await?
+            .execute_exactly(
+                1,
+                "/* outbox::set_aside */
+                INSERT INTO settled.outbox_refused (batch_id, format, publications, refusal)
+                VALUES ($1, $2, $3, $4)",
+                &[&id, &FORMAT, &encode(std::slice::from_ref(publication)), &refusal],
+            )
+            .await
+    }
+
+    /// How much waits to be published.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let session = self.session("backlog").await?;
+        let rows = session
+            .query(
+                "/* outbox::backlog */
+                SELECT count(*), coalesce(sum(count), 0)::bigint,
+                       coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8,
+                       (SELECT count(*) FROM settled.outbox_refused)
+                FROM settled.outbox",
+                &[],
+            )
+            .await?;
+        let natural = |number: i64| u64::try_from(number).unwrap_or_default();
+        Ok(rows.first().map_or_else(Backlog::default, |row| Backlog {
+            rows: natural(row.get(0)),
+            publications: natural(row.get(1)),
+            oldest: Duration::from_secs_f64(row.get::<_, f64>(2).max(0.0)),
+            refused: natural(row.get(3)),
+        }))
+    }
+}
