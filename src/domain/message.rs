@@ -546,3 +546,1125 @@ impl Serialize for Written<'_> {
         map.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{
+        delivery::{HeaderValue, Source},
+        signature::SigningKey,
+    };
+
+    const KEY: &str = "acme.allocation.update";
+    const ID: &str = "10764cd8-59b5-422a-93a6-681bae7e84bd";
+    const OTHER_ID: &str = "10764cd8-59b5-422a-93a6-681bae7e84be";
+
+    fn uuid(text: &str) -> Uuid {
+        parse_uuid(text).expect("a UUID")
+    }
+
+    fn draft(kind: Kind, outcome: Outcome) -> Draft {
+        Draft {
+            enterprise_id: "acme".to_owned(),
+            kind,
+            id: uuid(ID),
+            amount: Amount {
+                currency: "BTC".to_owned(),
+                quantity: Quantity::parse("100000000").expect("a quantity"),
+            },
+            client_id: uuid("9838fce3-c125-4af8-a775-a389f5ac26bf"),
+            connection_id: uuid("632e0bd6-9ab5-40c4-b1dd-a0c4bb819bc7"),
+            partners_client_id: "cust-1".to_owned(),
+            partners_connection_id: "conn-1".to_owned(),
+            partners_id: "alloc-1".to_owned(),
+            outcome,
+            nonce: "nonce-1".to_owned(),
+            evaluation_id: None,
+            pending_approval_id: None,
+            policy_result: None,
+        }
+    }
+
+    fn cleared() -> Draft {
+        draft(Kind::Allocation, Outcome::Cleared)
+    }
+
+    fn released() -> Draft {
+        draft(
+            Kind::Allocation,
+            Outcome::Released {
+                reject_reason: "no funds".to_owned(),
+            },
+        )
+    }
+
+    fn signing_key() -> SigningKey {
+        SigningKey::from_bytes([7; 32]).expect("a key")
+    }
+
+    fn delivery(routing_key: &str, body: impl Into<Vec<u8>>) -> Delivery {
+        Delivery {
+            exchange: "settlement.updates".to_owned(),
+            routing_key: routing_key.to_owned(),
+            body: body.into(),
+            properties: Properties::default(),
+            redelivered: false,
+            source: Source::Plain,
+        }
+    }
+
+    /// An object whose members are JSON text, in order, so that a test may say anything.
+    #[derive(Clone)]
+    struct Members(Vec<(String, String)>);
+
+    impl Members {
+        /// What [`payload_text`] writes, to be changed.
+        fn payload(draft: &Draft) -> Self {
+            Self::read(&payload_text(draft))
+        }
+
+        fn read(text: &str) -> Self {
+            let members: Vec<(String, String)> =
+                serde_json::from_str::<BTreeMap<String, Box<serde_json::value::RawValue>>>(text)
+                    .expect("an object")
+                    .into_iter()
+                    .map(|(name, raw)| (name, raw.get().to_owned()))
+                    .collect();
+            Self(members)
+        }
+
+        fn without(mut self, name: &str) -> Self {
+            self.0.retain(|(other, _)| other != name);
+            self
+        }
+
+        fn with(self, name: &str, json: impl Into<String>) -> Self {
+            let mut changed = self.without(name);
+            changed.0.push((name.to_owned(), json.into()));
+            changed
+        }
+
+        fn with_text(self, name: &str, text: &str) -> Self {
+            self.with(name, quoted(text))
+        }
+
+        fn text(&self) -> String {
+            let members: Vec<String> = self
+                .0
+                .iter()
+                .map(|(name, json)| format!("{}:{json}", quoted(name)))
+                .collect();
+            format!("{{{}}}", members.join(","))
+        }
+
+        /// With this payload and its signature.
+        fn signed(self, payload: &str) -> String {
+            self.with_text("payload", payload)
+                .with_text("signature", &signing_key().sign(payload))
+                .text()
+        }
+    }
+
+    fn quoted(text: &str) -> String {
+        serde_json::Value::from(text).to_string()
+    }
+
+    fn content_of(routing_key: &str, body: impl Into<Vec<u8>>) -> Content {
+        *facts(&delivery(routing_key, body)).content.expect("it decodes")
+    }
+
+    /// The verdict of steps 1 to 3, as one line.
+    fn refusal(delivery: &Delivery) -> String {
+        let facts = facts(delivery);
+        assert_eq!(facts.message_digest, sha256(&delivery.body));
+        match facts.content {
+            Ok(_) => "ok".to_owned(),
+            Err(refusal) => {
+                assert!(refusal.detail.len() <= 512, "{}", refusal.detail);
+                format!("{}: {}", refusal.reason, refusal.detail)
+            }
+        }
+    }
+
+    /// What a body whose payload agrees with it is refused for; `ok` if it is not.
+    fn field_refusal(members: &Members) -> String {
+        refusal(&delivery(KEY, members.clone().signed("{}")))
+    }
+
+    #[test]
+    fn what_the_partner_writes_is_what_we_read() {
+        let policy = |mut draft: Draft| {
+            draft.evaluation_id = Some("evaluation-1".to_owned());
+            draft.pending_approval_id = Some("approval-1".to_owned());
+            draft.policy_result = Some(PolicyResult::Approved);
+            draft
+        };
+        let reason = "a \"quoted\" reason, 余额不足 😀 \u{7} \\ {\"status\":\"cleared\"}".to_owned();
+        let told = Outcome::Released { reject_reason: reason };
+        for draft in [
+            cleared(),
+            released(),
+            policy(cleared()),
+            draft(Kind::Allocation, told.clone()),
+            draft(Kind::Deallocation, Outcome::Cleared),
+            policy(draft(Kind::Deallocation, told)),
+        ] {
+            let payload = payload_text(&draft);
+            let signature = signing_key().sign(&payload);
+            let body = body_text(&draft, &payload, &signature);
+            let facts = facts(&delivery(&routing_key("acme", draft.kind), body.clone()));
+            assert_eq!(facts.message_digest, sha256(&body));
+            assert_eq!(facts.enterprise_id.as_deref(), Some("acme"));
+            let Draft {
+                enterprise_id,
+                kind,
+                id,
+                amount,
+                client_id,
+                connection_id,
+                partners_client_id,
+                partners_connection_id,
+                partners_id,
+                outcome,
+                nonce,
+                evaluation_id,
+                pending_approval_id,
+                policy_result,
+            } = draft;
+            let expected = Content {
+                payload_digest: sha256(&payload),
+                signed_nonce: Some(nonce.clone()),
+                signed_id: Some(id),
+                signer: Signer::Key(signing_key().public_key()),
+                agreement: Ok(()),
+                update: Update {
+                    enterprise_id,
+                    kind,
+                    id,
+                    amount,
+                    client_id,
+                    connection_id,
+                    partners_client_id,
+                    partners_connection_id,
+                    partners_id,
+                    outcome,
+                    nonce,
+                    evaluation_id,
+                    pending_approval_id,
+                    policy_result,
+                    payload,
+                    signature,
+                },
+            };
+            assert_eq!(facts.content, Ok(Box::new(expected)));
+        }
+    }
+
+    #[test]
+    fn the_partner_writes_in_the_documented_order() {
+        assert_eq!(
+            payload_text(&released()),
+            r#"{"status":"released","rejectReason":"no funds","allocationId":"10764cd8-59b5-422a-93a6-681bae7e84bd","amount":{"currency":"BTC","quantity":"100000000"},"clientId":"9838fce3-c125-4af8-a775-a389f5ac26bf","connectionId":"632e0bd6-9ab5-40c4-b1dd-a0c4bb819bc7","partnersClientId":"cust-1","partnersConnectionId":"conn-1","partnersAllocationId":"alloc-1","nonce":"nonce-1"}"#
+        );
+        let mut draft = draft(Kind::Deallocation, Outcome::Cleared);
+        draft.policy_result = Some(PolicyResult::Rejected);
+        assert_eq!(
+            body_text(&draft, "{}", "00"),
+            r#"{"status":"cleared","deallocationId":"10764cd8-59b5-422a-93a6-681bae7e84bd","amount":{"currency":"BTC","quantity":"100000000"},"clientId":"9838fce3-c125-4af8-a775-a389f5ac26bf","connectionId":"632e0bd6-9ab5-40c4-b1dd-a0c4bb819bc7","partnersClientId":"cust-1","partnersConnectionId":"conn-1","partnersDeallocationId":"alloc-1","nonce":"nonce-1","policyResult":"rejected","payload":"{}","signature":"00"}"#
+        );
+    }
+
+    #[test]
+    fn vectors_that_are_whole_messages_agree_with_their_body() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/signatures.json")).expect("the vectors are JSON");
+        let valid = vectors
+            .get("valid")
+            .and_then(serde_json::Value::as_array)
+            .expect("valid vectors");
+        let text = |vector: &serde_json::Value, name: &str| {
+            vector
+                .get(name)
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let mut whole = 0_usize;
+        for vector in valid {
+            let (payload, signature) = (text(vector, "payload"), text(vector, "signatureHex"));
+            let key = crate::domain::signature::PublicKey::from_hex(&text(vector, "publicKeyHex")).expect("a key");
+            let body = Members::read(&payload)
+                .with_text("payload", &payload)
+                .with_text("signature", &signature)
+                .text();
+            match facts(&delivery(KEY, body)).content {
+                Ok(content) => {
+                    assert_eq!((&content.agreement, &content.signer), (&Ok(()), &Signer::Key(key)));
+                    whole = whole.saturating_add(1);
+                }
+                // One of them is short, to have a certain length.
+                Err(refusal) => assert_eq!(refusal.detail, "allocationId: is missing"),
+            }
+        }
+        assert_eq!(whole.saturating_add(1), valid.len());
+    }
+
+    #[test]
+    fn size_has_limits() {
+        let padded = |bytes: usize| {
+            let body = Members::payload(&cleared()).signed("{}");
+            let padding = bytes.saturating_sub(body.len());
+            delivery(KEY, format!("{body}{}", " ".repeat(padding)))
+        };
+        assert_eq!(refusal(&padded(262_144)), "ok");
+        assert_eq!(
+            refusal(&padded(262_145)),
+            "message_too_large: the body has 262145 bytes, at most 262144 are allowed"
+        );
+        let with_header = |bytes: usize| {
+            let mut delivery = delivery(KEY, Members::payload(&cleared()).signed("{}"));
+            // 4 for the table, 2 for the name and its length, 5 for the value's type and length.
+            let value = HeaderValue::text("x".repeat(bytes.saturating_sub(11)));
+            delivery.properties.headers = Some([("h".to_owned(), value)].into_iter().collect());
+            assert_eq!(delivery.properties.wire_len(), bytes);
+            delivery
+        };
+        assert_eq!(refusal(&with_header(16_384)), "ok");
+        let too_large = "message_too_large: properties and headers have 16385 bytes, at most 16384 are allowed";
+        assert_eq!(refusal(&with_header(16_385)), too_large);
+        // Size comes first, and the enterprise is known even so.
+        let mut worse = with_header(16_385);
+        worse.body = b"[".to_vec();
+        assert_eq!(refusal(&worse), too_large);
+        assert_eq!(facts(&worse).enterprise_id.as_deref(), Some("acme"));
+        worse.routing_key = "x".to_owned();
+        assert_eq!(refusal(&worse), too_large);
+    }
+
+    #[test]
+    fn routing_keys_have_one_form() {
+        let long = format!("{}.allocation.update", "a".repeat(64));
+        let too_long = format!("a{long}");
+        for (key, read) in [
+            ("acme.allocation.update", Some(("acme", Kind::Allocation))),
+            ("A-0_z.deallocation.update", Some(("A-0_z", Kind::Deallocation))),
+            ("0.allocation.update", Some(("0", Kind::Allocation))),
+            ("a-_.allocation.update", Some(("a-_", Kind::Allocation))),
+            (&long, Some(("a".repeat(64).leak(), Kind::Allocation))),
+            (&too_long, None),
+            ("", None),
+            ("acme", None),
+            (".allocation.update", None),
+            ("-acme.allocation.update", None),
+            ("_acme.allocation.update", None),
+            ("acme.allocation", None),
+            ("acme.allocation.update.", None),
+            ("acme.allocation.updated", None),
+            ("acme.Allocation.update", None),
+            ("acme.reallocation.update", None),
+            ("acme..update", None),
+            ("acme.x.allocation.update", None),
+            ("ac me.allocation.update", None),
+            ("ac\u{e9}me.allocation.update", None),
+            ("acme.allocation.update\n", None),
+            (" acme.allocation.update", None),
+            ("#.allocation.update", None),
+            ("*.allocation.update", None),
+        ] {
+            assert_eq!(parse_routing_key(key), read, "{key:?}");
+            let facts = facts(&delivery(key, "{}"));
+            assert_eq!(
+                facts.enterprise_id.as_deref(),
+                read.map(|(enterprise_id, _)| enterprise_id)
+            );
+            if let Some((enterprise_id, kind)) = read {
+                assert_eq!(routing_key(enterprise_id, kind), key);
+            } else {
+                assert_eq!(
+                    refusal(&delivery(key, "{}")),
+                    "malformed_message: the routing key must be <enterpriseId>.allocation.update or \
+                     <enterpriseId>.deallocation.update"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn content_types_are_json_or_nothing() {
+        for (content_type, ok) in [
+            (None, true),
+            (Some(""), true),
+            (Some("application/json"), true),
+            (Some("APPLICATION/Json"), true),
+            (Some("application/json;charset=utf-8"), true),
+            (Some("application/json; charset=UTF-8"), true),
+            (Some("application/json \t; \tCharset=\"Utf-8\" "), true),
+            (Some("application/json; charset=utf8"), false),
+            (Some("application/json; charset=iso-8859-1"), false),
+            (Some("application/json; charset='utf-8'"), false),
+            (Some("application/json; charset=\"utf-8"), false),
+            (Some("application/json; charset = utf-8"), false),
+            (Some("application/json; version=1"), false),
+            (Some("application/json; charset=utf-8; version=1"), false),
+            (Some("application/json; charset=utf-8; charset=utf-8"), false),
+            (Some("application/json;"), false),
+            (Some("application/json charset=utf-8"), false),
+            (Some("application/json, application/json"), false),
+            (Some("application/jsonx"), false),
+            (Some("application/cloudevents+json"), false),
+            (Some("text/json"), false),
+            (Some("text/plain"), false),
+            (Some("json"), false),
+            (Some(" "), false),
+            (Some(" application/json"), false),
+            (Some(";charset=utf-8"), false),
+        ] {
+            let mut delivery = delivery(KEY, Members::payload(&cleared()).signed("{}"));
+            delivery.properties.content_type = content_type.map(str::to_owned);
+            let expected = "malformed_message: content_type must be application/json, with no charset but utf-8";
+            assert_eq!(refusal(&delivery), if ok { "ok" } else { expected }, "{content_type:?}");
+        }
+        for (encoding, ok) in [
+            (None, true),
+            (Some(""), true),
+            (Some("identity"), true),
+            (Some("Identity"), true),
+            (Some("gzip"), false),
+            (Some("utf-8"), false),
+            (Some(" "), false),
+            (Some("identity, identity"), false),
+        ] {
+            let mut delivery = delivery(KEY, Members::payload(&cleared()).signed("{}"));
+            delivery.properties.content_encoding = encoding.map(str::to_owned);
+            let expected = "malformed_message: content_encoding must be absent, empty or identity";
+            assert_eq!(refusal(&delivery), if ok { "ok" } else { expected }, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn the_body_is_one_strict_json_object() {
+        for (body, sentence) in [
+            (&b"[]"[..], "the body is not a JSON object"),
+            (b"null", "the body is not a JSON object"),
+            (b"\"{}\"", "the body is not a JSON object"),
+            (
+                b"",
+                "the body is not well-formed JSON: EOF while parsing a value at line 1 column 0",
+            ),
+            (
+                b"{}{}",
+                "the body is not well-formed JSON: trailing characters at line 1 column 3",
+            ),
+            (b"\xef\xbb\xbf{}", "the body begins with a byte-order mark"),
+            (b"{\"\xff\":1}", "the body is not UTF-8 (from byte 2)"),
+            (
+                br#"{"nonce":"a","\u006eonce":"a"}"#,
+                "the body has the same key twice in one object",
+            ),
+            (
+                br#"{"ignored":{"a":1,"a":1}}"#,
+                "the body has the same key twice in one object",
+            ),
+            (br#"{"ignored":"\ud800"}"#, "the body has a lone surrogate in a string"),
+            (
+                b"{\"i\":[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]}",
+                "the body is nested deeper than 16",
+            ),
+        ] {
+            assert_eq!(refusal(&delivery(KEY, body)), format!("malformed_message: {sentence}"));
+        }
+        // Nothing else of an ignored field matters, in the amount as little as outside.
+        let amount = r#"{"quantity":"1","currency":"X","currency ":null,"n":[1e999,"\u0000"]}"#;
+        let members = Members::payload(&cleared())
+            .with("amount", amount)
+            .with("deallocationId", "7")
+            .with("partnersDeallocationId", "null")
+            .with("enterpriseId", "null")
+            .with("\0", r#""\u0000""#)
+            .with("i", "[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]");
+        assert_eq!(field_refusal(&members), "ok");
+    }
+
+    #[test]
+    fn fields_have_rules() {
+        let uuid_rule = "must be a UUID of 36 characters, 8-4-4-4-12";
+        let at_least_1 = "must be at least 1 and have no leading zeros";
+        let text = |length: usize| quoted(&"x".repeat(length));
+        let max = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+        let above = "115792089237316195423570985008687907853269984665640564039457584007913129639936";
+        let amount = |currency: &str, quantity: &str| format!(r#"{{"currency":{currency},"quantity":{quantity}}}"#);
+        let quantity = |quantity: &str| amount("\"BTC\"", quantity);
+        let currency = |currency: &str| amount(currency, "\"1\"");
+        let mut table: Vec<(&str, String, &str)> = vec![
+            ("amount", "null", "amount: must be an object"),
+            ("amount", "[]", "amount: must be an object"),
+            ("amount", "\"1\"", "amount: must be an object"),
+            ("amount", "{}", "amount.currency: is missing"),
+            ("amount", r#"{"quantity":"0"}"#, "amount.currency: is missing"),
+            ("amount", r#"{"currency":"BTC"}"#, "amount.quantity: is missing"),
+            ("status", "null", "status: must be a string"),
+            ("status", "true", "status: must be a string"),
+            ("status", "\"Cleared\"", "status: must be cleared or released"),
+            ("status", "\"reserved\"", "status: must be cleared or released"),
+            ("status", "\"cleared \"", "status: must be cleared or released"),
+            ("status", "\"\"", "status: must be cleared or released"),
+            ("policyResult", "\"Approved\"", "ok"),
+            ("policyResult", "\"REJECTED\"", "ok"),
+            (
+                "policyResult",
+                "\"pending\"",
+                "policyResult: must be approved or rejected",
+            ),
+            ("policyResult", "\"\"", "policyResult: must be approved or rejected"),
+            ("policyResult", "null", "policyResult: must be a string"),
+            ("policyResult", "true", "policyResult: must be a string"),
+            // A cleared update has no reason to give, in whatever form.
+            (
+                "rejectReason",
+                "\"x\"",
+                "rejectReason: must be absent when the status is cleared",
+            ),
+            (
+                "rejectReason",
+                "\"\"",
+                "rejectReason: must be absent when the status is cleared",
+            ),
+            (
+                "rejectReason",
+                "null",
+                "rejectReason: must be absent when the status is cleared",
+            ),
+        ]
+        .into_iter()
+        .map(|(name, json, expected)| (name, json.to_owned(), expected))
+        .collect();
+        for (json, expected) in [
+            (currency("\"tBTC:usdc.e_-9\""), "ok"),
+            (currency(&text(64)), "ok"),
+            (
+                currency(&text(65)),
+                "amount.currency: must be 1 to 64 bytes of [A-Za-z0-9:._-]",
+            ),
+            (
+                currency("\"\""),
+                "amount.currency: must be 1 to 64 bytes of [A-Za-z0-9:._-]",
+            ),
+            (
+                currency("\"B C\""),
+                "amount.currency: must be 1 to 64 bytes of [A-Za-z0-9:._-]",
+            ),
+            (
+                currency("\"BTC\\n\""),
+                "amount.currency: must be 1 to 64 bytes of [A-Za-z0-9:._-]",
+            ),
+            (
+                currency("\"\u{391}\""),
+                "amount.currency: must be 1 to 64 bytes of [A-Za-z0-9:._-]",
+            ),
+            (currency("\"\\u0000\""), "amount.currency: must not contain U+0000"),
+            (currency("null"), "amount.currency: must be a string"),
+            (amount("null", "null"), "amount.currency: must be a string"),
+            (quantity("\"1\""), "ok"),
+            (quantity("\"\\u0031\""), "ok"),
+            (quantity(&quoted(max)), "ok"),
+            (quantity(&quoted(above)), "amount.quantity: must be at most 2^256-1"),
+            (
+                quantity(&format!("\"1{}\"", "0".repeat(78))),
+                "amount.quantity: must be at most 2^256-1",
+            ),
+            (quantity("1"), "amount.quantity: must be a string"),
+            (quantity("null"), "amount.quantity: must be a string"),
+            (quantity("\"0\""), at_least_1),
+            (quantity("\"01\""), at_least_1),
+            (quantity("\"\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"-1\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"+1\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"1.0\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"1e3\""), "amount.quantity: must be decimal digits"),
+            (quantity("\" 1\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"1_000\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"0x10\""), "amount.quantity: must be decimal digits"),
+            (quantity("\"\u{661}\""), "amount.quantity: must be decimal digits"),
+        ] {
+            let named = if expected == at_least_1 {
+                "amount.quantity: must be at least 1 and have no leading zeros"
+            } else {
+                expected
+            };
+            table.push(("amount", json, named));
+        }
+        for (name, json, expected) in &table {
+            let expected = if *expected == "ok" {
+                "ok".to_owned()
+            } else {
+                format!("invalid_field: {expected}")
+            };
+            assert_eq!(
+                field_refusal(&Members::payload(&cleared()).with(name, json)),
+                expected,
+                "{name} {json}"
+            );
+        }
+        for name in ["allocationId", "clientId", "connectionId"] {
+            for (json, expected) in [
+                (quoted(OTHER_ID), "ok"),
+                (quoted(&OTHER_ID.to_uppercase()), "ok"),
+                ("\"00000000-0000-0000-0000-000000000000\"".to_owned(), "ok"),
+                (quoted(&format!("{{{ID}}}")), uuid_rule),
+                (quoted(&format!("urn:uuid:{ID}")), uuid_rule),
+                (quoted(&ID.replace('-', "")), uuid_rule),
+                // 36 characters, hyphens elsewhere; 36 bytes, not 36 characters.
+                (quoted("10764cd859-b5-422a-93a6-681bae7e84bd"), uuid_rule),
+                (quoted("{10764cd859b5422a93a6681bae7e84bd--}"), uuid_rule),
+                (quoted("10764cd8-59b5-422a-93a6-681bae7e84g0"), uuid_rule),
+                (quoted("10764cd8-59b5-422a-93a6-681bae7e84é"), uuid_rule),
+                (quoted(&format!("{ID} ")), uuid_rule),
+                (quoted(&ID[..35]), uuid_rule),
+                ("\"\"".to_owned(), uuid_rule),
+                ("\"\\u0000\"".to_owned(), "must not contain U+0000"),
+                ("null".to_owned(), "must be a string"),
+                ("1".to_owned(), "must be a string"),
+            ] {
+                let expected = if expected == "ok" {
+                    "ok".to_owned()
+                } else {
+                    format!("invalid_field: {name}: {expected}")
+                };
+                assert_eq!(
+                    field_refusal(&Members::payload(&cleared()).with(name, &json)),
+                    expected,
+                    "{name} {json}"
+                );
+            }
+        }
+        for (name, max) in [
+            ("partnersClientId", 1024_usize),
+            ("partnersConnectionId", 1024),
+            ("partnersAllocationId", 1024),
+            ("nonce", 256),
+            ("rejectReason", 16_384),
+            ("evaluationId", 1024),
+            ("pendingApprovalId", 1024),
+        ] {
+            let range = format!("invalid_field: {name}: must be 1 to {max} bytes");
+            let half = max >> 1;
+            for (json, expected) in [
+                (text(1), "ok"),
+                (text(max), "ok"),
+                (text(max.saturating_add(1)), range.as_str()),
+                ("\"\"".to_owned(), &range),
+                // Bytes of the unescaped text count, neither characters nor bytes on the wire.
+                (format!("\"{}\"", "é".repeat(half)), "ok"),
+                (format!("\"{}x\"", "é".repeat(half)), &range),
+                (format!("\"{}\"", "\\u0061".repeat(max)), "ok"),
+                (format!("\"{}\"", "\\u00e9".repeat(half.saturating_add(1))), &range),
+                ("\" \"".to_owned(), "ok"),
+                ("\"\\u0001\u{feff}\\uffff\"".to_owned(), "ok"),
+                (
+                    "\"a\\u0000\"".to_owned(),
+                    &format!("invalid_field: {name}: must not contain U+0000"),
+                ),
+                ("null".to_owned(), &format!("invalid_field: {name}: must be a string")),
+                ("{}".to_owned(), &format!("invalid_field: {name}: must be a string")),
+                ("1".to_owned(), &format!("invalid_field: {name}: must be a string")),
+            ] {
+                assert_eq!(
+                    field_refusal(&Members::payload(&released()).with(name, &json)),
+                    expected,
+                    "{name} {json}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn payload_and_signature_are_strings() {
+        let signed = Members::read(&Members::payload(&cleared()).signed("{}"));
+        for (name, json, expected) in [
+            ("payload", "null", "invalid_field: payload: must be a string"),
+            ("payload", "{}", "invalid_field: payload: must be a string"),
+            ("payload", "\"\"", "invalid_field: payload: must not be empty"),
+            (
+                "payload",
+                "\"\\u0000\"",
+                "invalid_field: payload: must not contain U+0000",
+            ),
+            ("payload", "\" \"", "ok"),
+            ("payload", "\"\\\\u0000\"", "ok"),
+            ("signature", "null", "invalid_field: signature: must be a string"),
+            ("signature", "7", "invalid_field: signature: must be a string"),
+            (
+                "signature",
+                "\"\\u0000\"",
+                "invalid_field: signature: must not contain U+0000",
+            ),
+            ("signature", "\"\"", "ok"),
+            ("signature", "\"0x\"", "ok"),
+        ] {
+            assert_eq!(
+                refusal(&delivery(KEY, signed.clone().with(name, json).text())),
+                expected,
+                "{name} {json}"
+            );
+        }
+        let content = content_of(KEY, signed.with("signature", "\"\"").text());
+        assert!(matches!(content.signer, Signer::Malformed(_)));
+    }
+
+    #[test]
+    fn the_first_field_in_the_order_of_the_table_is_named() {
+        for kind in [Kind::Allocation, Kind::Deallocation] {
+            let key = routing_key("acme", kind);
+            let outcome = Outcome::Released {
+                reject_reason: "x".to_owned(),
+            };
+            let order = [
+                kind.id_field(),
+                "amount",
+                "clientId",
+                "connectionId",
+                "partnersClientId",
+                "partnersConnectionId",
+                kind.partners_id_field(),
+                "status",
+                "nonce",
+                "rejectReason",
+                "evaluationId",
+                "pendingApprovalId",
+                "policyResult",
+                "payload",
+                "signature",
+            ];
+            // From the last to the first, each is broken on top of those behind it.
+            let mut members = Members::read(&Members::payload(&draft(kind, outcome)).signed("{}"));
+            for name in order.into_iter().rev() {
+                let what = if name == "amount" { "an object" } else { "a string" };
+                members = members.with(name, "null");
+                assert_eq!(
+                    refusal(&delivery(&key, members.text())),
+                    format!("invalid_field: {name}: must be {what}")
+                );
+                if !["evaluationId", "pendingApprovalId", "policyResult"].contains(&name) {
+                    members = members.without(name);
+                    assert_eq!(
+                        refusal(&delivery(&key, members.text())),
+                        format!("invalid_field: {name}: is missing")
+                    );
+                }
+            }
+        }
+        // The names of the other kind are unknown fields.
+        let members = Members::payload(&cleared()).signed("{}");
+        assert_eq!(
+            refusal(&delivery("acme.deallocation.update", members)),
+            "invalid_field: deallocationId: is missing"
+        );
+        // A status that is neither says nothing about the rejectReason.
+        let neither = Members::payload(&released())
+            .with("status", "\"x\"")
+            .without("rejectReason");
+        assert_eq!(
+            field_refusal(&neither),
+            "invalid_field: status: must be cleared or released"
+        );
+    }
+
+    /// Whether a body and this payload agree; `ok`, or the detail.
+    fn agreement(body: &Members, payload: &str) -> String {
+        let content = content_of(KEY, body.clone().signed(payload));
+        assert_eq!(content.signer, Signer::Key(signing_key().public_key()));
+        assert_eq!(content.update.payload, payload);
+        assert_eq!(content.payload_digest, sha256(payload));
+        match content.agreement {
+            Ok(()) => "ok".to_owned(),
+            Err(detail) => {
+                assert!(detail.len() <= 512);
+                detail
+            }
+        }
+    }
+
+    const UNDOCUMENTED: &str = "an undocumented key of the payload is not in the body, or has another value there";
+
+    #[test]
+    fn every_named_field_is_signed_with_the_value_of_the_body() {
+        let body = Members::payload(&released());
+        for (name, other) in [
+            ("allocationId", quoted(OTHER_ID)),
+            ("amount", r#"{"currency":"BTC","quantity":"100000001"}"#.to_owned()),
+            ("amount", r#"{"currency":"btc","quantity":"100000000"}"#.to_owned()),
+            ("amount", r#"{"currency":"BTC","quantity":100000000}"#.to_owned()),
+            (
+                "amount",
+                r#"{"currency":"BTC","quantity":"100000000","x":1}"#.to_owned(),
+            ),
+            ("amount", r#"{"currency":"BTC"}"#.to_owned()),
+            ("clientId", quoted(OTHER_ID)),
+            ("connectionId", quoted(OTHER_ID)),
+            ("partnersClientId", "\"Cust-1\"".to_owned()),
+            ("partnersConnectionId", "\"conn-1 \"".to_owned()),
+            ("partnersAllocationId", "\"alloc-2\"".to_owned()),
+            ("status", "\"cleared\"".to_owned()),
+            ("status", "\"Released\"".to_owned()),
+            ("nonce", "\"nonce-2\"".to_owned()),
+            ("rejectReason", "\"no  funds\"".to_owned()),
+        ] {
+            let signed = |json: &str| Members::payload(&released()).with(name, json).text();
+            let differs = format!("{name}: differs between the payload and the body");
+            assert_eq!(agreement(&body, &signed(&other)), differs);
+            assert_eq!(agreement(&body, &signed("null")), differs);
+            let missing = Members::payload(&released()).without(name).text();
+            assert_eq!(
+                agreement(&body, &missing),
+                format!("{name}: is in the body, but not in the payload")
+            );
+        }
+        // The first in the order of the table is named.
+        let all_differ = Members::payload(&released())
+            .with("nonce", "1")
+            .with("clientId", "1")
+            .with("a", "1");
+        assert_eq!(
+            agreement(&body, &all_differ.text()),
+            "clientId: differs between the payload and the body"
+        );
+        assert_eq!(
+            agreement(&body, "{}"),
+            "allocationId: is in the body, but not in the payload"
+        );
+        let cleared_body = Members::payload(&cleared());
+        let with_reason = Members::payload(&cleared()).with("rejectReason", "\"x\"").text();
+        assert_eq!(
+            agreement(&cleared_body, &with_reason),
+            "rejectReason: is in the payload, but not in the body"
+        );
+    }
+
+    #[test]
+    fn equal_is_by_value() {
+        let body = Members::payload(&released());
+        let payload = Members::payload(&released());
+        for (name, json) in [
+            ("allocationId", quoted(&ID.to_uppercase())),
+            ("allocationId", quoted(ID).replace('1', "\\u0031")),
+            (
+                "amount",
+                "{ \"quantity\" :\n\"\\u003100000000\", \"\\u0063urrency\":\"BTC\" }".to_owned(),
+            ),
+            ("status", r#""\u0072eleased""#.to_owned()),
+            ("rejectReason", r#""no\u0020funds""#.to_owned()),
+        ] {
+            assert_eq!(
+                agreement(&body, &payload.clone().with(name, &json).text()),
+                "ok",
+                "{name} {json}"
+            );
+        }
+        // Order and white space are the partner's.
+        let mut reversed = payload.clone();
+        reversed.0.reverse();
+        assert_eq!(agreement(&body, &reversed.text()), "ok");
+        assert_eq!(
+            agreement(&body, &format!(" \n\t{}\r\n ", payload.text().replace("\":", "\" :\n"))),
+            "ok"
+        );
+        // Unicode and escapes.
+        for (said, signed, equal) in [
+            ("\"余额不足\"", "\"\\u4f59\\u989d\\u4e0d\\u8db3\"", true),
+            ("\"😀\"", "\"\\ud83d\\ude00\"", true),
+            ("\"\\/\"", "\"/\"", true),
+            ("\"\u{e9}\"", "\"e\u{301}\"", false),
+            ("\"\\\\u0061\"", "\"a\"", false),
+        ] {
+            let body = body.clone().with("rejectReason", said);
+            let payload = payload.clone().with("rejectReason", signed).text();
+            let expected = if equal {
+                "ok"
+            } else {
+                "rejectReason: differs between the payload and the body"
+            };
+            assert_eq!(agreement(&body, &payload), expected, "{said} {signed}");
+        }
+        // UUIDs by value, but only in the one form.
+        for form in [
+            ID.replace('-', ""),
+            format!("{{{ID}}}"),
+            format!("urn:uuid:{ID}"),
+            format!(" {ID}"),
+        ] {
+            let payload = payload.clone().with_text("allocationId", &form).text();
+            assert_eq!(
+                agreement(&body, &payload),
+                "allocationId: differs between the payload and the body"
+            );
+        }
+        // The amount as a whole, with what is unknown in it.
+        for (said, signed, equal) in [
+            (
+                r#"{"currency":"BTC","quantity":"1","n":1}"#,
+                r#"{"n":1,"currency":"BTC","quantity":"1"}"#,
+                true,
+            ),
+            (
+                r#"{"currency":"BTC","quantity":"1","n":1}"#,
+                r#"{"n":1.0,"currency":"BTC","quantity":"1"}"#,
+                false,
+            ),
+            (
+                r#"{"currency":"BTC","quantity":"1","n":1}"#,
+                r#"{"currency":"BTC","quantity":"1"}"#,
+                false,
+            ),
+        ] {
+            let payload = payload.clone().with("amount", signed).text();
+            let expected = if equal {
+                "ok"
+            } else {
+                "amount: differs between the payload and the body"
+            };
+            assert_eq!(
+                agreement(&body.clone().with("amount", said), &payload),
+                expected,
+                "{said} {signed}"
+            );
+        }
+    }
+
+    #[test]
+    fn policy_fields_may_be_unsigned_but_not_contradicted() {
+        let plain = Members::payload(&cleared());
+        for (name, value, same, other) in [
+            ("evaluationId", "\"e\"", r#""\u0065""#, "\"E\""),
+            ("pendingApprovalId", "\"p\"", "\"p\"", "\"q\""),
+            ("policyResult", "\"approved\"", "\"APPROVED\"", "\"rejected\""),
+        ] {
+            let body = plain.clone().with(name, value);
+            assert_eq!(agreement(&body, &plain.text()), "ok");
+            assert_eq!(agreement(&body, &plain.clone().with(name, value).text()), "ok");
+            assert_eq!(agreement(&body, &plain.clone().with(name, same).text()), "ok");
+            for json in [other, "null", "\"\"", "[]"] {
+                assert_eq!(
+                    agreement(&body, &plain.clone().with(name, json).text()),
+                    format!("{name}: differs between the payload and the body")
+                );
+            }
+            assert_eq!(
+                agreement(&plain, &plain.clone().with(name, value).text()),
+                format!("{name}: is in the payload, but not in the body")
+            );
+        }
+    }
+
+    #[test]
+    fn other_keys_of_the_payload_must_be_in_the_body() {
+        let plain = Members::payload(&cleared());
+        for (said, signed, equal) in [
+            ("1", "1", true),
+            ("1", "1.0", false),
+            ("1", "1e0", false),
+            ("1e400", "1e400", true),
+            ("null", "null", true),
+            ("null", "false", false),
+            (r#""\u0000""#, r#""\u0000""#, true),
+            (r#"{"a":[1,{}],"b":2}"#, r#"{"b":2,"a":[1,{}]}"#, true),
+            (r#"{"a":[1,2]}"#, r#"{"a":[2,1]}"#, false),
+            // By value means by code points here: nobody knows that it is a UUID.
+            (
+                "\"10764CD8-59B5-422A-93A6-681BAE7E84BD\"",
+                "\"10764cd8-59b5-422a-93a6-681bae7e84bd\"",
+                false,
+            ),
+        ] {
+            let body = plain.clone().with("extra", said);
+            // What the body says beyond the payload does not matter.
+            assert_eq!(agreement(&body, &plain.text()), "ok");
+            let expected = if equal { "ok" } else { UNDOCUMENTED };
+            assert_eq!(
+                agreement(&body, &plain.clone().with("extra", signed).text()),
+                expected,
+                "{said} {signed}"
+            );
+            assert_eq!(
+                agreement(&plain, &plain.clone().with("extra", signed).text()),
+                UNDOCUMENTED
+            );
+        }
+        // The names of the other kind are other keys.
+        let foreign = plain.clone().with_text("deallocationId", ID);
+        assert_eq!(agreement(&plain, &foreign.text()), UNDOCUMENTED);
+        assert_eq!(agreement(&foreign, &foreign.text()), "ok");
+        // A signature cannot sign itself.
+        assert_eq!(
+            agreement(&plain, &plain.clone().with_text("signature", "x").text()),
+            UNDOCUMENTED
+        );
+        assert_eq!(
+            agreement(&plain, &plain.clone().with_text("payload", "x").text()),
+            UNDOCUMENTED
+        );
+
+        let differs = "enterpriseId: differs between the payload and the routing key";
+        for (signed, expected) in [
+            ("\"acme\"", "ok"),
+            (r#""\u0061cme""#, "ok"),
+            ("\"Acme\"", differs),
+            ("\"other\"", differs),
+            ("null", differs),
+        ] {
+            let payload = plain.clone().with("enterpriseId", signed).text();
+            assert_eq!(agreement(&plain, &payload), expected, "{signed}");
+            assert_eq!(
+                agreement(&plain.clone().with("enterpriseId", "7"), &payload),
+                expected,
+                "{signed}"
+            );
+            // Like any other key it may be in the body with an equal value.
+            assert_eq!(
+                agreement(&plain.clone().with("enterpriseId", signed), &payload),
+                "ok",
+                "{signed}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_payload_is_one_strict_json_object() {
+        let body = Members::payload(&cleared());
+        let good = Members::payload(&cleared());
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for (payload, sentence) in [
+            (
+                " ".to_owned(),
+                "the payload is not well-formed JSON: EOF while parsing a value at line 1 column 1",
+            ),
+            (
+                "cleared".to_owned(),
+                "the payload is not well-formed JSON: expected value at line 1 column 1",
+            ),
+            ("[]".to_owned(), "the payload is not a JSON object"),
+            ("null".to_owned(), "the payload is not a JSON object"),
+            (quoted(&good.text()), "the payload is not a JSON object"),
+            (
+                format!("\u{feff}{}", good.text()),
+                "the payload begins with a byte-order mark",
+            ),
+            (
+                r#"{"nonce":"a","n\u006fnce":"a"}"#.to_owned(),
+                "the payload has the same key twice in one object",
+            ),
+            (
+                good.clone().with("x", r#""\udc00""#).text(),
+                "the payload has a lone surrogate in a string",
+            ),
+            (
+                good.clone().with("x", deep(16)).text(),
+                "the payload is nested deeper than 16",
+            ),
+        ] {
+            assert_eq!(agreement(&body, &payload), sentence, "{payload}");
+            let content = content_of(KEY, body.clone().signed(&payload));
+            assert_eq!((content.signed_nonce, content.signed_id), (None, None));
+        }
+        let deepest = good.with("x", deep(15));
+        assert_eq!(agreement(&deepest, &deepest.text()), "ok");
+    }
+
+    #[test]
+    fn what_was_signed_is_told_even_if_it_disagrees() {
+        let body = Members::payload(&cleared());
+        for (nonce, expected) in [
+            ("\"other\"".to_owned(), Some("other")),
+            (r#""\u006f""#.to_owned(), Some("o")),
+            ("7".to_owned(), None),
+            // No nonce at all: it could not be stored as one.
+            ("\"\"".to_owned(), None),
+            (r#""\u0000""#.to_owned(), None),
+            (quoted(&"x".repeat(257)), None),
+        ] {
+            let payload = Members::payload(&cleared()).with("nonce", nonce).text();
+            let content = content_of(KEY, body.clone().signed(&payload));
+            assert_eq!(content.signed_nonce.as_deref(), expected);
+            assert_eq!(content.update.nonce, "nonce-1");
+            assert!(content.agreement.is_err());
+        }
+        for (id, expected) in [
+            (quoted(&OTHER_ID.to_uppercase()), Some(uuid(OTHER_ID))),
+            ("7".to_owned(), None),
+            (quoted(&OTHER_ID.replace('-', "")), None),
+        ] {
+            let payload = Members::payload(&cleared()).with("allocationId", id).text();
+            assert_eq!(content_of(KEY, body.clone().signed(&payload)).signed_id, expected);
+        }
+    }
+
+    #[test]
+    fn a_changed_payload_has_another_signer() {
+        let payload = payload_text(&cleared());
+        let signature = signing_key().sign(&payload);
+        let body = body_text(&cleared(), &format!("{payload} "), &signature);
+        let content = content_of(KEY, body);
+        assert_eq!(content.agreement, Ok(()));
+        assert_ne!(content.signer, Signer::Key(signing_key().public_key()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(
+            key in "([a-z]{1,3}\\.(de)?allocation\\.update|\\PC{0,20})",
+            body in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            drop(facts(&delivery(&key, body)));
+        }
+
+        #[test]
+        fn no_damage_to_a_message_panics_or_echoes(
+            at in any::<prop::sample::Index>(), byte in any::<u8>(), value in "secret[a-z0-9]{8}",
+        ) {
+            let mut draft = released();
+            draft.nonce.clone_from(&value);
+            draft.partners_id.clone_from(&value);
+            draft.outcome = Outcome::Released { reject_reason: value.clone() };
+            let payload = payload_text(&draft);
+            let mut body = body_text(&draft, &payload, &signing_key().sign(&payload)).into_bytes();
+            let at = at.index(body.len());
+            if let Some(place) = body.get_mut(at) {
+                *place = byte;
+            }
+            let detail = match facts(&delivery(KEY, body)).content {
+                Ok(content) => content.agreement.err(),
+                Err(refusal) => Some(refusal.detail),
+            };
+            if let Some(detail) = detail {
+                prop_assert!(detail.len() <= 512 && !detail.contains("secret"), "{}", detail);
+            }
+        }
+
+        #[test]
+        fn any_draft_that_keeps_the_rules_is_read_and_agrees(
+            texts in prop::collection::vec("[^\u{0}]{1,60}", 5), quantity in "[1-9][0-9]{0,76}", released in any::<bool>(),
+        ) {
+            let [client, connection, partners, nonce, reason] = texts.as_slice() else { return Ok(()) };
+            let mut draft = cleared();
+            draft.partners_client_id.clone_from(client);
+            draft.partners_connection_id.clone_from(connection);
+            draft.partners_id.clone_from(partners);
+            draft.nonce.clone_from(nonce);
+            draft.evaluation_id = Some(reason.clone());
+            draft.amount.quantity = Quantity::parse(&quantity).map_err(TestCaseError::fail)?;
+            if released {
+                draft.outcome = Outcome::Released { reject_reason: reason.clone() };
+            }
+            let payload = payload_text(&draft);
+            let content = content_of(KEY, body_text(&draft, &payload, &signing_key().sign(&payload)));
+            prop_assert_eq!(&content.agreement, &Ok(()));
+            prop_assert_eq!(&content.update.nonce, nonce);
+            prop_assert_eq!(content.signed_nonce.as_ref(), Some(nonce));
+            prop_assert_eq!(&content.update.outcome, &draft.outcome);
+            prop_assert_eq!(content.update.amount.quantity.to_string(), quantity);
+        }
+    }
+}

@@ -322,3 +322,373 @@ impl<T> Verified<T> {
         self.value
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Vectors {
+        valid: Vec<Vector>,
+        invalid: Vec<Vector>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Vector {
+        note: String,
+        class: Option<String>,
+        xpub: String,
+        public_key_hex: String,
+        payload: String,
+        signature_hex: String,
+    }
+
+    fn vectors() -> Vectors {
+        serde_json::from_str(include_str!("../../tests/data/signatures.json")).expect("the vectors are JSON")
+    }
+
+    fn key(byte: u8) -> SigningKey {
+        SigningKey::from_bytes([byte; 32]).expect("a key")
+    }
+
+    #[test]
+    fn valid_vectors_are_signed_by_their_key() {
+        for vector in vectors().valid {
+            let key = PublicKey::from_hex(&vector.public_key_hex);
+            assert_eq!(PublicKey::from_xpub_or_hex(&vector.xpub).ok(), key, "{}", vector.note);
+            assert_eq!(
+                Some(signer(&vector.payload, &vector.signature_hex)),
+                key.map(Signer::Key),
+                "{}",
+                vector.note
+            );
+            assert_eq!(
+                signer(&vector.payload, &vector.signature_hex.to_uppercase()),
+                Signer::Key(key.expect("a key"))
+            );
+            assert_eq!(
+                signature_bytes(&vector.signature_hex).map(hex::encode),
+                Some(vector.signature_hex)
+            );
+        }
+    }
+
+    #[test]
+    fn invalid_vectors_are_refused_as_their_class_says() {
+        for vector in vectors().invalid {
+            let key = PublicKey::from_xpub_or_hex(&vector.xpub).expect("an xpub");
+            assert_eq!(key.to_hex(), vector.public_key_hex, "{}", vector.note);
+            let signer = signer(&vector.payload, &vector.signature_hex);
+            let refusal = Verified::verify((), &signer, &[key]).map_err(|error| error.reason());
+            let class = vector.class.as_deref().unwrap_or_default();
+            let malformed = match class {
+                "crypto" | "payload" | "key" | "digest" | "header" => false,
+                "malleability" | "range" | "encoding" | "encoding-lenient" => true,
+                _ => panic!("a class without a rule: {class}"),
+            };
+            let expected = if malformed {
+                Reason::MalformedSignature
+            } else {
+                Reason::SignatureMismatch
+            };
+            assert_eq!(refusal, Err(expected), "{}: {}", class, vector.note);
+            assert_eq!(
+                signature_bytes(&vector.signature_hex).is_none(),
+                malformed,
+                "{}",
+                vector.note
+            );
+        }
+    }
+
+    /// A signature's text from its parts.
+    fn text(header: u8, r: [u8; 32], s: [u8; 32]) -> String {
+        format!("{header:02x}{}{}", hex::encode(r), hex::encode(s))
+    }
+
+    fn with_last(mut scalar: [u8; 32], last: u8) -> [u8; 32] {
+        if let Some(byte) = scalar.last_mut() {
+            *byte = last;
+        }
+        scalar
+    }
+
+    #[test]
+    fn well_formed_is_what_the_text_shows() {
+        let one = with_last(ZERO, 1);
+        for header in 0..=u8::MAX {
+            let well_formed = (31..=34).contains(&header);
+            assert_eq!(
+                signature_bytes(&text(header, one, one)).is_some(),
+                well_formed,
+                "header {header}"
+            );
+        }
+        let n_minus_1 = with_last(N, 0x40);
+        let n_plus_1 = with_last(N, 0x42);
+        let max = [0xff; 32];
+        for (r, ok) in [
+            (ZERO, false),
+            (one, true),
+            (HALF_N, true),
+            (n_minus_1, true),
+            (N, false),
+            (n_plus_1, false),
+            (max, false),
+        ] {
+            assert_eq!(signature_bytes(&text(31, r, one)).is_some(), ok, "r {}", hex::encode(r));
+        }
+        let half_plus_1 = with_last(HALF_N, 0xa1);
+        for (s, ok) in [
+            (ZERO, false),
+            (one, true),
+            (HALF_N, true),
+            (half_plus_1, false),
+            (n_minus_1, false),
+            (N, false),
+            (max, false),
+        ] {
+            assert_eq!(signature_bytes(&text(32, one, s)).is_some(), ok, "s {}", hex::encode(s));
+        }
+    }
+
+    #[test]
+    fn malformed_signatures_say_why() {
+        let good = key(7).sign("{}");
+        let length = "must be exactly 130 hexadecimal characters: header, r, s";
+        for (text, detail) in [
+            (String::new(), length),
+            (format!("0x{good}"), "must be bare hexadecimal, without 0x"),
+            (format!("0X{}", &good[2..]), "must be bare hexadecimal, without 0x"),
+            (good[..128].to_owned(), length),
+            (good[..129].to_owned(), length),
+            (format!("{good}00"), length),
+            (format!("{good}\n"), length),
+            (format!("{good}\0"), length),
+            (format!(" {good}"), length),
+            (format!("{} ", &good[..129]), length),
+            (format!("{}\n", &good[..129]), length),
+            (format!("{}g", &good[..129]), length),
+            // 130 bytes, but not 130 hexadecimal characters; full-width digits.
+            (format!("{}é", &good[..128]), length),
+            ("１".repeat(130), length),
+            ("IBxwa7bFy4Xtw1e".to_owned(), length),
+            (
+                format!("1b{}", &good[2..]),
+                "the header must be 31 to 34: 27 to 30 are for uncompressed keys",
+            ),
+            (
+                format!("23{}", &good[2..]),
+                "the header must be 31 to 34: 27 + 4 + recovery id",
+            ),
+            (
+                text(31, ZERO, N),
+                "r must be at least 1 and less than the order of the group",
+            ),
+            (
+                text(31, N, N),
+                "r must be at least 1 and less than the order of the group",
+            ),
+            (text(31, HALF_N, ZERO), "s must be at least 1"),
+            (
+                text(31, HALF_N, N),
+                "s must be at most half of the order of the group (low S)",
+            ),
+        ] {
+            assert_eq!(signer("{}", &text), Signer::Malformed(detail.to_owned()), "{text:?}");
+            assert_eq!(signature_bytes(&text), None);
+        }
+    }
+
+    #[test]
+    fn recovery_proves_the_header() {
+        let (key, payload) = (key(9), "{}");
+        let good = key.sign(payload);
+        assert_eq!(signer(payload, &good), Signer::Key(key.public_key()));
+        for header in ["1f", "20", "21", "22"]
+            .into_iter()
+            .filter(|header| !good.starts_with(header))
+        {
+            let other = format!("{header}{}", &good[2..]);
+            assert_ne!(signer(payload, &other), Signer::Key(key.public_key()));
+        }
+        // r stands for r + n only below p - n, about 2^128: above it, no point has that x.
+        assert_eq!(signer(payload, &format!("21{}", &good[2..])), Signer::Unrecoverable);
+        assert_eq!(signer(payload, &format!("22{}", &good[2..])), Signer::Unrecoverable);
+        // No point has x = 5.
+        let five = with_last(ZERO, 5);
+        assert_eq!(signer(payload, &text(31, five, five)), Signer::Unrecoverable);
+        // x = 2 + n is on the curve: an overflown r is recovered, not refused.
+        let two = with_last(ZERO, 2);
+        assert!(matches!(
+            signer(payload, &text(33, two, two)),
+            Signer::Key(_) | Signer::Unrecoverable
+        ));
+    }
+
+    #[test]
+    fn the_length_stands_before_the_payload() {
+        for (value, bytes) in [
+            (0_u64, "00"),
+            (0xfc, "fc"),
+            (0xfd, "fdfd00"),
+            (0xff, "fdff00"),
+            (0xffff, "fdffff"),
+            (0x1_0000, "fe00000100"),
+            (0xffff_ffff, "feffffffff"),
+            (0x1_0000_0000, "ff0000000001000000"),
+            (u64::MAX, "ffffffffffffffffff"),
+        ] {
+            let (varint, width) = varint(value);
+            assert_eq!(varint.get(..width).map(hex::encode).as_deref(), Some(bytes), "{value}");
+        }
+        // Bitcoin Core's own digest of an empty message, and the length is of bytes, not characters.
+        assert_eq!(
+            hex::encode(message_digest("")),
+            "80e795d4a4caadd7047af389d9f7f220562feb6196032e2131e10563352c4bcc"
+        );
+        assert_ne!(message_digest("é"), message_digest("e"));
+    }
+
+    #[test]
+    fn signing_is_as_the_sdk_does_it() {
+        for byte in 1..=40 {
+            let payload = format!("{{\"nonce\":\"{byte}\"}}");
+            let signature = key(byte).sign(&payload);
+            assert_eq!(signature.len(), 130);
+            assert!(
+                signature.starts_with("1f") || signature.starts_with("20"),
+                "{signature}"
+            );
+            assert_eq!(signature, signature.to_lowercase());
+            assert_eq!(signature, key(byte).sign(&payload), "deterministic");
+            assert_eq!(signer(&payload, &signature), Signer::Key(key(byte).public_key()));
+        }
+        assert!(SigningKey::from_bytes(ZERO).is_none());
+        assert!(SigningKey::from_bytes(N).is_none());
+        assert_eq!(format!("{:?}", key(7)), "SigningKey(..)");
+    }
+
+    #[test]
+    fn keys_are_read_from_bytes_and_hexadecimal() {
+        let good = key(7).public_key();
+        assert_eq!(PublicKey::from_bytes(good.as_bytes()), Some(good));
+        assert_eq!(PublicKey::from_hex(&good.to_hex().to_uppercase()), Some(good));
+        assert_eq!(format!("{good} {good:?}"), format!("{0} {0}", good.to_hex()));
+        for (bytes, why) in [
+            (good.as_bytes()[..32].to_vec(), "32 bytes"),
+            ([good.as_bytes().as_slice(), &[0]].concat(), "34 bytes"),
+            ([&[0x04], &good.as_bytes()[1..]].concat(), "begins with 04"),
+            ([&[0x00], &good.as_bytes()[1..]].concat(), "begins with 00"),
+            ([&[0x02], with_last(ZERO, 5).as_slice()].concat(), "no point has x = 5"),
+            ([&[0x02], [0xff; 32].as_slice()].concat(), "x above the field"),
+            (Vec::new(), "empty"),
+        ] {
+            assert_eq!(PublicKey::from_bytes(&bytes), None, "{why}");
+        }
+        assert_eq!(PublicKey::from_hex(&format!("0x{good}")), None);
+    }
+
+    /// An extended key with a checksum.
+    fn extended(version: [u8; 4], middle: u8, key: &[u8]) -> String {
+        let bytes = [version.as_slice(), &[middle; 41], key].concat();
+        bs58::encode(bytes).with_check().into_string()
+    }
+
+    #[test]
+    fn keys_are_read_as_operators_give_them() {
+        let good = key(7).public_key();
+        let bytes = good.as_bytes();
+        for text in [
+            good.to_hex(),
+            good.to_hex().to_uppercase(),
+            format!(" {good}\n"),
+            extended(XPUB, 0, bytes),
+            extended(TPUB, 0, bytes),
+            // Depth, fingerprint, child number and chain code do not matter.
+            extended(XPUB, 0xff, bytes),
+        ] {
+            assert_eq!(PublicKey::from_xpub_or_hex(&text), Ok(good), "{text}");
+        }
+        assert!(extended(XPUB, 0, bytes).starts_with("xpub"));
+        assert!(extended(TPUB, 0, bytes).starts_with("tpub"));
+
+        let private = [&[0], [7; 32].as_slice()].concat();
+        let xprv = extended(XPRV, 0, &private);
+        assert!(xprv.starts_with("xprv"));
+        let xpub = extended(XPUB, 0, bytes);
+        // The last character but one, so that the text stays base58.
+        let mistyped = format!(
+            "{}{}{}",
+            &xpub[..109],
+            if &xpub[109..110] == "2" { "3" } else { "2" },
+            &xpub[110..]
+        );
+        let not_on_curve = [&[0x02], with_last(ZERO, 5).as_slice()].concat();
+        for (text, error) in [
+            (xprv.clone(), KeyError::ExtendedPrivateKey),
+            (xprv[..50].to_owned(), KeyError::ExtendedPrivateKey),
+            (format!("{xprv}x"), KeyError::ExtendedPrivateKey),
+            (extended(TPRV, 0, &private), KeyError::ExtendedPrivateKey),
+            ("07".repeat(32), KeyError::PerhapsPrivateKey),
+            (format!("04{}", "07".repeat(64)), KeyError::Uncompressed),
+            (format!("04{}", "07".repeat(32)), KeyError::Hex),
+            ("02".to_owned(), KeyError::Hex),
+            (hex::encode(&not_on_curve), KeyError::NotOnCurve),
+            (extended(XPUB, 0, &not_on_curve), KeyError::NotOnCurve),
+            (extended(XPUB, 0, &private), KeyError::NotOnCurve),
+            (mistyped, KeyError::Checksum),
+            (xpub[..110].to_owned(), KeyError::Checksum),
+            (extended([0x04, 0x9d, 0x7c, 0xb2], 0, bytes), KeyError::Version),
+            (bs58::encode([1; 77]).with_check().into_string(), KeyError::Unreadable),
+            (String::new(), KeyError::Unreadable),
+            (format!("0x{good}"), KeyError::Unreadable),
+            ("x".repeat(100_000), KeyError::Unreadable),
+            ("äöü".to_owned(), KeyError::Unreadable),
+        ] {
+            assert_eq!(PublicKey::from_xpub_or_hex(&text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_accepted_keys_pass() {
+        let (ours, other) = (key(1).public_key(), key(2).public_key());
+        let verified = Verified::verify("update", &Signer::Key(ours), &[other, ours]).expect("accepted");
+        assert_eq!((verified.get(), verified.key()), (&"update", ours));
+        assert_eq!(verified.into_inner(), "update");
+        for (signer, accepted, error) in [
+            (Signer::Key(other), vec![ours], Unverified::Stranger),
+            (Signer::Key(ours), vec![], Unverified::Stranger),
+            (Signer::Unrecoverable, vec![ours], Unverified::Unrecoverable),
+            (
+                Signer::Malformed("why".to_owned()),
+                vec![ours],
+                Unverified::Malformed("why".to_owned()),
+            ),
+        ] {
+            assert_eq!(Verified::verify((), &signer, &accepted), Err(error));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_is_recovered(payload in any::<String>(), secret in any::<[u8; 32]>()) {
+            let Some(key) = SigningKey::from_bytes(secret) else { return Ok(()) };
+            let signature = key.sign(&payload);
+            prop_assert_eq!(signer(&payload, &signature), Signer::Key(key.public_key()));
+            prop_assert_ne!(signer(&format!("{payload} "), &signature), Signer::Key(key.public_key()));
+        }
+
+        #[test]
+        fn no_text_panics(payload in any::<String>(), text in any::<String>(), hex_text in "(1f|2[0-2])[0-9a-fA-F]{128}") {
+            prop_assert!(matches!(signer(&payload, &text), Signer::Malformed(_)));
+            // Any outcome will do.
+            drop(signer(&payload, &hex_text));
+            prop_assert!(PublicKey::from_xpub_or_hex(&text).is_err());
+        }
+    }
+}
