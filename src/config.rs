@@ -1,0 +1,944 @@
+//! Typed settings: compiled-in defaults, under a file, under the environment, under flags.
+//!
+//! `config/default.toml` is the list: a key that does not stand there is refused wherever it comes from, by name and
+//! place. Every assignment is checked when it is laid on, so that a wrong value is always said with where it came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use toml::{Table, Value, de::DeTable, de::DeValue};
+
+/// The commented list of every setting, as compiled in.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// Everything someone may change. [`Settings::load`] is the door.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub allow_plaintext: bool,
+    pub database: DatabaseSettings,
+    pub broker: BrokerSettings,
+    pub worker: WorkerSettings,
+    pub park: ParkSettings,
+    pub outbox: OutboxSettings,
+    pub retry: RetrySettings,
+    pub events: EventSettings,
+    pub http: HttpSettings,
+    pub dead_letters: DeadLetterSettings,
+    pub log: LogSettings,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseSettings {
+    /// A URL or key=value pairs; empty if nobody said. [`Settings::database_url`] insists.
+    pub url: Secret,
+    #[serde(deserialize_with = "optional_path")]
+    pub ca_file: Option<PathBuf>,
+    /// Never 0 after loading.
+    #[serde(deserialize_with = "within::<0, 100, _, _>")]
+    pub pool_size: usize,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub connect_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub statement_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub lock_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub idle_in_transaction_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub client_deadline: Duration,
+    #[serde(deserialize_with = "lasting::<10, { 5 * MINUTE }, _>")]
+    pub acquire_timeout: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerSettings {
+    /// Empty if nobody said. [`Settings::broker_url`] insists.
+    pub url: Secret,
+    #[serde(deserialize_with = "optional_path")]
+    pub ca_file: Option<PathBuf>,
+    /// Whole seconds, as AMQP has it.
+    #[serde(deserialize_with = "whole_seconds::<1000, { 5 * MINUTE }, _>")]
+    pub heartbeat: Duration,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub connect_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, { 10 * MINUTE }, _>")]
+    pub publish_deadline: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerSettings {
+    /// Never empty after loading.
+    #[serde(deserialize_with = "short_text::<0, 128, _>")]
+    pub name: String,
+    #[serde(deserialize_with = "within::<1, 16, _, _>")]
+    pub lanes: usize,
+    #[serde(deserialize_with = "within::<1, 2000, _, _>")]
+    pub prefetch: u16,
+    #[serde(deserialize_with = "within::<1, 2000, _, _>")]
+    pub batch_max: usize,
+    #[serde(deserialize_with = "within::<1024, 268_435_456, _, _>")]
+    pub batch_max_bytes: usize,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub drain_deadline: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub pause_release: Duration,
+    #[serde(deserialize_with = "within::<1, 1000, _, _>")]
+    pub culprits_per_minute: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParkSettings {
+    #[serde(deserialize_with = "lasting::<100, { 720 * HOUR }, _>")]
+    pub deadline: Duration,
+    #[serde(deserialize_with = "within::<0, 10_000_000, _, _>")]
+    pub max_per_partner: u32,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub first_retry: Duration,
+    #[serde(deserialize_with = "lasting::<10, { 24 * HOUR }, _>")]
+    pub max_interval: Duration,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub poll: Duration,
+    #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
+    pub lease: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboxSettings {
+    #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
+    pub lease: Duration,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub relay_interval: Duration,
+    #[serde(deserialize_with = "lasting::<1, MINUTE, _>")]
+    pub idle_delete: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetrySettings {
+    #[serde(deserialize_with = "lasting::<1, MINUTE, _>")]
+    pub initial: Duration,
+    #[serde(deserialize_with = "lasting::<1, HOUR, _>")]
+    pub max: Duration,
+    #[serde(deserialize_with = "tenths::<10, 100, _>")]
+    pub multiplier: f64,
+    #[serde(deserialize_with = "tenths::<0, 9, _>")]
+    pub jitter: f64,
+    #[serde(deserialize_with = "within::<1, 100, _, _>")]
+    pub transient_attempts: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventSettings {
+    #[serde(deserialize_with = "short_text::<1, 255, _>")]
+    pub source: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "within::<0, 1000, _, _>")]
+    pub partner_labels_max: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadLetterSettings {
+    pub collect: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogSettings {
+    pub format: LogFormat,
+    pub level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Auto,
+    Human,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// A wrong setting: one sentence, and what to do about it. Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ConfigError {
+    message: String,
+    hint: String,
+}
+
+impl ConfigError {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        ConfigError {
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// What is wrong, and where it was said.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &str {
+        &self.hint
+    }
+}
+
+/// Where settings come from, weakest first.
+pub struct Sources<E> {
+    /// `--config FILE`.
+    pub file: Option<PathBuf>,
+    /// Names and values; [`process_environment`] for the real one.
+    pub environment: E,
+    /// Setting (`worker.lanes`) and value, as typed.
+    pub flags: Vec<(String, String)>,
+}
+
+/// This process's variables that concern us. A value that is not UTF-8 is taken with replacement characters, so that
+/// it is refused by the check of its setting and not lost.
+pub fn process_environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        })
+        .filter(|(name, _)| name.starts_with(PREFIX))
+}
+
+const PREFIX: &str = "SETTLED_";
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+
+impl Settings {
+    /// Lays file, environment and flags over the defaults.
+    ///
+    /// # Errors
+    /// An unknown key, a value of the wrong type or out of its range, a file that cannot be read, or two settings that
+    /// contradict each other.
+    pub fn load<E>(sources: Sources<E>) -> Result<Self, ConfigError>
+    where
+        E: Iterator<Item = (String, String)>,
+    {
+        let mut layers = Layers::new()?;
+        if let Some(file) = &sources.file {
+            layers.lay_file(file)?;
+        }
+        layers.lay_environment(sources.environment)?;
+        for (key, text) in sources.flags {
+            layers.lay_text(split(&key), text, Origin::Flag)?;
+        }
+        let mut settings = layers.settings().map_err(|why| ConfigError::new(why, SEE_LIST))?;
+        layers.agree(&settings)?;
+        if settings.database.pool_size == 0 {
+            settings.database.pool_size = settings.worker.lanes + 4;
+        }
+        if settings.worker.name.is_empty() {
+            settings.worker.name = format!("{}-{}", host_name(), std::process::id());
+        }
+        Ok(settings)
+    }
+
+    /// Where the database is.
+    ///
+    /// # Errors
+    /// If nobody said.
+    pub fn database_url(&self) -> Result<&Secret, ConfigError> {
+        given(
+            &self.database.url,
+            "database",
+            "SETTLED_DATABASE_URL",
+            "postgres://user:password@host:5432/name",
+        )
+    }
+
+    /// Where the broker is.
+    ///
+    /// # Errors
+    /// If nobody said.
+    pub fn broker_url(&self) -> Result<&Secret, ConfigError> {
+        given(
+            &self.broker.url,
+            "broker",
+            "SETTLED_BROKER_URL",
+            "amqp://user:password@host:5672/vhost",
+        )
+    }
+}
+
+fn given<'s>(url: &'s Secret, what: &str, variable: &str, shape: &str) -> Result<&'s Secret, ConfigError> {
+    if url.is_empty() {
+        return Err(ConfigError::new(
+            format!("no {what} is configured"),
+            format!("set {variable} ({shape}) or {variable}_FILE, or {what}.url in a file named with --config"),
+        ));
+    }
+    Ok(url)
+}
+
+const SEE_LIST: &str = "config/default.toml lists every setting";
+
+/// Where a value was said.
+#[derive(Clone, Debug)]
+enum Origin {
+    File(PathBuf, usize),
+    Variable(String),
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::File(path, line) => write!(f, "{}, line {line}", path.display()),
+            Origin::Variable(name) => write!(f, "environment variable {name}"),
+            Origin::Flag => f.write_str("command line"),
+        }
+    }
+}
+
+/// The merged table, and who said what.
+struct Layers {
+    defaults: Table,
+    merged: Table,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Layers {
+    fn new() -> Result<Self, ConfigError> {
+        let defaults: Table = DEFAULTS.parse().map_err(|error: toml::de::Error| {
+            ConfigError::new(
+                format!("the compiled-in defaults are broken: {}", error.message()),
+                SEE_LIST,
+            )
+        })?;
+        Ok(Layers {
+            merged: defaults.clone(),
+            defaults,
+            origins: BTreeMap::new(),
+        })
+    }
+
+    fn lay_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            ConfigError::new(
+                format!("cannot read the settings file {}: {error}", path.display()),
+                "name an existing TOML file in UTF-8 with --config, or leave --config out",
+            )
+        })?;
+        // The parser's own rendering quotes the offending line, which may hold a password.
+        let broken = |error: &toml::de::Error| {
+            let line = error.span().map_or(1, |span| line_of(&text, span.start));
+            ConfigError::new(
+                format!(
+                    "{}, line {line}: {}",
+                    path.display(),
+                    error.message().replace('\n', ", ")
+                ),
+                "the file must be TOML in the shape of config/default.toml",
+            )
+        };
+        let spanned = DeTable::parse(&text).map_err(|error| broken(&error))?;
+        let values: Table = text.parse().map_err(|error| broken(&error))?;
+        let mut said = Vec::new();
+        flatten(spanned.get_ref(), &values, &mut Vec::new(), &mut said);
+        said.sort_by_key(|(_, _, start)| *start);
+        for (key, value, start) in said {
+            self.lay(key, value, Origin::File(path.to_owned(), line_of(&text, start)))?;
+        }
+        Ok(())
+    }
+
+    fn lay_environment(&mut self, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
+        let mut urls: BTreeMap<&str, (String, String)> = BTreeMap::new();
+        // Sorted, so that the same environment always gives the same first error.
+        let variables: BTreeMap<String, String> = variables.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        for (name, text) in variables {
+            let plain = name.strip_prefix(PREFIX).unwrap_or_default();
+            let (key, in_file) = match plain {
+                "DATABASE_URL" => ("database.url", false),
+                "DATABASE_URL_FILE" => ("database.url", true),
+                "DATABASE__URL" => ("database.url", false),
+                "BROKER_URL" => ("broker.url", false),
+                "BROKER_URL_FILE" => ("broker.url", true),
+                "BROKER__URL" => ("broker.url", false),
+                _ => {
+                    self.lay_variable(&name, plain, text)?;
+                    continue;
+                }
+            };
+            // `SETTLED_DATABASE_URL=${DATABASE_URL:-}` in a compose file means nothing was said.
+            if text.is_empty() {
+                continue;
+            }
+            if let Some((other, _)) = urls.get(key) {
+                return Err(ConfigError::new(
+                    format!("{other} and {name} both set {key}"),
+                    "leave one of them out: which should win would be a guess",
+                ));
+            }
+            let url = if in_file { read_url(&name, &text)? } else { text };
+            urls.insert(key, (name, url));
+        }
+        for (key, (name, url)) in urls {
+            self.lay(split(key), Value::String(url), Origin::Variable(name))?;
+        }
+        Ok(())
+    }
+
+    fn lay_variable(&mut self, name: &str, plain: &str, text: String) -> Result<(), ConfigError> {
+        let key = split(&plain.to_ascii_lowercase().replace("__", "."));
+        // Without a section it is one of ours only if it names a setting: scripts and tests have variables too.
+        let ours = plain.contains("__") || find(&self.defaults, &key).is_some_and(|value| !value.is_table());
+        if !ours {
+            return Ok(());
+        }
+        let origin = Origin::Variable(name.to_owned());
+        if plain != plain.to_ascii_uppercase() {
+            return Err(self.unknown(&key, &origin));
+        }
+        self.lay_text(key, text, origin)
+    }
+
+    /// Text becomes what the default is: a string stays one even if it looks like a number.
+    fn lay_text(&mut self, key: Vec<String>, text: String, origin: Origin) -> Result<(), ConfigError> {
+        let value = match find(&self.defaults, &key) {
+            Some(Value::Integer(_)) => text.trim().parse().ok().map(Value::Integer),
+            Some(Value::Boolean(_)) => text.trim().parse().ok().map(Value::Boolean),
+            Some(Value::Float(_)) => text.trim().parse().ok().map(Value::Float),
+            Some(Value::String(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_)) | None => {
+                Some(Value::String(text.clone()))
+            }
+        };
+        match value {
+            Some(value) => self.lay(key, value, origin),
+            None => Err(self.wrong_type(&key, &format!("{text:?}"), &origin)),
+        }
+    }
+
+    fn lay(&mut self, key: Vec<String>, mut value: Value, origin: Origin) -> Result<(), ConfigError> {
+        let name = key.join(".");
+        let Some(default) = find(&self.defaults, &key) else {
+            return Err(self.unknown(&key, &origin));
+        };
+        if default.is_table() {
+            return Err(ConfigError::new(
+                format!("`{name}` is a section, not a setting ({origin})"),
+                format!("name a setting in it, such as `{name}.{}`", first_key(default)),
+            ));
+        }
+        if let (Value::Float(_), Value::Integer(whole)) = (default, &value) {
+            value = Value::Float(*whole as f64);
+        }
+        if !default.same_type(&value) {
+            return Err(self.wrong_type(&key, &format!("a value of type {}", value.type_str()), &origin));
+        }
+        let shown = if name.ends_with(".url") {
+            None
+        } else {
+            Some(value.to_string_short())
+        };
+        if let Some(slot) = find_mut(&mut self.merged, &key) {
+            *slot = value;
+        }
+        if let Err(why) = self.settings() {
+            let shown = shown.map(|shown| format!(" = {shown}")).unwrap_or_default();
+            return Err(ConfigError::new(format!("`{name}`{shown}: {why} ({origin})"), SEE_LIST));
+        }
+        self.origins.insert(name, origin);
+        Ok(())
+    }
+
+    fn settings(&self) -> Result<Settings, String> {
+        Settings::deserialize(self.merged.clone()).map_err(|error| error.message().to_owned())
+    }
+
+    /// Settings that are right alone and wrong together.
+    fn agree(&self, settings: &Settings) -> Result<(), ConfigError> {
+        let Settings {
+            database,
+            worker,
+            park,
+            retry,
+            ..
+        } = settings;
+        let ordered: [(&str, Duration, &str, Duration); 3] = [
+            (
+                "database.statement_timeout",
+                database.statement_timeout,
+                "database.client_deadline",
+                database.client_deadline,
+            ),
+            (
+                "park.first_retry",
+                park.first_retry,
+                "park.max_interval",
+                park.max_interval,
+            ),
+            ("retry.initial", retry.initial, "retry.max", retry.max),
+        ];
+        for (low, low_value, high, high_value) in ordered {
+            if low_value > high_value {
+                return Err(ConfigError::new(
+                    format!(
+                        "`{low}` ({}, {}) is longer than `{high}` ({}, {})",
+                        in_words(low_value),
+                        self.said_by(low),
+                        in_words(high_value),
+                        self.said_by(high)
+                    ),
+                    format!("lower `{low}` or raise `{high}`"),
+                ));
+            }
+        }
+        if database.pool_size != 0 && database.pool_size <= worker.lanes {
+            return Err(ConfigError::new(
+                format!(
+                    "`database.pool_size` ({}, {}) leaves no connection beside those of {} lanes",
+                    database.pool_size,
+                    self.said_by("database.pool_size"),
+                    worker.lanes
+                ),
+                "set it to 0, which means worker.lanes + 4",
+            ));
+        }
+        let schemes: [(&str, &Secret, &[&str], &str); 2] = [
+            (
+                "broker.url",
+                &settings.broker.url,
+                &["amqp://", "amqps://"],
+                "amqp:// or amqps://",
+            ),
+            (
+                "database.url",
+                &database.url,
+                &["postgres://", "postgresql://"],
+                "postgres:// or be key=value pairs",
+            ),
+        ];
+        for (key, url, accepted, words) in schemes {
+            let pairs = key == "database.url" && !url.expose().contains("://") && url.expose().contains('=');
+            if !url.is_empty() && !pairs && !accepted.iter().any(|scheme| url.expose().starts_with(scheme)) {
+                return Err(ConfigError::new(
+                    format!("`{key}` must begin with {words} ({})", self.said_by(key)),
+                    "check the beginning of the URL; it is not shown here because it may hold a password",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn said_by(&self, key: &str) -> String {
+        self.origins
+            .get(key)
+            .map_or_else(|| "default".to_owned(), Origin::to_string)
+    }
+
+    fn unknown(&self, key: &[String], origin: &Origin) -> ConfigError {
+        let mut known = Vec::new();
+        leaves(&self.defaults, &mut Vec::new(), &mut known);
+        let name = key.join(".");
+        let leaf = key.last().map_or("", String::as_str);
+        let nearest = known
+            .into_iter()
+            .min_by_key(|candidate| {
+                // The right setting in the wrong section is nearer than a similar word.
+                let same_leaf = candidate.rsplit('.').next() == Some(leaf);
+                if same_leaf { 1 } else { distance(&name, candidate) }
+            })
+            .unwrap_or_default();
+        let nearest = match origin {
+            Origin::Variable(_) => variable_of(&nearest),
+            Origin::File(..) | Origin::Flag => format!("`{nearest}`"),
+        };
+        ConfigError::new(
+            format!("unknown setting `{name}` ({origin})"),
+            format!("the nearest known one is {nearest}; {SEE_LIST}"),
+        )
+    }
+
+    fn wrong_type(&self, key: &[String], got: &str, origin: &Origin) -> ConfigError {
+        let name = key.join(".");
+        let expected = match find(&self.defaults, key) {
+            Some(Value::Integer(_)) => "a whole number".to_owned(),
+            Some(Value::Float(_)) => "a number".to_owned(),
+            Some(Value::Boolean(_)) => "true or false".to_owned(),
+            Some(Value::String(text)) if parse_duration(text).is_some() => {
+                format!("a duration with its unit, such as \"{text}\"")
+            }
+            Some(Value::String(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_)) | None => "text".to_owned(),
+        };
+        ConfigError::new(format!("`{name}` must be {expected}, not {got} ({origin})"), SEE_LIST)
+    }
+}
+
+fn split(key: &str) -> Vec<String> {
+    key.split('.').map(str::to_owned).collect()
+}
+
+fn variable_of(key: &str) -> String {
+    match key {
+        "database.url" => "SETTLED_DATABASE_URL".to_owned(),
+        "broker.url" => "SETTLED_BROKER_URL".to_owned(),
+        key => format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase()),
+    }
+}
+
+fn find<'t>(table: &'t Table, key: &[String]) -> Option<&'t Value> {
+    let (first, rest) = key.split_first()?;
+    rest.iter()
+        .try_fold(table.get(first)?, |value, part| value.as_table()?.get(part))
+}
+
+fn find_mut<'t>(table: &'t mut Table, key: &[String]) -> Option<&'t mut Value> {
+    let (first, rest) = key.split_first()?;
+    rest.iter()
+        .try_fold(table.get_mut(first)?, |value, part| value.as_table_mut()?.get_mut(part))
+}
+
+fn first_key(section: &Value) -> &str {
+    section
+        .as_table()
+        .and_then(|table| table.keys().next())
+        .map_or("", String::as_str)
+}
+
+fn leaves(table: &Table, path: &mut Vec<String>, found: &mut Vec<String>) {
+    for (key, value) in table {
+        path.push(key.clone());
+        match value.as_table() {
+            Some(section) => leaves(section, path, found),
+            None => found.push(path.join(".")),
+        }
+        path.pop();
+    }
+}
+
+/// Every value of a file with its path and where its key stands. An empty section counts as a value, so that its name
+/// is looked at.
+fn flatten(spans: &DeTable<'_>, values: &Table, path: &mut Vec<String>, said: &mut Vec<(Vec<String>, Value, usize)>) {
+    for (key, span) in spans {
+        let Some(value) = values.get(key.get_ref().as_ref()) else {
+            continue;
+        };
+        path.push(key.get_ref().to_string());
+        match (span.get_ref(), value) {
+            (DeValue::Table(inner), Value::Table(table)) if !table.is_empty() => flatten(inner, table, path, said),
+            _ => said.push((path.clone(), value.clone(), key.span().start)),
+        }
+        path.pop();
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+fn read_url(variable: &str, path: &str) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        ConfigError::new(
+            format!("cannot read the file {path} that {variable} names: {error}"),
+            "it must be a readable text file that holds the URL and nothing else",
+        )
+    })?;
+    let url = text.trim();
+    if url.is_empty() {
+        return Err(ConfigError::new(
+            format!("the file {path} that {variable} names is empty"),
+            "it must hold the URL and nothing else",
+        ));
+    }
+    Ok(url.to_owned())
+}
+
+fn host_name() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    [kernel, std::env::var("HOSTNAME").ok()]
+        .into_iter()
+        .flatten()
+        .map(|name| name.trim().chars().take(100).collect::<String>())
+        .find(|name| !name.is_empty())
+        .unwrap_or_else(|| "worker".to_owned())
+}
+
+/// Levenshtein's distance, in bytes.
+fn distance(left: &str, right: &str) -> usize {
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in right.bytes().enumerate() {
+            let substitute = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}
+
+/// How a value is shown in a sentence.
+trait Short {
+    fn to_string_short(&self) -> String;
+}
+
+impl Short for Value {
+    fn to_string_short(&self) -> String {
+        match self {
+            Value::String(text) => format!("{:?}", text.chars().take(80).collect::<String>()),
+            Value::Integer(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            Value::Boolean(flag) => flag.to_string(),
+            Value::Datetime(_) | Value::Array(_) | Value::Table(_) => self.type_str().to_owned(),
+        }
+    }
+}
+
+fn within<'de, const MIN: u64, const MAX: u64, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    let number = i64::deserialize(deserializer)?;
+    u64::try_from(number)
+        .ok()
+        .filter(|number| (MIN..=MAX).contains(number))
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| D::Error::custom(format!("must be from {MIN} to {MAX}")))
+}
+
+fn tenths<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let (min, max) = (f64::from(MIN) / 10.0, f64::from(MAX) / 10.0);
+    let number = f64::deserialize(deserializer)?;
+    if number >= min && number <= max {
+        return Ok(number);
+    }
+    Err(D::Error::custom(format!("must be from {min:.1} to {max:.1}")))
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    jiff::fmt::friendly::SpanParser::new()
+        .parse_unsigned_duration(text)
+        .ok()
+}
+
+fn in_words(duration: Duration) -> String {
+    jiff::fmt::friendly::SpanPrinter::new()
+        .designator(jiff::fmt::friendly::Designator::Compact)
+        .unsigned_duration_to_string(&duration)
+}
+
+/// A duration between bounds in milliseconds, and not finer than those: PostgreSQL counts in them.
+fn lasting<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let duration = parse_duration(&text).ok_or_else(|| {
+        D::Error::custom("not a duration: write a number and its unit (ms, s, m, h), such as 500ms, 15s or 1h 30m")
+    })?;
+    let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
+    if duration < min || duration > max {
+        return Err(D::Error::custom(format!(
+            "must be from {} to {}",
+            in_words(min),
+            in_words(max)
+        )));
+    }
+    if duration.subsec_nanos() % 1_000_000 != 0 {
+        return Err(D::Error::custom("must be whole milliseconds"));
+    }
+    Ok(duration)
+}
+
+fn whole_seconds<'de, const MIN: u64, const MAX: u64, D>(deserializer: D) -> Result<Duration, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let duration = lasting::<MIN, MAX, D>(deserializer)?;
+    if duration.subsec_nanos() != 0 {
+        return Err(D::Error::custom("must be whole seconds"));
+    }
+    Ok(duration)
+}
+
+fn short_text<'de, const MIN: usize, const MAX: usize, D>(deserializer: D) -> Result<String, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    if text.len() < MIN || text.len() > MAX {
+        return Err(D::Error::custom(format!("must be {MIN} to {MAX} bytes long")));
+    }
+    if text.chars().any(|letter| letter.is_control() || letter.is_whitespace()) {
+        return Err(D::Error::custom("must hold no white space and no control characters"));
+    }
+    Ok(text)
+}
+
+fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(if text.is_empty() {
+        None
+    } else {
+        Some(PathBuf::from(text))
+    })
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(|_| D::Error::custom("must be an IP address and a port, such as 127.0.0.1:9464 or [::]:9464"))
+}
+
+/// A URL or DSN that may hold a password. Nothing prints it whole: [`Secret::expose`] is for those who connect.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+/// Parameters of connection strings that are shown. All others may hold anything.
+const SHOWN: [&str; 16] = [
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "sslmode",
+    "application_name",
+    "connect_timeout",
+    "target_session_attrs",
+    "channel_binding",
+    "load_balance_hosts",
+    "heartbeat",
+    "channel_max",
+    "frame_max",
+    "connection_timeout",
+    "auth_mechanism",
+];
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The whole of it, password included.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What may be shown to people: scheme, user, host, path, and parameters known to be harmless.
+    pub fn redacted(&self) -> String {
+        match self.0.split_once("://") {
+            Some((scheme, rest)) => {
+                let (credentials, place) = match rest.rsplit_once('@') {
+                    Some((credentials, place)) => (Some(credentials), place),
+                    None => (None, rest),
+                };
+                // A password may hold `/`, `?` or `#` unescaped, a parameter may hold `@`: which of them this is, is
+                // a guess, so nothing of it is shown.
+                if credentials.is_some_and(|text| text.contains(['/', '?', '#'])) {
+                    return format!("{scheme}://***");
+                }
+                let who = match credentials.map(|text| text.split_once(':').ok_or(text)) {
+                    Some(Ok((user, _))) => format!("{user}:***@"),
+                    Some(Err(user)) => format!("{user}@"),
+                    None => String::new(),
+                };
+                match place.split_once('?') {
+                    Some((place, query)) => {
+                        let pairs: Vec<String> = query.split('&').map(|pair| shown_pair(pair, pair)).collect();
+                        format!("{scheme}://{who}{place}?{}", pairs.join("&"))
+                    }
+                    None => format!("{scheme}://{who}{place}"),
+                }
+            }
+            None => redacted_pairs(&self.0),
+        }
+    }
+}
+
+fn shown_pair(pair: &str, as_written: &str) -> String {
+    match pair.split_once('=') {
+        Some((key, _)) if SHOWN.contains(&key.trim()) => as_written.to_owned(),
+        Some((key, _)) => format!("{}=***", key.trim()),
+        None => "***".to_owned(),
+    }
+}
+
+/// `key=value key='va lue'`, with libpq's quotes and backslashes.
+fn redacted_pairs(text: &str) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
+    let mut shown = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let Some((key, after)) = rest.split_once('=') else {
+            shown.push("***".to_owned());
+            break;
+        };
+        let after = after.trim_start();
+        let quoted = after.starts_with('\'');
+        let mut escaped = false;
+        let end = after
+            .char_indices()
+            .skip(usize::from(quoted))
+            .find(|(_, letter)| {
+                let ends = !escaped
+                    && if quoted {
+                        *letter == '\''
+                    } else {
+                        letter.is_whitespace()
+                    };
+                escaped = !escaped && *letter == '\\';
+                ends
+            })
+            .map_or(
+                after.len(),
+                |(at, letter)| if quoted { at + letter.len_utf8() } else { at },
+            );
+        let (value, next) = after.split_at(end);
+        let key = key.trim();
+        let plain_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if plain_key {
+            shown.push(shown_pair(&format!("{key}="), &format!("{key}={value}")));
+        } else {
+            shown.push("***".to_owned());
+        }
+        rest = next.trim_start();
+    }
+    shown.join(" ")
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.redacted())
+    }
+}

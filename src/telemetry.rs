@@ -1,0 +1,866 @@
+//! Every operational signal as a type: one [`Signal::emit`], one log line, one metric.
+//!
+//! Nothing else in the worker logs or counts. A signal carries ids, counts and codes, never a body, key or signature.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use metrics::{
+    SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    with_local_recorder,
+};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tracing::{Level, debug, error, info, trace, warn};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry};
+use uuid::Uuid;
+
+use crate::config::{LogFormat, LogLevel, LogSettings};
+use crate::domain::decide::Reason;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Signal<'a> {
+    /// The worker's process is up; nothing is connected yet.
+    Started {
+        worker: &'a str,
+        lanes: usize,
+        version: &'a str,
+    },
+    /// HTTP answers here.
+    HttpListening {
+        address: SocketAddr,
+    },
+    /// Consumers are attached and the database answers.
+    Ready,
+    /// It was ready, or never became so.
+    NotReady {
+        reasons: &'a [String],
+    },
+
+    /// A lane consumes a queue.
+    ConsumerAttached {
+        lane: usize,
+        queue: &'a str,
+    },
+    /// The broker ended the consumer without an error (queue deleted, consumer timeout): an incident.
+    ConsumerCancelled {
+        lane: usize,
+        queue: &'a str,
+    },
+    /// Connection or channel broke under the consumer.
+    ConsumerLost {
+        lane: usize,
+        queue: &'a str,
+        error: &'a str,
+    },
+    /// We ended the consumer ourselves: a pause or a stop.
+    ConsumerDetached {
+        lane: usize,
+        queue: &'a str,
+    },
+    /// A dependency did not answer; it is tried again after `wait`.
+    Retrying {
+        dependency: Dependency,
+        attempt: u32,
+        wait: Duration,
+        error: &'a str,
+    },
+
+    /// A batch committed.
+    BatchJudged {
+        batch: Uuid,
+        lane: usize,
+        from: Intake,
+        tally: &'a Tally,
+    },
+    /// A batch's transaction failed in a way that passes, and runs again.
+    BatchRetried {
+        batch: Uuid,
+        lane: usize,
+        attempt: u32,
+        sqlstate: Option<&'a str>,
+        error: &'a str,
+    },
+    /// One step of a batch took this long.
+    Stage {
+        stage: Stage,
+        elapsed: Duration,
+    },
+    /// From receipt at intake to the confirmed event, one for each message.
+    EndToEnd {
+        elapsed: &'a [Duration],
+    },
+    /// The one message that the database refuses; it becomes `internal`. An alarm.
+    CulpritIsolated {
+        batch: Uuid,
+        digest: &'a str,
+        sqlstate: Option<&'a str>,
+        error: &'a str,
+    },
+
+    /// Intake pauses: nothing is taken until the cause is gone.
+    Paused {
+        cause: Cause,
+        why: &'a str,
+    },
+    /// It takes again.
+    Resumed {
+        cause: Cause,
+        paused_for: Duration,
+    },
+    /// Unacknowledged messages went back to the broker.
+    HandedBack {
+        lane: usize,
+        messages: usize,
+        why: &'a str,
+    },
+
+    /// A batch's publications are confirmed.
+    Published {
+        batch: Uuid,
+        published: &'a Published,
+    },
+    /// Publishing failed; the row stands in the outbox and goes out again as a whole.
+    PublishFailed {
+        batch: Uuid,
+        error: &'a str,
+    },
+    /// The row went out again on a new connection.
+    RowRepublished {
+        batch: Uuid,
+        attempt: u32,
+    },
+    /// A dead letter found no queue: it would be lost, so the lane stops. An alarm.
+    DeadLetterReturned {
+        batch: Uuid,
+        routing_key: &'a str,
+        message_id: Option<&'a str>,
+    },
+    /// The relay took a row whose lane is gone.
+    RelayTook {
+        batch: Uuid,
+        age: Duration,
+    },
+    /// The broker refuses this publication even alone; it is set aside. An alarm.
+    PublicationRefused {
+        batch: Uuid,
+        routing_key: &'a str,
+        error: &'a str,
+    },
+    /// An answer to a partner's `reply_to`, or why there is none.
+    Reply {
+        enterprise_id: &'a str,
+        result: ReplyResult,
+    },
+
+    /// Measured now and then.
+    OutboxMeasured {
+        pending: u64,
+        oldest: Option<Duration>,
+    },
+    ParkedMeasured {
+        parked: u64,
+    },
+    QueueMeasured {
+        queue: Queue,
+        messages: u64,
+    },
+
+    /// SIGTERM or an unrecoverable fault: intake ends.
+    Stopping {
+        why: &'a str,
+    },
+    /// What was delivered is settled, or went back.
+    Drained {
+        elapsed: Duration,
+        handed_back: usize,
+    },
+    /// The last line.
+    Stopped,
+}
+
+/// A label with few, fixed values.
+macro_rules! label {
+    ($(#[$about:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($variant),+ }
+
+        impl $name {
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+label!(
+    /// What we stand on.
+    Dependency { Database = "database", Broker = "broker" }
+);
+label!(
+    /// The door a batch came through.
+    Intake { Queue = "queue", Parked = "parked" }
+);
+label!(
+    /// A step of a batch that is timed.
+    Stage { Facts = "facts", Settle = "settle", Publish = "publish" }
+);
+label!(
+    /// Why intake is paused.
+    Cause {
+        Database = "database",
+        Broker = "broker",
+        Culprits = "culprits",
+        Schema = "schema",
+        DeadLetterReturned = "dead_letter_returned",
+    }
+);
+label!(
+    /// What became of an event: confirmed with or without a queue bound for it.
+    Fate { Confirmed = "confirmed", Unrouted = "unrouted" }
+);
+label!(
+    /// What became of an answer to `reply_to`.
+    ReplyResult { Sent = "sent", Failed = "failed", Ignored = "ignored" }
+);
+label!(
+    /// Queues that are counted.
+    Queue { Updates = "settlement.updates", Dead = "settlement.dead", Unreadable = "settlement.unreadable" }
+);
+label!(
+    /// The verdict on one message, as a label.
+    VerdictLabel { Settled = "settled", Duplicate = "duplicate", Parked = "parked", Rejected = "rejected" }
+);
+label!(
+    /// The type of an event.
+    EventType {
+        AllocationCleared = "allocation.cleared",
+        AllocationReleased = "allocation.released",
+        DeallocationCleared = "deallocation.cleared",
+        DeallocationReleased = "deallocation.released",
+        UpdateParked = "update.parked",
+        UpdateRejected = "update.rejected",
+        Other = "other",
+    }
+);
+
+impl EventType {
+    /// Reads it off an event's routing key: the type, alone or followed by a dot and the enterprise.
+    pub fn of_routing_key(routing_key: &str) -> Self {
+        let mut parts = routing_key.splitn(3, '.');
+        let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|kind| kind.as_str().split_once('.') == Some((first, second)))
+            .unwrap_or(EventType::Other)
+    }
+}
+
+/// The partners that have a label of their own. Whoever publishes chooses the enterprise in the routing key, so the
+/// set is bounded and only partners that the registry knows get in.
+#[derive(Debug)]
+pub struct PartnerLabels {
+    max: usize,
+    known: Mutex<HashSet<Arc<str>>>,
+}
+
+/// Partners beyond the bound.
+const OTHER: &str = "other";
+/// Messages of nobody we know, or not shown to be anybody's.
+const UNKNOWN: &str = "unknown";
+
+impl PartnerLabels {
+    /// At most `max` (`http.partner_labels_max`) labels beside `other` and `unknown`.
+    pub fn new(max: usize) -> Self {
+        PartnerLabels {
+            max,
+            known: Mutex::new(HashSet::new()),
+        }
+    }
+
+    fn label(&self, enterprise_id: Option<&str>, registered: bool) -> Arc<str> {
+        let Some(enterprise_id) = enterprise_id else {
+            return UNKNOWN.into();
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(label) = known.get(enterprise_id) {
+            return Arc::clone(label);
+        }
+        if !registered {
+            return UNKNOWN.into();
+        }
+        if known.len() >= self.max || enterprise_id == OTHER || enterprise_id == UNKNOWN {
+            return OTHER.into();
+        }
+        let label: Arc<str> = enterprise_id.into();
+        known.insert(Arc::clone(&label));
+        label
+    }
+}
+
+/// The verdicts of one batch, counted.
+#[derive(Debug, Default)]
+pub struct Tally {
+    verdicts: BTreeMap<(VerdictLabel, Option<Reason>), u64>,
+    partners: BTreeMap<(Arc<str>, VerdictLabel), u64>,
+    messages: u64,
+}
+
+impl Tally {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One message. `reason` is that of a rejection or a parking.
+    pub fn add(
+        &mut self,
+        labels: &PartnerLabels,
+        enterprise_id: Option<&str>,
+        verdict: VerdictLabel,
+        reason: Option<Reason>,
+    ) {
+        // Only these say that the registry was asked and knew the partner.
+        let registered = match reason {
+            Some(
+                Reason::MessageTooLarge
+                | Reason::MalformedMessage
+                | Reason::InvalidField
+                | Reason::UnknownPartner
+                | Reason::DeliveryLimit
+                | Reason::Expired
+                | Reason::Internal,
+            ) => false,
+            Some(
+                Reason::SenderMismatch
+                | Reason::MalformedSignature
+                | Reason::SignatureMismatch
+                | Reason::PayloadMismatch
+                | Reason::NonceReused
+                | Reason::PolicyContradiction
+                | Reason::PartnerInactive
+                | Reason::AllocationNotFound
+                | Reason::NotPermitted
+                | Reason::AllocationMismatch
+                | Reason::AlreadySettled,
+            )
+            | None => true,
+        };
+        *self.verdicts.entry((verdict, reason)).or_default() += 1;
+        *self
+            .partners
+            .entry((labels.label(enterprise_id, registered), verdict))
+            .or_default() += 1;
+        self.messages += 1;
+    }
+
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    pub fn count(&self, verdict: VerdictLabel) -> u64 {
+        self.verdicts
+            .iter()
+            .filter(|((of, _), _)| *of == verdict)
+            .map(|(_, count)| count)
+            .sum()
+    }
+}
+
+/// The confirmed publications of one batch, counted.
+#[derive(Debug, Default)]
+pub struct Published {
+    events: BTreeMap<(EventType, Fate), u64>,
+    dead_letters: u64,
+}
+
+impl Published {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn event(&mut self, kind: EventType, fate: Fate) {
+        *self.events.entry((kind, fate)).or_default() += 1;
+    }
+
+    pub fn dead_letter(&mut self) {
+        self.dead_letters += 1;
+    }
+}
+
+impl Signal<'_> {
+    /// Says it: one log line, one metric.
+    pub fn emit(&self) {
+        match *self {
+            Signal::Started { worker, lanes, version } => {
+                info!(worker, lanes, version, "worker started");
+            }
+            Signal::HttpListening { address } => {
+                info!(%address, "HTTP listens: /livez, /readyz, /metrics");
+            }
+            Signal::Ready => {
+                gauge!("settled_ready").set(1.0);
+                info!("ready");
+            }
+            Signal::NotReady { reasons } => {
+                gauge!("settled_ready").set(0.0);
+                warn!(reasons = reasons.join("; "), "not ready");
+            }
+            Signal::ConsumerAttached { lane, queue } => {
+                gauge!("settled_consumers_attached").increment(1.0);
+                info!(lane, queue, "consumer attached");
+            }
+            Signal::ConsumerCancelled { lane, queue } => {
+                gauge!("settled_consumers_attached").decrement(1.0);
+                error!(lane, queue, "the broker cancelled the consumer; it is rebuilt");
+            }
+            Signal::ConsumerLost { lane, queue, error } => {
+                gauge!("settled_consumers_attached").decrement(1.0);
+                warn!(lane, queue, error, "consumer lost; it is rebuilt");
+            }
+            Signal::ConsumerDetached { lane, queue } => {
+                gauge!("settled_consumers_attached").decrement(1.0);
+                info!(lane, queue, "consumer detached");
+            }
+            Signal::Retrying {
+                dependency,
+                attempt,
+                wait,
+                error,
+            } => {
+                counter!("settled_retries_total", "dependency" => dependency.as_str()).increment(1);
+                warn!(%dependency, attempt, wait_ms = millis(wait), error, "{dependency} does not answer; trying again");
+            }
+            Signal::BatchJudged {
+                batch,
+                lane,
+                from,
+                tally,
+            } => judged(batch, lane, from, tally),
+            Signal::BatchRetried {
+                batch,
+                lane,
+                attempt,
+                sqlstate,
+                error,
+            } => {
+                counter!("settled_retries_total", "dependency" => "transaction").increment(1);
+                warn!(%batch, lane, attempt, sqlstate, error, "batch tried again");
+            }
+            Signal::Stage { stage, elapsed } => {
+                histogram!("settled_stage_seconds", "stage" => stage.as_str()).record(elapsed);
+                trace!(%stage, elapsed_us = micros(elapsed), "stage done");
+            }
+            Signal::EndToEnd { elapsed } => {
+                let seconds = histogram!("settled_end_to_end_seconds");
+                for one in elapsed {
+                    seconds.record(*one);
+                }
+                let longest = elapsed.iter().max().copied().unwrap_or_default();
+                trace!(messages = elapsed.len(), longest_us = micros(longest), "answered");
+            }
+            Signal::CulpritIsolated {
+                batch,
+                digest,
+                sqlstate,
+                error,
+            } => {
+                counter!("settled_internal_total").increment(1);
+                error!(%batch, digest, sqlstate, error, "the database refuses this one message; rejected as internal");
+            }
+            Signal::Paused { cause, why } => {
+                gauge!("settled_paused", "reason" => cause.as_str()).set(1.0);
+                error!(%cause, why, "intake paused");
+            }
+            Signal::Resumed { cause, paused_for } => {
+                gauge!("settled_paused", "reason" => cause.as_str()).set(0.0);
+                info!(%cause, paused_ms = millis(paused_for), "intake resumed");
+            }
+            Signal::HandedBack { lane, messages, why } => {
+                counter!("settled_handed_back_total").increment(messages as u64);
+                warn!(lane, messages, why, "messages handed back to the broker");
+            }
+            Signal::Published { batch, published } => {
+                for ((kind, fate), count) in &published.events {
+                    counter!("settled_events_total", "type" => kind.as_str(), "fate" => fate.as_str())
+                        .increment(*count);
+                }
+                counter!("settled_dead_letters_published_total").increment(published.dead_letters);
+                let events: u64 = published.events.values().sum();
+                debug!(%batch, events, dead_letters = published.dead_letters, "published and confirmed");
+            }
+            Signal::PublishFailed { batch, error } => {
+                counter!("settled_publish_failures_total").increment(1);
+                warn!(%batch, error, "publishing failed; the row is kept and published again");
+            }
+            Signal::RowRepublished { batch, attempt } => {
+                counter!("settled_rows_republished_total").increment(1);
+                info!(%batch, attempt, "row published again");
+            }
+            Signal::DeadLetterReturned {
+                batch,
+                routing_key,
+                message_id,
+            } => {
+                counter!("settled_dead_letters_returned_total").increment(1);
+                error!(
+                    %batch,
+                    routing_key,
+                    message_id,
+                    "a dead letter found no queue; the lane stops until settlement.dead is bound again"
+                );
+            }
+            Signal::RelayTook { batch, age } => {
+                counter!("settled_relay_taken_total").increment(1);
+                info!(%batch, age_ms = millis(age), "the relay took a row that its lane left behind");
+            }
+            Signal::PublicationRefused {
+                batch,
+                routing_key,
+                error,
+            } => {
+                counter!("settled_outbox_refused_total").increment(1);
+                error!(%batch, routing_key, error, "the broker refuses this publication; set aside in outbox_refused");
+            }
+            Signal::Reply { enterprise_id, result } => {
+                counter!("settled_replies_total", "result" => result.as_str()).increment(1);
+                debug!(enterprise_id, %result, "reply_to");
+            }
+            Signal::OutboxMeasured { pending, oldest } => {
+                gauge!("settled_outbox_pending").set(pending as f64);
+                gauge!("settled_outbox_oldest_seconds").set(oldest.unwrap_or_default().as_secs_f64());
+                trace!(
+                    pending,
+                    oldest_ms = millis(oldest.unwrap_or_default()),
+                    "outbox measured"
+                );
+            }
+            Signal::ParkedMeasured { parked } => {
+                gauge!("settled_parked").set(parked as f64);
+                trace!(parked, "parked messages measured");
+            }
+            Signal::QueueMeasured { queue, messages } => {
+                gauge!("settled_queue_messages", "queue" => queue.as_str()).set(messages as f64);
+                trace!(%queue, messages, "queue measured");
+            }
+            Signal::Stopping { why } => {
+                info!(why, "stopping: no more messages are taken");
+            }
+            Signal::Drained { elapsed, handed_back } => {
+                info!(elapsed_ms = millis(elapsed), handed_back, "drained");
+            }
+            Signal::Stopped => {
+                gauge!("settled_ready").set(0.0);
+                info!("stopped");
+            }
+        }
+    }
+}
+
+fn judged(batch: Uuid, lane: usize, from: Intake, tally: &Tally) {
+    for ((verdict, reason), count) in &tally.verdicts {
+        let reason = reason.map_or("", Reason::as_str);
+        counter!("settled_messages_total", "verdict" => verdict.as_str(), "reason" => reason).increment(*count);
+    }
+    for ((label, verdict), count) in &tally.partners {
+        let label = SharedString::from_shared(Arc::clone(label));
+        counter!("settled_partner_messages_total", "enterprise_id" => label, "verdict" => verdict.as_str())
+            .increment(*count);
+    }
+    histogram!("settled_batch_size", "from" => from.as_str()).record(tally.messages as f64);
+    // A line a batch is too much at full speed and just right when nothing else tells what happened to a message.
+    debug!(
+        %batch,
+        lane,
+        %from,
+        messages = tally.messages,
+        settled = tally.count(VerdictLabel::Settled),
+        duplicate = tally.count(VerdictLabel::Duplicate),
+        parked = tally.count(VerdictLabel::Parked),
+        rejected = tally.count(VerdictLabel::Rejected),
+        "batch judged"
+    );
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Starts the log, on stderr. Colour only on a terminal. The first call in a process counts, later ones do nothing.
+pub fn init(settings: &LogSettings, to_terminal: bool) {
+    let subscriber = Registry::default().with(log_layer(settings, to_terminal, std::io::stderr));
+    if subscriber.try_init().is_err() {
+        debug!("the log is already set up");
+    }
+}
+
+/// Whether the log goes to a terminal: what [`init`] wants to know.
+pub fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+fn log_layer<W>(settings: &LogSettings, to_terminal: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let filter = filter(settings.level);
+    let human = match settings.format {
+        LogFormat::Auto => to_terminal,
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    if human {
+        layer
+            .with_ansi(to_terminal)
+            .with_target(false)
+            .with_filter(filter)
+            .boxed()
+    } else {
+        layer
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_filter(filter)
+            .boxed()
+    }
+}
+
+/// Ours at the level asked for, the dependencies' warnings and errors, and of lapin errors only: it prints a returned
+/// message whole, body and all, as a warning.
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    };
+    Targets::new()
+        .with_default(LevelFilter::from_level(level.min(Level::WARN)))
+        .with_target("lapin", Level::ERROR)
+        .with_target("settled", level)
+}
+
+/// Makes this process count. Later calls return the same handle: the recorder belongs to the process, as the metrics
+/// crate has it.
+pub fn install_metrics() -> PrometheusHandle {
+    static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
+    INSTALLED
+        .get_or_init(|| {
+            let recorder = recorder();
+            let handle = recorder.handle();
+            if metrics::set_global_recorder(recorder).is_err() {
+                warn!("another metrics recorder is installed; /metrics stays empty");
+            }
+            handle
+        })
+        .clone()
+}
+
+/// A recorder that knows every metric, its buckets and its help, with everything that can be zero at zero.
+fn recorder() -> PrometheusRecorder {
+    // From a tenth of a millisecond, which is a small batch's facts, to a minute, which is an outage.
+    const SECONDS: [f64; 18] = [
+        0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+        60.0,
+    ];
+    const MESSAGES: [f64; 12] = [
+        1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0,
+    ];
+    let by_name = |name: &str| Matcher::Full(name.to_owned());
+    let builder = [
+        ("settled_batch_size", MESSAGES.as_slice()),
+        ("settled_stage_seconds", SECONDS.as_slice()),
+        ("settled_end_to_end_seconds", SECONDS.as_slice()),
+    ]
+    .into_iter()
+    .try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
+        builder.set_buckets_for_metric(by_name(name), buckets)
+    });
+    // It fails for an empty list of buckets only; a summary would then be shown instead of a histogram.
+    let recorder = builder.unwrap_or_default().build_recorder();
+    with_local_recorder(&recorder, || {
+        describe();
+        start_at_zero();
+    });
+    recorder
+}
+
+fn describe() {
+    let counters = [
+        (
+            "settled_messages_total",
+            "Messages judged and committed, by verdict and reason.",
+        ),
+        (
+            "settled_partner_messages_total",
+            "Messages judged, by partner: the first partners seen by name, the rest as `other`, strangers as `unknown`.",
+        ),
+        (
+            "settled_events_total",
+            "Events confirmed by the broker, by type; unrouted: no queue was bound for it.",
+        ),
+        (
+            "settled_dead_letters_published_total",
+            "Dead letters confirmed by the broker.",
+        ),
+        (
+            "settled_dead_letters_returned_total",
+            "Dead letters that found no queue. Alarm.",
+        ),
+        (
+            "settled_replies_total",
+            "Answers to reply_to: sent, failed, or ignored because of the queue's name.",
+        ),
+        (
+            "settled_retries_total",
+            "Tries again: of the database, the broker, or a batch's transaction.",
+        ),
+        (
+            "settled_relay_taken_total",
+            "Outbox rows that the relay took over from a lane that is gone.",
+        ),
+        (
+            "settled_internal_total",
+            "Messages that the database alone refused. Alarm.",
+        ),
+        (
+            "settled_outbox_refused_total",
+            "Publications that the broker refused and that were set aside. Alarm.",
+        ),
+        (
+            "settled_publish_failures_total",
+            "Batches whose publications were not all confirmed at a try.",
+        ),
+        (
+            "settled_rows_republished_total",
+            "Outbox rows published again by their own lane.",
+        ),
+        (
+            "settled_handed_back_total",
+            "Messages handed back to the broker unjudged.",
+        ),
+    ];
+    for (name, about) in counters {
+        describe_counter!(name, Unit::Count, about);
+    }
+    let gauges = [
+        (
+            "settled_ready",
+            Unit::Count,
+            "1 while consumers are attached and the database answers.",
+        ),
+        (
+            "settled_outbox_pending",
+            Unit::Count,
+            "Outbox rows not yet known to be published.",
+        ),
+        (
+            "settled_outbox_oldest_seconds",
+            Unit::Seconds,
+            "Age of the oldest of them.",
+        ),
+        (
+            "settled_parked",
+            Unit::Count,
+            "Messages waiting for the reservation of their allocation.",
+        ),
+        ("settled_paused", Unit::Count, "1 while intake is paused, by reason."),
+        (
+            "settled_consumers_attached",
+            Unit::Count,
+            "Consumers attached to input queues.",
+        ),
+        ("settled_queue_messages", Unit::Count, "Messages ready in a queue."),
+    ];
+    for (name, unit, about) in gauges {
+        describe_gauge!(name, unit, about);
+    }
+    let histograms = [
+        (
+            "settled_batch_size",
+            Unit::Count,
+            "Messages in a batch, by where they came from.",
+        ),
+        (
+            "settled_stage_seconds",
+            Unit::Seconds,
+            "Time of a batch in a stage: facts, settle, publish.",
+        ),
+        (
+            "settled_end_to_end_seconds",
+            Unit::Seconds,
+            "From receipt of a message to its confirmed event.",
+        ),
+    ];
+    for (name, unit, about) in histograms {
+        describe_histogram!(name, unit, about);
+    }
+}
+
+/// A counter that appears only with its first increment hides that increment from `rate()`.
+fn start_at_zero() {
+    for verdict in [VerdictLabel::Settled, VerdictLabel::Duplicate] {
+        counter!("settled_messages_total", "verdict" => verdict.as_str(), "reason" => "").increment(0);
+    }
+    let parked = Reason::AllocationNotFound.as_str();
+    counter!("settled_messages_total", "verdict" => "parked", "reason" => parked).increment(0);
+    for reason in Reason::ALL {
+        counter!("settled_messages_total", "verdict" => "rejected", "reason" => reason.as_str()).increment(0);
+    }
+    for kind in EventType::ALL.iter().filter(|kind| **kind != EventType::Other) {
+        for fate in Fate::ALL {
+            counter!("settled_events_total", "type" => kind.as_str(), "fate" => fate.as_str()).increment(0);
+        }
+    }
+    for result in ReplyResult::ALL {
+        counter!("settled_replies_total", "result" => result.as_str()).increment(0);
+    }
+    for dependency in [
+        Dependency::Database.as_str(),
+        Dependency::Broker.as_str(),
+        "transaction",
+    ] {
+        counter!("settled_retries_total", "dependency" => dependency).increment(0);
+    }
+    for name in [
+        "settled_dead_letters_published_total",
+        "settled_dead_letters_returned_total",
+        "settled_relay_taken_total",
+        "settled_internal_total",
+        "settled_outbox_refused_total",
+        "settled_publish_failures_total",
+        "settled_rows_republished_total",
+        "settled_handed_back_total",
+    ] {
+        counter!(name).increment(0);
+    }
+    for cause in Cause::ALL {
+        gauge!("settled_paused", "reason" => cause.as_str()).set(0.0);
+    }
+    for name in ["settled_ready", "settled_consumers_attached"] {
+        gauge!(name).set(0.0);
+    }
+}
