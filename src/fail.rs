@@ -59,28 +59,54 @@ impl Point {
     }
 }
 
-/// Passes a point. With the feature `faults`, `SETTLED_FAULT=NAME:N` kills the process (SIGKILL) at the Nth passing.
 #[cfg(feature = "faults")]
-pub fn point(point: Point) {
+mod armed {
     use std::sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     };
+
+    /// `SETTLED_FAULT=NAME:N`: kill at the Nth passing of NAME.
     static FAULT: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
         let fault = std::env::var("SETTLED_FAULT").ok()?;
         let (name, passing) = fault.split_once(':')?;
         Some((name.to_owned(), AtomicU64::new(passing.parse().ok()?)))
     });
-    if let Some((name, left)) = FAULT.as_ref()
-        && name == point.name()
-        && left.fetch_sub(1, Ordering::SeqCst) == 1
-    {
-        // Nothing is flushed, closed or said: that is what SIGKILL means.
-        let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        assert!(killed.is_ok(), "a process may always kill itself");
+
+    pub(super) fn is(name: &str) -> bool {
+        FAULT.as_ref().is_some_and(|(armed, _)| armed == name)
+    }
+
+    pub(super) fn pass(name: &str) {
+        let last = FAULT
+            .as_ref()
+            .filter(|(armed, _)| armed == name)
+            .map(|(_, left)| left.fetch_sub(1, Ordering::SeqCst));
+        if last == Some(1) {
+            // Nothing is flushed, closed or said: that is what SIGKILL means.
+            let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            assert!(killed.is_ok(), "a process may always kill itself");
+        }
     }
 }
 
-#[cfg(not(feature = "faults"))]
-#[inline(always)]
-pub fn point(_point: Point) {}
+/// Passes a point. With the feature `faults`, `SETTLED_FAULT=NAME:N` kills the process (SIGKILL) at the Nth passing.
+#[inline]
+pub fn point(point: Point) {
+    #[cfg(feature = "faults")]
+    armed::pass(point.name());
+    #[cfg(not(feature = "faults"))]
+    let _: Point = point;
+}
+
+/// Whether this point is the one that kills.
+#[inline]
+pub fn is_armed(point: Point) -> bool {
+    #[cfg(feature = "faults")]
+    return armed::is(point.name());
+    #[cfg(not(feature = "faults"))]
+    {
+        let _: Point = point;
+        false
+    }
+}

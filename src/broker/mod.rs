@@ -6,6 +6,7 @@
 
 pub mod intake;
 pub mod publisher;
+mod settings;
 pub mod topology;
 
 use std::future::{Future, poll_fn};

@@ -309,6 +309,34 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Does, and undoes, everything that a batch asks of the database: an empty batch through every statement. What is
+    /// missing (a grant, a table, a column) shows here, before a message is in hand.
+    ///
+    /// # Errors
+    /// What a batch would meet.
+    pub async fn rehearse(&self, worker: &str) -> Result<(), StoreError> {
+        let mut session = self.session("rehearse").await?;
+        session.rehearsal = true;
+        let snapshot = load(&session, &Wanted::default(), true).await?;
+        let outcome = Outcome {
+            id: Uuid::now_v7(),
+            worker,
+            source: "queue",
+            now: snapshot.now,
+            batch: &[],
+            judgements: &[],
+            changes: &Changeset::default(),
+            publications: &[],
+            lease: std::time::Duration::ZERO,
+            published: &[],
+        };
+        let done = write_all(&session, &outcome).await;
+        session.rollback().await;
+        done
+    }
+}
+
 /// The transaction between load and write. Dropped, it leaves no trace.
 pub struct OpenBatch {
     session: Session,
@@ -339,29 +367,7 @@ impl OpenBatch {
     /// # Errors
     /// With `at_commit` set, whether it committed is unknown: try again under the same id.
     pub async fn write(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-        let session = &self.session;
-        let changes = outcome.changes;
-        // In the order in which they are sent, so that the first error is the cause.
-        let written = join!(
-            insert_batch(session, outcome),
-            insert_receipts(session, outcome),
-            update_receipts(session, outcome),
-            update_allocations(session, changes),
-            insert_settlements(session, outcome),
-            insert_transfers(session, outcome),
-            unpark(session, outcome),
-            park(session, outcome),
-            park_on(session, changes),
-            outbox::insert(session, outcome),
-            outbox::delete(session, outcome.published),
-            lock_accounts(session, changes),
-            update_balances(session, changes),
-        );
-        let results = [
-            written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8,
-            written.9, written.10, written.11, written.12,
-        ];
-        if let Some(error) = results.into_iter().find_map(Result::err) {
+        if let Err(error) = write_all(&self.session, outcome).await {
             self.session.rollback().await;
             return Err(error);
         }
@@ -370,6 +376,32 @@ impl OpenBatch {
         fail::point(Point::AfterCommit);
         Ok(())
     }
+}
+
+/// Every statement of the write, sent together, in the order of the locks.
+async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let changes = outcome.changes;
+    // In the order in which they are sent, so that the first error is the cause.
+    let written = join!(
+        insert_batch(session, outcome),
+        insert_receipts(session, outcome),
+        update_receipts(session, outcome),
+        update_allocations(session, changes),
+        insert_settlements(session, outcome),
+        insert_transfers(session, outcome),
+        unpark(session, outcome),
+        park(session, outcome),
+        park_on(session, changes),
+        outbox::insert(session, outcome),
+        outbox::delete(session, outcome.published),
+        lock_accounts(session, changes),
+        update_balances(session, changes),
+    );
+    let results = [
+        written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8, written.9,
+        written.10, written.11, written.12,
+    ];
+    results.into_iter().collect()
 }
 
 async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
@@ -448,7 +480,7 @@ impl<'a> ReceiptColumns<'a> {
 
 async fn insert_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let receipts = &outcome.changes.new_receipts;
-    if receipts.is_empty() {
+    if session.skips(receipts.is_empty()) {
         return Ok(());
     }
     let columns = ReceiptColumns::of(receipts);
@@ -487,7 +519,7 @@ async fn insert_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
 /// A receipt that is only seen again keeps the batch that gave its verdict.
 async fn update_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let receipts = &outcome.changes.changed_receipts;
-    if receipts.is_empty() {
+    if session.skips(receipts.is_empty()) {
         return Ok(());
     }
     let columns = ReceiptColumns::of(receipts);
@@ -524,7 +556,7 @@ async fn update_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
 
 /// `status = 'reserved'` is the second guard: an allocation leaves it at most once.
 async fn update_allocations(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
-    if changes.settlements.is_empty() {
+    if session.skips(changes.settlements.is_empty()) {
         return Ok(());
     }
     let each = || changes.settlements.iter().map(|settlement| &settlement.allocation);
@@ -581,7 +613,7 @@ async fn update_allocations(session: &Session, changes: &Changeset) -> Result<()
 
 async fn insert_settlements(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let settlements = &outcome.changes.settlements;
-    if settlements.is_empty() {
+    if session.skips(settlements.is_empty()) {
         return Ok(());
     }
     let ids: Vec<Uuid> = settlements.iter().map(|settlement| settlement.allocation.id).collect();
@@ -627,7 +659,7 @@ async fn insert_settlements(session: &Session, outcome: &Outcome<'_>) -> Result<
 
 async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let settlements = &outcome.changes.settlements;
-    if settlements.is_empty() {
+    if session.skips(settlements.is_empty()) {
         return Ok(());
     }
     let each = || settlements.iter().map(|settlement| &settlement.transfer);
@@ -672,7 +704,7 @@ async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<()
 /// Keeps messages until their allocation is there: body and properties as received.
 async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let parked = &outcome.changes.newly_parked;
-    if parked.is_empty() {
+    if session.skips(parked.is_empty()) {
         return Ok(());
     }
     let rows: Vec<_> = parked
@@ -731,7 +763,7 @@ async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError
 
 /// Lets messages wait on. One that was woken while it was judged stays due: see `parked.leased_until`.
 async fn park_on(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
-    if changes.parked_later.is_empty() {
+    if session.skips(changes.parked_later.is_empty()) {
         return Ok(());
     }
     let keys: Vec<Uuid> = changes.parked_later.keys().map(|key| key.0).collect();
@@ -758,7 +790,7 @@ async fn park_on(session: &Session, changes: &Changeset) -> Result<(), StoreErro
 
 /// Ends the waiting. Another worker may have done so already: rows are not counted.
 async fn unpark(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-    if outcome.changes.unparked.is_empty() {
+    if session.skips(outcome.changes.unparked.is_empty()) {
         return Ok(());
     }
     let keys: Vec<Uuid> = outcome.changes.unparked.iter().map(|key| key.0).collect();
@@ -779,7 +811,7 @@ async fn unpark(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreErr
 /// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Accounts
 /// come last because some of them are hot.
 async fn lock_accounts(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
-    if changes.balances.is_empty() {
+    if session.skips(changes.balances.is_empty()) {
         return Ok(());
     }
     let ids: Vec<i64> = changes.balances.keys().copied().collect();
@@ -794,7 +826,7 @@ async fn lock_accounts(session: &Session, changes: &Changeset) -> Result<(), Sto
 }
 
 async fn update_balances(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
-    if changes.balances.is_empty() {
+    if session.skips(changes.balances.is_empty()) {
         return Ok(());
     }
     let ids: Vec<i64> = changes.balances.keys().copied().collect();

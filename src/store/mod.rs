@@ -9,7 +9,7 @@ pub mod registry;
 use std::{
     fmt,
     future::Future,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -18,27 +18,7 @@ use deadpool_postgres::{Hook, Manager, ManagerConfig, Object, Pool, RecyclingMet
 use tokio_postgres::{NoTls, Row, config::SslMode, error::SqlState, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::tls;
-
-/// Where the database is, and how long we wait for it.
-#[derive(Clone)]
-pub struct StoreSettings {
-    /// `postgres://...` or `key=value ...`. Never logged: it holds the password.
-    pub url: String,
-    /// A PEM file of certificate authorities to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Plaintext to another machine is refused unless set.
-    pub allow_plaintext: bool,
-    pub pool_size: usize,
-    pub connect_timeout: Duration,
-    pub statement_timeout: Duration,
-    pub lock_timeout: Duration,
-    pub idle_in_transaction_timeout: Duration,
-    /// A frozen server obeys no time-out of its own: a transaction that takes longer loses its connection.
-    pub client_deadline: Duration,
-    /// How long to wait for a connection of the pool.
-    pub acquire_timeout: Duration,
-}
+use crate::{config::Settings, tls};
 
 /// What an error means for the work in hand. Decided by SQLSTATE, never by text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,8 +153,10 @@ impl Store {
     ///
     /// # Errors
     /// A sentence about the setting that is wrong.
-    pub fn new(settings: &StoreSettings) -> Result<Self, String> {
-        let (mut config, encrypted) = parse_url(&settings.url)?;
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let allow_plaintext = settings.allow_plaintext;
+        let settings = &settings.database;
+        let (mut config, encrypted) = parse_url(settings.url.expose())?;
         config.connect_timeout(settings.connect_timeout);
         config.tcp_user_timeout(settings.client_deadline);
         config.keepalives_idle(settings.client_deadline);
@@ -191,7 +173,7 @@ impl Store {
             .get_options()
             .map_or(limits.clone(), |given| format!("{limits} {given}"));
         config.options(options);
-        if !encrypted && !settings.allow_plaintext && !is_local(&config) {
+        if !encrypted && !allow_plaintext && !is_local(&config) {
             return Err(
                 "the database is on another machine and its URL asks for no encryption; use sslmode=verify-full \
                         (or, where the network itself is trusted, set allow_plaintext = true)"
@@ -269,6 +251,7 @@ impl Store {
             at_work: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            rehearsal: false,
         })
     }
 }
@@ -284,9 +267,16 @@ pub(crate) struct Session {
     at_work: AtomicUsize,
     begun: AtomicBool,
     poisoned: AtomicBool,
+    /// Nothing is committed: statements run even where they have nothing to write.
+    rehearsal: bool,
 }
 
 impl Session {
+    /// Whether a statement without rows is left out.
+    fn skips(&self, empty: bool) -> bool {
+        empty && !self.rehearsal
+    }
+
     /// Waits for an answer, under the client's deadline.
     async fn answer<T>(&self, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
         self.at_work.fetch_add(1, Ordering::Relaxed);
@@ -494,6 +484,24 @@ pub fn schema_version() -> i32 {
         .map(refinery::Migration::version)
         .max()
         .unwrap_or_default()
+}
+
+/// Whether a database's schema is the one this program is written for.
+///
+/// # Errors
+/// A sentence that says what to do.
+pub fn check_schema(found: Option<i32>) -> Result<(), String> {
+    let ours = schema_version();
+    match found {
+        Some(version) if version == ours => Ok(()),
+        None => Err("the database has no schema of ours; run `settled migrate` first".into()),
+        Some(version) if version < ours => Err(format!(
+            "the database's schema is version {version}, this program needs {ours}; run `settled migrate`"
+        )),
+        Some(version) => Err(format!(
+            "the database's schema is version {version}, newer than the {ours} that this program knows"
+        )),
+    }
 }
 
 impl Store {

@@ -85,7 +85,7 @@ pub(super) fn parse_properties(text: &str) -> Option<Properties> {
 
 /// Writes the batch's row, where it has anything to publish.
 pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-    if outcome.publications.is_empty() {
+    if session.skips(outcome.publications.is_empty()) {
         return Ok(());
     }
     let count = i32::try_from(outcome.publications.len()).unwrap_or(i32::MAX);
@@ -109,7 +109,7 @@ pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(
 /// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been
 /// quicker, or the commit that deleted them was not known to have succeeded.
 pub(super) async fn delete(session: &Session, ids: &[BatchId]) -> Result<(), StoreError> {
-    if ids.is_empty() {
+    if session.skips(ids.is_empty()) {
         return Ok(());
     }
     let mut ids = ids.to_vec();
@@ -150,19 +150,19 @@ impl Store {
         delete(&self.session("delete_published").await?, ids).await
     }
 
-    /// Renews a lease while its owner is still publishing.
+    /// Renews leases while their owner is still publishing.
     ///
     /// # Errors
-    /// The lease may run out, and a relay publish the same again.
-    pub async fn renew_lease(&self, id: BatchId, lease: Duration) -> Result<(), StoreError> {
-        self.session("renew_lease")
+    /// The leases may run out, and a relay publish the same again.
+    pub async fn renew_leases(&self, ids: &[BatchId], lease: Duration) -> Result<(), StoreError> {
+        self.session("renew_leases")
             .await?
             .execute(
-                "/* outbox::renew_lease */
+                "/* outbox::renew_leases */
                 UPDATE settled.outbox
                 SET leased_until = clock_timestamp() + make_interval(secs => $2)
-                WHERE batch_id = $1",
-                &[&id, &lease.as_secs_f64()],
+                WHERE batch_id = ANY ($1)",
+                &[&ids, &lease.as_secs_f64()],
             )
             .await
             .map(drop)

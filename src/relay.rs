@@ -1,0 +1,76 @@
+//! The relay: publishes outbox rows whose lane is gone.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::{
+    fail::{self, Point},
+    publish::{Owned, RowPublisher, renew_leases},
+    retry::{self, Backoff, Waited},
+    store::{Store, StoreError},
+    telemetry::{Dependency, Signal},
+};
+
+/// Takes rows whose lease ran out, one at a time, and publishes them outside any transaction, until the program stops.
+pub async fn run(
+    store: Store,
+    mut publisher: RowPublisher,
+    lease: Duration,
+    interval: Duration,
+    mut backoff: Backoff,
+    mut stop: watch::Receiver<bool>,
+) {
+    let owned = Owned::default();
+    let mut renewal = tokio::task::JoinSet::new();
+    renewal.spawn(renew_leases(store.clone(), owned.clone(), lease));
+    loop {
+        let waited = match take_one(&store, &mut publisher, &owned, lease).await {
+            Ok(true) => {
+                backoff.reset();
+                continue;
+            }
+            Ok(false) => retry::sleep(interval, &mut stop).await,
+            Err(error) => {
+                let (wait, error) = (backoff.next(), error.to_string());
+                let attempt = backoff.attempts();
+                Signal::Retrying {
+                    dependency: Dependency::Database,
+                    attempt,
+                    wait,
+                    error: &error,
+                }
+                .emit();
+                retry::sleep(wait, &mut stop).await
+            }
+        };
+        if waited == Waited::Stopping {
+            break;
+        }
+    }
+    publisher.close().await;
+}
+
+async fn take_one(
+    store: &Store,
+    publisher: &mut RowPublisher,
+    owned: &Owned,
+    lease: Duration,
+) -> Result<bool, StoreError> {
+    let Some(row) = store.take_abandoned(lease).await? else {
+        return Ok(false);
+    };
+    fail::point(Point::RelayTaken);
+    Signal::RelayTook {
+        batch: row.batch_id,
+        age: row.age,
+    }
+    .emit();
+    owned.add(row.batch_id);
+    publisher.publish_row(row.batch_id, &row.publications).await;
+    fail::point(Point::RelayPublished);
+    let deleted = store.delete_published(&[row.batch_id]).await;
+    // Deleted or not, it is no longer ours: a row that is still there is taken again when its lease runs out.
+    owned.forget(row.batch_id);
+    deleted.map(|()| true)
+}

@@ -1,0 +1,871 @@
+//! The worker: lanes that take, settle, acknowledge and publish; the relay, due messages and gauges beside them.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::SignedDuration;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use uuid::Uuid;
+
+use crate::{
+    broker::{
+        BrokerError, BrokerSettings, Connection,
+        intake::{Disposer, Intake, IntakeEnd},
+        topology,
+    },
+    config::{ConfigError, Settings},
+    domain::{
+        decide::{Reason, Rules, Verdict, VerdictKind},
+        delivery::{Delivery, Source},
+    },
+    due,
+    fail::{self, Point},
+    http::{self, Health},
+    publish::{Committed, Owned, RowPublisher, publish_stage, renew_leases},
+    relay,
+    retry::{self, Backoff, Waited},
+    settle::{Batch, Clerk, Settled, process_batch, reject_culprit},
+    store::{self, Fate, Store, StoreError},
+    telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Queue, Signal, Stage, Tally, VerdictLabel},
+};
+
+/// How often the gauges are measured.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why the worker can not run. Nothing that passes by waiting.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A setting is wrong.
+    #[error("{}", .0.message())]
+    Config(ConfigError),
+    /// A setting is wrong in a way that only its user finds out.
+    #[error("{0}")]
+    Setting(String),
+    /// The HTTP address can not be had.
+    #[error("{}", .0.message())]
+    Http(http::HttpError),
+    /// The schema is missing, older or newer than this program.
+    #[error("{0}")]
+    Schema(String),
+    /// Exchanges or queues are missing.
+    #[error("{0}")]
+    Topology(String),
+    /// A task of ours panicked.
+    #[error("{0}")]
+    Ours(String),
+}
+
+/// The judging rules that the settings give.
+pub fn rules(settings: &Settings) -> Rules {
+    let signed = |duration: Duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+    Rules {
+        park_deadline: signed(settings.park.deadline),
+        park_first_retry: signed(settings.park.first_retry),
+        park_max_interval: signed(settings.park.max_interval),
+        park_max_per_partner: u64::from(settings.park.max_per_partner),
+        event_source: settings.events.source.clone(),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; then stops in order: intake, batches in hand, acknowledgements, outbox, connections.
+/// A second signal, or the end of `worker.drain_deadline`, stops at once: what was not acknowledged is delivered again.
+///
+/// # Errors
+/// What waiting can not mend.
+pub async fn run(settings: &Settings) -> Result<(), Failure> {
+    let metrics = telemetry::install_metrics();
+    let store = Store::new(settings).map_err(Failure::Setting)?;
+    let broker = BrokerSettings::from_settings(settings).map_err(Failure::Config)?;
+    broker.check().map_err(|error| Failure::Setting(error.to_string()))?;
+    let (stopper, stop) = watch::channel(false);
+    let mut signals = Signals::new().map_err(|error| Failure::Ours(format!("signals can not be caught: {error}")))?;
+    let health = Arc::new(Health::new());
+    let (http_stopper, http_stop) = watch::channel(false);
+    let address: SocketAddr = settings.http.listen;
+    http::serve(address, Arc::clone(&health), metrics, http_stop)
+        .await
+        .map_err(Failure::Http)?;
+    Signal::Started {
+        worker: &settings.worker.name,
+        lanes: settings.worker.lanes,
+        version: env!("CARGO_PKG_VERSION"),
+    }
+    .emit();
+
+    let worker = Worker {
+        clerk: Clerk {
+            store,
+            rules: rules(settings),
+            worker: settings.worker.name.clone(),
+            outbox_lease: settings.outbox.lease,
+        },
+        settings: Arc::new(settings.clone()),
+        broker,
+        health,
+        culprits: Culprits::default(),
+        labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
+        stop,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(worker.clone().work());
+    let ended = tokio::select! {
+        ended = tasks.join_next() => ended,
+        name = signals.next() => {
+            Signal::Stopping { why: name }.emit();
+            let began = Instant::now();
+            stopper.send_replace(true);
+            let ended = tokio::select! {
+                ended = tokio::time::timeout(settings.worker.drain_deadline, tasks.join_next()) => ended.unwrap_or(None),
+                _ = signals.next() => None,
+            };
+            // What is aborted is not lost: unacknowledged messages come again, outbox rows are the relay's.
+            tasks.shutdown().await;
+            Signal::Drained { elapsed: began.elapsed(), handed_back: 0 }.emit();
+            ended
+        }
+    };
+    stopper.send_replace(true);
+    http_stopper.send_replace(true);
+    Signal::Stopped.emit();
+    match ended {
+        None => Ok(()),
+        Some(Ok(result)) => result,
+        Some(Err(error)) => Err(Failure::Ours(format!("the worker's own code failed: {error}"))),
+    }
+}
+
+/// The signals that end the worker.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Messages that the database alone refused, lately. Several within a minute say that the fault is ours.
+#[derive(Clone, Debug, Default)]
+pub struct Culprits(Arc<Mutex<VecDeque<Instant>>>);
+
+impl Culprits {
+    /// Counts one more, and says whether that is still a message's fault.
+    fn blame(&self, most: usize) -> bool {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        times.retain(|time| now.duration_since(*time) < Duration::from_secs(60));
+        if times.len() + 1 >= most {
+            return false;
+        }
+        times.push_back(now);
+        true
+    }
+}
+
+/// What every task of the worker needs.
+#[derive(Clone)]
+pub struct Worker {
+    pub clerk: Clerk,
+    pub settings: Arc<Settings>,
+    pub broker: BrokerSettings,
+    pub health: Arc<Health>,
+    pub culprits: Culprits,
+    pub labels: Arc<PartnerLabels>,
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Worker {
+    async fn work(mut self) -> Result<(), Failure> {
+        if self.wait_for_schema().await? == Waited::Stopping || self.wait_for_topology().await? == Waited::Stopping {
+            return Ok(());
+        }
+        let mut tasks = JoinSet::new();
+        for lane in 0..self.settings.worker.lanes {
+            tasks.spawn(Lane::new(self.clone(), lane).run());
+        }
+        tasks.spawn(due::run(self.clone()));
+        tasks.spawn(relay::run(
+            self.clerk.store.clone(),
+            self.row_publisher("relay"),
+            self.settings.outbox.lease,
+            self.settings.outbox.relay_interval,
+            Backoff::new(&self.settings.retry),
+            self.stop.clone(),
+        ));
+        tasks.spawn(self.clone().measure());
+        let mut readiness = JoinSet::new();
+        readiness.spawn(self.clone().tell_readiness());
+        // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                return Err(Failure::Ours(format!("a task of the worker failed: {error}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A publisher of its own for a task.
+    pub fn row_publisher(&self, task: &str) -> RowPublisher {
+        let name = format!("{} {task} publish", self.settings.worker.name);
+        RowPublisher::new(
+            &self.settings,
+            self.broker.clone(),
+            name,
+            self.clerk.store.clone(),
+            Arc::clone(&self.health),
+        )
+    }
+
+    /// Waits for the database; a schema of another version is not a thing that passes.
+    async fn wait_for_schema(&mut self) -> Result<Waited, Failure> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            match self.clerk.store.schema_version().await {
+                Ok(version) => {
+                    return match store::check_schema(version) {
+                        Ok(()) => Ok(Waited::Over),
+                        Err(sentence) => Err(Failure::Schema(sentence)),
+                    };
+                }
+                Err(error) => {
+                    if self
+                        .wait_for(Dependency::Database, &error.to_string(), &mut backoff)
+                        .await
+                        == Waited::Stopping
+                    {
+                        return Ok(Waited::Stopping);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the broker; queues that were never declared do not appear by waiting.
+    async fn wait_for_topology(&mut self) -> Result<Waited, Failure> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            let looked = async {
+                let connection = Connection::open(&self.broker, &self.settings.worker.name).await?;
+                let depths = topology::depths(&connection).await;
+                drop(connection.close().await);
+                depths
+            };
+            match looked.await {
+                Ok(_) => return Ok(Waited::Over),
+                Err(BrokerError::Refused { code: 404, text }) => {
+                    return Err(Failure::Topology(format!(
+                        "the broker does not have our queues ({text}); run `settled topology` first"
+                    )));
+                }
+                Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
+                Err(error) => {
+                    if self
+                        .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
+                        .await
+                        == Waited::Stopping
+                    {
+                        return Ok(Waited::Stopping);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says that a dependency is away, and waits a little longer each time.
+    pub async fn wait_for(&mut self, dependency: Dependency, error: &str, backoff: &mut Backoff) -> Waited {
+        let wait = backoff.next();
+        Signal::Retrying {
+            dependency,
+            attempt: backoff.attempts(),
+            wait,
+            error,
+        }
+        .emit();
+        retry::sleep(wait, &mut self.stop).await
+    }
+
+    /// Measures what nobody's work shows: backlog, parked messages, queues.
+    async fn measure(mut self) {
+        let mut connection: Option<Connection> = None;
+        loop {
+            let store = &self.clerk.store;
+            let measured = async { Ok::<_, StoreError>((store.backlog().await?, store.count_parked().await?)) };
+            match measured.await {
+                Ok((backlog, parked)) => {
+                    self.health.set_database_ok(true);
+                    let oldest = (backlog.rows > 0).then_some(backlog.oldest);
+                    Signal::OutboxMeasured {
+                        pending: backlog.publications,
+                        oldest,
+                    }
+                    .emit();
+                    Signal::ParkedMeasured { parked }.emit();
+                }
+                Err(_) => self.health.set_database_ok(false),
+            }
+            let depths = async {
+                let link = match connection.take().filter(Connection::is_connected) {
+                    Some(link) => link,
+                    None => Connection::open(&self.broker, &format!("{} gauges", self.settings.worker.name)).await?,
+                };
+                topology::depths(connection.insert(link)).await
+            };
+            if let Ok(depths) = depths.await {
+                for (queue, messages) in [
+                    (Queue::Updates, depths.updates),
+                    (Queue::Dead, depths.dead),
+                    (Queue::Unreadable, depths.unreadable),
+                ] {
+                    Signal::QueueMeasured {
+                        queue,
+                        messages: u64::from(messages),
+                    }
+                    .emit();
+                }
+            }
+            if retry::sleep(GAUGE_INTERVAL, &mut self.stop).await == Waited::Stopping {
+                return;
+            }
+        }
+    }
+
+    /// Says when readiness changes.
+    async fn tell_readiness(mut self) {
+        let mut ready = false;
+        loop {
+            if self.health.is_ready() != ready {
+                ready = !ready;
+                if ready {
+                    Signal::Ready.emit();
+                } else {
+                    Signal::NotReady {
+                        reasons: &self.health.reasons(),
+                    }
+                    .emit();
+                }
+            }
+            if retry::sleep(Duration::from_millis(100), &mut self.stop).await == Waited::Stopping {
+                return;
+            }
+        }
+    }
+
+    /// Settles a batch, however long the database is away, or until `patience` is over. A batch that is refused for
+    /// something that one message can cause is cut in two until the culprit stands alone.
+    ///
+    /// What is committed goes to `done` at once, so that it is told even if a later part has to be handed back.
+    pub async fn settle(
+        &self,
+        lane: usize,
+        door: Door,
+        batch: Batch,
+        owned: &Owned,
+        patience: Option<Duration>,
+        done: &mut Vec<Settled>,
+    ) -> Result<(), HandBack> {
+        let mut parts = vec![batch];
+        let mut pause = Pause::new(self, patience);
+        while let Some(part) = parts.pop() {
+            let began = Instant::now();
+            let id = Uuid::now_v7();
+            let mut earlier = None;
+            let mut culprit = false;
+            let mut attempts = 0;
+            loop {
+                let published = owned.deletable();
+                let outcome = if culprit {
+                    reject_culprit(&self.clerk, id, &part, &mut earlier).await
+                } else {
+                    process_batch(&self.clerk, id, &part, &published, &mut earlier).await
+                };
+                let error = match outcome {
+                    Ok(settled) => {
+                        if !culprit {
+                            owned.deleted(&published);
+                        }
+                        if !settled.publications.is_empty() {
+                            owned.add(id);
+                        }
+                        pause.end();
+                        self.tell(lane, door, &part, &settled, began.elapsed());
+                        done.push(settled);
+                        break;
+                    }
+                    Err(error) => error,
+                };
+                let sqlstate = error.sqlstate.as_deref();
+                match error.fate {
+                    Fate::Retry if attempts < self.settings.retry.transient_attempts => {
+                        attempts += 1;
+                        let error = error.to_string();
+                        Signal::BatchRetried {
+                            batch: id,
+                            lane,
+                            attempt: attempts,
+                            sqlstate,
+                            error: &error,
+                        }
+                        .emit();
+                        pause.short().await;
+                    }
+                    Fate::Bisect if !culprit => {
+                        if let Some((left, right)) = part.halves() {
+                            parts.extend([right, left]);
+                            break;
+                        }
+                        if self.culprits.blame(self.settings.worker.culprits_per_minute) {
+                            let digest = part.facts.first().map(|facts| hex::encode(facts.message_digest));
+                            let (digest, error) = (digest.unwrap_or_default(), error.to_string());
+                            Signal::CulpritIsolated {
+                                batch: id,
+                                digest: &digest,
+                                sqlstate,
+                                error: &error,
+                            }
+                            .emit();
+                            culprit = true;
+                        } else {
+                            pause.wait(Cause::Culprits, &error).await?;
+                        }
+                    }
+                    Fate::Away | Fate::Retry => pause.wait(Cause::Database, &error).await?,
+                    Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
+                        pause.wait(Cause::Schema, &error).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, lane: usize, door: Door, batch: &Batch, settled: &Settled, elapsed: Duration) {
+        let mut tally = Tally::new();
+        for (facts, judgement) in batch.facts.iter().zip(&settled.judgements) {
+            let label = match judgement.verdict.kind() {
+                VerdictKind::Settled => VerdictLabel::Settled,
+                VerdictKind::Duplicate => VerdictLabel::Duplicate,
+                VerdictKind::Parked => VerdictLabel::Parked,
+                VerdictKind::Rejected => VerdictLabel::Rejected,
+            };
+            tally.add(
+                &self.labels,
+                facts.enterprise_id.as_deref(),
+                label,
+                judgement.verdict.reason(),
+            );
+        }
+        Signal::BatchJudged {
+            batch: settled.id,
+            lane,
+            from: door,
+            tally: &tally,
+        }
+        .emit();
+        Signal::Stage {
+            stage: Stage::Settle,
+            elapsed,
+        }
+        .emit();
+    }
+}
+
+/// The database is away for too long: what is in hand goes back to the broker, once.
+#[derive(Debug)]
+pub struct HandBack(pub String);
+
+/// A pause in the middle of a batch.
+struct Pause<'a> {
+    worker: &'a Worker,
+    patience: Option<Duration>,
+    backoff: Backoff,
+    since: Option<(Instant, Cause)>,
+}
+
+impl<'a> Pause<'a> {
+    fn new(worker: &'a Worker, patience: Option<Duration>) -> Self {
+        Self {
+            worker,
+            patience,
+            backoff: Backoff::new(&worker.settings.retry),
+            since: None,
+        }
+    }
+
+    /// A jittered moment, for a fault that passes by itself.
+    async fn short(&mut self) {
+        tokio::time::sleep(self.backoff.next()).await;
+    }
+
+    /// Waits with growing pauses; once `patience` is over the batch is handed back.
+    async fn wait(&mut self, cause: Cause, error: &StoreError) -> Result<(), HandBack> {
+        let why = error.to_string();
+        let since = match self.since {
+            Some((since, _)) => since,
+            None => {
+                self.worker.health.set_paused(Some(format!("{cause}: {why}")));
+                if cause == Cause::Database {
+                    self.worker.health.set_database_ok(false);
+                }
+                Signal::Paused { cause, why: &why }.emit();
+                let now = Instant::now();
+                self.since = Some((now, cause));
+                now
+            }
+        };
+        if self.patience.is_some_and(|patience| since.elapsed() >= patience) {
+            return Err(HandBack(why));
+        }
+        let wait = self.backoff.next();
+        let attempt = self.backoff.attempts();
+        Signal::Retrying {
+            dependency: Dependency::Database,
+            attempt,
+            wait,
+            error: &why,
+        }
+        .emit();
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.backoff.reset();
+        self.worker.health.set_database_ok(true);
+        if let Some((since, cause)) = self.since.take() {
+            self.worker.health.set_paused(None);
+            Signal::Resumed {
+                cause,
+                paused_for: since.elapsed(),
+            }
+            .emit();
+        }
+    }
+}
+
+/// A consumer, a database connection and a publisher, with queues of depth one between the stages.
+struct Lane {
+    worker: Worker,
+    number: usize,
+    queue: &'static str,
+    owned: Owned,
+}
+
+/// A batch on its way from intake to settling.
+struct Taken {
+    batch: Batch,
+    received: Instant,
+}
+
+/// Why a session with the broker ended.
+enum SessionEnd {
+    Stopping,
+    Lost,
+    HandedBack,
+}
+
+impl Lane {
+    fn new(worker: Worker, number: usize) -> Self {
+        Self {
+            worker,
+            number,
+            queue: topology::UPDATES,
+            owned: Owned::default(),
+        }
+    }
+
+    async fn run(mut self) {
+        let mut beside = JoinSet::new();
+        let store = self.worker.clerk.store.clone();
+        beside.spawn(renew_leases(
+            store,
+            self.owned.clone(),
+            self.worker.settings.outbox.lease,
+        ));
+        // Depth one: while the broker takes no events, a lane has at most two batches in the outbox.
+        let (committed, receiver) = mpsc::channel(1);
+        let publisher = self.worker.row_publisher(&format!("lane {}", self.number));
+        let idle_delete = self.worker.settings.outbox.idle_delete;
+        let publishing = tokio::spawn(publish_stage(publisher, receiver, self.owned.clone(), idle_delete));
+        let abort = AbortOnDrop(publishing.abort_handle());
+        let mut backoff = Backoff::new(&self.worker.settings.retry);
+        loop {
+            // Never attach a consumer before the database does all that a batch needs of it: every message handed back
+            // counts against its delivery limit.
+            if self.rehearse(&mut backoff).await == Waited::Stopping {
+                break;
+            }
+            match self.session(&committed).await {
+                Ok(SessionEnd::Stopping) => break,
+                Ok(SessionEnd::HandedBack) => {}
+                Ok(SessionEnd::Lost) => backoff.reset(),
+                Err(error) => {
+                    let error = error.to_string();
+                    if self.worker.wait_for(Dependency::Broker, &error, &mut backoff).await == Waited::Stopping {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(committed);
+        // The publish stage confirms and deletes what is left; only then is the lane done.
+        if let Err(error) = publishing.await
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+        drop(abort);
+    }
+
+    /// Waits until the database lets us do, and undo, everything that a batch does.
+    async fn rehearse(&mut self, backoff: &mut Backoff) -> Waited {
+        loop {
+            match self.worker.clerk.store.rehearse(&self.worker.clerk.worker).await {
+                Ok(()) => {
+                    self.worker.health.set_database_ok(true);
+                    return if *self.worker.stop.borrow() {
+                        Waited::Stopping
+                    } else {
+                        Waited::Over
+                    };
+                }
+                Err(error) => {
+                    self.worker.health.set_database_ok(false);
+                    let error = error.to_string();
+                    if self.worker.wait_for(Dependency::Database, &error, backoff).await == Waited::Stopping {
+                        return Waited::Stopping;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Consumes until the program stops, the broker is lost, or the database is away for too long.
+    async fn session(&mut self, committed: &mpsc::Sender<Committed>) -> Result<SessionEnd, BrokerError> {
+        let settings = Arc::clone(&self.worker.settings);
+        let name = format!("{} lane {} consume", settings.worker.name, self.number);
+        let connection = Connection::open(&self.worker.broker, &name).await?;
+        let worker = &settings.worker;
+        let intake = Intake::attach(
+            &connection,
+            self.queue,
+            worker.prefetch,
+            worker.batch_max,
+            worker.batch_max_bytes,
+        )
+        .await?;
+        let disposer = intake.disposer();
+        self.worker.health.consumer_attached();
+        Signal::ConsumerAttached {
+            lane: self.number,
+            queue: self.queue,
+        }
+        .emit();
+
+        let (taken, mut to_settle) = mpsc::channel::<Taken>(1);
+        let (over, is_over) = watch::channel(false);
+        let taking = self.take(intake, taken, is_over);
+        let settling = async {
+            let mut handed_back = None;
+            while let Some(batch) = to_settle.recv().await {
+                if let Err(why) = self.settle_and_dispose(batch, &disposer, committed).await {
+                    handed_back = Some(why);
+                    over.send_replace(true);
+                    break;
+                }
+            }
+            drop(to_settle);
+            handed_back
+        };
+        let ((end, intake), handed_back) = tokio::join!(taking, settling);
+        self.worker.health.consumer_gone();
+        // Closing the channel gives back, once, whatever is not acknowledged.
+        if let Err(error) = intake.release().await {
+            let (wait, error) = (Duration::ZERO, error.to_string());
+            Signal::Retrying {
+                dependency: Dependency::Broker,
+                attempt: 0,
+                wait,
+                error: &error,
+            }
+            .emit();
+        }
+        drop(connection.close().await);
+        if let Some(HandBack(why)) = handed_back {
+            Signal::HandedBack {
+                lane: self.number,
+                messages: 0,
+                why: &why,
+            }
+            .emit();
+            return Ok(SessionEnd::HandedBack);
+        }
+        Ok(end)
+    }
+
+    /// Takes batches and reads them, while the one before is in the database.
+    async fn take(
+        &self,
+        mut intake: Intake,
+        taken: mpsc::Sender<Taken>,
+        mut is_over: watch::Receiver<bool>,
+    ) -> (SessionEnd, Intake) {
+        let mut stop = self.worker.stop.clone();
+        let (lane, queue) = (self.number, self.queue);
+        let end = loop {
+            let next = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break SessionEnd::Stopping,
+                _ = is_over.wait_for(|over| *over) => break SessionEnd::HandedBack,
+                next = intake.next() => next,
+            };
+            match next {
+                Ok(batch) => {
+                    fail::point(Point::AfterReceive);
+                    let read = read(batch.deliveries).await;
+                    if taken.send(read).await.is_err() {
+                        break SessionEnd::HandedBack;
+                    }
+                }
+                Err(IntakeEnd::Cancelled) => {
+                    Signal::ConsumerCancelled { lane, queue }.emit();
+                    return (SessionEnd::Lost, intake);
+                }
+                Err(IntakeEnd::Away(error)) => {
+                    Signal::ConsumerLost {
+                        lane,
+                        queue,
+                        error: &error.to_string(),
+                    }
+                    .emit();
+                    return (SessionEnd::Lost, intake);
+                }
+            }
+        };
+        Signal::ConsumerDetached { lane, queue }.emit();
+        if let SessionEnd::Stopping = end
+            && intake.cancel().await.is_ok()
+        {
+            // What was delivered before the consumer was cancelled is settled as well.
+            while let Some(batch) = intake.drain() {
+                if taken.send(read(batch.deliveries).await).await.is_err() {
+                    break;
+                }
+            }
+        }
+        (end, intake)
+    }
+
+    async fn settle_and_dispose(
+        &self,
+        Taken { batch, received }: Taken,
+        disposer: &Disposer,
+        committed: &mpsc::Sender<Committed>,
+    ) -> Result<(), HandBack> {
+        let tags: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
+        // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
+        let Ok(place) = committed.reserve().await else {
+            return Err(HandBack("the publish stage is gone".to_owned()));
+        };
+        let mut done = Vec::new();
+        let patience = Some(self.worker.settings.worker.pause_release);
+        let settled = self
+            .worker
+            .settle(self.number, Door::Queue, batch, &self.owned, patience, &mut done)
+            .await;
+        if settled.is_ok() {
+            let judgements = done.iter().flat_map(|part| &part.judgements);
+            let (rejects, acks): (Vec<_>, Vec<_>) = tags.iter().zip(judgements).partition(|(_, judgement)| {
+                // The broker dead-letters these itself, byte for byte.
+                matches!(
+                    judgement.verdict,
+                    Verdict::Rejected {
+                        reason: Reason::MessageTooLarge,
+                        ..
+                    }
+                )
+            });
+            let rejects: Vec<u64> = rejects.into_iter().map(|(tag, _)| *tag).collect();
+            let highest_ack = acks.into_iter().map(|(tag, _)| *tag).max();
+            // Where the channel is gone, the messages come again and are duplicates.
+            if let Err(error) = disposer.dispose(&rejects, highest_ack).await {
+                let (wait, error) = (Duration::ZERO, error.to_string());
+                Signal::Retrying {
+                    dependency: Dependency::Broker,
+                    attempt: 0,
+                    wait,
+                    error: &error,
+                }
+                .emit();
+            }
+            fail::point(Point::AfterAck);
+        }
+        send_all(place, committed, done, received).await;
+        settled
+    }
+}
+
+/// Hands the parts of a batch to the publish stage; nearly always there is one.
+pub async fn send_all(
+    place: mpsc::Permit<'_, Committed>,
+    committed: &mpsc::Sender<Committed>,
+    done: Vec<Settled>,
+    received: Instant,
+) {
+    let mut parts = done.into_iter().map(|settled| Committed { settled, received });
+    if let Some(first) = parts.next() {
+        place.send(first);
+    }
+    for part in parts {
+        if committed.send(part).await.is_err() {
+            // The stage ends only with the program; the relay publishes the row.
+            return;
+        }
+    }
+}
+
+async fn read(deliveries: Vec<Delivery>) -> Taken {
+    let received = Instant::now();
+    let batch = Batch::read(deliveries).await;
+    Signal::Stage {
+        stage: Stage::Facts,
+        elapsed: received.elapsed(),
+    }
+    .emit();
+    Taken { batch, received }
+}
+
+fn tag_of(delivery: &Delivery) -> u64 {
+    match delivery.source {
+        Source::Queue { delivery_tag } => delivery_tag,
+        Source::Parked | Source::Plain => 0,
+    }
+}
+
+/// Ends a task with the one that owns it.
+pub struct AbortOnDrop(pub tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
