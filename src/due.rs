@@ -13,12 +13,11 @@ use crate::{
     worker::{AbortOnDrop, Worker, send_all},
 };
 
-/// The number that logs show for this intake; lanes count from zero.
-const LANE: usize = usize::MAX;
-
 /// Judges due messages until the program stops.
 pub async fn run(mut worker: Worker) {
     let settings = worker.settings.clone();
+    // Lanes count from zero; in logs this intake is the one after them.
+    let lane = settings.worker.lanes;
     let owned = Owned::default();
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(renew_leases(
@@ -61,7 +60,7 @@ pub async fn run(mut worker: Worker) {
                     .await
                 {
                     Signal::HandedBack {
-                        lane: LANE,
+                        lane,
                         messages: 0,
                         why: &why.0,
                     }

@@ -608,7 +608,8 @@ impl Lane {
         let publishing = tokio::spawn(publish_stage(publisher, receiver, self.owned.clone(), idle_delete));
         let abort = AbortOnDrop(publishing.abort_handle());
         let mut backoff = Backoff::new(&self.worker.settings.retry);
-        loop {
+        // It ends only with its channel, or by a panic, which is told below.
+        while !publishing.is_finished() {
             // Never attach a consumer before the database does all that a batch needs of it: every message handed back
             // counts against its delivery limit.
             if self.rehearse(&mut backoff).await == Waited::Stopping {

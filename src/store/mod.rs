@@ -251,6 +251,7 @@ impl Store {
             at_work: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
             rehearsal: false,
         })
     }
@@ -267,6 +268,8 @@ pub(crate) struct Session {
     at_work: AtomicUsize,
     begun: AtomicBool,
     poisoned: AtomicBool,
+    /// The server is going away or turned read-only: this connection is of no more use.
+    spent: AtomicBool,
     /// Nothing is committed: statements run even where they have nothing to write.
     rehearsal: bool,
 }
@@ -295,6 +298,9 @@ impl Session {
             }
         };
         self.poisoned.store(true, Ordering::Relaxed);
+        if error.fate == Fate::Away {
+            self.spent.store(true, Ordering::Relaxed);
+        }
         if error.is_stale_plan()
             && let Some(client) = &self.client
         {
@@ -402,10 +408,12 @@ impl Session {
 }
 
 impl Drop for Session {
-    /// A connection that may still be at work, or in a transaction, leaves the pool and is closed.
+    /// A connection that may still be at work, is in a transaction, or is spent, leaves the pool and is closed.
     fn drop(&mut self) {
-        let busy = self.at_work.load(Ordering::Relaxed) > 0 || self.begun.load(Ordering::Relaxed);
-        if let Some(client) = self.client.take().filter(|_| busy) {
+        let useless = self.at_work.load(Ordering::Relaxed) > 0
+            || self.begun.load(Ordering::Relaxed)
+            || self.spent.load(Ordering::Relaxed);
+        if let Some(client) = self.client.take().filter(|_| useless) {
             drop(Object::take(client));
         }
     }
