@@ -56,7 +56,7 @@ pub async fn run(mut worker: Worker) {
                 // Handed back means: due again when the lease runs out.
                 let patience = Some(settings.worker.pause_release);
                 if let Err(why) = worker
-                    .settle(LANE, Door::Parked, batch, &owned, patience, &mut done)
+                    .settle(lane, Door::Parked, batch, &owned, patience, &mut done)
                     .await
                 {
                     Signal::HandedBack {
