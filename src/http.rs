@@ -1,6 +1,7 @@
 //! `/livez`, `/readyz` and `/metrics`, for orchestrators and Prometheus. Everything has a bound: connections, header
 //! bytes, the time to send a request and to read the answer.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,6 +31,8 @@ const HEAD_MAX: usize = 16 * 1024;
 const HEAD_TIME: Duration = Duration::from_secs(5);
 /// A connection's whole life, so that one who never reads cannot keep it.
 const CONNECTION_TIME: Duration = Duration::from_secs(120);
+/// Time to finish an answer after that, and when the program stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Histograms collect every sample until they are folded; without a scrape nobody else does.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -38,7 +41,8 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub struct Health {
     consumers_attached: AtomicUsize,
     database_ok: AtomicBool,
-    paused: Mutex<Option<String>>,
+    /// By whom, and why.
+    paused: Mutex<BTreeMap<String, String>>,
 }
 
 #[derive(Serialize)]
@@ -85,11 +89,26 @@ impl Health {
 
     /// Why intake is paused; None: it is not. Shown to whoever asks `/readyz`, so no secrets.
     pub fn set_paused(&self, why: Option<String>) {
-        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        self.set_paused_by("", why);
     }
 
+    /// The same for one of several who pause on their own: paused while any of them is.
+    pub fn set_paused_by(&self, who: &str, why: Option<String>) {
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => paused.insert(who.to_owned(), why),
+            None => paused.remove(who),
+        };
+    }
+
+    /// The reasons of all who paused, each once.
     pub fn paused(&self) -> Option<String> {
-        self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let why: BTreeSet<&str> = paused.values().map(String::as_str).collect();
+        if why.is_empty() {
+            return None;
+        }
+        Some(why.into_iter().collect::<Vec<_>>().join("; "))
     }
 
     /// Why the worker is not ready; empty if it is.
@@ -224,13 +243,18 @@ async fn converse(
         .max_buf_size(HEAD_MAX.max(8192))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let over = async {
+        tokio::select! {
+            () = tokio::time::sleep(CONNECTION_TIME) => (),
+            () = stopped(&mut stopping) => (),
+        }
+    };
     let ended = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
-        () = tokio::time::sleep(CONNECTION_TIME) => None,
-        () = stopped(&mut stopping) => {
-            // What is being answered is finished.
+        ended = connection.as_mut() => Ok(ended),
+        () = over => {
+            // What is being answered is finished, if the client reads it.
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(Duration::from_secs(1), connection).await.ok()
+            tokio::time::timeout(LAST_WORDS, connection).await
         }
     };
     // A client that went away or spoke no HTTP is its own affair, and anybody could fill the log with it.
@@ -283,4 +307,198 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    struct Server {
+        address: SocketAddr,
+        health: Arc<Health>,
+        stop: watch::Sender<bool>,
+    }
+
+    async fn start() -> Server {
+        crate::telemetry::keep_call_sites_on();
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || metrics::counter!("settled_example_total").increment(7));
+        let health = Arc::new(Health::new());
+        let (stop, stopping) = watch::channel(false);
+        let address = serve(
+            ([127, 0, 0, 1], 0).into(),
+            Arc::clone(&health),
+            recorder.handle(),
+            stopping,
+        )
+        .await
+        .expect("a free port");
+        assert_ne!(address.port(), 0);
+        Server { address, health, stop }
+    }
+
+    /// Sends bytes as they are and reads until the server closes.
+    async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream.write_all(request).await.expect("it reads");
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        tokio::time::timeout(Duration::from_secs(20), read)
+            .await
+            .expect("it answers")
+            .ok();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    async fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = exchange(address, request.as_bytes()).await;
+        let status = answer
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .unwrap_or_default();
+        (status, answer)
+    }
+
+    #[tokio::test]
+    async fn paths_and_methods() {
+        let server = start().await;
+        for (method, path, status, part) in [
+            ("GET", "/livez", 200, "\r\n\r\nok\n"),
+            ("GET", "/livez?verbose", 200, "ok"),
+            ("HEAD", "/livez", 200, "content-length: 3"),
+            ("GET", "/metrics", 200, "settled_example_total 7"),
+            ("GET", "/metrics", 200, "text/plain; version=0.0.4"),
+            ("GET", "/readyz", 503, "application/json"),
+            ("GET", "/", 404, "there are /livez, /readyz and /metrics"),
+            ("GET", "/livez/", 404, "not found"),
+            ("POST", "/livez", 405, "allow: GET, HEAD"),
+            ("DELETE", "/metrics", 405, "only GET"),
+            ("POST", "/nothing", 404, ""),
+        ] {
+            let (got, answer) = ask(server.address, method, path).await;
+            assert_eq!(got, status, "{method} {path}: {answer}");
+            assert!(answer.contains(part), "{method} {path}: {answer}");
+        }
+        let head = ask(server.address, "HEAD", "/livez").await.1;
+        assert!(head.ends_with("\r\n\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn ready_is_a_consumer_and_a_database_and_no_pause() {
+        let server = start().await;
+        let health = &server.health;
+        let ready = async || {
+            let (status, answer) = ask(server.address, "GET", "/readyz").await;
+            let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+            (status, serde_json::from_str::<serde_json::Value>(body).expect("JSON"))
+        };
+        let (status, body) = ready().await;
+        assert_eq!((status, &body["ready"]), (503, &serde_json::Value::Bool(false)));
+        assert_eq!(
+            body["reasons"],
+            serde_json::json!(["no consumer is attached", "the database does not answer"])
+        );
+
+        health.set_database_ok(true);
+        health.consumer_attached();
+        health.consumer_attached();
+        let (status, body) = ready().await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            serde_json::json!({"ready": true, "consumersAttached": 2, "database": true, "paused": null, "reasons": []})
+        );
+
+        health.set_paused(Some("the broker is away".to_owned()));
+        let (status, body) = ready().await;
+        assert_eq!(
+            (status, &body["reasons"]),
+            (503, &serde_json::json!(["paused: the broker is away"]))
+        );
+        // Two lanes: one that resumes does not hide the other.
+        health.set_paused(None);
+        health.set_paused_by("lane 0", Some("the database is away".to_owned()));
+        health.set_paused_by("lane 1", Some("the database is away".to_owned()));
+        assert_eq!(health.paused().as_deref(), Some("the database is away"));
+        health.set_paused_by("lane 1", None);
+        assert_eq!(ready().await.0, 503);
+        health.set_paused_by("lane 0", None);
+        assert_eq!(ready().await.0, 200);
+        health.consumer_gone();
+        health.consumer_gone();
+        health.consumer_gone();
+        assert_eq!(health.consumers_attached(), 0);
+        assert_eq!(ready().await.0, 503);
+        health.set_consumers_attached(1);
+        assert_eq!(ready().await.0, 200);
+        assert_eq!(ask(server.address, "GET", "/livez").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_one_clear_sentence() {
+        let server = start().await;
+        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let (_stop, stopping) = watch::channel(false);
+        let error = serve(server.address, Arc::new(Health::new()), handle, stopping)
+            .await
+            .expect_err("in use");
+        assert_eq!(
+            error.message(),
+            format!("cannot listen for HTTP on {}: the address is in use", server.address)
+        );
+        assert!(error.hint().contains("SETTLED_HTTP__LISTEN"));
+    }
+
+    #[tokio::test]
+    async fn requests_are_bounded() {
+        let server = start().await;
+        let long = format!(
+            "GET /livez HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+            "a".repeat(HEAD_MAX + 1)
+        );
+        let answer = exchange(server.address, long.as_bytes()).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+        let many = format!("GET /livez HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100));
+        assert!(
+            exchange(server.address, many.as_bytes())
+                .await
+                .starts_with("HTTP/1.1 431")
+        );
+        assert!(
+            exchange(server.address, b"\x16\x03\x01 not HTTP\r\n\r\n")
+                .await
+                .starts_with("HTTP/1.1 400")
+        );
+        assert_eq!(ask(server.address, "GET", "/livez").await.0, 200);
+        // Half a request is closed by the server, here before `exchange` gives up.
+        exchange(server.address, b"GET /livez HTT").await;
+    }
+
+    #[tokio::test]
+    async fn it_lets_go_of_the_port_when_told_to_stop() {
+        let server = start().await;
+        // A connection that is kept alive does not hold it up.
+        let mut idle = TcpStream::connect(server.address).await.expect("it listens");
+        idle.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("it reads");
+        let mut first = [0; 15];
+        idle.read_exact(&mut first).await.expect("it answers");
+        server.stop.send(true).expect("it listens");
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(10), idle.read_to_end(&mut rest)).await;
+        closed.expect("closed by the server").expect("in order");
+        let gone = async {
+            while TcpStream::connect(server.address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone)
+            .await
+            .expect("nobody listens");
+    }
 }
