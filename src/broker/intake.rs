@@ -13,8 +13,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, all_together, answer};
 use crate::domain::delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Source};
 
-/// Header tables and arrays inside each other, the outermost included. lapin's parser needs a kilobyte of stack a level
-/// and survives about 1,900; every walk over the value (conversion, JSON, drop) would have to survive it again.
+/// Header tables and arrays inside each other, the outermost included. Every walk over the value (conversion, JSON, drop)
+/// needs stack for each level, and `serde_json` reads no more than 128 levels of JSON, two for each of these.
 const HEADER_DEPTH_MAX: usize = 32;
 
 /// What stands in for deeper ones: by itself above the limit for properties and headers together (16,384 bytes), so that
@@ -437,5 +437,613 @@ fn header_from(value: &AMQPValue, depth: usize) -> HeaderValue {
         AMQPValue::FieldTable(table) => HeaderValue::Table(headers_from(table, depth.saturating_add(1))),
         AMQPValue::ByteArray(value) => HeaderValue::ByteArray(Bytes(value.as_slice().to_vec())),
         AMQPValue::Void => HeaderValue::Void,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::STACK;
+    use crate::broker::publisher::{Fate, Publisher};
+    use crate::broker::testing::{
+        self, Vhost, delete_queue, event, eventually, publish, queue, quorum_queue, ready, soon,
+    };
+
+    fn tag(delivery: &Delivery) -> u64 {
+        match delivery.source {
+            Source::Queue { delivery_tag } => delivery_tag,
+            Source::Parked | Source::Plain => panic!("not from a queue"),
+        }
+    }
+
+    fn body(delivery: &Delivery) -> String {
+        String::from_utf8(delivery.body.clone()).expect("text")
+    }
+
+    async fn fill(connection: &Connection, queue: &str, bodies: impl IntoIterator<Item = String>) {
+        let mut publisher = Publisher::open(connection).await.expect("a publisher");
+        let sent: Vec<_> = bodies.into_iter().map(|body| event("", queue, &body)).collect();
+        let fates = soon(publisher.publish(&sent)).await.expect("published");
+        assert!(fates.iter().all(|fate| *fate == Fate::Confirmed));
+    }
+
+    fn numbered(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
+        range.map(|index| format!("{index:04}"))
+    }
+
+    /// This many messages, however they come.
+    async fn take(intake: &mut Intake, count: usize) -> Vec<Delivery> {
+        let mut taken = Vec::new();
+        while taken.len() < count {
+            taken.extend(soon(intake.next()).await.expect("a batch").deliveries);
+        }
+        assert_eq!(taken.len(), count);
+        taken
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_what_is_there_within_its_bounds() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", numbered(0..40)).await;
+        let mut intake = Intake::attach(&connection, "q", 100, 7, 1 << 20)
+            .await
+            .expect("attached");
+        let mut sizes = Vec::new();
+        let mut bodies = Vec::new();
+        let first = soon(intake.next()).await.expect("a batch");
+        bodies.extend(first.deliveries.iter().map(body));
+        // Prefetch 100 now: the rest comes by itself.
+        eventually("all handed out", async || {
+            (ready(&connection, "q").await == 0).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        while bodies.len() < 40 {
+            let batch = soon(intake.next()).await.expect("a batch");
+            sizes.push(batch.deliveries.len());
+            bodies.extend(batch.deliveries.iter().map(body));
+        }
+        assert_eq!(bodies, numbered(0..40).collect::<Vec<_>>());
+        assert!(
+            sizes.iter().all(|size| (1..=7).contains(size)) && sizes.contains(&7),
+            "{sizes:?}"
+        );
+        // Empty now: it waits, and a dropped wait costs nothing.
+        let waiting = tokio::time::timeout(Duration::from_millis(50), intake.next()).await;
+        assert!(waiting.is_err());
+        intake.release().await.expect("released");
+
+        let mut intake = Intake::attach(&connection, "q", 100, 100, 1).await.expect("attached");
+        let batch = soon(intake.next()).await.expect("a batch");
+        assert_eq!(batch.deliveries.len(), 1, "larger than the bound, and still handed out");
+        intake.release().await.expect("released");
+        for (prefetch, batch_max) in [(0, 1), (1, 0)] {
+            let refused = Intake::attach(&connection, "q", prefetch, batch_max, 1).await;
+            assert!(matches!(refused, Err(BrokerError::Config(_))));
+        }
+        let missing = Intake::attach(&connection, "missing", 1, 1, 1).await.map(drop);
+        assert_eq!(missing.map_err(|error| error.code()), Err(Some(404)));
+    }
+
+    #[tokio::test]
+    async fn bytes_bound_a_batch_too() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", (0..30).map(|index| format!("{index:0>200}"))).await;
+        let mut intake = Intake::attach(&connection, "q", 100, 100, 1_100)
+            .await
+            .expect("attached");
+        let mut bodies = Vec::new();
+        while bodies.len() < 30 {
+            let batch = soon(intake.next()).await.expect("a batch");
+            assert!(
+                batch.deliveries.len() <= 2,
+                "a body and its message id are 400 bytes and more: {}",
+                batch.deliveries.len()
+            );
+            bodies.extend(batch.deliveries.iter().map(body));
+        }
+        assert!(bodies.is_sorted());
+    }
+
+    /// From prefetch 1 to the full one, while another task acknowledges: each message once.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn redelivered_messages_come_one_by_one_until_a_fresh_one() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", numbered(0..50)).await;
+        let mut intake = Intake::attach(&connection, "q", 100, 100, 1 << 20)
+            .await
+            .expect("attached");
+        take(&mut intake, 50).await;
+        intake.release().await.expect("released");
+        fill(&connection, "q", numbered(50..300)).await;
+
+        let mut intake = Intake::attach(&connection, "q", 100, 100, 1 << 20)
+            .await
+            .expect("attached");
+        let disposer = intake.disposer();
+        let (sender, mut batches) = tokio::sync::mpsc::channel::<Batch>(1);
+        let settle = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            while let Some(batch) = batches.recv().await {
+                let last = batch.deliveries.iter().map(tag).max();
+                disposer.dispose(&[], last).await.expect("acknowledged");
+                seen.extend(batch.deliveries.iter().map(body));
+            }
+            seen
+        });
+        let (mut redelivered, mut count) = (0, 0);
+        while count < 300 {
+            let batch = soon(intake.next()).await.expect("a batch");
+            count += batch.deliveries.len();
+            if batch.deliveries.iter().any(|delivery| delivery.redelivered) {
+                assert_eq!(batch.deliveries.len(), 1);
+                redelivered += 1;
+            }
+            sender.send(batch).await.expect("settling");
+        }
+        drop(sender);
+        let mut seen = settle.await.expect("settled");
+        assert_eq!(redelivered, 50);
+        // Released ones come back in an order of the broker's choosing.
+        seen.sort_unstable();
+        assert_eq!(seen, numbered(0..300).collect::<Vec<_>>());
+        intake.release().await.expect("released");
+        assert_eq!(ready(&connection, "q").await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_wait_loses_nothing() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", numbered(0..20)).await;
+        // Long enough to get somewhere, too short to finish a step: the switch of prefetch above all.
+        for patience in [0, 50, 200, 500, 1_000] {
+            let mut intake = Intake::attach(&connection, "q", 5, 3, 1 << 20).await.expect("attached");
+            let mut seen = Vec::new();
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+            while seen.len() < 20 {
+                let waiting = tokio::time::timeout(Duration::from_micros(patience), intake.next());
+                if let Ok(batch) = waiting.await {
+                    let batch = batch.expect("a batch");
+                    intake
+                        .disposer()
+                        .dispose(&[], batch.deliveries.iter().map(tag).max())
+                        .await
+                        .expect("acknowledged");
+                    seen.extend(batch.deliveries.iter().map(body));
+                }
+                tokio::task::yield_now().await;
+                assert!(tokio::time::Instant::now() < deadline, "{seen:?}");
+            }
+            assert_eq!(seen, numbered(0..20).collect::<Vec<_>>());
+            intake.release().await.expect("released");
+            fill(&connection, "q", numbered(0..20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn rejected_ones_become_dead_letters_wherever_they_stand() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        for (name, rejected) in [
+            ("none", vec![]),
+            ("front", vec![0, 1]),
+            ("back", vec![4, 5]),
+            ("mixed", vec![0, 2, 3, 5]),
+            ("all", vec![0, 1, 2, 3, 4, 5]),
+        ] {
+            quorum_queue(&connection, name, 50).await;
+            fill(&connection, name, numbered(0..6)).await;
+            let mut intake = Intake::attach(&connection, name, 10, 10, 1 << 20)
+                .await
+                .expect("attached");
+            let disposer = intake.disposer();
+            let taken = take(&mut intake, 6).await;
+            // The next batch is already here when this one is disposed of.
+            fill(&connection, name, numbered(6..7)).await;
+            let more = take(&mut intake, 1).await;
+            let tags: Vec<u64> = rejected.iter().map(|index: &usize| tag(&taken[*index])).collect();
+            let highest = taken.iter().map(tag).filter(|tag| !tags.contains(tag)).max();
+            soon(disposer.dispose(&tags, highest)).await.expect("disposed");
+            soon(disposer.dispose(&[], Some(tag(&more[0]))))
+                .await
+                .expect("the channel lives");
+            let dead = format!("{name}.dead");
+            let expected = u32::try_from(rejected.len()).expect("few");
+            eventually("dead letters", async || {
+                (ready(&connection, &dead).await == expected).then_some(())
+            })
+            .await;
+            intake.release().await.expect("released");
+            assert_eq!(ready(&connection, name).await, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tag_settled_twice_is_an_error_not_a_silence() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", numbered(0..2)).await;
+        let mut intake = Intake::attach(&connection, "q", 10, 10, 1 << 20)
+            .await
+            .expect("attached");
+        take(&mut intake, 2).await;
+        let disposer = intake.disposer();
+        assert!(matches!(
+            disposer.dispose(&[2], Some(2)).await,
+            Err(BrokerError::Config(_))
+        ));
+        soon(disposer.dispose(&[], Some(2))).await.expect("acknowledged");
+        // The broker answers this by closing the channel, which the intake learns.
+        assert_eq!(soon(disposer.dispose(&[], Some(2))).await, Ok(()));
+        let end = soon(intake.next()).await.expect_err("ended");
+        assert!(
+            matches!(&end, IntakeEnd::Away(error) if error.code() == Some(406)),
+            "{end}"
+        );
+        assert_eq!(soon(intake.next()).await.expect_err("still"), end);
+        assert!(soon(disposer.dispose(&[], Some(3))).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn cancelled_it_hands_out_what_came_before() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", numbered(0..200)).await;
+        let mut intake = Intake::attach(&connection, "q", 50, 8, 1 << 20)
+            .await
+            .expect("attached");
+        let disposer = intake.disposer();
+        let mut seen: Vec<Delivery> = soon(intake.next()).await.expect("a batch").deliveries;
+        soon(intake.cancel()).await.expect("cancelled");
+        while let Some(batch) = intake.drain() {
+            assert!(batch.deliveries.len() <= 8);
+            seen.extend(batch.deliveries);
+        }
+        assert!(intake.drain().is_none());
+        assert_eq!(soon(intake.next()).await.expect_err("ended"), IntakeEnd::Cancelled);
+        soon(intake.cancel()).await.expect("again");
+        assert_eq!(
+            seen.iter().map(body).collect::<Vec<_>>(),
+            numbered(0..seen.len()).collect::<Vec<_>>()
+        );
+        soon(disposer.dispose(&[], seen.iter().map(tag).max()))
+            .await
+            .expect("acknowledged");
+        intake.release().await.expect("released");
+        let left = u32::try_from(200 - seen.len()).expect("few");
+        eventually("the rest is back", async || {
+            (ready(&connection, "q").await == left).then_some(())
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_deleted_queue_cancels_and_a_cut_connection_is_away() {
+        let vhost = Vhost::new();
+        let other = vhost.connect().await;
+        for careful in [true, false] {
+            quorum_queue(&other, "q", 50).await;
+            let (proxy, settings) = vhost.proxied();
+            let connection = Connection::open(&settings, "test").await.expect("connected");
+            let mut intake = Intake::attach(&connection, "q", 10, 10, 1 << 20)
+                .await
+                .expect("attached");
+            if !careful {
+                fill(&other, "q", numbered(0..1)).await;
+                take(&mut intake, 1).await;
+            }
+            delete_queue(&other, "q").await;
+            assert_eq!(soon(intake.next()).await.expect_err("ended"), IntakeEnd::Cancelled);
+            assert!(connection.is_connected());
+            intake.release().await.expect("released");
+
+            quorum_queue(&other, "q", 50).await;
+            let mut intake = Intake::attach(&connection, "q", 10, 10, 1 << 20)
+                .await
+                .expect("attached");
+            let disposer = intake.disposer();
+            fill(&other, "q", numbered(0..1)).await;
+            take(&mut intake, 1).await;
+            proxy.cut();
+            let end = soon(intake.next()).await.expect_err("ended");
+            assert!(matches!(end, IntakeEnd::Away(BrokerError::Away(_))), "{end}");
+            assert!(soon(disposer.dispose(&[], Some(1))).await.is_err());
+            soon(intake.release()).await.expect("nothing to release");
+            delete_queue(&other, "q").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn released_messages_come_back_and_count_once() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        fill(&connection, "q", numbered(0..10)).await;
+        let mut intake = Intake::attach(&connection, "q", 100, 100, 1 << 20)
+            .await
+            .expect("attached");
+        take(&mut intake, 10).await;
+        intake.release().await.expect("released");
+        eventually("back", async || (ready(&connection, "q").await == 10).then_some(())).await;
+        let mut intake = Intake::attach(&connection, "q", 100, 100, 1 << 20)
+            .await
+            .expect("attached");
+        for _ in 0..10 {
+            let again = take(&mut intake, 1).await.remove(0);
+            assert!(again.redelivered);
+            let count = again
+                .properties
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get("x-delivery-count"));
+            assert_eq!(count, Some(&HeaderValue::LongLongInt(1)));
+            intake
+                .disposer()
+                .dispose(&[], Some(tag(&again)))
+                .await
+                .expect("acknowledged");
+        }
+    }
+
+    /// A message whose properties end lapin's connection takes itself to its delivery limit, and nobody else.
+    #[tokio::test]
+    async fn a_poison_dies_alone() {
+        let vhost = Vhost::new();
+        let other = vhost.connect().await;
+        let invalid = {
+            let mut properties = Vec::new();
+            testing::short(&mut properties, b"\xff\xfe");
+            properties
+        };
+        // Flags of content_type and of message_id.
+        for (name, flags) in [("content-type", 1 << 15), ("message-id", 1 << 7)] {
+            quorum_queue(&other, name, 3).await;
+            fill(&other, name, numbered(0..10)).await;
+            vhost.raw().publish("", name, flags, &invalid, b"poison");
+            fill(&other, name, numbered(10..20)).await;
+
+            let dead = format!("{name}.dead");
+            let mut seen: BTreeSet<String> = BTreeSet::new();
+            let mut lives = 0;
+            'dead: loop {
+                lives += 1;
+                assert!(lives < 8, "{seen:?}");
+                let connection = vhost.connect().await;
+                let mut intake = Intake::attach(&connection, name, 100, 5, 1 << 20)
+                    .await
+                    .expect("attached");
+                let disposer = intake.disposer();
+                loop {
+                    match tokio::time::timeout(Duration::from_millis(200), intake.next()).await {
+                        Ok(Ok(batch)) => {
+                            // Once the poison has struck an acknowledgement may be lost, and its message comes again.
+                            drop(disposer.dispose(&[], batch.deliveries.iter().map(tag).max()).await);
+                            seen.extend(batch.deliveries.iter().map(body));
+                        }
+                        Ok(Err(end)) => {
+                            assert!(matches!(end, IntakeEnd::Away(BrokerError::Away(_))), "{end}");
+                            break;
+                        }
+                        Err(_) if seen.len() == 20 && ready(&other, &dead).await == 1 => break 'dead,
+                        Err(_) => {}
+                    }
+                }
+            }
+            assert_eq!(
+                seen.into_iter().collect::<Vec<_>>(),
+                numbered(0..20).collect::<Vec<_>>()
+            );
+            assert_eq!(ready(&other, name).await, 0);
+        }
+    }
+
+    fn every_kind() -> Headers {
+        let scalars: Headers = [
+            ("true", HeaderValue::Boolean(true)),
+            ("false", HeaderValue::Boolean(false)),
+            ("i8", HeaderValue::ShortShortInt(i8::MIN)),
+            ("u8", HeaderValue::ShortShortUInt(u8::MAX)),
+            ("i16", HeaderValue::ShortInt(i16::MIN)),
+            ("u16", HeaderValue::ShortUInt(u16::MAX)),
+            ("i32", HeaderValue::LongInt(i32::MIN)),
+            ("u32", HeaderValue::LongUInt(u32::MAX)),
+            ("i64", HeaderValue::LongLongInt(i64::MIN)),
+            ("f32", HeaderValue::Float(0.1_f32.to_bits())),
+            ("f64", HeaderValue::Double((-0.0_f64).to_bits())),
+            (
+                "decimal",
+                HeaderValue::Decimal {
+                    scale: 2,
+                    value: 12_345,
+                },
+            ),
+            ("text", HeaderValue::text("\u{e4}\u{1f600}")),
+            ("no text", HeaderValue::LongString(Bytes(vec![0, 0xff, 0xfe]))),
+            ("empty text", HeaderValue::text("")),
+            ("time", HeaderValue::Timestamp(1_700_000_000)),
+            ("bytes", HeaderValue::ByteArray(Bytes(vec![0, 1, 2, 255]))),
+            ("void", HeaderValue::Void),
+            ("empty table", HeaderValue::Table(Headers::new())),
+            ("empty array", HeaderValue::Array(vec![])),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+        let mut headers = scalars.clone();
+        headers.insert(
+            "array".to_owned(),
+            HeaderValue::Array(scalars.values().cloned().collect()),
+        );
+        headers.insert("".to_owned(), HeaderValue::Table(scalars));
+        headers.insert("x".repeat(255), nested(HEADER_DEPTH_MAX - 1));
+        headers
+    }
+
+    /// A table this deep.
+    fn nested(depth: usize) -> HeaderValue {
+        (0..depth).fold(HeaderValue::Void, |inner, level| {
+            if level % 2 == 0 {
+                HeaderValue::Table([("t".to_owned(), inner)].into())
+            } else {
+                HeaderValue::Array(vec![inner])
+            }
+        })
+    }
+
+    #[tokio::test]
+    async fn properties_come_as_they_were_sent() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        let (_, rest) = vhost
+            .settings()
+            .url
+            .split_once("://")
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .expect("a URL");
+        let user = rest.split(':').next().expect("a user").to_owned();
+        let all = Properties {
+            content_type: Some("application/json".to_owned()),
+            content_encoding: Some("identity".to_owned()),
+            headers: Some(every_kind()),
+            delivery_mode: Some(2),
+            priority: Some(255),
+            correlation_id: Some("x".repeat(255)),
+            reply_to: Some("settlement.reply.acme.1".to_owned()),
+            expiration: Some("600000".to_owned()),
+            message_id: Some("\u{e4}".to_owned()),
+            timestamp: Some(u64::from(u32::MAX) + 1),
+            kind: Some(String::new()),
+            user_id: Some(user),
+            app_id: Some("app".to_owned()),
+            cluster_id: Some("cluster".to_owned()),
+        };
+        let empty = Properties {
+            headers: Some(Headers::new()),
+            ..Properties::default()
+        };
+        let mut intake = Intake::attach(&connection, "q", 1, 1, 1 << 20).await.expect("attached");
+        for properties in [all, empty, Properties::default()] {
+            let mut sent = event("", "q", "body");
+            sent.properties = properties.clone();
+            publish(&connection, &sent).await;
+            let got = take(&mut intake, 1).await.remove(0);
+            assert_eq!(got.properties, properties);
+            assert_eq!(
+                (got.body, got.exchange, got.routing_key),
+                (sent.body, String::new(), "q".to_owned())
+            );
+            intake
+                .disposer()
+                .dispose(
+                    &[],
+                    Some(match got.source {
+                        Source::Queue { delivery_tag } => delivery_tag,
+                        Source::Parked | Source::Plain => 0,
+                    }),
+                )
+                .await
+                .expect("acknowledged");
+        }
+    }
+
+    /// RabbitMQ 3.10 ends the connection of whoever publishes one, so it takes no part in the test above.
+    #[test]
+    fn not_a_number_keeps_its_bits() {
+        for bits in [0x7fa0_0001, 0xffc0_0000, 0x7f80_0000] {
+            let value = AMQPValue::Float(f32::from_bits(bits));
+            assert_eq!(header_from(&value, 1), HeaderValue::Float(bits));
+        }
+        for bits in [0x7ff4_0000_0000_0001, 0xfff8_0000_0000_0000] {
+            let value = AMQPValue::Double(f64::from_bits(bits));
+            assert_eq!(header_from(&value, 1), HeaderValue::Double(bits));
+        }
+    }
+
+    #[tokio::test]
+    async fn headers_too_deep_to_walk_make_a_message_too_large() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "q", &[]).await;
+        let mut intake = Intake::attach(&connection, "q", 100, 10, 1 << 20)
+            .await
+            .expect("attached");
+        for (depth, fits) in [
+            (HEADER_DEPTH_MAX - 1, true),
+            (HEADER_DEPTH_MAX, false),
+            (2 * HEADER_DEPTH_MAX, false),
+        ] {
+            let mut sent = event("", "q", "body");
+            sent.properties.headers = Some([("h".to_owned(), nested(depth))].into());
+            publish(&connection, &sent).await;
+            let got = take(&mut intake, 1).await.remove(0);
+            assert_eq!(got.properties == sent.properties, fits, "{depth}");
+            assert_eq!(got.properties.wire_len() > 16_384, !fits, "{depth}");
+        }
+    }
+
+    /// A header table so deep that lapin's parser overflows the usual stack, and the process with it: with
+    /// [`STACK`] in the environment it is a message like any other. In a process of its own.
+    #[test]
+    fn with_a_larger_stack_a_deep_table_is_only_too_large() {
+        let child = |stack: Option<&str>| {
+            let mut command = std::process::Command::new(std::env::current_exe().expect("a program"));
+            command.args(["--exact", "broker::intake::tests::deep_table", "--ignored"]);
+            command.env_remove(STACK.0).envs(stack.map(|stack| (STACK.0, stack)));
+            command.output().expect("run").status.success()
+        };
+        assert!(child(Some(STACK.1)));
+        assert!(!child(None), "lapin survives it by itself now: is STACK still needed?");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "aborts the process unless it has the stack for it"]
+    async fn deep_table() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "q", &[]).await;
+        // Unoptimised, the parser needs 15 kilobytes a level; optimised, less than 3, for at most 26,000 levels in a frame.
+        let depth = if cfg!(debug_assertions) { 4_000 } else { 21_700 };
+        let table = (0..depth).fold(Vec::new(), |inner: Vec<u8>, _| {
+            let mut outer = vec![0, b'F'];
+            outer.extend(u32::try_from(inner.len()).expect("short enough").to_be_bytes());
+            outer.extend(inner);
+            outer
+        });
+        let mut properties = u32::try_from(table.len()).expect("short enough").to_be_bytes().to_vec();
+        properties.extend(table);
+        vhost.raw().publish("", "q", 1 << 13, &properties, b"deep");
+        let mut intake = Intake::attach(&connection, "q", 1, 1, 1).await.expect("attached");
+        // On a thread of the runtime, as the worker does it: the main thread's stack is not ours to choose.
+        let got = tokio::spawn(async move { take(&mut intake, 1).await.remove(0) })
+            .await
+            .expect("a message");
+        assert!(got.properties.wire_len() > 16_384);
+        assert_eq!(got.body, b"deep");
+    }
+
+    /// As deep as a message can be that lapin survives: then it must not be us who overflow the stack.
+    #[test]
+    fn the_deepest_table_is_cut_off() {
+        let deepest = (0..10_000).fold(AMQPValue::Void, |inner, _| {
+            AMQPValue::FieldTable(BTreeMap::from([(ShortString::from("t"), inner)]).into())
+        });
+        let cut = header_from(&deepest, 1);
+        assert!(matches!(cut, HeaderValue::Table(_)));
+        // Dropping it would overflow a stack by itself.
+        std::mem::forget(deepest);
     }
 }

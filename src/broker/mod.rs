@@ -7,10 +7,13 @@
 pub mod intake;
 pub mod publisher;
 mod settings;
+#[cfg(test)]
+mod testing;
 pub mod topology;
 
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, Shutdown};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -20,22 +23,29 @@ use std::time::Duration;
 
 use futures_util::future::{MaybeDone, maybe_done};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError};
-use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector};
+use lapin::types::AMQPValue;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{ConnectionProperties, ErrorKind};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+
+use crate::tls;
 
 /// How long one question to the broker (declare, bind, consume, acknowledge, close) may take. A healthy broker needs
 /// milliseconds; a frozen one is noticed after twice the heartbeat.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An environment variable that a consuming process must be started with, and its value: the stack of each thread, which
+/// lapin gives us no other way to choose. lapin parses header tables by recursion, on a thread with two megabytes: about
+/// 1,100 tables inside each other (7 kB of headers) abort the process. With this the deepest that fits a frame (26,000)
+/// passes; only what is used is ever paid for.
+pub const STACK: (&str, &str) = ("RUST_MIN_STACK", "134217728");
 
 /// Where the broker is and how to speak with it.
 #[derive(Clone)]
 pub struct BrokerSettings {
     /// `amqp://` or `amqps://`, with the password.
     pub url: String,
-    /// A PEM file of further certificate authorities to trust for `amqps://`, beside the system's.
+    /// A PEM file of the certificate authorities to trust for `amqps://`, instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// A silent broker is given up after twice this.
     pub heartbeat: Duration,
@@ -150,10 +160,10 @@ impl BrokerSettings {
         match uri.scheme {
             AMQPScheme::AMQPS => {}
             AMQPScheme::AMQP => {
-                if !self.allow_plaintext && !is_loopback(&uri.authority.host) {
+                if !self.allow_plaintext && !tls::is_loopback(&uri.authority.host) {
                     return Err(BrokerError::Config(format!(
                         "broker.url is amqp:// to {}, which would send the password and every message in the clear: \
-                         use amqps://, or set broker.allow_plaintext if the network is trusted",
+                         use amqps://, or set allow_plaintext if the network is trusted",
                         uri.authority.host
                     )));
                 }
@@ -162,34 +172,15 @@ impl BrokerSettings {
         Ok(uri)
     }
 
-    fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, BrokerError> {
-        let Some(path) = &self.ca_file else {
-            return Ok(Vec::new());
-        };
-        let named = |problem: String| BrokerError::Config(format!("broker.ca_file {}: {problem}", path.display()));
-        let certificates = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| named(error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(named("holds no certificate in PEM format".to_owned()));
+    /// Whom to trust, where there is TLS.
+    fn authorities(&self) -> Result<Option<rustls::ClientConfig>, BrokerError> {
+        match self.uri()?.scheme {
+            AMQPScheme::AMQPS => tls::client_config(self.ca_file.as_deref())
+                .map(Some)
+                .map_err(BrokerError::Config),
+            AMQPScheme::AMQP => Ok(None),
         }
-        Ok(certificates)
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// The system's roots and the configured ones. Without system roots (a bare container image) the configured ones do.
-fn tls(authorities: &[CertificateDer<'static>]) -> std::io::Result<RustlsConnector> {
-    let mut config = match RustlsConnectorConfig::new_with_native_certs() {
-        Ok(config) => config,
-        Err(error) if authorities.is_empty() => return Err(error),
-        Err(_) => RustlsConnectorConfig::default(),
-    };
-    config.add_parsable_certificates(authorities.to_vec());
-    config.connector_with_no_client_auth()
 }
 
 /// A second handle on a connection's socket. lapin cannot abandon a connection: while the broker blocks it (memory or
@@ -200,12 +191,12 @@ struct Socket(Mutex<SocketState>);
 
 #[derive(Default)]
 struct SocketState {
-    stream: Option<std::net::TcpStream>,
+    stream: Option<TcpStream>,
     cut: bool,
 }
 
 impl Socket {
-    fn keep(&self, stream: std::net::TcpStream) {
+    fn keep(&self, stream: TcpStream) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.cut {
             shut(&stream);
@@ -223,7 +214,7 @@ impl Socket {
     }
 }
 
-fn shut(stream: &std::net::TcpStream) {
+fn shut(stream: &TcpStream) {
     // It fails only if the peer was faster, which is as good.
     drop(stream.shutdown(Shutdown::Both));
 }
@@ -248,7 +239,7 @@ impl Connection {
     /// Opens a connection that the management UI shows as `name`.
     pub async fn open(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
         let uri = settings.uri()?;
-        let authorities = settings.authorities()?;
+        let connector = settings.authorities()?.map(RustlsConnector::from);
         let limit = settings.connect_timeout;
         let socket = Arc::new(Socket::default());
         // The only constructor. No retry, no recovery (it replays acknowledgements of dead channels): the worker
@@ -271,9 +262,9 @@ impl Connection {
                     if let AsyncTcpStream::Plain(plain) = &stream {
                         held.keep(plain.get_ref().as_fd().try_clone_to_owned()?.into());
                     }
-                    match uri.scheme {
-                        AMQPScheme::AMQP => Ok(stream),
-                        AMQPScheme::AMQPS => stream.into_rustls(&tls(&authorities)?, host).await,
+                    match &connector {
+                        Some(connector) => stream.into_rustls(connector, host).await,
+                        None => Ok(stream),
                     }
                 };
                 tokio::time::timeout(limit, dial)
@@ -344,6 +335,65 @@ pub async fn probe(settings: &BrokerSettings) -> Result<(), BrokerError> {
     Connection::open(settings, "settled probe").await?.close().await
 }
 
+/// The broker's name and version, as in `RabbitMQ 4.0.5`. lapin keeps them to itself, so this reads the greeting, which
+/// needs no login.
+pub async fn server_version(settings: &BrokerSettings) -> Result<String, BrokerError> {
+    let uri = settings.uri()?;
+    let config = settings.authorities()?;
+    let limit = settings.connect_timeout;
+    let greeting = tokio::task::spawn_blocking(move || greeting(&uri, config, limit)).await;
+    greeting
+        .map_err(|error| BrokerError::Away(error.to_string()))?
+        .map_err(|error| BrokerError::Away(format!("its greeting could not be read: {error}")))
+}
+
+fn greeting(uri: &AMQPUri, config: Option<rustls::ClientConfig>, limit: Duration) -> std::io::Result<String> {
+    let host = uri.authority.host.as_str();
+    let mut addresses = (host, uri.authority.port).to_socket_addrs()?;
+    let stream = loop {
+        let Some(address) = addresses.next() else {
+            return Err(late("connecting", limit));
+        };
+        if let Ok(stream) = TcpStream::connect_timeout(&address, limit) {
+            break stream;
+        }
+    };
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    match config {
+        None => read_greeting(stream),
+        Some(config) => {
+            let name = rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
+            let session = rustls::ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+            read_greeting(rustls::StreamOwned::new(session, stream))
+        }
+    }
+}
+
+/// Connection.Start: frame type, channel, size; class and method 10; protocol version; server properties.
+fn read_greeting(mut stream: impl Read + Write) -> std::io::Result<String> {
+    stream.write_all(b"AMQP\x00\x00\x09\x01")?;
+    let mut head = [0; 13];
+    stream.read_exact(&mut head)?;
+    let [1, 0, 0, size @ .., 0, 10, 0, 10, _, _] = head else {
+        return Err(std::io::Error::other("it is not AMQP 0-9-1"));
+    };
+    let size = usize::try_from(u32::from_be_bytes(size)).unwrap_or(usize::MAX);
+    // A greeting is about half a kilobyte; what claims to be more than a usual frame is something else.
+    if !(6..=131_072).contains(&size) {
+        return Err(std::io::Error::other("it is not AMQP 0-9-1"));
+    }
+    let mut rest = vec![0; size.saturating_sub(6)];
+    stream.read_exact(&mut rest)?;
+    let (_, properties) = lapin::types::parsing::parse_field_table(rest.as_slice())
+        .map_err(|_| std::io::Error::other("its properties cannot be parsed"))?;
+    let text = |name| match properties.inner().get(name) {
+        Some(AMQPValue::LongString(value)) => value.to_string(),
+        Some(_) | None => "unknown".to_owned(),
+    };
+    Ok(format!("{} {}", text("product"), text("version")))
+}
+
 fn late(what: &str, limit: Duration) -> std::io::Error {
     std::io::Error::new(
         std::io::ErrorKind::TimedOut,
@@ -381,4 +431,201 @@ async fn all_together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Out
         outputs.extend(future.as_mut().take_output());
     }
     outputs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Instant;
+
+    use super::publisher::Publisher;
+    use super::testing::{AUTHORITY, Vhost, event, eventually, queue, soon, tls_front};
+    use super::*;
+
+    fn settings(url: &str) -> BrokerSettings {
+        BrokerSettings {
+            url: url.to_owned(),
+            ca_file: None,
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            publish_deadline: Duration::from_secs(2),
+            allow_plaintext: false,
+        }
+    }
+
+    #[test]
+    fn plaintext_stays_on_this_machine() {
+        for (url, allowed) in [
+            ("amqp://u:p@localhost:5672/v", true),
+            ("amqp://u:p@127.9.9.9/v", true),
+            ("amqp://u:p@[::1]:5672/v", true),
+            ("amqps://u:p@broker.example/v", true),
+            ("amqp://u:p@broker.example/v", false),
+            ("amqp://u:p@10.0.0.1/v", false),
+            ("amqp://u:p@[2001:db8::1]:5672/v", false),
+            ("amqp://u:p@localhost.example/v", false),
+            ("amqp://localhost@broker.example/v", false),
+        ] {
+            let uri = settings(url).uri();
+            assert_eq!(uri.is_ok(), allowed, "{url}");
+            if let Err(error) = uri {
+                assert!(error.to_string().contains("set allow_plaintext"), "{error}");
+                assert!(
+                    BrokerSettings {
+                        allow_plaintext: true,
+                        ..settings(url)
+                    }
+                    .uri()
+                    .is_ok(),
+                    "{url}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_ipv6_host_is_kept() {
+        let uri = BrokerSettings {
+            allow_plaintext: true,
+            ..settings("amqp://u:p@[2001:db8::1]:5/v")
+        }
+        .uri();
+        assert_eq!(uri.map(|uri| uri.authority.host), Ok("2001:db8::1".to_owned()));
+    }
+
+    #[test]
+    fn the_password_is_never_shown() {
+        for url in [
+            "amqp://u:hunter2@h/v",
+            "amqps://u:hunter2@h",
+            "amqp:hunter2",
+            "hunter2",
+            "amqp://u:hunter2@h:x/v",
+        ] {
+            let settings = settings(url);
+            assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+            if let Err(error) = settings.uri() {
+                assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_there_must_be() {
+        let none = BrokerSettings {
+            heartbeat: Duration::ZERO,
+            ..settings("amqp://localhost")
+        };
+        assert!(matches!(none.uri(), Err(BrokerError::Config(_))));
+    }
+
+    #[tokio::test]
+    async fn wrong_password_and_wrong_vhost_are_refused_and_nobody_home_is_away() {
+        let vhost = Vhost::new();
+        let right = vhost.settings();
+        assert_eq!(soon(probe(&right)).await, Ok(()));
+        let password = BrokerSettings {
+            url: right.url.replace('@', "x@"),
+            ..right.clone()
+        };
+        let error = soon(probe(&password)).await.expect_err("refused");
+        assert_eq!(error.code(), Some(403), "{error}");
+        let elsewhere = BrokerSettings {
+            url: format!("{}x", right.url),
+            ..right.clone()
+        };
+        let error = soon(probe(&elsewhere)).await.expect_err("refused");
+        assert_eq!(error.code(), Some(530), "{error}");
+        let error = soon(probe(&settings("amqp://localhost:1/"))).await.expect_err("away");
+        assert!(matches!(error, BrokerError::Away(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_does_not_answer_is_given_up_in_time() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = silent.local_addr().expect("an address").port();
+        let accepted = std::thread::spawn(move || {
+            let (mut stream, _) = silent.accept().expect("a client");
+            // Reads to the end, which comes only when the client lets go.
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).map(|_| all)
+        });
+        let began = Instant::now();
+        let error = Connection::open(&settings(&format!("amqp://localhost:{port}/")), "test")
+            .await
+            .expect_err("away");
+        assert!(matches!(error, BrokerError::Away(_)), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(4));
+        let heard = accepted
+            .join()
+            .expect("joined")
+            .expect("the socket was closed, not abandoned");
+        assert_eq!(heard, b"AMQP\x00\x00\x09\x01");
+    }
+
+    #[tokio::test]
+    async fn the_broker_says_what_it_is() {
+        let version = soon(server_version(&Vhost::new().settings()))
+            .await
+            .expect("a greeting");
+        assert!(version.starts_with("RabbitMQ ") && version.len() > 12, "{version}");
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_is_noticed() {
+        let vhost = Vhost::new();
+        let (proxy, settings) = vhost.proxied();
+        let connection = Connection::open(&settings, "test").await.expect("connected");
+        assert!(connection.is_connected());
+        proxy.cut();
+        soon(connection.closed()).await;
+    }
+
+    /// lapin writes nothing to a blocked connection, not even its end, and keeps a thread and its buffers for it.
+    #[tokio::test]
+    async fn a_blocked_connection_is_given_up_with_all_it_holds() {
+        let vhost = Vhost::new();
+        let (proxy, mut settings) = vhost.proxied();
+        settings.publish_deadline = Duration::from_millis(300);
+        let connection = Connection::open(&settings, "test").await.expect("connected");
+        queue(&connection, "q", &[]).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        proxy.block();
+        eventually("blocked", async || connection.is_blocked().then_some(())).await;
+        assert!(!publisher.reply(&event("", "q", "reply")).await);
+        let began = Instant::now();
+        let error = publisher.publish(&[event("", "q", "one")]).await.expect_err("away");
+        assert!(
+            matches!(error, BrokerError::Away(_)) && began.elapsed() < Duration::from_secs(2),
+            "{error}"
+        );
+        assert!(matches!(soon(connection.close()).await, Err(BrokerError::Away(_))));
+        eventually("given up", async || {
+            (proxy.ended.load(Ordering::SeqCst) == 1).then_some(())
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn tls_with_an_authority_of_our_own() {
+        let vhost = Vhost::new();
+        let port = tls_front(&vhost);
+        let authority = std::env::temp_dir().join(format!("{}.pem", vhost.name));
+        std::fs::write(&authority, AUTHORITY).expect("written");
+        for host in ["localhost", "127.0.0.1"] {
+            let url = vhost.settings().url.replacen("amqp://", "amqps://", 1);
+            let (before, _) = url.rsplit_once('@').expect("a user");
+            let url = format!("{before}@{host}:{port}/{}", vhost.name);
+            let trusting = BrokerSettings {
+                ca_file: Some(authority.clone()),
+                ..settings(&url)
+            };
+            assert_eq!(soon(probe(&trusting)).await, Ok(()));
+            let version = soon(server_version(&trusting)).await.expect("a greeting");
+            assert!(version.starts_with("RabbitMQ "), "{version}");
+            let error = soon(probe(&settings(&url))).await.expect_err("not trusted");
+            assert!(matches!(error, BrokerError::Away(_)), "{error}");
+        }
+        std::fs::remove_file(&authority).expect("removed");
+    }
 }

@@ -16,10 +16,6 @@ use crate::domain::delivery::{HeaderValue, Headers, Properties, Publication, Pub
 /// A reply is worth this much waiting and no more.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Reply channels that the broker may close on one connection before replies stop on it. lapin never uses the number of
-/// such a channel again, and there are 2,047: without this bound replies could use up those of the confirm channel.
-const REPLY_CHANNELS_MAX: u16 = 100;
-
 /// Of a header frame, all that is not properties: frame header and end (8), class, weight, body size and flags (14).
 const HEADER_FRAME_BYTES: usize = 22;
 
@@ -42,8 +38,17 @@ pub struct Publisher {
     deadline: Duration,
     /// After an error nothing is known about the channel's confirms.
     spent: bool,
-    replies: Option<lapin::Channel>,
-    reply_channels: u16,
+    replies: Replies,
+}
+
+/// How replies leave. A channel that the broker closes is a danger to the others: what lapin has queued on it follows the
+/// closing, which ends the connection, and the number of such a channel is never used again. So the first reply shows
+/// whether we may reply at all (the user may not publish to the default exchange, say) before others follow it.
+enum Replies {
+    Untried,
+    Open(lapin::Channel),
+    /// Refused on this connection.
+    Off,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -65,8 +70,7 @@ impl Publisher {
             channel,
             deadline: connection.publish_deadline,
             spent: false,
-            replies: None,
-            reply_channels: 0,
+            replies: Replies::Untried,
         })
     }
 
@@ -128,24 +132,25 @@ impl Publisher {
             return false;
         };
         let sending = async {
-            let channel = self.reply_channel().await?;
-            message.publish(&channel).await
+            match &self.replies {
+                Replies::Off => Ok(false),
+                Replies::Open(channel) if channel.status().connected() => message.publish(channel).await.map(|_| true),
+                Replies::Open(_) | Replies::Untried => {
+                    message.publish_alone(&self.connection).await?;
+                    self.replies = Replies::Open(self.connection.create_channel().await?);
+                    Ok(true)
+                }
+            }
         };
-        matches!(tokio::time::timeout(REPLY_TIMEOUT, sending).await, Ok(Ok(_)))
-    }
-
-    async fn reply_channel(&mut self) -> lapin::Result<lapin::Channel> {
-        match &self.replies {
-            Some(channel) if channel.status().connected() => Ok(channel.clone()),
-            Some(_) | None if self.reply_channels >= REPLY_CHANNELS_MAX => {
-                Err(lapin::ErrorKind::ChannelsLimitReached.into())
+        match tokio::time::timeout(REPLY_TIMEOUT, sending).await {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(error)) => {
+                if BrokerError::from_lapin(&error).code().is_some() {
+                    self.replies = Replies::Off;
+                }
+                false
             }
-            Some(_) | None => {
-                self.reply_channels = self.reply_channels.saturating_add(1);
-                let channel = self.connection.create_channel().await?;
-                self.replies = Some(channel.clone());
-                Ok(channel)
-            }
+            Err(_) => false,
         }
     }
 }
@@ -189,6 +194,14 @@ impl<'a> Message<'a> {
         channel
             .basic_publish(self.exchange, self.routing_key, options, self.body, self.properties)
             .await
+    }
+
+    /// On a channel made for it, with the broker's answer awaited.
+    async fn publish_alone(self, connection: &lapin::Connection) -> lapin::Result<()> {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions { nowait: false }).await?;
+        self.publish(&channel).await?.await?;
+        channel.close(200, "done".into()).await
     }
 }
 
@@ -343,4 +356,268 @@ fn value_to(value: &HeaderValue) -> Result<AMQPValue, BrokerError> {
         HeaderValue::ByteArray(bytes) => AMQPValue::ByteArray(bytes.0.clone().into()),
         HeaderValue::Void => AMQPValue::Void,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use lapin::types::AMQPValue;
+
+    use super::*;
+    use crate::broker::testing::{Vhost, event, eventually, queue, ready, soon, text};
+
+    /// lapin gives a return to the next confirm, whosever it is.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_return_finds_its_own_publication() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "there", &[("x-queue-type", text("quorum"))]).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        let mut seed = 42_u64;
+        for round in 0..40 {
+            let mut sent = Vec::new();
+            let mut expected = Vec::new();
+            for index in 0..256 {
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let there = seed >> 62 != 0;
+                let mut one = event("", if there { "there" } else { "nowhere" }, &format!("{round}/{index}"));
+                match index % 4 {
+                    // A dead letter carries its sender's message id, often the same one, and maybe no body.
+                    0 => {
+                        one.kind = PublicationKind::DeadLetter;
+                        one.properties.message_id = Some("same".to_owned());
+                    }
+                    1 => {
+                        one.kind = PublicationKind::DeadLetter;
+                        one.properties.message_id = None;
+                        one.body.clear();
+                    }
+                    // The same event twice in a batch.
+                    2 => {
+                        sent.push(one.clone());
+                        expected.push(if there { Fate::Confirmed } else { Fate::Returned });
+                    }
+                    _ => {}
+                }
+                sent.push(one);
+                expected.push(if there { Fate::Confirmed } else { Fate::Returned });
+            }
+            assert_eq!(soon(publisher.publish(&sent)).await, Ok(expected), "round {round}");
+        }
+        assert_eq!(soon(publisher.publish(&[])).await, Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn what_a_full_queue_does_not_take_is_nacked() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        let full = [
+            ("x-max-length", AMQPValue::LongInt(3)),
+            ("x-overflow", text("reject-publish")),
+        ];
+        queue(&connection, "full", &full).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        let sent: Vec<_> = (0..10)
+            .map(|index| event("", if index % 2 == 0 { "full" } else { "nowhere" }, &format!("{index}")))
+            .collect();
+        let fates = soon(publisher.publish(&sent)).await.expect("answered");
+        let count = |fate| fates.iter().filter(|other| **other == fate).count();
+        assert_eq!(
+            (count(Fate::Confirmed), count(Fate::Nacked), count(Fate::Returned)),
+            (3, 2, 5),
+            "{fates:?}"
+        );
+        assert!(
+            fates.iter().skip(1).step_by(2).all(|fate| *fate == Fate::Returned),
+            "{fates:?}"
+        );
+        assert_eq!(
+            soon(publisher.publish(&[event("", "full", "more")])).await,
+            Ok(vec![Fate::Nacked])
+        );
+    }
+
+    #[tokio::test]
+    async fn the_one_that_is_refused_is_found_by_publishing_one_by_one() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "q", &[("x-queue-type", text("quorum"))]).await;
+        let mut user = event("", "q", "user");
+        user.properties.user_id = Some("somebody-else".to_owned());
+        let mut expiration = event("", "q", "expiration");
+        expiration.properties.expiration = Some("soon".to_owned());
+        for (culprit, code) in [(event("no-exchange", "q", "404"), 404), (user, 406), (expiration, 406)] {
+            let mut sent: Vec<_> = (0..400)
+                .map(|index| event("", "q", &format!("{code}/{index}")))
+                .collect();
+            sent.insert(1, culprit);
+            let connection = vhost.connect().await;
+            let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+            let error = soon(publisher.publish(&sent)).await.expect_err("refused");
+            assert_eq!(error.code(), Some(code), "{error}");
+            assert!(matches!(
+                soon(publisher.publish(&sent)).await,
+                Err(BrokerError::Away(_))
+            ));
+            let connection = vhost.connect().await;
+            let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+            assert_eq!(soon(publisher.publish(&sent[..1])).await, Ok(vec![Fate::Confirmed]));
+            let error = soon(publisher.publish(&sent[1..2])).await.expect_err("refused");
+            assert_eq!(error.code(), Some(code), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_frame_can_carry_is_refused_before_it_is_sent() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "q", &[]).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        let with = |bytes| {
+            let mut one = event("", "q", "one");
+            one.properties.headers = Some([("h".to_owned(), HeaderValue::text("x".repeat(bytes)))].into());
+            one
+        };
+        let room = 131_072 - with(0).properties.wire_len() - HEADER_FRAME_BYTES;
+        assert_eq!(soon(publisher.publish(&[with(room)])).await, Ok(vec![Fate::Confirmed]));
+        let refused = soon(publisher.publish(&[event("", "q", "innocent"), with(room + 1)])).await;
+        assert_eq!(refused.map_err(|error| error.code()), Err(Some(501)));
+        let long = "x".repeat(256);
+        let mut id = event("", "q", "id");
+        id.properties.message_id = Some(long.clone());
+        let mut header = event("", "q", "header");
+        header.properties.headers = Some([(long.clone(), HeaderValue::Void)].into());
+        for one in [event("", &long, "key"), event(&long, "", "exchange"), id, header] {
+            assert_eq!(
+                soon(publisher.publish(&[one])).await.map_err(|error| error.code()),
+                Err(Some(502))
+            );
+        }
+        assert_eq!(
+            soon(publisher.publish(&[event("", "q", "x")])).await,
+            Ok(vec![Fate::Confirmed])
+        );
+        assert_eq!(ready(&connection, "q").await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_cut_into_frames() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "q", &[]).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        let sent: Vec<_> = [131_063, 131_064, 131_065, 262_144, 5_000_000]
+            .into_iter()
+            .map(|size| event("", if size % 2 == 0 { "q" } else { "nowhere" }, &"x".repeat(100)).with_body(size))
+            .collect();
+        let fates = soon(publisher.publish(&sent)).await.expect("published");
+        let confirmed = |size: usize| {
+            if size.is_multiple_of(2) {
+                Fate::Confirmed
+            } else {
+                Fate::Returned
+            }
+        };
+        assert_eq!(
+            fates,
+            sent.iter().map(|one| confirmed(one.body.len())).collect::<Vec<_>>()
+        );
+    }
+
+    impl Publication {
+        fn with_body(mut self, size: usize) -> Self {
+            self.body = vec![7; size];
+            self
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_or_frozen_broker_is_away_within_the_deadline() {
+        let vhost = Vhost::new();
+        let (proxy, mut settings) = vhost.proxied();
+        settings.publish_deadline = Duration::from_secs(1);
+        queue(&vhost.connect().await, "q", &[]).await;
+        for frozen in [false, true] {
+            let connection = Connection::open(&settings, "test").await.expect("connected");
+            let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+            assert_eq!(
+                soon(publisher.publish(&[event("", "q", "1")])).await,
+                Ok(vec![Fate::Confirmed])
+            );
+            if frozen {
+                proxy.freeze()
+            } else {
+                proxy.cut()
+            }
+            let began = Instant::now();
+            let error = publisher
+                .publish(&[event("", "q", "2"), event("", "q", "3")])
+                .await
+                .expect_err("away");
+            assert!(matches!(error, BrokerError::Away(_)), "{error}");
+            assert!(began.elapsed() < Duration::from_secs(2));
+            assert!(matches!(
+                publisher.publish(&[event("", "q", "4")]).await,
+                Err(BrokerError::Away(_))
+            ));
+            assert!(!publisher.reply(&event("", "q", "5")).await || frozen);
+            assert!(began.elapsed() < Duration::from_secs(3));
+        }
+    }
+
+    #[tokio::test]
+    async fn replies_harm_nobody() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "answers", &[]).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        let reply = |exchange: &str, key: &str| {
+            let mut reply = event(exchange, key, "reply");
+            reply.kind = PublicationKind::Reply;
+            reply
+        };
+        for name in [
+            "amq.rabbitmq.reply-to.nonsense",
+            "amq.rabbitmq.reply-to",
+            "settlement.reply.nobody",
+        ] {
+            assert!(soon(publisher.reply(&reply("", name))).await);
+            assert_eq!(
+                soon(publisher.publish(&[event("", "answers", name)])).await,
+                Ok(vec![Fate::Confirmed])
+            );
+        }
+        assert!(soon(publisher.reply(&reply("", "answers"))).await);
+        let count = async || (ready(&connection, "answers").await == 4).then_some(());
+        eventually("the reply", count).await;
+    }
+
+    /// One at a time on a channel that the broker closes, they would end the connection sooner or later.
+    #[tokio::test]
+    async fn refused_replies_stop_and_leave_the_connection_alone() {
+        let vhost = Vhost::new();
+        queue(&vhost.connect().await, "q", &[]).await;
+        let mut refused = event("", "q", "reply");
+        refused.kind = PublicationKind::Reply;
+        // As long as nobody may publish to the default exchange, `amq.default` to permissions.
+        vhost.put(
+            &format!("exchanges/{}/events", vhost.name),
+            &serde_json::json!({"type": "fanout", "durable": true}),
+        );
+        let settings = vhost.as_user("", "^events$", "");
+        for _ in 0..20 {
+            let connection = Connection::open(&settings, "test").await.expect("connected");
+            let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+            for _ in 0..50 {
+                assert!(!soon(publisher.reply(&refused)).await);
+            }
+            let sent = [event("events", "q", "event")];
+            assert_eq!(soon(publisher.publish(&sent)).await, Ok(vec![Fate::Returned]));
+            assert!(connection.is_connected());
+        }
+        vhost.forget_user(&settings);
+    }
 }
