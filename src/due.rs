@@ -59,12 +59,7 @@ pub async fn run(mut worker: Worker) {
                     .settle(lane, Door::Parked, batch, &owned, patience, &mut done)
                     .await
                 {
-                    Signal::HandedBack {
-                        lane,
-                        messages: 0,
-                        why: &why.0,
-                    }
-                    .emit();
+                    Signal::HandedBack { lane, why: &why.0 }.emit();
                 }
                 send_all(place, &committed, done, received).await;
                 if *worker.stop.borrow() {

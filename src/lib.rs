@@ -26,7 +26,7 @@
 //! | [`store`] | the only room with SQL |
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
-//! | [`worker`], [`publish`], [`relay`], [`due`] | the order of steps, patience, shutdown |
+//! | [`worker`], [`publish`], [`relay`], [`due`], [`pause`] | the order of steps, patience, shutdown |
 //! | `cli` | what an operator types |
 //! | `partner` | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`http`] | what a person watches: every signal is a type |
@@ -60,6 +60,7 @@ pub mod domain;
 pub mod due;
 pub mod fail;
 pub mod http;
+pub mod pause;
 pub mod publish;
 pub mod relay;
 pub mod retry;

@@ -17,6 +17,7 @@ use crate::{
     domain::delivery::{BatchId, Publication, PublicationKind},
     fail::{self, Point},
     http::Health,
+    pause::Paused,
     retry::Backoff,
     settle::Settled,
     store::{Store, StoreError},
@@ -114,6 +115,8 @@ pub struct RowPublisher {
     health: Arc<Health>,
     backoff: Backoff,
     link: Option<(Connection, Publisher)>,
+    /// While a dead letter finds no queue.
+    stuck: Option<Paused>,
 }
 
 impl RowPublisher {
@@ -125,6 +128,7 @@ impl RowPublisher {
             health,
             backoff: Backoff::new(&settings.retry),
             link: None,
+            stuck: None,
         }
     }
 
@@ -271,21 +275,17 @@ impl RowPublisher {
     }
 
     /// A dead letter without a queue would be lost: the lane stops here until someone declares the topology.
-    fn note_returns(&self, publications: &[Publication], pending: &[usize]) {
+    fn note_returns(&mut self, publications: &[Publication], pending: &[usize]) {
         let stuck = pending
             .iter()
             .filter_map(|index| publications.get(*index))
             .any(|publication| publication.kind == PublicationKind::DeadLetter);
         if stuck {
             let why = "a dead letter was returned or refused: run `settled topology`";
-            self.health.set_paused(Some(why.to_owned()));
-            Signal::Paused {
-                cause: Cause::DeadLetterReturned,
-                why,
-            }
-            .emit();
-        } else if self.health.paused().is_some_and(|why| why.starts_with("a dead letter")) {
-            self.health.set_paused(None);
+            self.stuck
+                .get_or_insert_with(|| Paused::begin(&self.health, &self.name, Cause::DeadLetterReturned, why));
+        } else {
+            self.stuck = None;
         }
     }
 

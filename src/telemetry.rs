@@ -118,7 +118,6 @@ pub enum Signal<'a> {
     /// Unacknowledged messages went back to the broker.
     HandedBack {
         lane: usize,
-        messages: usize,
         why: &'a str,
     },
 
@@ -180,7 +179,6 @@ pub enum Signal<'a> {
     /// What was delivered is settled, or went back.
     Drained {
         elapsed: Duration,
-        handed_back: usize,
     },
     /// The last line.
     Stopped,
@@ -485,16 +483,16 @@ impl Signal<'_> {
                 error!(%batch, digest, sqlstate, error, "the database refuses this one message; rejected as internal");
             }
             Signal::Paused { cause, why } => {
-                gauge!("settled_paused", "reason" => cause.as_str()).set(1.0);
+                gauge!("settled_paused", "reason" => cause.as_str()).increment(1.0);
                 error!(%cause, why, "intake paused");
             }
             Signal::Resumed { cause, paused_for } => {
-                gauge!("settled_paused", "reason" => cause.as_str()).set(0.0);
+                gauge!("settled_paused", "reason" => cause.as_str()).decrement(1.0);
                 info!(%cause, paused_ms = millis(paused_for), "intake resumed");
             }
-            Signal::HandedBack { lane, messages, why } => {
-                counter!("settled_handed_back_total").increment(messages as u64);
-                warn!(lane, messages, why, "messages handed back to the broker");
+            Signal::HandedBack { lane, why } => {
+                counter!("settled_handed_back_total").increment(1);
+                warn!(lane, why, "messages handed back to the broker");
             }
             Signal::Published { batch, published } => {
                 for ((kind, fate), count) in &published.events {
@@ -562,8 +560,8 @@ impl Signal<'_> {
             Signal::Stopping { why } => {
                 info!(why, "stopping: no more messages are taken");
             }
-            Signal::Drained { elapsed, handed_back } => {
-                info!(elapsed_ms = millis(elapsed), handed_back, "drained");
+            Signal::Drained { elapsed } => {
+                info!(elapsed_ms = millis(elapsed), "drained");
             }
             Signal::Stopped => {
                 gauge!("settled_ready").set(0.0);
@@ -988,7 +986,6 @@ mod tests {
             },
             Signal::HandedBack {
                 lane: 0,
-                messages: 3,
                 why: "paused for long",
             },
             Signal::Published {
@@ -1033,10 +1030,7 @@ mod tests {
                 messages: 8,
             },
             Signal::Stopping { why: "SIGTERM" },
-            Signal::Drained {
-                elapsed: second,
-                handed_back: 0,
-            },
+            Signal::Drained { elapsed: second },
             Signal::Stopped,
         ] {
             check(&signal);

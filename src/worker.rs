@@ -28,6 +28,7 @@ use crate::{
     due,
     fail::{self, Point},
     http::{self, Health},
+    pause::Paused,
     publish::{Committed, Owned, RowPublisher, publish_stage, renew_leases},
     relay,
     retry::{self, Backoff, Waited},
@@ -127,7 +128,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
             };
             // What is aborted is not lost: unacknowledged messages come again, outbox rows are the relay's.
             tasks.shutdown().await;
-            Signal::Drained { elapsed: began.elapsed(), handed_back: 0 }.emit();
+            Signal::Drained { elapsed: began.elapsed() }.emit();
             ended
         }
     };
@@ -384,7 +385,7 @@ impl Worker {
         done: &mut Vec<Settled>,
     ) -> Result<(), HandBack> {
         let mut parts = vec![batch];
-        let mut pause = Pause::new(self, patience);
+        let mut patience = Patience::new(self, lane, patience);
         while let Some(part) = parts.pop() {
             let began = Instant::now();
             let id = Uuid::now_v7();
@@ -406,7 +407,7 @@ impl Worker {
                         if !settled.publications.is_empty() {
                             owned.add(id);
                         }
-                        pause.end();
+                        patience.over();
                         self.tell(lane, door, &part, &settled, began.elapsed());
                         done.push(settled);
                         break;
@@ -426,7 +427,7 @@ impl Worker {
                             error: &error,
                         }
                         .emit();
-                        pause.short().await;
+                        patience.short().await;
                     }
                     Fate::Bisect if !culprit => {
                         if let Some((left, right)) = part.halves() {
@@ -445,12 +446,12 @@ impl Worker {
                             .emit();
                             culprit = true;
                         } else {
-                            pause.wait(Cause::Culprits, &error).await?;
+                            patience.wait(Cause::Culprits, &error).await?;
                         }
                     }
-                    Fate::Away | Fate::Retry => pause.wait(Cause::Database, &error).await?,
+                    Fate::Away | Fate::Retry => patience.wait(Cause::Database, &error).await?,
                     Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
-                        pause.wait(Cause::Schema, &error).await?;
+                        patience.wait(Cause::Schema, &error).await?;
                     }
                 }
             }
@@ -493,21 +494,24 @@ impl Worker {
 #[derive(Debug)]
 pub struct HandBack(pub String);
 
-/// A pause in the middle of a batch.
-struct Pause<'a> {
+/// Patience in the middle of a batch.
+struct Patience<'a> {
     worker: &'a Worker,
-    patience: Option<Duration>,
+    who: String,
+    limit: Option<Duration>,
     backoff: Backoff,
-    since: Option<(Instant, Cause)>,
+    paused: Option<Paused>,
 }
 
-impl<'a> Pause<'a> {
-    fn new(worker: &'a Worker, patience: Option<Duration>) -> Self {
+impl<'a> Patience<'a> {
+    fn new(worker: &'a Worker, lane: usize, limit: Option<Duration>) -> Self {
+        let backoff = Backoff::new(&worker.settings.retry);
         Self {
             worker,
-            patience,
-            backoff: Backoff::new(&worker.settings.retry),
-            since: None,
+            who: format!("lane {lane}"),
+            limit,
+            backoff,
+            paused: None,
         }
     }
 
@@ -516,23 +520,16 @@ impl<'a> Pause<'a> {
         tokio::time::sleep(self.backoff.next()).await;
     }
 
-    /// Waits with growing pauses; once `patience` is over the batch is handed back.
+    /// Waits with growing pauses; once the limit is over the batch is handed back.
     async fn wait(&mut self, cause: Cause, error: &StoreError) -> Result<(), HandBack> {
         let why = error.to_string();
-        let since = match self.since {
-            Some((since, _)) => since,
-            None => {
-                self.worker.health.set_paused(Some(format!("{cause}: {why}")));
-                if cause == Cause::Database {
-                    self.worker.health.set_database_ok(false);
-                }
-                Signal::Paused { cause, why: &why }.emit();
-                let now = Instant::now();
-                self.since = Some((now, cause));
-                now
-            }
-        };
-        if self.patience.is_some_and(|patience| since.elapsed() >= patience) {
+        if cause == Cause::Database {
+            self.worker.health.set_database_ok(false);
+        }
+        let paused = self
+            .paused
+            .get_or_insert_with(|| Paused::begin(&self.worker.health, &self.who, cause, &why));
+        if self.limit.is_some_and(|limit| paused.since().elapsed() >= limit) {
             return Err(HandBack(why));
         }
         let wait = self.backoff.next();
@@ -548,17 +545,10 @@ impl<'a> Pause<'a> {
         Ok(())
     }
 
-    fn end(&mut self) {
+    fn over(&mut self) {
         self.backoff.reset();
         self.worker.health.set_database_ok(true);
-        if let Some((since, cause)) = self.since.take() {
-            self.worker.health.set_paused(None);
-            Signal::Resumed {
-                cause,
-                paused_for: since.elapsed(),
-            }
-            .emit();
-        }
+        self.paused = None;
     }
 }
 
@@ -714,7 +704,6 @@ impl Lane {
         if let Some(HandBack(why)) = handed_back {
             Signal::HandedBack {
                 lane: self.number,
-                messages: 0,
                 why: &why,
             }
             .emit();
