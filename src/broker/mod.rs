@@ -134,6 +134,15 @@ impl BrokerError {
     }
 }
 
+impl BrokerError {
+    /// Whether one publication is the cause. Every other refusal (no exchange, no permission, no room for a connection) is
+    /// somebody's setting: it passes, and nothing may be set aside for it.
+    pub fn is_of_the_message(&self) -> bool {
+        // Precondition failed, and our own two: a frame too large, a name too long.
+        matches!(self.code(), Some(406 | 501 | 502))
+    }
+}
+
 impl BrokerSettings {
     fn uri(&self) -> Result<AMQPUri, BrokerError> {
         // lapin's own complaint may repeat the URL, and with it the password.
