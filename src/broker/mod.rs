@@ -7,6 +7,7 @@
 pub mod intake;
 pub mod publisher;
 mod settings;
+pub mod subscribe;
 #[cfg(test)]
 mod testing;
 pub mod topology;
