@@ -1074,7 +1074,23 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
         ("the policy's ids differ", |_, _, letter| {
             letter.altered.push(("evaluationId", "other".into()));
         }),
-        ("it was parked, too", |_, _, letter| letter.source = Source::Parked),
+        ("its row was left behind", |model, _, letter| {
+            letter.source = Source::Parked;
+            let sent = letter.send();
+            let row = Row {
+                parked: Parked {
+                    parked_at: model.now,
+                    until: model.now,
+                    attempts: 0,
+                },
+                due_at: model.now,
+                enterprise_id: "acme".to_owned(),
+                nonce: "n".to_owned(),
+                allocation_id: letter.draft.id,
+                message_digest: sent.facts.message_digest,
+            };
+            model.parked.insert(sent.key(), row);
+        }),
         ("nobody keeps it", |_, _, letter| letter.source = Source::Plain),
     ];
     for (what, twist) in twists {
@@ -1089,6 +1105,7 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
         };
         assert_eq!(judgements, [Judgement { verdict, proven: true }], "{what}");
         assert!(changes.settlements.is_empty() && changes.balances.is_empty(), "{what}");
+        assert!(model.parked.is_empty(), "{what}");
         assert_eq!(model.receipt("n"), "settled", "{what}");
         let receipt = &model.receipts[&ReceiptKey::new("acme", "n")];
         assert_eq!(
@@ -1441,6 +1458,7 @@ fn a_parked_message_is_judged_at_growing_intervals_until_its_deadline() {
     let end = loop {
         let due_at = model.parked[&sent.key()].due_at;
         waits.push(due_at.duration_since(model.now).as_secs());
+        assert!(waits.len() < 100, "it waits for ever: {waits:?}");
         model.now = due_at;
         let judgement = model.judge(&sent.due());
         assert!(judgement.proven);
@@ -1607,6 +1625,31 @@ fn a_partner_may_park_so_many_and_no_more() {
         lines(&judgements),
         ["allocation_not_found", "parked", "allocation_not_found"]
     );
+}
+
+/// With no time to wait, one batch may park a message and reject it: nothing stays behind.
+#[test]
+fn a_message_parked_and_due_in_one_batch_leaves_no_row() {
+    let mut model = Model::new();
+    let mut rules = rules();
+    rules.park_deadline = SignedDuration::ZERO;
+    let sent = Letter::cleared(LATE, "n").send();
+    let (judgements, changes) = model.post(&rules, &[sent.clone(), sent.due()]);
+    assert_eq!(lines(&judgements), ["parked", "allocation_not_found"]);
+    assert!(changes.newly_parked.is_empty() && changes.unparked.is_empty());
+    assert_eq!(
+        (model.receipt("n").as_str(), model.parked.len()),
+        ("rejected allocation_not_found", 0)
+    );
+    // One that was there goes, comes anew, and goes again.
+    assert_eq!(lines(&model.post(&rules, std::slice::from_ref(&sent)).0), ["parked"]);
+    let (judgements, changes) = model.post(&rules, &[sent.due(), sent.clone(), sent.due()]);
+    assert_eq!(
+        lines(&judgements),
+        ["allocation_not_found", "parked", "allocation_not_found"]
+    );
+    assert_eq!((changes.unparked.len(), changes.newly_parked.len()), (1, 0));
+    assert!(model.parked.is_empty());
 }
 
 // Properties ---------------------------------------------------------------------------------------------------------

@@ -447,7 +447,7 @@ fn a_dead_letter_is_the_message_and_why() {
         ("x-stream-offset", HeaderValue::LongLongInt(7)),
         ("x-delivery-counter", HeaderValue::ShortShortUInt(1)),
         ("cc", HeaderValue::text("lower case is the partner's own")),
-        ("x-settled", HeaderValue::Void),
+        ("x-settled-reason", HeaderValue::Void),
         (
             "nested",
             HeaderValue::Array(vec![HeaderValue::Double(1), HeaderValue::Boolean(true)]),
