@@ -2,66 +2,66 @@
 
 use std::time::Instant;
 
-use tokio::sync::mpsc;
-
 use crate::{
+    domain::message::BODY_MAX,
     fail::{self, Point},
-    publish::{Owned, publish_stage, renew_leases},
+    publish::{Entrance, Owned, PublishStage, send_all},
     retry::{self, Backoff, Waited},
     settle::Batch,
     telemetry::{Dependency, Intake as Door, Signal},
-    worker::{AbortOnDrop, Worker, send_all},
+    worker::Worker,
 };
 
 /// Judges due messages until the program stops.
 pub async fn run(mut worker: Worker) {
     let settings = worker.settings.clone();
+    let owned = Owned::default();
+    let mut stage = PublishStage::start(worker.row_publisher("due"), &owned, &settings.outbox);
+    let entrance = stage.entrance();
+    tokio::select! {
+        () = stage.failed() => {}
+        () = judge_due(&mut worker, &owned, &entrance) => {}
+    }
+    drop(entrance);
+    stage.finish().await;
+}
+
+async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
+    let settings = worker.settings.clone();
     // Lanes count from zero; in logs this intake is the one after them.
     let lane = settings.worker.lanes;
-    let owned = Owned::default();
-    let mut beside = tokio::task::JoinSet::new();
-    beside.spawn(renew_leases(
-        worker.clerk.store.clone(),
-        owned.clone(),
-        settings.outbox.lease,
-    ));
-    let (committed, receiver) = mpsc::channel(1);
-    let publisher = worker.row_publisher("due");
-    let publishing = tokio::spawn(publish_stage(
-        publisher,
-        receiver,
-        owned.clone(),
-        settings.outbox.idle_delete,
-    ));
-    let abort = AbortOnDrop(publishing.abort_handle());
     let mut backoff = Backoff::new(&settings.retry);
+    // Bounded as a queue's batch is, by number and by bytes; bodies are counted as if each were as large as it may be.
+    let most = settings
+        .worker
+        .batch_max
+        .min(settings.worker.batch_max_bytes / BODY_MAX)
+        .max(1);
     loop {
-        let Ok(place) = committed.reserve().await else { break };
-        let waited = match worker
-            .clerk
-            .store
-            .claim_due(settings.worker.batch_max, settings.park.lease)
-            .await
-        {
-            Ok(deliveries) if deliveries.is_empty() => {
+        let Ok(place) = entrance.reserve().await else { break };
+        let waited = match worker.clerk.store.claim_due(most, settings.park.lease).await {
+            Ok(claimed) if claimed.deliveries.is_empty() && claimed.unreadable.is_empty() => {
                 backoff.reset();
                 drop(place);
                 retry::sleep(settings.park.poll, &mut worker.stop).await
             }
-            Ok(deliveries) => {
+            Ok(claimed) => {
                 fail::point(Point::DueClaimed);
+                for key in claimed.unreadable {
+                    Signal::ParkedUnreadable { key }.emit();
+                }
                 let received = Instant::now();
-                let batch = Batch::read(deliveries).await;
+                let batch = Batch::read(claimed.deliveries).await;
                 let mut done = Vec::new();
                 // Handed back means: due again when the lease runs out.
                 let patience = Some(settings.worker.pause_release);
                 if let Err(why) = worker
-                    .settle(lane, Door::Parked, batch, &owned, patience, &mut done)
+                    .settle(lane, Door::Parked, batch, owned, patience, &mut done)
                     .await
                 {
-                    Signal::HandedBack { lane, why: &why.0 }.emit();
+                    Signal::HandedBack { lane, why: &why.why }.emit();
                 }
-                send_all(place, &committed, done, received).await;
+                send_all(place, entrance, done, received).await;
                 if *worker.stop.borrow() {
                     Waited::Stopping
                 } else {
@@ -79,11 +79,4 @@ pub async fn run(mut worker: Worker) {
             break;
         }
     }
-    drop(committed);
-    if let Err(error) = publishing.await
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
-    }
-    drop(abort);
 }

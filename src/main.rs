@@ -10,7 +10,13 @@ fn main() -> ExitCode {
         Err(refusal) => return refusal.tell(),
     };
     let json = cli.wants_json();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Our own threads need no more stack than usual, whatever lapin's are given.
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_stack_size(4 << 20)
+        .max_blocking_threads(32)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             let failure = settled::cli::Failure::ours(format!("the async runtime could not be started: {error}"));

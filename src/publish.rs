@@ -2,18 +2,19 @@
 
 use std::{
     collections::BTreeSet,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     broker::{
         BrokerError, BrokerSettings, Connection,
         publisher::{Fate, Publisher},
     },
-    config::Settings,
+    config::{OutboxSettings, Settings},
     domain::delivery::{BatchId, Publication, PublicationKind},
     fail::{self, Point},
     http::Health,
@@ -23,6 +24,12 @@ use crate::{
     store::{Store, StoreError},
     telemetry::{Cause, Dependency, EventType, Fate as Routed, Published, ReplyResult, Signal, Stage},
 };
+
+/// Bytes of bodies published under one deadline. A usual batch fits; a large one makes progress slice by slice.
+const SLICE_BYTES: usize = 1 << 20;
+
+/// Connections that a row may lose before its publications are tried one by one.
+const LOST_BEFORE_ALONE: u32 = 3;
 
 /// The outbox rows that a lane owns: to publish, or published and still to delete.
 #[derive(Clone, Debug, Default)]
@@ -136,9 +143,10 @@ impl RowPublisher {
     pub async fn publish_row(&mut self, id: BatchId, publications: &[Publication]) {
         let began = Instant::now();
         let mut told = Published::new();
-        let mut pending: Vec<usize> = (0..publications.len()).collect();
+        let mut pending: BTreeSet<usize> = (0..publications.len()).collect();
         // The broker closed the channel over one of them: which, only publishing each alone can tell.
         let mut alone = false;
+        let mut lost = 0;
         let mut attempt = 0;
         while !pending.is_empty() {
             attempt += 1;
@@ -147,15 +155,15 @@ impl RowPublisher {
                 tokio::time::sleep(wait).await;
                 Signal::RowRepublished { batch: id, attempt }.emit();
             }
-            let outcome = if alone {
-                self.publish_each_alone(id, publications, &mut pending, &mut told).await
-            } else {
-                self.publish_together(id, publications, &mut pending, &mut told).await
-            };
-            if let Err(error) = outcome {
-                // After an error nothing is known of the channel; a refusal may have ended the connection too.
-                self.link = None;
-                alone = alone || error.is_of_the_message();
+            if let Err(error) = self
+                .publish_once(id, publications, &mut pending, alone, &mut told)
+                .await
+            {
+                // After an error nothing is known of the channel; a refusal may have ended the connection too. One that ends
+                // a good connection again and again is suspected like one that is refused.
+                let was_open = self.link.take().is_some();
+                lost += u32::from(was_open && error.code().is_none());
+                alone = alone || error.is_of_the_message() || lost >= LOST_BEFORE_ALONE;
                 if error.code().is_some() && !error.is_of_the_message() {
                     let why = format!("publishing is refused: {error}");
                     self.stuck
@@ -193,74 +201,47 @@ impl RowPublisher {
         Ok(&mut self.link.insert(link).1)
     }
 
-    async fn publish_together(
+    /// Publishes what is pending, slice by slice, so that what is confirmed stays confirmed whatever comes after.
+    async fn publish_once(
         &mut self,
         id: BatchId,
         publications: &[Publication],
-        pending: &mut Vec<usize>,
+        pending: &mut BTreeSet<usize>,
+        alone: bool,
         told: &mut Published,
     ) -> Result<(), BrokerError> {
-        let publisher = self.publisher().await?;
-        fail::point(Point::BeforePublish);
-        if fail::is_armed(Point::HalfPublished) {
-            publisher
-                .publish(publications.split_at(publications.len().div_ceil(2)).0)
-                .await?;
-            fail::point(Point::HalfPublished);
-        }
-        let fates = if pending.len() == publications.len() {
-            publisher.publish(publications).await?
+        let most_bytes = if alone || fail::is_armed(Point::HalfPublished) {
+            0
         } else {
-            let rest: Vec<Publication> = pending
-                .iter()
-                .filter_map(|index| publications.get(*index).cloned())
-                .collect();
-            publisher.publish(&rest).await?
+            SLICE_BYTES
         };
-        fail::point(Point::AfterConfirm);
-        let fates: Vec<(usize, Fate)> = pending.iter().copied().zip(fates).collect();
-        pending.retain(|index| {
-            let fate = fates.iter().find_map(|(of, fate)| (of == index).then_some(*fate));
-            publications
-                .get(*index)
-                .zip(fate)
-                .is_some_and(|(publication, fate)| !is_done(id, publication, fate, told))
-        });
-        self.note_returns(publications, pending);
-        Ok(())
-    }
-
-    async fn publish_each_alone(
-        &mut self,
-        id: BatchId,
-        publications: &[Publication],
-        pending: &mut Vec<usize>,
-        told: &mut Published,
-    ) -> Result<(), BrokerError> {
-        let mut left = Vec::new();
-        let mut rest = std::mem::take(pending).into_iter();
-        while let Some((index, publication)) = rest.next().and_then(|index| Some((index, publications.get(index)?))) {
-            let published = match self.publisher().await {
-                Ok(publisher) => publisher.publish(std::slice::from_ref(publication)).await,
-                // Nothing was sent: that is nobody's message's fault.
-                Err(error) => {
-                    left.push(index);
-                    left.extend(rest);
-                    *pending = left;
-                    return Err(error);
-                }
-            };
-            match published {
+        for slice in slices(publications, pending, most_bytes) {
+            let publisher = self.publisher().await?;
+            fail::point(Point::BeforePublish);
+            match publisher
+                .publish(publications.get(slice.clone()).unwrap_or_default())
+                .await
+            {
                 Ok(fates) => {
-                    if !fates.first().is_some_and(|fate| is_done(id, publication, *fate, told)) {
-                        left.push(index);
+                    for (index, fate) in slice.zip(fates) {
+                        if publications
+                            .get(index)
+                            .is_some_and(|publication| is_done(id, publication, fate, told))
+                        {
+                            pending.remove(&index);
+                        }
                     }
                 }
-                Err(error) if error.is_of_the_message() => {
+                Err(error) if alone && error.is_of_the_message() => {
+                    // The channel, and perhaps the connection, went with it.
                     self.link = None;
                     let refusal = error.to_string();
-                    match self.store.set_aside(id, publication, &refusal).await {
-                        Ok(()) => {
+                    for index in slice {
+                        let Some(publication) = publications.get(index) else {
+                            continue;
+                        };
+                        // Where it can not be stored, it is tried again.
+                        if self.store.set_aside(id, publication, &refusal).await.is_ok() {
                             let routing_key = &publication.routing_key;
                             Signal::PublicationRefused {
                                 batch: id,
@@ -268,25 +249,21 @@ impl RowPublisher {
                                 error: &refusal,
                             }
                             .emit();
+                            pending.remove(&index);
                         }
-                        Err(_) => left.push(index),
                     }
                 }
-                Err(error) => {
-                    left.push(index);
-                    left.extend(rest);
-                    *pending = left;
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
+            fail::point(Point::HalfPublished);
         }
-        *pending = left;
+        fail::point(Point::AfterConfirm);
         self.note_returns(publications, pending);
         Ok(())
     }
 
     /// A dead letter without a queue would be lost: the lane stops here until someone declares the topology.
-    fn note_returns(&mut self, publications: &[Publication], pending: &[usize]) {
+    fn note_returns(&mut self, publications: &[Publication], pending: &BTreeSet<usize>) {
         let stuck = pending
             .iter()
             .filter_map(|index| publications.get(*index))
@@ -303,9 +280,10 @@ impl RowPublisher {
     /// Answers partners that asked for it. Best effort: no retry, no confirm.
     async fn reply(&mut self, settled: &Settled) {
         for reply in &settled.replies {
-            let sent = match self.publisher().await {
-                Ok(publisher) => publisher.reply(reply).await,
-                Err(_) => false,
+            // Only over a connection that is there: no event waits for one because of a reply.
+            let sent = match &mut self.link {
+                Some((connection, publisher)) if connection.is_connected() => publisher.reply(reply).await,
+                Some(_) | None => false,
             };
             let result = if sent { ReplyResult::Sent } else { ReplyResult::Failed };
             Signal::Reply {
@@ -342,6 +320,26 @@ impl RowPublisher {
     }
 }
 
+/// Runs of neighbours among the pending, each of at most so many bytes, or of one publication.
+fn slices(publications: &[Publication], pending: &BTreeSet<usize>, most_bytes: usize) -> Vec<Range<usize>> {
+    let mut slices: Vec<Range<usize>> = Vec::new();
+    let mut bytes = 0;
+    for &index in pending {
+        let size = publications.get(index).map_or(0, |publication| publication.body.len());
+        match slices.last_mut() {
+            Some(slice) if slice.end == index && bytes + size <= most_bytes => {
+                slice.end = index + 1;
+                bytes += size;
+            }
+            Some(_) | None => {
+                slices.push(index..index + 1);
+                bytes = size;
+            }
+        }
+    }
+    slices
+}
+
 /// Whether a publication needs no further try.
 fn is_done(id: BatchId, publication: &Publication, fate: Fate, told: &mut Published) -> bool {
     match (publication.kind, fate) {
@@ -372,9 +370,88 @@ fn is_done(id: BatchId, publication: &Publication, fate: Fate, told: &mut Publis
     }
 }
 
+/// A lane's publish stage: takes committed batches, one waiting while one is published.
+pub struct PublishStage {
+    committed: mpsc::Sender<Committed>,
+    publishing: JoinSet<()>,
+    renewal: JoinSet<()>,
+}
+
+/// Where committed batches go in.
+pub type Entrance = mpsc::Sender<Committed>;
+
+impl PublishStage {
+    /// Depth one: while the broker takes no events, a lane has at most two batches in the outbox.
+    pub fn start(publisher: RowPublisher, owned: &Owned, settings: &OutboxSettings) -> Self {
+        let (committed, receiver) = mpsc::channel(1);
+        let mut renewal = JoinSet::new();
+        renewal.spawn(renew_leases(publisher.store.clone(), owned.clone(), settings.lease));
+        let mut publishing = JoinSet::new();
+        publishing.spawn(publish_batches(
+            publisher,
+            receiver,
+            owned.clone(),
+            settings.idle_delete,
+        ));
+        Self {
+            committed,
+            publishing,
+            renewal,
+        }
+    }
+
+    pub fn entrance(&self) -> Entrance {
+        self.committed.clone()
+    }
+
+    /// Waits for a task of the stage to end by itself, which only a panic makes it do.
+    pub async fn failed(&mut self) {
+        let ended = tokio::select! {
+            ended = self.publishing.join_next() => ended,
+            ended = self.renewal.join_next() => ended,
+        };
+        if let Some(Err(error)) = ended
+            && error.is_panic()
+        {
+            // Better no worker than one that settles and does not tell.
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+
+    /// Publishes and deletes what is left. Every entrance must be gone.
+    pub async fn finish(self) {
+        let Self {
+            committed,
+            mut publishing,
+            renewal,
+        } = self;
+        drop(committed);
+        if let Some(Err(error)) = publishing.join_next().await
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+        drop(renewal);
+    }
+}
+
+/// Hands the parts of a batch to the publish stage; nearly always there is one.
+pub async fn send_all(place: mpsc::Permit<'_, Committed>, entrance: &Entrance, done: Vec<Settled>, received: Instant) {
+    let mut parts = done.into_iter().map(|settled| Committed { settled, received });
+    if let Some(first) = parts.next() {
+        place.send(first);
+    }
+    for part in parts {
+        if entrance.send(part).await.is_err() {
+            // The stage ends only with the program; the relay publishes the row.
+            return;
+        }
+    }
+}
+
 /// Publishes batches in the order they were committed, until no more come. Rows are deleted with the next batch, or by
 /// a statement of their own after `idle_delete` of quiet and at the end.
-pub async fn publish_stage(
+async fn publish_batches(
     mut publisher: RowPublisher,
     mut committed: mpsc::Receiver<Committed>,
     owned: Owned,
@@ -440,4 +517,48 @@ async fn delete_published(store: &Store, owned: &Owned) -> Result<(), StoreError
     fail::point(Point::AfterOutboxDelete);
     owned.deleted(&ids);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::delivery::Properties;
+
+    #[test]
+    fn slices_are_runs_within_the_bound() {
+        let publications: Vec<Publication> = [3, 3, 3, 9, 1, 1]
+            .into_iter()
+            .map(|size| Publication {
+                kind: PublicationKind::Event,
+                exchange: String::new(),
+                routing_key: String::new(),
+                properties: Properties::default(),
+                body: vec![0; size],
+            })
+            .collect();
+        let all: BTreeSet<usize> = (0..6).collect();
+        assert_eq!(slices(&publications, &all, 100), vec![0..6]);
+        assert_eq!(slices(&publications, &all, 6), vec![0..2, 2..3, 3..4, 4..6]);
+        assert_eq!(slices(&publications, &all, 0).len(), 6);
+        let some = BTreeSet::from([0, 1, 3, 5]);
+        assert_eq!(slices(&publications, &some, 100), vec![0..2, 3..4, 5..6]);
+        assert!(slices(&publications, &BTreeSet::new(), 100).is_empty());
+    }
+
+    #[test]
+    fn a_row_is_ours_until_its_deletion_is_known() {
+        let owned = Owned::default();
+        let (first, second) = (BatchId::from_u128(1), BatchId::from_u128(2));
+        owned.add(first);
+        owned.add(second);
+        assert!(owned.deletable().is_empty());
+        owned.published(first);
+        let carried = owned.deletable();
+        owned.published(second);
+        assert_eq!(owned.all(), vec![first, second]);
+        owned.deleted(&carried);
+        assert_eq!(owned.deletable(), vec![second]);
+        owned.forget(second);
+        assert!(owned.all().is_empty());
+    }
 }

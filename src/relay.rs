@@ -26,10 +26,11 @@ pub async fn run(
     renewal.spawn(renew_leases(store.clone(), owned.clone(), lease));
     loop {
         let waited = match take_one(&store, &mut publisher, &owned, lease).await {
-            Ok(true) => {
+            Ok(true) if !*stop.borrow() => {
                 backoff.reset();
                 continue;
             }
+            Ok(true) => Waited::Stopping,
             Ok(false) => retry::sleep(interval, &mut stop).await,
             Err(error) => {
                 let (wait, error) = (backoff.next(), error.to_string());

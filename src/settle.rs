@@ -9,10 +9,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use crate::{
     domain::{
-        decide::{self, Changeset, Judged, Judgement, Reason, Rules, Snapshot, Verdict},
+        decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict},
         delivery::{BatchId, Delivery, Publication, PublicationKind, Source},
         event,
         message::{self, Facts, Refusal},
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// Messages with what each tells by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub deliveries: Arc<Vec<Delivery>>,
     pub facts: Vec<Facts>,
@@ -53,8 +54,8 @@ impl Batch {
         for (index, task) in tasks.into_iter().enumerate() {
             match task.await {
                 Ok(read) => facts.extend(read),
-                // Only a runtime that shuts down ends here: a panic is caught message by message.
-                Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(unreadable)),
+                // Only a runtime that shuts down ends here (a panic is caught message by message): read them here then.
+                Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(read_one)),
             }
         }
         fail::point(Point::AfterFacts);
@@ -110,6 +111,8 @@ pub struct Settled {
     pub publications: Vec<Publication>,
     /// Best effort, not in the outbox.
     pub replies: Vec<Publication>,
+    /// Outbox rows that the same commit deleted.
+    pub deleted: Vec<BatchId>,
     /// Proven messages whose `reply_to` is a name that is not answered to.
     pub replies_ignored: usize,
 }
@@ -139,11 +142,32 @@ pub async fn process_batch(
 ) -> Result<Settled, StoreError> {
     let messages = batch.judged();
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
-    let now = snapshot.now;
-    let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, &clerk.rules)))
-        .map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
-    let settled = say(id, &messages, judgements, now, &clerk.rules);
+    let (settled, changes, now) = judge(clerk, id, &messages, snapshot)?;
     commit(clerk, open, &messages, settled, &changes, now, published, earlier).await
+}
+
+/// The same, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs.
+///
+/// # Errors
+/// What the batch would meet.
+pub async fn rehearse(clerk: &Clerk, batch: &Batch) -> Result<(), StoreError> {
+    let messages = batch.judged();
+    let (open, snapshot) = clerk.store.open_rehearsal(&messages).await?;
+    let (settled, changes, now) = judge(clerk, Uuid::now_v7(), &messages, snapshot)?;
+    open.rehearse(&outcome(clerk, &messages, &settled, &changes, now, &[]))
+        .await
+}
+
+fn judge(
+    clerk: &Clerk,
+    id: BatchId,
+    messages: &[Judged<'_>],
+    snapshot: Snapshot,
+) -> Result<(Settled, Changeset, Timestamp), StoreError> {
+    let now = snapshot.now;
+    let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, messages, &clerk.rules)))
+        .map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
+    Ok((say(id, messages, judgements, now, &clerk.rules), changes, now))
 }
 
 /// Gives one message the verdict `internal`: the database refused it alone. Only the batch's own row and what is
@@ -173,11 +197,8 @@ pub async fn reject_culprit(
         .collect();
     let mut changes = Changeset::default();
     for message in &messages {
-        if let (Source::Parked, Ok(content)) = (message.delivery.source, &message.facts.content) {
-            changes.unparked.insert(decide::ReceiptKey::new(
-                &content.update.enterprise_id,
-                &content.update.nonce,
-            ));
+        if let Source::Parked { key } = message.delivery.source {
+            changes.unparked.insert(ReceiptKey(key));
         }
     }
     let settled = say(id, &messages, judgements, now, &clerk.rules);
@@ -191,6 +212,7 @@ fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Ti
         judgements,
         publications: Vec::new(),
         replies: Vec::new(),
+        deleted: Vec::new(),
         replies_ignored: 0,
     };
     for (message, judgement) in messages.iter().zip(&settled.judgements) {
@@ -219,14 +241,38 @@ async fn commit(
     clerk: &Clerk,
     open: crate::store::batch::OpenBatch,
     messages: &[Judged<'_>],
-    settled: Settled,
+    mut settled: Settled,
     changes: &Changeset,
     now: Timestamp,
     published: &[BatchId],
     earlier: &mut Option<Settled>,
 ) -> Result<Settled, StoreError> {
-    let parked = messages.iter().any(|message| message.delivery.source == Source::Parked);
-    let outcome = Outcome {
+    let written = open
+        .write(&outcome(clerk, messages, &settled, changes, now, published))
+        .await;
+    settled.deleted = published.to_vec();
+    match written {
+        Ok(()) => Ok(settled),
+        Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
+        Err(error) => {
+            if error.at_commit {
+                *earlier = Some(settled);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn outcome<'a>(
+    clerk: &'a Clerk,
+    messages: &'a [Judged<'a>],
+    settled: &'a Settled,
+    changes: &'a Changeset,
+    now: Timestamp,
+    published: &'a [BatchId],
+) -> Outcome<'a> {
+    let parked = messages.iter().any(|message| message.delivery.source.is_parked());
+    Outcome {
         id: settled.id,
         worker: &clerk.worker,
         source: if parked { "parked" } else { "queue" },
@@ -237,16 +283,6 @@ async fn commit(
         publications: &settled.publications,
         lease: clerk.outbox_lease,
         published,
-    };
-    match open.write(&outcome).await {
-        Ok(()) => Ok(settled),
-        Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
-        Err(error) => {
-            if error.at_commit {
-                *earlier = Some(settled);
-            }
-            Err(error)
-        }
     }
 }
 

@@ -115,6 +115,10 @@ pub enum Signal<'a> {
         cause: Cause,
         paused_for: Duration,
     },
+    /// A parked message is stored in a format that this version can not read: it waits for one that can. An alarm.
+    ParkedUnreadable {
+        key: Uuid,
+    },
     /// Unacknowledged messages went back to the broker.
     HandedBack {
         lane: usize,
@@ -486,6 +490,10 @@ impl Signal<'_> {
                 gauge!("settled_paused", "reason" => cause.as_str()).decrement(1.0);
                 info!(%cause, paused_ms = millis(paused_for), "intake resumed");
             }
+            Signal::ParkedUnreadable { key } => {
+                counter!("settled_parked_unreadable_total").increment(1);
+                error!(%key, "a parked message is of a format that this version can not read; start a newer worker");
+            }
             Signal::HandedBack { lane, why } => {
                 counter!("settled_handed_back_total").increment(1);
                 warn!(lane, why, "messages handed back to the broker");
@@ -753,6 +761,10 @@ fn describe() {
             "Outbox rows published again by their own lane.",
         ),
         (
+            "settled_parked_unreadable_total",
+            "Times a due message was of a format that this version can not read.",
+        ),
+        (
             "settled_handed_back_total",
             "Times a lane handed its messages back to the broker unjudged.",
         ),
@@ -847,6 +859,7 @@ fn start_at_zero() {
         "settled_outbox_refused_total",
         "settled_publish_failures_total",
         "settled_rows_republished_total",
+        "settled_parked_unreadable_total",
         "settled_handed_back_total",
     ] {
         counter!(name).increment(0);
@@ -980,6 +993,7 @@ mod tests {
                 cause: Cause::Culprits,
                 why: "three within a minute",
             },
+            Signal::ParkedUnreadable { key: batch },
             Signal::HandedBack {
                 lane: 0,
                 why: "paused for long",
@@ -1074,6 +1088,7 @@ mod tests {
             "settled_outbox_refused_total 1",
             "settled_publish_failures_total 1",
             "settled_rows_republished_total 1",
+            "settled_parked_unreadable_total 1",
             "settled_handed_back_total 1",
             "settled_queue_messages{queue=\"settlement.updates\"} 6",
             "settled_queue_messages{queue=\"settlement.dead\"} 7",
@@ -1184,7 +1199,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 6, "{alarms}");
+        assert_eq!(alarms.lines().count(), 7, "{alarms}");
     }
 
     #[test]

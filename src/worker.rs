@@ -29,16 +29,19 @@ use crate::{
     fail::{self, Point},
     http::{self, Health},
     pause::Paused,
-    publish::{Committed, Owned, RowPublisher, publish_stage, renew_leases},
+    publish::{Entrance, Owned, PublishStage, RowPublisher, send_all},
     relay,
     retry::{self, Backoff, Waited},
-    settle::{Batch, Clerk, Settled, process_batch, reject_culprit},
+    settle::{self, Batch, Clerk, Settled, process_batch, reject_culprit},
     store::{self, Fate, Store, StoreError},
     telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Queue, Signal, Stage, Tally},
 };
 
 /// How often the gauges are measured.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A session with the broker that lasted this long ended for a new reason: waits begin small again.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Why the worker can not run. Nothing that passes by waiting.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,16 @@ pub fn rules(settings: &Settings) -> Rules {
     }
 }
 
+/// Who settles by these settings.
+pub fn clerk(settings: &Settings, store: Store) -> Clerk {
+    Clerk {
+        store,
+        rules: rules(settings),
+        worker: settings.worker.name.clone(),
+        outbox_lease: settings.outbox.lease,
+    }
+}
+
 /// Runs until SIGTERM or SIGINT; then stops in order: intake, batches in hand, acknowledgements, outbox, connections.
 /// A second signal, or the end of `worker.drain_deadline`, stops at once: what was not acknowledged is delivered again.
 ///
@@ -101,12 +114,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     .emit();
 
     let worker = Worker {
-        clerk: Clerk {
-            store,
-            rules: rules(settings),
-            worker: settings.worker.name.clone(),
-            outbox_lease: settings.outbox.lease,
-        },
+        clerk: clerk(settings, store),
         settings: Arc::new(settings.clone()),
         broker,
         health,
@@ -170,16 +178,25 @@ impl Signals {
 pub struct Culprits(Arc<Mutex<VecDeque<Instant>>>);
 
 impl Culprits {
-    /// Counts one more, and says whether that is still a message's fault.
-    fn blame(&self, most: usize) -> bool {
+    /// Whether one more would still be a message's fault.
+    fn have_room(&self, most: usize) -> bool {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         times.retain(|time| now.duration_since(*time) < Duration::from_secs(60));
-        if times.len() + 1 >= most {
-            return false;
+        times.len() + 1 < most
+    }
+
+    /// Counts one more, and says whether that is still a message's fault.
+    ///
+    /// One that is not blamed counts as well: the pause ends only after a minute in which none came.
+    fn blame(&self, most: usize) -> bool {
+        let room = self.have_room(most);
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.push_back(Instant::now());
+        while times.len() > most {
+            times.pop_front();
         }
-        times.push_back(now);
-        true
+        room
     }
 }
 
@@ -331,7 +348,12 @@ impl Worker {
                 };
                 topology::depths(connection.insert(link)).await
             };
-            if let Ok(depths) = depths.await {
+            let depths = depths.await;
+            if depths.is_err() {
+                // A refused question costs the connection a channel number for good.
+                connection = None;
+            }
+            if let Ok(depths) = depths {
                 for (queue, messages) in [
                     (Queue::Updates, depths.updates),
                     (Queue::Dead, depths.dead),
@@ -387,7 +409,11 @@ impl Worker {
         patience: Option<Duration>,
         done: &mut Vec<Settled>,
     ) -> Result<(), HandBack> {
-        let mut parts = vec![batch];
+        let mut parts = if batch.deliveries.is_empty() {
+            Vec::new()
+        } else {
+            vec![batch]
+        };
         let mut patience = Patience::new(self, lane, patience);
         while let Some(part) = parts.pop() {
             let began = Instant::now();
@@ -404,9 +430,7 @@ impl Worker {
                 };
                 let error = match outcome {
                     Ok(settled) => {
-                        if !culprit {
-                            owned.deleted(&published);
-                        }
+                        owned.deleted(&settled.deleted);
                         if !settled.publications.is_empty() {
                             owned.add(id);
                         }
@@ -449,12 +473,12 @@ impl Worker {
                             .emit();
                             culprit = true;
                         } else {
-                            patience.wait(Cause::Culprits, &error).await?;
+                            patience.wait(Cause::Culprits, &error, &part).await?;
                         }
                     }
-                    Fate::Away | Fate::Retry => patience.wait(Cause::Database, &error).await?,
+                    Fate::Away | Fate::Retry => patience.wait(Cause::Database, &error, &part).await?,
                     Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
-                        patience.wait(Cause::Schema, &error).await?;
+                        patience.wait(Cause::Schema, &error, &part).await?;
                     }
                 }
             }
@@ -483,9 +507,14 @@ impl Worker {
     }
 }
 
-/// The database is away for too long: what is in hand goes back to the broker, once.
-#[derive(Debug)]
-pub struct HandBack(pub String);
+/// The fault lasts for too long: what is in hand goes back to the broker, once.
+pub struct HandBack {
+    pub why: String,
+    /// What could not be settled: intake begins again only when this would go through.
+    refused: Batch,
+    /// Lives until then.
+    _paused: Option<Paused>,
+}
 
 /// Patience in the middle of a batch.
 struct Patience<'a> {
@@ -514,16 +543,20 @@ impl<'a> Patience<'a> {
     }
 
     /// Waits with growing pauses; once the limit is over the batch is handed back.
-    async fn wait(&mut self, cause: Cause, error: &StoreError) -> Result<(), HandBack> {
+    async fn wait(&mut self, cause: Cause, error: &StoreError, part: &Batch) -> Result<(), HandBack> {
         let why = error.to_string();
-        if cause == Cause::Database {
+        if error.fate == Fate::Away {
             self.worker.health.set_database_ok(false);
         }
         let paused = self
             .paused
             .get_or_insert_with(|| Paused::begin(&self.worker.health, &self.who, cause, &why));
         if self.limit.is_some_and(|limit| paused.since().elapsed() >= limit) {
-            return Err(HandBack(why));
+            return Err(HandBack {
+                why,
+                refused: part.clone(),
+                _paused: self.paused.take(),
+            });
         }
         let wait = self.backoff.next();
         let attempt = self.backoff.attempts();
@@ -551,6 +584,8 @@ struct Lane {
     number: usize,
     queue: &'static str,
     owned: Owned,
+    /// What was handed back last, until it would go through.
+    handed_back: Option<HandBack>,
 }
 
 /// A batch on its way from intake to settling.
@@ -573,59 +608,65 @@ impl Lane {
             number,
             queue: topology::UPDATES,
             owned: Owned::default(),
+            handed_back: None,
         }
     }
 
     async fn run(mut self) {
-        let mut beside = JoinSet::new();
-        let store = self.worker.clerk.store.clone();
-        beside.spawn(renew_leases(
-            store,
-            self.owned.clone(),
-            self.worker.settings.outbox.lease,
-        ));
-        // Depth one: while the broker takes no events, a lane has at most two batches in the outbox.
-        let (committed, receiver) = mpsc::channel(1);
         let publisher = self.worker.row_publisher(&format!("lane {}", self.number));
-        let idle_delete = self.worker.settings.outbox.idle_delete;
-        let publishing = tokio::spawn(publish_stage(publisher, receiver, self.owned.clone(), idle_delete));
-        let abort = AbortOnDrop(publishing.abort_handle());
-        let mut backoff = Backoff::new(&self.worker.settings.retry);
-        // It ends only with its channel, or by a panic, which is told below.
-        while !publishing.is_finished() {
-            // Never attach a consumer before the database does all that a batch needs of it: every message handed back
-            // counts against its delivery limit.
-            if self.rehearse(&mut backoff).await == Waited::Stopping {
-                break;
-            }
-            match self.session(&committed).await {
-                Ok(SessionEnd::Stopping) => break,
-                Ok(SessionEnd::HandedBack) => {}
-                Ok(SessionEnd::Lost) => backoff.reset(),
-                Err(error) => {
-                    let error = error.to_string();
-                    if self.worker.wait_for(Dependency::Broker, &error, &mut backoff).await == Waited::Stopping {
-                        break;
-                    }
-                }
-            }
+        let mut stage = PublishStage::start(publisher, &self.owned, &self.worker.settings.outbox);
+        let entrance = stage.entrance();
+        tokio::select! {
+            () = stage.failed() => {}
+            () = self.consume(&entrance) => {}
         }
-        drop(committed);
-        // The publish stage confirms and deletes what is left; only then is the lane done.
-        if let Err(error) = publishing.await
-            && error.is_panic()
-        {
-            std::panic::resume_unwind(error.into_panic());
-        }
-        drop(abort);
+        drop(entrance);
+        stage.finish().await;
     }
 
-    /// Waits until the database lets us do, and undo, everything that a batch does.
+    /// One session with the broker after another, until the program stops.
+    async fn consume(&mut self, entrance: &Entrance) {
+        let mut backoff = Backoff::new(&self.worker.settings.retry);
+        // Never attach a consumer before the database does all that a batch needs of it: every message handed back counts
+        // against its delivery limit.
+        while self.rehearse(&mut backoff).await == Waited::Over {
+            let began = Instant::now();
+            let why = match self.session(entrance).await {
+                Ok(SessionEnd::Stopping) => return,
+                Ok(SessionEnd::HandedBack) => continue,
+                Ok(SessionEnd::Lost) => "the consumer was lost".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            // A broker that accepts and drops at once must not be asked in a tight loop.
+            if began.elapsed() > STEADY {
+                backoff.reset();
+            }
+            if self.worker.wait_for(Dependency::Broker, &why, &mut backoff).await == Waited::Stopping {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the database lets us do, and undo, everything that a batch does; and, after a hand-back, until the very
+    /// batch that was refused would go through.
     async fn rehearse(&mut self, backoff: &mut Backoff) -> Waited {
+        let clerk = self.worker.clerk.clone();
         loop {
-            match self.worker.clerk.store.rehearse(&self.worker.clerk.worker).await {
+            let rehearsed = async {
+                settle::rehearse(&clerk, &Batch::default()).await?;
+                match &self.handed_back {
+                    None => Ok(()),
+                    Some(handed_back) => match settle::rehearse(&clerk, &handed_back.refused).await {
+                        // One message's fault: that is what bisecting is for, once blame is to be had again.
+                        Err(error) if error.fate == Fate::Bisect && self.may_blame() => Ok(()),
+                        rehearsed => rehearsed,
+                    },
+                }
+            };
+            match rehearsed.await {
                 Ok(()) => {
                     self.worker.health.set_database_ok(true);
+                    self.handed_back = None;
                     return if *self.worker.stop.borrow() {
                         Waited::Stopping
                     } else {
@@ -633,7 +674,8 @@ impl Lane {
                     };
                 }
                 Err(error) => {
-                    self.worker.health.set_database_ok(false);
+                    let answered = error.fate != Fate::Away;
+                    self.worker.health.set_database_ok(answered);
                     let error = error.to_string();
                     if self.worker.wait_for(Dependency::Database, &error, backoff).await == Waited::Stopping {
                         return Waited::Stopping;
@@ -643,8 +685,14 @@ impl Lane {
         }
     }
 
+    fn may_blame(&self) -> bool {
+        self.worker
+            .culprits
+            .have_room(self.worker.settings.worker.culprits_per_minute)
+    }
+
     /// Consumes until the program stops, the broker is lost, or the database is away for too long.
-    async fn session(&mut self, committed: &mpsc::Sender<Committed>) -> Result<SessionEnd, BrokerError> {
+    async fn session(&mut self, committed: &Entrance) -> Result<SessionEnd, BrokerError> {
         let settings = Arc::clone(&self.worker.settings);
         let name = format!("{} lane {} consume", settings.worker.name, self.number);
         let connection = Connection::open(&self.worker.broker, &name).await?;
@@ -685,12 +733,13 @@ impl Lane {
         drop(intake);
         // Closing the connection gives back, once, whatever is not acknowledged. One that can not close in order is cut.
         drop(connection.close().await);
-        if let Some(HandBack(why)) = handed_back {
+        if let Some(handed_back) = handed_back {
             Signal::HandedBack {
                 lane: self.number,
-                why: &why,
+                why: &handed_back.why,
             }
             .emit();
+            self.handed_back = Some(handed_back);
             return Ok(SessionEnd::HandedBack);
         }
         Ok(end)
@@ -753,12 +802,16 @@ impl Lane {
         &self,
         Taken { batch, received }: Taken,
         disposer: &Disposer,
-        committed: &mpsc::Sender<Committed>,
+        committed: &Entrance,
     ) -> Result<(), HandBack> {
         let tags: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
         let Ok(place) = committed.reserve().await else {
-            return Err(HandBack("the publish stage is gone".to_owned()));
+            return Err(HandBack {
+                why: "the publish stage is gone".to_owned(),
+                refused: Batch::default(),
+                _paused: None,
+            });
         };
         let mut done = Vec::new();
         let patience = Some(self.worker.settings.worker.pause_release);
@@ -768,6 +821,11 @@ impl Lane {
             .await;
         if settled.is_ok() {
             let judgements = done.iter().flat_map(|part| &part.judgements);
+            debug_assert_eq!(
+                tags.len(),
+                judgements.clone().count(),
+                "one verdict for each delivery, in order"
+            );
             let (rejects, acks): (Vec<_>, Vec<_>) = tags.iter().zip(judgements).partition(|(_, judgement)| {
                 // The broker dead-letters these itself, byte for byte.
                 matches!(
@@ -798,25 +856,6 @@ impl Lane {
     }
 }
 
-/// Hands the parts of a batch to the publish stage; nearly always there is one.
-pub async fn send_all(
-    place: mpsc::Permit<'_, Committed>,
-    committed: &mpsc::Sender<Committed>,
-    done: Vec<Settled>,
-    received: Instant,
-) {
-    let mut parts = done.into_iter().map(|settled| Committed { settled, received });
-    if let Some(first) = parts.next() {
-        place.send(first);
-    }
-    for part in parts {
-        if committed.send(part).await.is_err() {
-            // The stage ends only with the program; the relay publishes the row.
-            return;
-        }
-    }
-}
-
 async fn read(deliveries: Vec<Delivery>) -> Taken {
     let received = Instant::now();
     let batch = Batch::read(deliveries).await;
@@ -831,15 +870,6 @@ async fn read(deliveries: Vec<Delivery>) -> Taken {
 fn tag_of(delivery: &Delivery) -> u64 {
     match delivery.source {
         Source::Queue { delivery_tag } => delivery_tag,
-        Source::Parked | Source::Plain => 0,
-    }
-}
-
-/// Ends a task with the one that owns it.
-pub struct AbortOnDrop(pub tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
+        Source::Parked { .. } | Source::Plain => 0,
     }
 }

@@ -150,7 +150,11 @@ impl Publisher {
                 }
                 false
             }
-            Err(_) => false,
+            // A broker that is slow now would hold up a whole batch of replies, one by one.
+            Err(_) => {
+                self.replies = Replies::Off;
+                false
+            }
         }
     }
 }

@@ -13,7 +13,9 @@ use crate::{
     broker::{BrokerSettings, Connection, topology},
     config::{ConfigError, Settings},
     domain::event::rfc3339,
+    settle::{self, Batch, Clerk},
     store::{self, Store, StoreError, audit::Vitals},
+    worker,
 };
 
 /// The oldest PostgreSQL that has what the schema uses (UNIQUE NULLS NOT DISTINCT).
@@ -139,7 +141,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
         checks.push(grants);
     }
     if version.is_some() && !vitals.read_only {
-        checks.push(rehearsal(&store).await);
+        checks.push(rehearsal(&worker::clerk(settings, store.clone())).await);
     }
     checks.push(clock(&store).await);
     checks.push(synchronous_commit(&vitals));
@@ -215,9 +217,9 @@ async fn grants(store: &Store, vitals: &Vitals) -> Check {
     })
 }
 
-async fn rehearsal(store: &Store) -> Check {
+async fn rehearsal(clerk: &Clerk) -> Check {
     const NAME: &str = "rehearsal";
-    match store.rehearse("doctor").await {
+    match settle::rehearse(clerk, &Batch::default()).await {
         Ok(()) => Check::good(
             NAME,
             "an empty batch ran every statement of a settlement, and was undone",

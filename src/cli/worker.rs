@@ -1,13 +1,36 @@
 //! `settled worker`.
 
+use std::os::unix::process::CommandExt;
+
 use super::{Context, Exit, Failure};
-use crate::{telemetry, worker};
+use crate::{broker, telemetry, worker};
 
 /// Runs until it is told to stop.
 pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+    start_again_with_stack()?;
     telemetry::init(&context.settings.log, telemetry::stderr_is_terminal());
     worker::run(&context.settings).await?;
     Ok(Exit::Done)
+}
+
+/// A hostile header table must not overflow the stack of lapin's thread, which only this variable sizes, and only from a
+/// process's start: so the process replaces itself once, with the variable set.
+fn start_again_with_stack() -> Result<(), Failure> {
+    let (name, value) = broker::STACK;
+    if std::env::var_os(name).is_some() {
+        return Ok(());
+    }
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::ours(format!("the path of this program is unknown: {error}")))?;
+    let mut arguments = std::env::args_os();
+    let mut again = std::process::Command::new(program);
+    if let Some(called) = arguments.next() {
+        again.arg0(called);
+    }
+    let error = again.args(arguments).env(name, value).exec();
+    Err(Failure::ours(format!(
+        "the worker could not start itself with {name}={value}: {error}"
+    )))
 }
 
 impl From<worker::Failure> for Failure {

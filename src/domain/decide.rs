@@ -412,7 +412,18 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
+    /// One verdict; and whatever it is, a parked message that came to more than waiting waits no more.
     fn judge(&mut self, index: usize, message: Judged<'_>) -> Judgement {
+        let judgement = self.walk(index, message);
+        if let Source::Parked { key } = message.delivery.source
+            && judgement.verdict.kind() != VerdictKind::Parked
+        {
+            self.unpark(ReceiptKey(key), message.facts.enterprise_id.as_deref());
+        }
+        judgement
+    }
+
+    fn walk(&mut self, index: usize, message: Judged<'_>) -> Judgement {
         let content = match &message.facts.content {
             Err(refusal) => {
                 return Judgement {
@@ -425,7 +436,7 @@ impl Desk<'_> {
             }
             Ok(content) => content.as_ref(),
         };
-        if let Some(allocation) = self.settled_before(message, content) {
+        if let Some(allocation) = self.settled_before(content) {
             return Judgement {
                 verdict: Verdict::Duplicate { allocation },
                 proven: true,
@@ -437,17 +448,11 @@ impl Desk<'_> {
         let verified = match self.prove(message, content, partner.as_ref()) {
             Err((reason, detail)) => {
                 // A parked message was proven when it was parked: its receipt must not go on saying "parked".
-                if message.delivery.source == Source::Parked {
-                    self.unpark(key, &update.enterprise_id);
-                    if let Some(receipt) = self.snapshot.receipts.get(&key).cloned() {
-                        self.put_receipt(
-                            message,
-                            content,
-                            receipt.public_key,
-                            VerdictKind::Rejected,
-                            Some(reason),
-                        );
-                    }
+                if message.delivery.source.is_parked()
+                    && let Some(receipt) = self.snapshot.receipts.get(&key).cloned()
+                {
+                    let (key, kind) = (receipt.public_key, VerdictKind::Rejected);
+                    self.put_receipt(message, content, key, kind, Some(reason));
                 }
                 return Judgement {
                     verdict: Verdict::Rejected { reason, detail },
@@ -461,7 +466,7 @@ impl Desk<'_> {
 
     /// Money that moved is never called rejected: a settled receipt of the same signed text, by the key kept in it, answers
     /// before the registry is asked.
-    fn settled_before(&mut self, message: Judged<'_>, content: &Content) -> Option<Box<Allocation>> {
+    fn settled_before(&mut self, content: &Content) -> Option<Box<Allocation>> {
         let update = &content.update;
         let nonce = content.signed_nonce.as_deref().unwrap_or(&update.nonce);
         let key = ReceiptKey::new(&update.enterprise_id, nonce);
@@ -472,9 +477,6 @@ impl Desk<'_> {
         Verified::verify(update, &content.signer, &[receipt.public_key]).ok()?;
         let allocation = self.snapshot.allocations.get(&receipt.allocation_id)?.clone();
         self.touch_receipt(key);
-        if message.delivery.source == Source::Parked {
-            self.unpark(key, &update.enterprise_id);
-        }
         Some(Box::new(allocation))
     }
 
@@ -529,7 +531,7 @@ impl Desk<'_> {
                 detail,
             });
         }
-        let due = message.delivery.source == Source::Parked;
+        let due = message.delivery.source.is_parked();
         // A contradiction comes first (step 10): the same payload may wait with another policyResult around it, unsigned.
         if !due
             && !contradicts(update)
@@ -546,9 +548,6 @@ impl Desk<'_> {
             && let Some(verdict) = self.park(index, message, content, verified.key(), key)
         {
             return proven(verdict);
-        }
-        if due {
-            self.unpark(key, &update.enterprise_id);
         }
         let (kind, reason, verdict) = match step {
             Step::NotFound => {
@@ -672,7 +671,7 @@ impl Desk<'_> {
     ) -> Option<Verdict> {
         let now = self.snapshot.now;
         let update = &content.update;
-        if message.delivery.source == Source::Parked {
+        if message.delivery.source.is_parked() {
             let parked = self.snapshot.parked.get_mut(&key)?;
             if now >= parked.until {
                 return None;
@@ -730,11 +729,10 @@ impl Desk<'_> {
     }
 
     /// Ends the waiting, and makes room for another message of the partner.
-    fn unpark(&mut self, key: ReceiptKey, enterprise_id: &str) {
-        if self.snapshot.parked.remove(&key).is_none() {
-            return;
-        }
-        if let Some(count) = self.snapshot.parked_counts.get_mut(enterprise_id) {
+    fn unpark(&mut self, key: ReceiptKey, enterprise_id: Option<&str>) {
+        if self.snapshot.parked.remove(&key).is_some()
+            && let Some(count) = enterprise_id.and_then(|id| self.snapshot.parked_counts.get_mut(id))
+        {
             *count = count.saturating_sub(1);
         }
         self.changes.parked_later.remove(&key);

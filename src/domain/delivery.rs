@@ -22,6 +22,16 @@ pub struct Delivery {
     pub source: Source,
 }
 
+impl Source {
+    /// Whether it waited in the database.
+    pub fn is_parked(self) -> bool {
+        match self {
+            Source::Parked { .. } => true,
+            Source::Queue { .. } | Source::Plain => false,
+        }
+    }
+}
+
 /// The door a delivery came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -31,7 +41,10 @@ pub enum Source {
         delivery_tag: u64,
     },
     /// A parked row that became due.
-    Parked,
+    Parked {
+        /// The row's key: the head of a hash over enterprise and nonce, see `decide::ReceiptKey`.
+        key: Uuid,
+    },
     /// Neither: a judgement without effect (`explain`).
     Plain,
 }

@@ -310,30 +310,16 @@ impl Store {
 }
 
 impl Store {
-    /// Does, and undoes, everything that a batch asks of the database: an empty batch through every statement. What is
-    /// missing (a grant, a table, a column) shows here, before a message is in hand.
+    /// Opens a transaction that will be undone: what a batch asks of the database, tried out before a message is in hand.
+    /// Every statement runs, even one without rows, so that what is missing (a grant, a table, a column) shows.
     ///
     /// # Errors
-    /// What a batch would meet.
-    pub async fn rehearse(&self, worker: &str) -> Result<(), StoreError> {
+    /// What the batch would meet.
+    pub async fn open_rehearsal(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let mut session = self.session("rehearse").await?;
         session.rehearsal = true;
-        let snapshot = load(&session, &Wanted::default(), true).await?;
-        let outcome = Outcome {
-            id: Uuid::now_v7(),
-            worker,
-            source: "queue",
-            now: snapshot.now,
-            batch: &[],
-            judgements: &[],
-            changes: &Changeset::default(),
-            publications: &[],
-            lease: std::time::Duration::ZERO,
-            published: &[],
-        };
-        let done = write_all(&session, &outcome).await;
-        session.rollback().await;
-        done
+        let snapshot = load(&session, &Wanted::of(batch), true).await?;
+        Ok((OpenBatch { session }, snapshot))
     }
 }
 
@@ -362,6 +348,16 @@ pub struct Outcome<'a> {
 }
 
 impl OpenBatch {
+    /// Writes the outcome and takes it back.
+    ///
+    /// # Errors
+    /// What the batch would meet.
+    pub async fn rehearse(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+        let done = write_all(&self.session, outcome).await;
+        self.session.rollback().await;
+        done
+    }
+
     /// Writes the outcome and commits.
     ///
     /// # Errors
@@ -378,10 +374,31 @@ impl OpenBatch {
     }
 }
 
+/// Every statement of the write, in the order in which they are sent.
+const WRITES: [&str; 14] = [
+    INSERT_BATCH,
+    INSERT_RECEIPTS,
+    UPDATE_RECEIPTS,
+    UPDATE_ALLOCATIONS,
+    INSERT_SETTLEMENTS,
+    INSERT_TRANSFERS,
+    LOCK_PARKED,
+    UNPARK,
+    PARK,
+    PARK_ON,
+    outbox::INSERT,
+    outbox::DELETE,
+    LOCK_ACCOUNTS,
+    UPDATE_BALANCES,
+];
+
 /// Every statement of the write, sent together, in the order of the locks.
 async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let changes = outcome.changes;
-    // In the order in which they are sent, so that the first error is the cause.
+    // On a fresh connection too they leave in this order, so that the first error is the cause.
+    for sql in WRITES {
+        session.prepare(sql).await?;
+    }
     let written = join!(
         insert_batch(session, outcome),
         insert_receipts(session, outcome),
@@ -389,6 +406,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         update_allocations(session, changes),
         insert_settlements(session, outcome),
         insert_transfers(session, outcome),
+        lock_parked(session, changes),
         unpark(session, outcome),
         park(session, outcome),
         park_on(session, changes),
@@ -399,10 +417,132 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
     );
     let results = [
         written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8, written.9,
-        written.10, written.11, written.12,
+        written.10, written.11, written.12, written.13,
     ];
     results.into_iter().collect()
 }
+
+const INSERT_BATCH: &str = "\
+    /* batch::insert_batch */
+    INSERT INTO settled.batches (id, worker, source, at, received, settled, duplicate, parked, rejected, reasons)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb)";
+
+const INSERT_RECEIPTS: &str = "\
+    /* batch::insert_receipts */
+    INSERT INTO settled.receipts (
+        key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
+        public_key, first_seen, last_seen, batch_id
+    )
+    SELECT n.*, $13
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::uuid[],
+        $9::uuid[], $10::bytea[], $11::timestamptz[], $12::timestamptz[]
+    ) AS n";
+
+const UPDATE_RECEIPTS: &str = "\
+    /* batch::update_receipts */
+    UPDATE settled.receipts AS r
+    SET message_digest = n.message_digest,
+        verdict = n.verdict,
+        reason = n.reason,
+        event_id = n.event_id,
+        public_key = n.public_key,
+        last_seen = n.last_seen,
+        batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
+                        THEN $8 ELSE r.batch_id END
+    FROM unnest(
+        $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[]
+    ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen)
+    WHERE r.key = n.key";
+
+const UPDATE_ALLOCATIONS: &str = "\
+    /* batch::update_allocations */
+    UPDATE settled.allocations AS a
+    SET status = n.status,
+        reason = n.reason,
+        retriable = false,
+        partner_external_id = n.partner_external_id,
+        evaluation_id = n.evaluation_id,
+        pending_approval_id = n.pending_approval_id,
+        policy_result = n.policy_result,
+        settled_nonce = n.nonce,
+        updated_at = n.updated_at
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+        $9::timestamptz[]
+    ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
+            updated_at)
+    WHERE a.id = n.id
+      AND a.status = 'reserved'";
+
+const INSERT_SETTLEMENTS: &str = "\
+    /* batch::insert_settlements */
+    INSERT INTO settled.settlements (
+        allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
+    )
+    SELECT n.*, $7, $8
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[]) AS n";
+
+const INSERT_TRANSFERS: &str = "\
+    /* batch::insert_transfers */
+    WITH made AS (
+        INSERT INTO settled.transfers (
+            subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at
+        )
+        SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), $6, $7
+        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
+             AS n (subject_id, event, debit, credit, amount)
+        RETURNING id, debit_account, credit_account, amount
+    )
+    INSERT INTO settled.entries (transfer_id, account_id, change)
+    SELECT id, debit_account, -amount FROM made
+    UNION ALL
+    SELECT id, credit_account, amount FROM made";
+
+const PARK: &str = "\
+    /* batch::park */
+    WITH made AS (
+        INSERT INTO settled.parked (
+            key, enterprise_id, nonce, allocation_id, exchange, routing_key, properties, body,
+            parked_at, until, due_at, format, attempts
+        )
+        SELECT n.*, $12::smallint, 0
+        FROM unnest(
+            $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bytea[],
+            $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]
+        ) AS n
+        RETURNING key, allocation_id, parked_at
+    )
+    INSERT INTO settled.parkings (key, allocation_id, step, at)
+    SELECT key, allocation_id, 'parked', parked_at FROM made";
+
+const PARK_ON: &str = "\
+    /* batch::park_on */
+    UPDATE settled.parked AS p
+    SET attempts = n.attempts,
+        due_at = CASE WHEN p.due_at < p.leased_until THEN p.due_at ELSE n.due_at END,
+        leased_until = NULL
+    FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS n (key, attempts, due_at)
+    WHERE p.key = n.key";
+
+const UNPARK: &str = "\
+    /* batch::unpark */
+    WITH gone AS (
+        DELETE FROM settled.parked WHERE key = ANY ($1) RETURNING key, allocation_id
+    )
+    INSERT INTO settled.parkings (key, allocation_id, step, at)
+    SELECT key, allocation_id, 'left', $2 FROM gone";
+
+const LOCK_ACCOUNTS: &str = "\
+    /* batch::lock_accounts */
+    SELECT FROM settled.accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE";
+
+const UPDATE_BALANCES: &str = "\
+    /* batch::update_balances */
+    UPDATE settled.accounts AS a
+    SET balance = a.balance + n.change::numeric
+    FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
+    WHERE a.id = n.id";
 
 async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let mut verdicts = BTreeMap::<VerdictKind, i32>::new();
@@ -421,9 +561,7 @@ async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), St
     session
         .execute_exactly(
             1,
-            "/* batch::insert_batch */
-            INSERT INTO settled.batches (id, worker, source, at, received, settled, duplicate, parked, rejected, reasons)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb)",
+            INSERT_BATCH,
             &[
                 &outcome.id,
                 &outcome.worker,
@@ -487,16 +625,7 @@ async fn insert_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
     session
         .execute_exactly(
             receipts.len(),
-            "/* batch::insert_receipts */
-            INSERT INTO settled.receipts (
-                key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
-                public_key, first_seen, last_seen, batch_id
-            )
-            SELECT n.*, $13
-            FROM unnest(
-                $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::uuid[],
-                $9::uuid[], $10::bytea[], $11::timestamptz[], $12::timestamptz[]
-            ) AS n",
+            INSERT_RECEIPTS,
             &[
                 &columns.keys,
                 &columns.enterprise_ids,
@@ -526,20 +655,7 @@ async fn update_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
     session
         .execute_exactly(
             receipts.len(),
-            "/* batch::update_receipts */
-            UPDATE settled.receipts AS r
-            SET message_digest = n.message_digest,
-                verdict = n.verdict,
-                reason = n.reason,
-                event_id = n.event_id,
-                public_key = n.public_key,
-                last_seen = n.last_seen,
-                batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
-                                THEN $8 ELSE r.batch_id END
-            FROM unnest(
-                $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[]
-            ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen)
-            WHERE r.key = n.key",
+            UPDATE_RECEIPTS,
             &[
                 &columns.keys,
                 &columns.message_digests,
@@ -578,24 +694,7 @@ async fn update_allocations(session: &Session, changes: &Changeset) -> Result<()
     session
         .execute_exactly(
             ids.len(),
-            "/* batch::update_allocations */
-            UPDATE settled.allocations AS a
-            SET status = n.status,
-                reason = n.reason,
-                retriable = false,
-                partner_external_id = n.partner_external_id,
-                evaluation_id = n.evaluation_id,
-                pending_approval_id = n.pending_approval_id,
-                policy_result = n.policy_result,
-                settled_nonce = n.nonce,
-                updated_at = n.updated_at
-            FROM unnest(
-                $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::timestamptz[]
-            ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
-                    updated_at)
-            WHERE a.id = n.id
-              AND a.status = 'reserved'",
+            UPDATE_ALLOCATIONS,
             &[
                 &ids,
                 &statuses,
@@ -637,12 +736,7 @@ async fn insert_settlements(session: &Session, outcome: &Outcome<'_>) -> Result<
     session
         .execute_exactly(
             ids.len(),
-            "/* batch::insert_settlements */
-            INSERT INTO settled.settlements (
-                allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
-            )
-            SELECT n.*, $7, $8
-            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[]) AS n",
+            INSERT_SETTLEMENTS,
             &[
                 &ids,
                 &enterprises,
@@ -674,20 +768,7 @@ async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<()
     session
         .execute_exactly(
             subjects.len() * 2,
-            "/* batch::insert_transfers */
-            WITH made AS (
-                INSERT INTO settled.transfers (
-                    subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at
-                )
-                SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), $6, $7
-                FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
-                     AS n (subject_id, event, debit, credit, amount)
-                RETURNING id, debit_account, credit_account, amount
-            )
-            INSERT INTO settled.entries (transfer_id, account_id, change)
-            SELECT id, debit_account, -amount FROM made
-            UNION ALL
-            SELECT id, credit_account, amount FROM made",
+            INSERT_TRANSFERS,
             &[
                 &subjects,
                 &events,
@@ -699,6 +780,25 @@ async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<()
             ],
         )
         .await
+}
+
+const LOCK_PARKED: &str = "\
+    /* batch::lock_parked */
+    SELECT FROM settled.parked WHERE key = ANY ($1) ORDER BY key FOR UPDATE";
+
+/// In key order, as settled.reserve() locks them to wake them.
+async fn lock_parked(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    let keys: BTreeSet<Uuid> = changes
+        .unparked
+        .iter()
+        .chain(changes.parked_later.keys())
+        .map(|key| key.0)
+        .collect();
+    if session.skips(keys.is_empty()) {
+        return Ok(());
+    }
+    let keys: Vec<Uuid> = keys.into_iter().collect();
+    session.query(LOCK_PARKED, &[&keys]).await.map(drop)
 }
 
 /// Keeps messages until their allocation is there: body and properties as received.
@@ -728,21 +828,7 @@ async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError
     session
         .execute_exactly(
             parked.len(),
-            "/* batch::park */
-            WITH made AS (
-                INSERT INTO settled.parked (
-                    key, enterprise_id, nonce, allocation_id, exchange, routing_key, properties, body,
-                    parked_at, until, due_at, format, attempts
-                )
-                SELECT n.*, $12::smallint, 0
-                FROM unnest(
-                    $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-                    $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]
-                ) AS n
-                RETURNING key, allocation_id, parked_at
-            )
-            INSERT INTO settled.parkings (key, allocation_id, step, at)
-            SELECT key, allocation_id, 'parked', parked_at FROM made",
+            PARK,
             &[
                 &keys,
                 &enterprises,
@@ -773,19 +859,7 @@ async fn park_on(session: &Session, changes: &Changeset) -> Result<(), StoreErro
         .map(|(attempts, _)| i32::try_from(*attempts).unwrap_or(i32::MAX))
         .collect();
     let due_at: Vec<Timestamp> = changes.parked_later.values().map(|(_, due_at)| *due_at).collect();
-    session
-        .execute(
-            "/* batch::park_on */
-            UPDATE settled.parked AS p
-            SET attempts = n.attempts,
-                due_at = CASE WHEN p.due_at < p.leased_until THEN p.due_at ELSE n.due_at END,
-                leased_until = NULL
-            FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS n (key, attempts, due_at)
-            WHERE p.key = n.key",
-            &[&keys, &attempts, &due_at],
-        )
-        .await
-        .map(drop)
+    session.execute(PARK_ON, &[&keys, &attempts, &due_at]).await.map(drop)
 }
 
 /// Ends the waiting. Another worker may have done so already: rows are not counted.
@@ -794,18 +868,7 @@ async fn unpark(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreErr
         return Ok(());
     }
     let keys: Vec<Uuid> = outcome.changes.unparked.iter().map(|key| key.0).collect();
-    session
-        .execute(
-            "/* batch::unpark */
-            WITH gone AS (
-                DELETE FROM settled.parked WHERE key = ANY ($1) RETURNING key, allocation_id
-            )
-            INSERT INTO settled.parkings (key, allocation_id, step, at)
-            SELECT key, allocation_id, 'left', $2 FROM gone",
-            &[&keys, &outcome.now],
-        )
-        .await
-        .map(drop)
+    session.execute(UNPARK, &[&keys, &outcome.now]).await.map(drop)
 }
 
 /// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Accounts
@@ -815,14 +878,7 @@ async fn lock_accounts(session: &Session, changes: &Changeset) -> Result<(), Sto
         return Ok(());
     }
     let ids: Vec<i64> = changes.balances.keys().copied().collect();
-    session
-        .query(
-            "/* batch::lock_accounts */
-            SELECT FROM settled.accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
-            &[&ids],
-        )
-        .await
-        .map(drop)
+    session.query(LOCK_ACCOUNTS, &[&ids]).await.map(drop)
 }
 
 async fn update_balances(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
@@ -832,14 +888,6 @@ async fn update_balances(session: &Session, changes: &Changeset) -> Result<(), S
     let ids: Vec<i64> = changes.balances.keys().copied().collect();
     let sums: Vec<String> = changes.balances.values().map(ToString::to_string).collect();
     session
-        .execute_exactly(
-            ids.len(),
-            "/* batch::update_balances */
-            UPDATE settled.accounts AS a
-            SET balance = a.balance + n.change::numeric
-            FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
-            WHERE a.id = n.id",
-            &[&ids, &sums],
-        )
+        .execute_exactly(ids.len(), UPDATE_BALANCES, &[&ids, &sums])
         .await
 }

@@ -2,58 +2,69 @@
 
 use std::time::Duration;
 
-use super::{Fate, Store, StoreError, outbox};
+use uuid::Uuid;
+
+use super::{Store, StoreError, outbox};
 use crate::domain::delivery::{Delivery, Source};
+
+/// Parked messages that are ours to judge, for as long as the lease runs.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// Oldest first.
+    pub deliveries: Vec<Delivery>,
+    /// Rows of a format that this version can not read: they wait for a version that can.
+    pub unreadable: Vec<Uuid>,
+}
 
 impl Store {
     /// Claims parked messages that are due, oldest first. Until the lease ends no other worker takes them. Both times are
     /// the statement's, and so equal: a `due_at` below `leased_until` says that the message was woken.
     ///
     /// # Errors
-    /// The database is away, or a row can not be read by this version.
-    pub async fn claim_due(&self, max: usize, lease: Duration) -> Result<Vec<Delivery>, StoreError> {
+    /// The database is away.
+    pub async fn claim_due(&self, max: usize, lease: Duration) -> Result<Claimed, StoreError> {
         let session = self.session("claim_due").await?;
         let limit = i64::try_from(max).unwrap_or(i64::MAX);
         let mut rows = session
             .query(
                 "/* due::claim_due */
-                UPDATE settled.parked AS p
-                SET due_at = statement_timestamp() + make_interval(secs => $2),
-                    leased_until = statement_timestamp() + make_interval(secs => $2)
-                FROM (
+                WITH due AS MATERIALIZED (
                     SELECT key
                     FROM settled.parked
-                    WHERE due_at <= clock_timestamp()
+                    WHERE due_at <= statement_timestamp()
                     ORDER BY seq
                     LIMIT $1
                     FOR UPDATE SKIP LOCKED
-                ) AS due
+                )
+                UPDATE settled.parked AS p
+                SET due_at = statement_timestamp() + make_interval(secs => $2),
+                    leased_until = statement_timestamp() + make_interval(secs => $2)
+                FROM due
                 WHERE p.key = due.key
                 RETURNING p.seq, p.key, p.exchange, p.routing_key, p.format, p.properties, p.body",
                 &[&limit, &lease.as_secs_f64()],
             )
             .await?;
         rows.sort_by_key(|row| row.get::<_, i64>("seq"));
-        rows.iter()
-            .map(|row| {
-                let properties = (row.get::<_, i16>("format") == outbox::FORMAT)
-                    .then(|| outbox::parse_properties(row.get("properties")))
-                    .flatten();
-                let properties = properties.ok_or_else(|| {
-                    let key: uuid::Uuid = row.get("key");
-                    let sentence = format!("the parked message {key} is of a format that this version can not read");
-                    StoreError::new("claim_due", Fate::Ours, sentence)
-                })?;
-                Ok(Delivery {
+        let mut claimed = Claimed::default();
+        for row in rows {
+            let key: Uuid = row.get("key");
+            let properties = (row.get::<_, i16>("format") == outbox::FORMAT)
+                .then(|| outbox::parse_properties(row.get("properties")))
+                .flatten();
+            match properties {
+                Some(properties) => claimed.deliveries.push(Delivery {
                     exchange: row.get("exchange"),
                     routing_key: row.get("routing_key"),
                     body: row.get("body"),
                     properties,
                     redelivered: false,
-                    source: Source::Parked,
-                })
-            })
-            .collect()
+                    source: Source::Parked { key },
+                }),
+                None => claimed.unreadable.push(key),
+            }
+        }
+        Ok(claimed)
     }
 
     /// How many messages are parked.

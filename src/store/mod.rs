@@ -9,7 +9,6 @@ pub mod registry;
 use std::{
     fmt,
     future::Future,
-    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -112,8 +111,8 @@ fn fate_of(error: &tokio_postgres::Error) -> Fate {
     if *db.code() == SqlState::UNIQUE_VIOLATION {
         return match db.table() {
             Some("batches") => Fate::CommittedBefore,
-            // Somebody else wrote the same receipt, settlement or parked row first: load again and see it.
-            Some("receipts" | "settlements" | "parked" | "transfers") => Fate::Retry,
+            // Somebody else wrote the same receipt or parked row first: load again and see it.
+            Some("receipts" | "parked") => Fate::Retry,
             _ => Fate::Bisect,
         };
     }
@@ -124,7 +123,7 @@ fn fate_of_code(code: &str) -> Fate {
     match code {
         "40001" | "40P01" | "55P03" | "57014" | "0A000" => Fate::Retry,
         "23502" | "23503" | "23505" | "23514" | "P0001" | "54000" => Fate::Bisect,
-        "25006" | "57P01" | "57P02" | "57P03" => Fate::Away,
+        "25006" | "25P03" | "57P01" | "57P02" | "57P03" | "57P05" => Fate::Away,
         _ => match code.get(..2) {
             Some("22") => Fate::Bisect,
             Some("53" | "08") => Fate::Away,
@@ -422,45 +421,18 @@ impl Drop for Session {
 /// Reads a URL or DSN. tokio-postgres knows neither `verify-full` nor a custom authority; both `require` and
 /// `verify-full` check the certificate and the host's name here, which is stricter than libpq's `require`.
 fn parse_url(text: &str) -> Result<(tokio_postgres::Config, bool), String> {
-    let wrong = |error: &dyn fmt::Display| format!("the database URL can not be read: {error}");
     if text.is_empty() {
         return Err("no database is set; set SETTLED_DATABASE_URL".into());
     }
-    let mut mode = None;
-    let cleaned = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        let (base, query) = text.split_once('?').unwrap_or((text, ""));
-        let rest: Vec<&str> = query
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-            .filter(|pair| match pair.split_once('=') {
-                Some(("sslmode", value)) => {
-                    mode = Some(value.to_owned());
-                    false
-                }
-                _ => true,
-            })
-            .collect();
-        if rest.is_empty() {
-            base.to_owned()
-        } else {
-            format!("{base}?{}", rest.join("&"))
-        }
-    } else {
-        let rest: Vec<&str> = text
-            .split_whitespace()
-            .filter(|pair| match pair.split_once('=') {
-                Some(("sslmode", value)) => {
-                    mode = Some(value.trim_matches('\'').to_owned());
-                    false
-                }
-                _ => true,
-            })
-            .collect();
-        rest.join(" ")
-    };
-    let config: tokio_postgres::Config = cleaned.parse().map_err(|error: tokio_postgres::Error| wrong(&error))?;
-    let encrypted = match mode.as_deref() {
-        None | Some("disable") => false,
+    let is_url = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    let (cleaned, mode) = take_sslmode(text, is_url);
+    let config: tokio_postgres::Config = cleaned
+        .parse()
+        .map_err(|error: tokio_postgres::Error| format!("the database URL can not be read: {error}"))?;
+    let encrypted = match mode {
+        // One that tokio-postgres found where we did not look (spaces around the equals sign) counts as well.
+        None => config.get_ssl_mode() == SslMode::Require,
+        Some("disable") => false,
         Some("require" | "verify-full") => true,
         Some(other) => {
             return Err(format!(
@@ -472,12 +444,43 @@ fn parse_url(text: &str) -> Result<(tokio_postgres::Config, bool), String> {
     Ok((config, encrypted))
 }
 
-/// Whether every host is this machine.
+/// Takes `sslmode=...` out of a URL's query or a DSN, and leaves everything else as it stands.
+fn take_sslmode(text: &str, is_url: bool) -> (String, Option<&str>) {
+    let is_border = |before: Option<char>| match before {
+        None => true,
+        Some(before) if is_url => before == '?' || before == '&',
+        Some(before) => before.is_whitespace(),
+    };
+    let found = text
+        .match_indices("sslmode=")
+        .find(|(at, _)| is_border(text.get(..*at).and_then(|head| head.chars().next_back())));
+    let Some((at, key)) = found else {
+        return (text.to_owned(), None);
+    };
+    let (head, rest) = text.split_at(at);
+    let rest = rest.get(key.len()..).unwrap_or_default();
+    let end = rest
+        .find(|letter: char| if is_url { letter == '&' } else { letter.is_whitespace() })
+        .unwrap_or(rest.len());
+    let (mode, tail) = rest.split_at(end);
+    let cleaned = if is_url {
+        format!("{head}{}", tail.strip_prefix('&').unwrap_or(tail))
+    } else {
+        format!("{head}{tail}")
+    };
+    (
+        cleaned.trim_end_matches(['?', '&']).to_owned(),
+        Some(mode.trim_matches('\'')),
+    )
+}
+
+/// Whether every host is this machine, by name and, where one is given, by number: the number is what is connected to.
 fn is_local(config: &tokio_postgres::Config) -> bool {
-    config.get_hosts().iter().all(|host| match host {
+    let by_name = config.get_hosts().iter().all(|host| match host {
         tokio_postgres::config::Host::Tcp(name) => tls::is_loopback(name),
-        tokio_postgres::config::Host::Unix(path) => path.is_absolute() || *path == *Path::new("."),
-    })
+        tokio_postgres::config::Host::Unix(_) => true,
+    });
+    by_name && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback)
 }
 
 mod embedded {
@@ -521,10 +524,21 @@ impl Store {
         let mut client = self.connection("migrate").await?;
         // Two programs that migrate at once wait for each other; the lock goes with the connection.
         client
-            .batch_execute("/* store::migrate */ SET statement_timeout = 0; SET lock_timeout = 0; SELECT pg_advisory_lock(7236101)")
+            .batch_execute(
+                "/* store::migrate */
+                SET statement_timeout = 0;
+                SET lock_timeout = 0;
+                SELECT pg_advisory_lock(7236101);
+                CREATE SCHEMA IF NOT EXISTS settled",
+            )
             .await
             .map_err(|error| StoreError::from_postgres("migrate", &error))?;
-        let report = embedded::migrations::runner().run_async(&mut **client.as_mut()).await;
+        // Named with its schema: a user called settled has that schema first in its search_path once it exists, and would
+        // look for its history in two places.
+        let report = embedded::migrations::runner()
+            .set_migration_table_name("settled.refinery_schema_history")
+            .run_async(&mut **client.as_mut())
+            .await;
         drop(Object::take(client));
         let report = report.map_err(|error| {
             let cause =
@@ -546,7 +560,7 @@ impl Store {
             .session("schema_version")
             .await?
             .query(
-                "/* store::schema_version */ SELECT max(version) FROM refinery_schema_history",
+                "/* store::schema_version */ SELECT max(version) FROM settled.refinery_schema_history",
                 &[],
             )
             .await;
@@ -554,6 +568,88 @@ impl Store {
             Ok(rows) => Ok(rows.first().and_then(|row| row.get(0))),
             Err(error) if error.is_schema() => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> Result<(bool, bool), String> {
+        parse_url(url).map(|(config, encrypted)| (encrypted, is_local(&config)))
+    }
+
+    #[test]
+    fn urls_say_whether_they_are_encrypted_and_local() {
+        let (plain, encrypted, local, remote) = (false, true, true, false);
+        for (url, expected) in [
+            ("postgres://u:p@localhost/db", (plain, local)),
+            ("postgres://u:p@127.0.0.1:5433/db?application_name=x", (plain, local)),
+            ("postgresql://u:p@[::1]/db", (plain, local)),
+            ("postgres://u:p@%2Fvar%2Frun%2Fpostgresql/db", (plain, local)),
+            ("postgres://u:p@db.internal/db", (plain, remote)),
+            ("postgres://u:p@localhost,db.internal/db", (plain, remote)),
+            ("postgres://u:p@/db?hostaddr=10.0.0.5", (plain, remote)),
+            ("postgres://u:p@localhost/db?hostaddr=10.0.0.5", (plain, remote)),
+            ("host=localhost hostaddr=10.0.0.5", (plain, remote)),
+            ("postgres://u:p@db.internal/db?sslmode=require", (encrypted, remote)),
+            (
+                "postgres://u:p@db.internal/db?connect_timeout=3&sslmode=verify-full",
+                (encrypted, remote),
+            ),
+            (
+                "postgres://u:p@db.internal/db?sslmode=verify-full&connect_timeout=3",
+                (encrypted, remote),
+            ),
+            (
+                "host=db.internal user=u password='a  b' sslmode='verify-full' dbname=db",
+                (encrypted, remote),
+            ),
+            ("host=db.internal user=u sslmode = require", (encrypted, remote)),
+            ("postgres://u:sslmode=x@db.internal/db?sslmode=disable", (plain, remote)),
+        ] {
+            assert_eq!(read(url), Ok(expected), "{url}");
+        }
+        for url in [
+            "",
+            "postgres://u:p@h/db?sslmode=prefer",
+            "postgres://u:p@h/db?sslmode=verify-ca",
+            "nonsense",
+        ] {
+            let sentence = read(url).expect_err(url);
+            assert!(!sentence.contains(":p@"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_password_keeps_its_blanks() {
+        let (config, _) = parse_url("host=h user=u password='a  b' sslmode=require").expect("a DSN");
+        assert_eq!(config.get_password(), Some(b"a  b".as_slice()));
+    }
+
+    #[test]
+    fn every_listed_state_has_its_fate() {
+        for (fate, codes) in [
+            (Fate::Retry, vec!["40001", "40P01", "55P03", "57014", "0A000"]),
+            (
+                Fate::Bisect,
+                vec!["22003", "22P02", "23502", "23503", "23505", "23514", "P0001", "54000"],
+            ),
+            (
+                Fate::Away,
+                vec![
+                    "25006", "25P03", "57P01", "57P02", "57P03", "57P05", "53300", "53100", "08006", "08P01",
+                ],
+            ),
+            (
+                Fate::Ours,
+                vec!["42501", "42P01", "42703", "3F000", "XX000", "25P02", "58030", ""],
+            ),
+        ] {
+            for code in codes {
+                assert_eq!(fate_of_code(code), fate, "{code}");
+            }
         }
     }
 }

@@ -83,6 +83,13 @@ pub(super) fn parse_properties(text: &str) -> Option<Properties> {
     serde_json::from_str(text).ok()
 }
 
+pub(super) const INSERT: &str = "\
+    /* outbox::insert */
+    INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
+    VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp() + make_interval(secs => $5))";
+
+pub(super) const DELETE: &str = "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)";
+
 /// Writes the batch's row, where it has anything to publish.
 pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     if session.skips(outcome.publications.is_empty()) {
@@ -92,9 +99,7 @@ pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(
     session
         .execute_exactly(
             1,
-            "/* outbox::insert */
-            INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
-            VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp() + make_interval(secs => $5))",
+            INSERT,
             &[
                 &outcome.id,
                 &FORMAT,
@@ -114,13 +119,7 @@ pub(super) async fn delete(session: &Session, ids: &[BatchId]) -> Result<(), Sto
     }
     let mut ids = ids.to_vec();
     ids.sort_unstable();
-    session
-        .execute(
-            "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)",
-            &[&ids],
-        )
-        .await
-        .map(drop)
+    session.execute(DELETE, &[&ids]).await.map(drop)
 }
 
 /// A row whose lease had run out, now ours.
@@ -182,7 +181,7 @@ impl Store {
                 WHERE batch_id = (
                     SELECT batch_id
                     FROM settled.outbox
-                    WHERE leased_until < clock_timestamp()
+                    WHERE leased_until < statement_timestamp()
                     ORDER BY created_at
                     LIMIT 1
                     FOR UPDATE SKIP LOCKED

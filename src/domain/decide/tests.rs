@@ -153,6 +153,12 @@ impl Letter {
         }
     }
 
+    /// The door it comes back through when it is due.
+    fn parked(&self) -> Source {
+        let key = ReceiptKey::new(&self.draft.enterprise_id, &self.draft.nonce).0;
+        Source::Parked { key }
+    }
+
     fn cleared(id: Uuid, nonce: &str) -> Self {
         Self::new(id, Outcome::Cleared, nonce)
     }
@@ -224,7 +230,7 @@ impl Sent {
     /// The same as it comes back when it is due.
     fn due(&self) -> Self {
         let mut due = self.clone();
-        due.delivery.source = Source::Parked;
+        due.delivery.source = Source::Parked { key: self.key().0 };
         due
     }
 }
@@ -686,7 +692,7 @@ fn every_reason_has_the_message_that_causes_it() {
                 letter.draft.id = LATE;
                 assert_eq!(line(&model.judge_letter(letter)), "parked");
                 model.pass(seconds(900));
-                letter.source = Source::Parked;
+                letter.source = letter.parked();
             },
             Reason::AllocationNotFound,
             "no allocation of this id was reserved in time",
@@ -1075,7 +1081,7 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
             letter.altered.push(("evaluationId", "other".into()));
         }),
         ("its row was left behind", |model, _, letter| {
-            letter.source = Source::Parked;
+            letter.source = letter.parked();
             let sent = letter.send();
             let row = Row {
                 parked: Parked {
@@ -1794,7 +1800,7 @@ fn tell(pool: &[Sent], steps: &[Step], seen: &RefCell<BTreeMap<String, usize>>) 
         let mut replayed = together.clone();
         let queued: Vec<Sent> = batch
             .iter()
-            .filter(|sent| sent.delivery.source != Source::Parked)
+            .filter(|sent| !sent.delivery.source.is_parked())
             .cloned()
             .collect();
         let (again, changes) = replayed.post(&rules, &queued);
@@ -1804,7 +1810,7 @@ fn tell(pool: &[Sent], steps: &[Step], seen: &RefCell<BTreeMap<String, usize>>) 
         let first = batch
             .iter()
             .zip(&judgements)
-            .filter(|(sent, _)| sent.delivery.source != Source::Parked)
+            .filter(|(sent, _)| !sent.delivery.source.is_parked())
             .map(|(_, judgement)| judgement);
         for (first, again) in first.zip(&again) {
             let moved = first.verdict.kind() == VerdictKind::Settled;

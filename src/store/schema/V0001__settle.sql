@@ -52,7 +52,9 @@ CREATE TABLE settled.accounts (
     balance   numeric NOT NULL DEFAULT 0,
     UNIQUE NULLS NOT DISTINCT (kind, owner, currency),
     CHECK ((kind = 'external') = (owner IS NULL)),
-    CONSTRAINT accounts_never_negative CHECK (kind = 'external' OR balance >= 0)
+    CONSTRAINT accounts_never_negative CHECK (kind = 'external' OR balance >= 0),
+    -- NaN sorts above everything and passes any lower bound.
+    CHECK (balance = trunc(balance) AND balance < 'Infinity' AND balance > '-Infinity')
 ) WITH (fillfactor = 50);
 
 CREATE TABLE settled.deposits (
@@ -60,7 +62,9 @@ CREATE TABLE settled.deposits (
     client_id   uuid NOT NULL,
     reference   text NOT NULL CHECK (octet_length(reference) BETWEEN 1 AND 1024),
     currency    text COLLATE "C" NOT NULL,
-    quantity    numeric(78, 0) NOT NULL,
+    quantity    numeric(78, 0) NOT NULL
+                CHECK (quantity BETWEEN 1 AND
+                115792089237316195423570985008687907853269984665640564039457584007913129639935),
     created_at  timestamptz NOT NULL DEFAULT now(),
     UNIQUE (client_id, reference)
 );
@@ -110,7 +114,9 @@ CREATE TABLE settled.transfers (
     event           text NOT NULL CHECK (event IN ('deposit', 'reserved', 'cleared', 'released')),
     debit_account   bigint NOT NULL,
     credit_account  bigint NOT NULL CHECK (credit_account <> debit_account),
-    amount          numeric(78, 0) NOT NULL CHECK (amount > 0),
+    amount          numeric(78, 0) NOT NULL
+                    CHECK (amount BETWEEN 1 AND
+                115792089237316195423570985008687907853269984665640564039457584007913129639935),
     -- The batch that settled it; null for what a command did.
     batch_id        uuid,
     created_at      timestamptz NOT NULL,
@@ -121,7 +127,8 @@ CREATE TABLE settled.entries (
     transfer_id  bigint NOT NULL,
     account_id   bigint NOT NULL,
     -- What the account's balance changed by.
-    change       numeric NOT NULL CHECK (change <> 0),
+    change       numeric NOT NULL
+                 CHECK (change <> 0 AND change = trunc(change) AND change < 'Infinity' AND change > '-Infinity'),
     PRIMARY KEY (transfer_id, account_id)
 );
 
@@ -301,6 +308,10 @@ DECLARE
     source bigint;
     target bigint;
 BEGIN
+    -- numeric(78, 0) would round a fraction silently.
+    IF quantity <> trunc(quantity) OR quantity = 'NaN' THEN
+        RAISE EXCEPTION 'a quantity is a whole number' USING ERRCODE = '22003';
+    END IF;
     INSERT INTO settled.deposits (client_id, reference, currency, quantity)
     VALUES (client, ref, money, quantity)
     ON CONFLICT (client_id, reference) DO NOTHING
@@ -344,6 +355,15 @@ DECLARE
     source bigint;
     funds numeric;
 BEGIN
+    -- numeric(78, 0) would round a fraction silently, and a JSON number may have lost digits on its way.
+    IF EXISTS (
+        SELECT FROM jsonb_array_elements(reservations) AS r
+        WHERE jsonb_typeof(r -> 'amount' -> 'quantity') IS DISTINCT FROM 'string'
+           OR r -> 'amount' ->> 'quantity' !~ '^[1-9][0-9]{0,77}$'
+    ) THEN
+        RAISE EXCEPTION 'a quantity is a string of digits without leading zeros' USING ERRCODE = '22023';
+    END IF;
+
     PERFORM FROM settled.allocations AS a
     WHERE a.id IN (SELECT (r ->> 'id')::uuid FROM jsonb_array_elements(reservations) AS r)
     ORDER BY a.id
