@@ -250,7 +250,10 @@ impl Story<'_> {
             Arc::clone(&account),
         )
         .await?;
-        let driven = self.drive(&account).await;
+        let driven = tokio::select! {
+            driven = self.drive(&account) => driven,
+            failure = self.worker_ends() => Err(failure),
+        };
         subscriber.end().await;
         let (hits, post) = driven?;
         // All is said: now the worker stops in order, and the books are closed.
@@ -274,6 +277,18 @@ impl Story<'_> {
         };
         let burst = self.burst_items();
         Ok(Report::new(&self.plan, &account, findings, evidence, burst))
+    }
+
+    /// Until the worker ends by itself. Where it is killed on purpose, nobody looks.
+    async fn worker_ends(&self) -> Failure {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if !self.wish.chaos
+                && let Some(status) = self.worker.lock().await.ended()
+            {
+                return Failure::ours(format!("the worker ended by itself: {status}"));
+            }
+        }
     }
 
     /// The items that are published all at once.
@@ -314,11 +329,14 @@ impl Story<'_> {
         let bar = &self.teller.bar;
         let late = drive.reserve_late();
         let publishing = async {
-            drive.waves(0..paced, Some(rate), || bar.show(account)).await?;
-            if paced < waves {
+            let mut answered = drive.waves(0..paced, Some(rate), || bar.show(account)).await?;
+            if answered && paced < waves {
                 let burst = self.burst_items().len();
                 self.teller.say(&format!("and {burst} as fast as it goes"));
-                drive.burst(paced..waves, || bar.show(account)).await?;
+                answered = drive.burst(paced..waves, || bar.show(account)).await?;
+            }
+            if answered {
+                wait_for_all(account, timeout, || bar.show(account)).await;
             }
             Ok::<_, Failure>(drive)
         };
@@ -341,7 +359,6 @@ impl Story<'_> {
             }
         };
         let (published, hits) = tokio::try_join!(publishing, hitting)?;
-        wait_for_all(account, timeout, || bar.show(account)).await;
         account
             .until(Instant::now() + Duration::from_secs(10), |account| {
                 account.dead_letters_missing() == 0

@@ -145,7 +145,7 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
     let driven = drive
         .waves(0..plan.waves.len(), wish.rate.map(f64::from), || bar.show(&account))
         .await;
-    if driven.is_ok() {
+    if let Ok(true) = driven {
         wait_for_all(&account, wish.timeout, || bar.show(&account)).await;
     }
     bar.finish();

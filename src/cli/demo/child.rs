@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -29,15 +29,15 @@ pub(super) struct ChildWorker {
 
 /// How the worker ended when it was asked to.
 pub(super) struct Stopped {
-    /// None: it did not end in time, or by a signal.
-    pub(super) code: Option<i32>,
+    /// None: it did not end in time and was killed.
+    pub(super) status: Option<ExitStatus>,
     pub(super) seconds: f64,
 }
 
 impl Stopped {
     pub(super) fn sentence(&self) -> String {
-        match self.code {
-            Some(code) => format!("exit {code} after {:.1} s", self.seconds),
+        match self.status {
+            Some(status) => format!("{status} after {:.1} s", self.seconds),
             None => format!("it had to be killed after {:.1} s", self.seconds),
         }
     }
@@ -78,7 +78,7 @@ impl ChildWorker {
         let connection = Connection::open(broker, "settled demo").await?;
         let began = Instant::now();
         while subscribe::consumers(&connection, topology::UPDATES).await? == 0 {
-            if let Ok(Some(status)) = self.child.try_wait() {
+            if let Some(status) = self.ended() {
                 return Err(Failure::ours(format!("the worker ended by itself: {status}")));
             }
             if began.elapsed() >= START_MAX {
@@ -89,6 +89,11 @@ impl ChildWorker {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(connection.close().await?)
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
     /// SIGTERM, and wait.
@@ -104,8 +109,8 @@ impl ChildWorker {
             return Err(Failure::ours(format!("the worker could not be told to stop: {error}")));
         }
         let ended = tokio::time::timeout(STOP_MAX, self.child.wait()).await;
-        let code = match ended {
-            Ok(Ok(status)) => status.code(),
+        let status = match ended {
+            Ok(Ok(status)) => Some(status),
             Ok(Err(error)) => return Err(Failure::ours(format!("the worker can not be waited for: {error}"))),
             Err(_) => {
                 self.kill().await?;
@@ -113,7 +118,7 @@ impl ChildWorker {
             }
         };
         Ok(Stopped {
-            code,
+            status,
             seconds: began.elapsed().as_secs_f64(),
         })
     }

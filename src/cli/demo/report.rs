@@ -32,7 +32,7 @@ pub(super) struct Evidence {
     pub(super) after: Balances,
     pub(super) books: Books,
     pub(super) stopped: Stopped,
-    pub(super) sample: Option<(String, serde_json::Value)>,
+    pub(super) sample: Option<(String, String)>,
     pub(super) seconds: f64,
 }
 
@@ -61,7 +61,8 @@ pub(super) struct Report {
 #[serde(rename_all = "camelCase")]
 struct Event {
     routing_key: String,
-    body: serde_json::Value,
+    /// As received.
+    body: Box<serde_json::value::RawValue>,
 }
 
 #[derive(Serialize)]
@@ -154,8 +155,14 @@ impl Report {
         if parked_left > 0 {
             wrong.push(format!("{parked_left} messages are still parked"));
         }
-        if stopped.code != Some(0) {
+        let worker_exit = stopped.status.and_then(|status| status.code());
+        if worker_exit != Some(0) {
             wrong.push(format!("the worker did not stop in order: {}", stopped.sentence()));
+        }
+        let mut names = BTreeMap::new();
+        for partner in plan.partners.iter().chain([&plan.bound, &plan.suspended]) {
+            names.insert(partner.client_id, partner.enterprise_id.clone());
+            names.insert(partner.connection_id, partner.enterprise_id.clone());
         }
         let keys: std::collections::BTreeSet<_> =
             before.keys().chain(after.keys()).chain(plan.balances.keys()).collect();
@@ -191,17 +198,15 @@ impl Report {
             burst_per_second: per_second(&burst),
             burst_latency_ms: account.latency(burst),
         };
-        let mut names = BTreeMap::new();
-        for partner in plan.partners.iter().chain([&plan.bound, &plan.suspended]) {
-            names.insert(partner.client_id, partner.enterprise_id.clone());
-            names.insert(partner.connection_id, partner.enterprise_id.clone());
-        }
         Self {
             ok: wrong.is_empty() && findings.all_right(),
             messages: plan.items.len(),
             seconds: round(seconds),
             findings,
-            event: sample.map(|(routing_key, body)| Event { routing_key, body }),
+            event: sample.and_then(|(routing_key, text)| {
+                let body = serde_json::value::RawValue::from_string(text).ok()?;
+                Some(Event { routing_key, body })
+            }),
             dead_letter_queue: DeadLetterQueue {
                 expected: rejected,
                 actual: depths.dead,
@@ -213,7 +218,7 @@ impl Report {
                 counted: books.counted,
             },
             speed,
-            worker_exit: stopped.code,
+            worker_exit,
             chaos: chaos.then_some(ChaosReport { hits, republished }),
             wrong,
             names,
@@ -247,8 +252,9 @@ impl Report {
         heading("One event as a subscriber saw it")?;
         if let Some(event) = &self.event {
             out.line(format!("{} → {}", "settlement.events", plain(&event.routing_key)))?;
-            // serde_json escapes what could steer a terminal.
-            out.line(serde_json::to_string_pretty(&event.body).unwrap_or_default())?;
+            for line in pretty(event.body.get()).lines() {
+                out.line(plain(line))?;
+            }
         }
 
         heading("Balances before and after")?;
@@ -348,8 +354,51 @@ impl Report {
             vec![name, currency, available, held, allocated]
         });
         let header = ["partner", "", "available (client)", "held", "allocated (partner)"];
-        out.table(&header, rows.collect(), "no account was opened")
+        out.table(&header, rows.collect(), "no account was opened")?;
+        out.line("what demo-bound holds was reserved, and then only messages without its broker user spoke of it")
     }
+}
+
+/// JSON with a line for each member, in the order it came.
+fn pretty(json: &str) -> String {
+    let mut text = String::with_capacity(json.len() * 2);
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for letter in json.chars() {
+        if in_string {
+            text.push(letter);
+            in_string = escaped || letter != '"';
+            escaped = letter == '\\' && !escaped;
+            continue;
+        }
+        let newline = |text: &mut String, depth: usize| {
+            text.push('\n');
+            text.push_str(&"  ".repeat(depth));
+        };
+        match letter {
+            '{' | '[' => {
+                depth += 1;
+                text.push(letter);
+                newline(&mut text, depth);
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                newline(&mut text, depth);
+                text.push(letter);
+            }
+            ',' => {
+                text.push(letter);
+                newline(&mut text, depth);
+            }
+            ':' => text.push_str(": "),
+            '"' => {
+                in_string = true;
+                text.push(letter);
+            }
+            letter if letter.is_whitespace() => {}
+            letter => text.push(letter),
+        }
+    }
+    text
 }
 
 /// Base units as people say them, cut to four decimals.
@@ -366,7 +415,15 @@ fn units(balance: &str, currency: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::units;
+    use super::{pretty, units};
+
+    #[test]
+    fn pretty_keeps_order_and_strings() {
+        assert_eq!(
+            pretty(r#"{"b":[1,null],"a":"x, {\"y\": \\"}"#),
+            "{\n  \"b\": [\n    1,\n    null\n  ],\n  \"a\": \"x, {\\\"y\\\": \\\\\"\n}"
+        );
+    }
 
     #[test]
     fn units_are_cut_not_rounded() {

@@ -68,7 +68,7 @@ struct State {
     dead_letters: HashSet<[u8; 32]>,
     problems: Vec<String>,
     problems_unlisted: usize,
-    sample: Option<(String, serde_json::Value)>,
+    sample: Option<(String, String)>,
 }
 
 impl State {
@@ -345,9 +345,9 @@ impl Account {
                     state.problem(format!("{} instead of what nonce {} said", event.kind, key.1));
                 }
                 if state.sample.is_none()
-                    && let Ok(value) = serde_json::from_slice(&delivery.body)
+                    && let Ok(text) = String::from_utf8(delivery.body.clone())
                 {
-                    state.sample = Some((delivery.routing_key.clone(), value));
+                    state.sample = Some((delivery.routing_key.clone(), text));
                 }
             }
             Some(first) if *first != body => {
@@ -406,7 +406,7 @@ impl Account {
     }
 
     /// A first outcome event with its routing key.
-    pub(in crate::cli) fn sample(&self) -> Option<(String, serde_json::Value)> {
+    pub(in crate::cli) fn sample(&self) -> Option<(String, String)> {
         self.state().sample.clone()
     }
 

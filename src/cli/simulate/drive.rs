@@ -350,26 +350,29 @@ pub(in crate::cli) struct Drive {
     pub(in crate::cli) post: Post,
     /// Messages that go out at once whatever the pace, so that a fault hits traffic.
     pub(in crate::cli) hurry: Arc<AtomicUsize>,
-    /// How long a wave waits for the answers it builds on.
+    /// How long a wave that builds on answers waits for the next one.
     pub(in crate::cli) timeout: Duration,
 }
 
 impl Drive {
-    /// Publishes these waves at so many messages a second; as fast as it goes if None.
+    /// Publishes these waves at so many messages a second; as fast as it goes if None. False: it gave up waiting for
+    /// answers.
     pub(in crate::cli) async fn waves(
         &mut self,
         waves: std::ops::Range<usize>,
         rate: Option<f64>,
         mut told: impl FnMut(),
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let plan = Arc::clone(&self.plan);
         for number in waves {
             let Some(wave) = plan.waves.get(number) else { break };
-            self.wait_for_base(number, &mut told).await?;
+            if !self.wait_for_base(number, &mut told).await {
+                return Ok(false);
+            }
             self.desk.reserve(&wave.reservations).await?;
             self.publish(wave.items.clone(), rate, &mut told).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Publishes these waves one after another without a pause. They may not build on each other: there are at most
@@ -378,40 +381,52 @@ impl Drive {
         &mut self,
         waves: std::ops::Range<usize>,
         mut told: impl FnMut(),
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let plan = Arc::clone(&self.plan);
         let waves: Vec<_> = waves
             .filter_map(|number| Some((number, plan.waves.get(number)?)))
             .collect();
         for (number, wave) in &waves {
-            self.wait_for_base(*number, &mut told).await?;
+            if !self.wait_for_base(*number, &mut told).await {
+                return Ok(false);
+            }
             self.desk.reserve(&wave.reservations).await?;
         }
         for (_, wave) in waves {
             self.publish(wave.items.clone(), None, &mut told).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Waits until everything is answered that a wave may build on.
-    async fn wait_for_base(&self, wave: usize, told: &mut impl FnMut()) -> Result<(), Failure> {
+    /// Waits until everything is answered that a wave may build on. If that takes too long the account says so, and
+    /// nothing more is published.
+    async fn wait_for_base(&self, wave: usize, told: &mut impl FnMut()) -> bool {
         let base = wave
             .checked_sub(WAVES_BETWEEN)
             .and_then(|earlier| self.plan.waves.get(earlier));
         let needed = base.map_or(0, |base| base.items.end);
-        let answered = self.account.until(Instant::now() + self.timeout, |account| {
-            told();
-            account.answered_before(needed)
-        });
-        if answered.await {
-            return Ok(());
+        let mut seen = (0, Instant::now());
+        loop {
+            let answered = self
+                .account
+                .until(Instant::now() + Duration::from_millis(250), |account| {
+                    told();
+                    account.answered_before(needed)
+                });
+            if answered.await {
+                return true;
+            }
+            let progress = self.account.progress();
+            if progress.answered != seen.0 {
+                seen = (progress.answered, Instant::now());
+            } else if seen.1.elapsed() >= self.timeout {
+                self.account.problem(format!(
+                    "{} of {} published messages were answered, and then none for {:?}: is a worker running, and ready?",
+                    progress.answered, progress.published, self.timeout
+                ));
+                return false;
+            }
         }
-        let progress = self.account.progress();
-        Err(Failure::refused(format!(
-            "{} of {} published messages were answered, and then too few for {:?}",
-            progress.answered, progress.published, self.timeout
-        ))
-        .hint("is a worker running, and does it say why it is not ready? (`settled worker`, /readyz)"))
     }
 
     async fn publish(
