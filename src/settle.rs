@@ -216,17 +216,19 @@ fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Ti
         replies_ignored: 0,
     };
     for (message, judgement) in messages.iter().zip(&settled.judgements) {
-        let mut replied = false;
         for publication in event::publications(*message, judgement, now, rules) {
             match publication.kind {
                 PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
                 PublicationKind::Reply => {
-                    replied = true;
                     settled.replies.push(publication);
                 }
             }
         }
-        if judgement.proven && !replied && message.delivery.properties.reply_to.is_some() {
+        let properties = &message.delivery.properties;
+        if let (true, Some(name), Some(enterprise_id)) =
+            (judgement.proven, &properties.reply_to, &message.facts.enterprise_id)
+            && !event::is_reply_queue(name, enterprise_id)
+        {
             settled.replies_ignored += 1;
         }
     }

@@ -327,7 +327,9 @@ pub fn is_reply_queue(name: &str, enterprise_id: &str) -> bool {
 fn reply_of(message: Judged<'_>, judgement: &Judgement, event: &Publication) -> Option<Publication> {
     let properties = &message.delivery.properties;
     let (name, enterprise_id) = (properties.reply_to.as_deref()?, message.facts.enterprise_id.as_deref()?);
-    if !judgement.proven || !is_reply_queue(name, enterprise_id) {
+    // Who waits was told when it was parked; only who asks again is told again.
+    let waits_on = message.delivery.source.is_parked() && judgement.verdict.kind() == VerdictKind::Parked;
+    if !judgement.proven || waits_on || !is_reply_queue(name, enterprise_id) {
         return None;
     }
     Some(Publication {

@@ -99,8 +99,9 @@ pub struct Content {
     pub payload_digest: [u8; 32],
     /// The `nonce` in the signed text, where it is an object with such a string: the identity of what was signed.
     pub signed_nonce: Option<String>,
-    /// The `allocationId` (`deallocationId`) in the signed text, where there is one.
-    pub signed_id: Option<Uuid>,
+    /// The `allocationId` and the `deallocationId` in the signed text, where there are such: either may be what it settled,
+    /// also if the message now comes under the other kind's routing key.
+    pub signed_ids: Vec<Uuid>,
     /// Who signed it, as far as the text and the curve tell.
     pub signer: Signer,
     /// Whether the signed text agrees with the body; `Err` is the detail.
@@ -190,7 +191,7 @@ fn content(delivery: &Delivery, addressed: Option<(&str, Kind)>) -> Result<Conte
     Ok(Content {
         payload_digest: sha256(&update.payload),
         signed_nonce: signed.nonce,
-        signed_id: signed.id,
+        signed_ids: signed.ids,
         signer: signer(&update.payload, &update.signature),
         agreement: signed.agreement,
         update,
@@ -376,7 +377,7 @@ impl<'j, 'a> Field<'j, 'a> {
 /// What the signed text says.
 struct Signed {
     nonce: Option<String>,
-    id: Option<Uuid>,
+    ids: Vec<Uuid>,
     agreement: Result<(), String>,
 }
 
@@ -384,7 +385,7 @@ impl Signed {
     fn read(body: &Object<'_>, update: &Update) -> Self {
         let unread = |detail: String| Self {
             nonce: None,
-            id: None,
+            ids: Vec::new(),
             agreement: Err(detail),
         };
         let payload = match Json::from_text(&update.payload) {
@@ -396,7 +397,11 @@ impl Signed {
         };
         Self {
             nonce: Field::optional(payload, "nonce").and_then(|field| field.bounded(NONCE_MAX).ok()),
-            id: Field::optional(payload, update.kind.id_field()).and_then(|field| field.uuid().ok()),
+            ids: [Kind::Allocation, Kind::Deallocation]
+                .into_iter()
+                .filter_map(|kind| Field::optional(payload, kind.id_field()))
+                .filter_map(|field| field.uuid().ok())
+                .collect(),
             agreement: agree(payload, body, update),
         }
     }
@@ -738,7 +743,7 @@ mod tests {
             let expected = Content {
                 payload_digest: sha256(&payload),
                 signed_nonce: Some(nonce.clone()),
-                signed_id: Some(id),
+                signed_ids: vec![id],
                 signer: Signer::Key(signing_key().public_key()),
                 agreement: Ok(()),
                 update: Update {
@@ -1567,7 +1572,7 @@ mod tests {
         ] {
             assert_eq!(agreement(&body, &payload), sentence, "{payload}");
             let content = content_of(KEY, body.clone().signed(&payload));
-            assert_eq!((content.signed_nonce, content.signed_id), (None, None));
+            assert_eq!((content.signed_nonce, content.signed_ids), (None, vec![]));
         }
         let deepest = good.with("x", deep(15));
         assert_eq!(agreement(&deepest, &deepest.text()), "ok");
@@ -1592,12 +1597,12 @@ mod tests {
             assert!(content.agreement.is_err());
         }
         for (id, expected) in [
-            (quoted(&OTHER_ID.to_uppercase()), Some(uuid(OTHER_ID))),
-            ("7".to_owned(), None),
-            (quoted(&OTHER_ID.replace('-', "")), None),
+            (quoted(&OTHER_ID.to_uppercase()), vec![uuid(OTHER_ID)]),
+            ("7".to_owned(), vec![]),
+            (quoted(&OTHER_ID.replace('-', "")), vec![]),
         ] {
             let payload = Members::payload(&cleared()).with("allocationId", id).text();
-            assert_eq!(content_of(KEY, body.clone().signed(&payload)).signed_id, expected);
+            assert_eq!(content_of(KEY, body.clone().signed(&payload)).signed_ids, expected);
         }
     }
 

@@ -33,9 +33,8 @@ impl Wanted {
         let mut wanted = Self::default();
         for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
             let update = &content.update;
-            wanted
-                .allocations
-                .extend([Some(update.id), content.signed_id].into_iter().flatten());
+            wanted.allocations.insert(update.id);
+            wanted.allocations.extend(&content.signed_ids);
             let nonces = [Some(update.nonce.as_str()), content.signed_nonce.as_deref()];
             let keys = nonces
                 .into_iter()
@@ -445,14 +444,15 @@ const UPDATE_RECEIPTS: &str = "\
     SET message_digest = n.message_digest,
         verdict = n.verdict,
         reason = n.reason,
+        allocation_id = n.allocation_id,
         event_id = n.event_id,
         public_key = n.public_key,
         last_seen = n.last_seen,
         batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
                         THEN $8 ELSE r.batch_id END
     FROM unnest(
-        $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[]
-    ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen)
+        $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[], $9::uuid[]
+    ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen, allocation_id)
     WHERE r.key = n.key";
 
 const UPDATE_ALLOCATIONS: &str = "\
@@ -665,6 +665,7 @@ async fn update_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
                 &columns.public_keys,
                 &columns.last_seen,
                 &outcome.id,
+                &columns.allocation_ids,
             ],
         )
         .await

@@ -309,7 +309,8 @@ impl Model {
         for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
             let update = &content.update;
             enterprises.insert(update.enterprise_id.clone());
-            ids.extend([Some(update.id), content.signed_id].into_iter().flatten());
+            ids.insert(update.id);
+            ids.extend(&content.signed_ids);
             for nonce in [Some(&update.nonce), content.signed_nonce.as_ref()]
                 .into_iter()
                 .flatten()
@@ -1098,6 +1099,11 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
             model.parked.insert(sent.key(), row);
         }),
         ("nobody keeps it", |_, _, letter| letter.source = Source::Plain),
+        ("it came as a deallocation", |_, _, letter| {
+            letter.routing_key = Some("acme.deallocation.update".to_owned());
+            letter.altered.push(("deallocationId", LATE.to_string().into()));
+            letter.altered.push(("partnersDeallocationId", "another".into()));
+        }),
     ];
     for (what, twist) in twists {
         let (mut model, mut rules, mut letter) = (Model::new(), rules(), Letter::cleared(ALLOCATION, "n"));
