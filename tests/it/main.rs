@@ -1,1 +1,13 @@
-fn main(){}
+//! Everything together: the real binary, a real broker and a real database. `make test` runs it.
+//!
+//! Each test has a database and a vhost of its own (`support`), speaks as partners do (`partner`, `amqp`), and ends with
+//! the books checked from outside (`auditor`).
+
+mod amqp;
+mod auditor;
+#[cfg(feature = "faults")]
+mod kill;
+mod partner;
+mod support;
+mod tidy;
+mod traffic;
