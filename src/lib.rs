@@ -55,6 +55,7 @@
 //! converts into the other.
 
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod due;

@@ -22,7 +22,7 @@ use tracing_subscriber::{Layer, Registry};
 use uuid::Uuid;
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
-use crate::domain::decide::Reason;
+use crate::domain::decide::{Reason, VerdictKind};
 
 /// What happened.
 #[derive(Debug)]
@@ -242,10 +242,6 @@ label!(
     Queue { Updates = "settlement.updates", Dead = "settlement.dead", Unreadable = "settlement.unreadable" }
 );
 label!(
-    /// The verdict on one message, as a label.
-    VerdictLabel { Settled = "settled", Duplicate = "duplicate", Parked = "parked", Rejected = "rejected" }
-);
-label!(
     /// The type of an event.
     EventType {
         AllocationCleared = "allocation.cleared",
@@ -316,8 +312,8 @@ impl PartnerLabels {
 /// The verdicts of one batch, counted.
 #[derive(Debug, Default)]
 pub struct Tally {
-    verdicts: BTreeMap<(VerdictLabel, Option<Reason>), u64>,
-    partners: BTreeMap<(Arc<str>, VerdictLabel), u64>,
+    verdicts: BTreeMap<(VerdictKind, Option<Reason>), u64>,
+    partners: BTreeMap<(Arc<str>, VerdictKind), u64>,
     messages: u64,
 }
 
@@ -331,7 +327,7 @@ impl Tally {
         &mut self,
         labels: &PartnerLabels,
         enterprise_id: Option<&str>,
-        verdict: VerdictLabel,
+        verdict: VerdictKind,
         reason: Option<Reason>,
     ) {
         // Only these say that the registry was asked and knew the partner.
@@ -372,7 +368,7 @@ impl Tally {
         self.messages
     }
 
-    pub fn count(&self, verdict: VerdictLabel) -> u64 {
+    pub fn count(&self, verdict: VerdictKind) -> u64 {
         self.verdicts
             .iter()
             .filter(|((of, _), _)| *of == verdict)
@@ -588,10 +584,10 @@ fn judged(batch: Uuid, lane: usize, from: Intake, tally: &Tally) {
         lane,
         %from,
         messages = tally.messages,
-        settled = tally.count(VerdictLabel::Settled),
-        duplicate = tally.count(VerdictLabel::Duplicate),
-        parked = tally.count(VerdictLabel::Parked),
-        rejected = tally.count(VerdictLabel::Rejected),
+        settled = tally.count(VerdictKind::Settled),
+        duplicate = tally.count(VerdictKind::Duplicate),
+        parked = tally.count(VerdictKind::Parked),
+        rejected = tally.count(VerdictKind::Rejected),
         "batch judged"
     );
 }
@@ -758,7 +754,7 @@ fn describe() {
         ),
         (
             "settled_handed_back_total",
-            "Messages handed back to the broker unjudged.",
+            "Times a lane handed its messages back to the broker unjudged.",
         ),
     ];
     for (name, about) in counters {
@@ -820,7 +816,7 @@ fn describe() {
 
 /// A counter that appears only with its first increment hides that increment from `rate()`.
 fn start_at_zero() {
-    for verdict in [VerdictLabel::Settled, VerdictLabel::Duplicate] {
+    for verdict in [VerdictKind::Settled, VerdictKind::Duplicate] {
         counter!("settled_messages_total", "verdict" => verdict.as_str(), "reason" => "").increment(0);
     }
     let parked = Reason::AllocationNotFound.as_str();
@@ -888,19 +884,19 @@ mod tests {
         let batch = Uuid::nil();
         let labels = PartnerLabels::new(1);
         let mut tally = Tally::new();
-        tally.add(&labels, Some("acme"), VerdictLabel::Settled, None);
-        tally.add(&labels, Some("acme"), VerdictLabel::Rejected, Some(Reason::NonceReused));
-        tally.add(&labels, Some("beta"), VerdictLabel::Duplicate, None);
+        tally.add(&labels, Some("acme"), VerdictKind::Settled, None);
+        tally.add(&labels, Some("acme"), VerdictKind::Rejected, Some(Reason::NonceReused));
+        tally.add(&labels, Some("beta"), VerdictKind::Duplicate, None);
         tally.add(
             &labels,
             Some("forged"),
-            VerdictLabel::Rejected,
+            VerdictKind::Rejected,
             Some(Reason::UnknownPartner),
         );
         tally.add(
             &labels,
             Some("beta"),
-            VerdictLabel::Parked,
+            VerdictKind::Parked,
             Some(Reason::AllocationNotFound),
         );
         let mut published = Published::new();
@@ -1078,7 +1074,7 @@ mod tests {
             "settled_outbox_refused_total 1",
             "settled_publish_failures_total 1",
             "settled_rows_republished_total 1",
-            "settled_handed_back_total 3",
+            "settled_handed_back_total 1",
             "settled_queue_messages{queue=\"settlement.updates\"} 6",
             "settled_queue_messages{queue=\"settlement.dead\"} 7",
             "settled_queue_messages{queue=\"settlement.unreadable\"} 8",

@@ -22,7 +22,7 @@ use crate::{
     },
     config::{ConfigError, Settings},
     domain::{
-        decide::{Reason, Rules, Verdict, VerdictKind},
+        decide::{Reason, Rules, Verdict},
         delivery::{Delivery, Source},
     },
     due,
@@ -34,7 +34,7 @@ use crate::{
     retry::{self, Backoff, Waited},
     settle::{Batch, Clerk, Settled, process_batch, reject_culprit},
     store::{self, Fate, Store, StoreError},
-    telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Queue, Signal, Stage, Tally, VerdictLabel},
+    telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Queue, Signal, Stage, Tally},
 };
 
 /// How often the gauges are measured.
@@ -462,18 +462,8 @@ impl Worker {
     fn tell(&self, lane: usize, door: Door, batch: &Batch, settled: &Settled, elapsed: Duration) {
         let mut tally = Tally::new();
         for (facts, judgement) in batch.facts.iter().zip(&settled.judgements) {
-            let label = match judgement.verdict.kind() {
-                VerdictKind::Settled => VerdictLabel::Settled,
-                VerdictKind::Duplicate => VerdictLabel::Duplicate,
-                VerdictKind::Parked => VerdictLabel::Parked,
-                VerdictKind::Rejected => VerdictLabel::Rejected,
-            };
-            tally.add(
-                &self.labels,
-                facts.enterprise_id.as_deref(),
-                label,
-                judgement.verdict.reason(),
-            );
+            let (verdict, enterprise_id) = (&judgement.verdict, facts.enterprise_id.as_deref());
+            tally.add(&self.labels, enterprise_id, verdict.kind(), verdict.reason());
         }
         Signal::BatchJudged {
             batch: settled.id,

@@ -1,1 +1,599 @@
+//! What operators and the custody system put in: partners, keys, connections, deposits, reservations. Everything here can
+//! be said twice: the second time it is found as it is.
 
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{Fate, Session, Store, StoreError};
+use crate::domain::{event::rfc3339, ledger::Amount, signature::PublicKey};
+
+/// RFC 3339 with milliseconds, as every time that leaves the program.
+pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339(*time))
+}
+
+/// The same, or null.
+pub(super) fn maybe_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_some(&rfc3339(*time)),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// What an addition came to, with the record as it is stored now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registered<T> {
+    Added(T),
+    /// It was there with the same content.
+    Exists(T),
+    /// It was there, and what may change was changed.
+    Updated(T),
+    /// It is there with other content, which stands.
+    Conflict(T),
+    /// The partner that it is said to belong to is not registered.
+    NoPartner,
+    /// Its validity would end before it begins.
+    NeverValid,
+}
+
+/// A partner as registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartnerRecord {
+    pub enterprise_id: String,
+    pub name: String,
+    pub async_allocations: bool,
+    pub async_deallocations: bool,
+    /// The AMQP user its messages must carry.
+    pub broker_user: Option<String>,
+    pub own_queue: bool,
+    #[serde(serialize_with = "maybe_time")]
+    pub suspended_at: Option<Timestamp>,
+    #[serde(serialize_with = "time")]
+    pub created_at: Timestamp,
+}
+
+/// A partner to register.
+#[derive(Clone, Debug)]
+pub struct NewPartner {
+    pub enterprise_id: String,
+    pub name: String,
+    pub async_allocations: bool,
+    pub async_deallocations: bool,
+    pub broker_user: Option<String>,
+}
+
+/// A partner's key as registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRecord {
+    /// 33 bytes in lower-case hexadecimal.
+    pub public_key: String,
+    pub enterprise_id: String,
+    #[serde(serialize_with = "time")]
+    pub valid_from: Timestamp,
+    #[serde(serialize_with = "maybe_time")]
+    pub valid_until: Option<Timestamp>,
+    #[serde(serialize_with = "maybe_time")]
+    pub revoked_at: Option<Timestamp>,
+    #[serde(serialize_with = "time")]
+    pub created_at: Timestamp,
+    /// Whether it is accepted now, by the database's clock.
+    pub valid: bool,
+}
+
+/// A key to register.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    pub enterprise_id: String,
+    pub public_key: PublicKey,
+    /// None: from now on, or from when it was valid already.
+    pub valid_from: Option<Timestamp>,
+    /// None: without end.
+    pub valid_until: Option<Timestamp>,
+}
+
+/// A client's connection with a partner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionRecord {
+    pub connection_id: Uuid,
+    pub enterprise_id: String,
+    pub client_id: Uuid,
+    pub partners_client_id: String,
+    pub partners_connection_id: String,
+    #[serde(serialize_with = "time")]
+    pub created_at: Timestamp,
+}
+
+/// A connection to register.
+#[derive(Clone, Debug)]
+pub struct NewConnection {
+    pub connection_id: Uuid,
+    pub enterprise_id: String,
+    pub client_id: Uuid,
+    pub partners_client_id: String,
+    pub partners_connection_id: String,
+}
+
+/// What a deposit came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deposited {
+    Deposited,
+    /// The same content under the same reference came in before.
+    Exists,
+    /// Other content came in under this reference.
+    Conflict,
+}
+
+/// What became of one reservation: `reserved`, `exists`, or `refused` with a reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    pub result: String,
+    pub reason: Option<String>,
+}
+
+const PARTNER_COLUMNS: &str =
+    "enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue, suspended_at, created_at";
+
+fn partner(row: &Row) -> PartnerRecord {
+    PartnerRecord {
+        enterprise_id: row.get("enterprise_id"),
+        name: row.get("name"),
+        async_allocations: row.get("async_allocations"),
+        async_deallocations: row.get("async_deallocations"),
+        broker_user: row.get("broker_user"),
+        own_queue: row.get("own_queue"),
+        suspended_at: row.get("suspended_at"),
+        created_at: row.get("created_at"),
+    }
+}
+
+const KEY_COLUMNS: &str = "\
+    public_key, enterprise_id, valid_from, valid_until, revoked_at, created_at,
+    revoked_at IS NULL
+        AND valid_from <= clock_timestamp()
+        AND (valid_until IS NULL OR valid_until > clock_timestamp()) AS valid";
+
+fn key(row: &Row) -> KeyRecord {
+    KeyRecord {
+        public_key: hex::encode(row.get::<_, &[u8]>("public_key")),
+        enterprise_id: row.get("enterprise_id"),
+        valid_from: row.get("valid_from"),
+        valid_until: row.get("valid_until"),
+        revoked_at: row.get("revoked_at"),
+        created_at: row.get("created_at"),
+        valid: row.get("valid"),
+    }
+}
+
+const CONNECTION_COLUMNS: &str =
+    "connection_id, enterprise_id, client_id, partners_client_id, partners_connection_id, created_at";
+
+fn connection(row: &Row) -> ConnectionRecord {
+    ConnectionRecord {
+        connection_id: row.get("connection_id"),
+        enterprise_id: row.get("enterprise_id"),
+        client_id: row.get("client_id"),
+        partners_client_id: row.get("partners_client_id"),
+        partners_connection_id: row.get("partners_connection_id"),
+        created_at: row.get("created_at"),
+    }
+}
+
+/// A row that was there a statement ago and is gone: somebody deletes by hand. Worth another try.
+fn vanished(session: &Session, what: &str) -> StoreError {
+    StoreError::new(
+        session.name,
+        Fate::Retry,
+        format!("{what} went away while it was looked at"),
+    )
+}
+
+impl Store {
+    /// Registers a partner.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn add_partner(&self, wish: &NewPartner) -> Result<Registered<PartnerRecord>, StoreError> {
+        let session = self.session("add_partner").await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_partner */
+                    INSERT INTO settled.partners (
+                        enterprise_id, name, async_allocations, async_deallocations, broker_user
+                    )
+                    VALUES ($1, $2, $3, $4, $5)
+                    ON CONFLICT (enterprise_id) DO NOTHING
+                    RETURNING {PARTNER_COLUMNS}"
+                ),
+                &[
+                    &wish.enterprise_id,
+                    &wish.name,
+                    &wish.async_allocations,
+                    &wish.async_deallocations,
+                    &wish.broker_user,
+                ],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            return Ok(Registered::Added(partner(row)));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_partner again */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE enterprise_id = $1"
+                ),
+                &[&wish.enterprise_id],
+            )
+            .await?;
+        let row = rows.first().ok_or_else(|| vanished(&session, "the partner"))?;
+        let stored = partner(row);
+        let same = stored.name == wish.name
+            && stored.async_allocations == wish.async_allocations
+            && stored.async_deallocations == wish.async_deallocations
+            && stored.broker_user == wish.broker_user
+            && !stored.own_queue;
+        Ok(if same {
+            Registered::Exists(stored)
+        } else {
+            Registered::Conflict(stored)
+        })
+    }
+
+    /// Suspends a partner or lets it go on; from the next batch on. None if there is no such partner. A partner that is
+    /// suspended again keeps the time of the first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn suspend_partner(
+        &self,
+        enterprise_id: &str,
+        suspend: bool,
+    ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
+        let session = self.session("suspend_partner").await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::suspend_partner */
+                    UPDATE settled.partners
+                    SET suspended_at = CASE WHEN $2 THEN clock_timestamp() END
+                    WHERE enterprise_id = $1
+                      AND (suspended_at IS NULL) = $2
+                    RETURNING {PARTNER_COLUMNS}"
+                ),
+                &[&enterprise_id, &suspend],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            return Ok(Some(Registered::Updated(partner(row))));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::suspend_partner again */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE enterprise_id = $1"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        Ok(rows.first().map(|row| Registered::Exists(partner(row))))
+    }
+
+    /// Every partner, by enterprise id.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn partners(&self) -> Result<Vec<PartnerRecord>, StoreError> {
+        let rows = self
+            .session("partners")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::partners */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    ORDER BY enterprise_id"
+                ),
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(partner).collect())
+    }
+
+    /// Registers a key. Afterwards it is valid exactly as said: one that was revoked is reinstated.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn add_key(&self, wish: &NewKey) -> Result<Registered<KeyRecord>, StoreError> {
+        let session = self.session("add_key").await?;
+        session.begin().await?;
+        let bytes = wish.public_key.as_bytes().as_slice();
+        let known = session
+            .query(
+                "/* registry::add_key partner */
+                SELECT clock_timestamp()
+                FROM settled.partners
+                WHERE enterprise_id = $1
+                FOR KEY SHARE",
+                &[&wish.enterprise_id],
+            )
+            .await?;
+        let Some(now) = known.first().map(|row| row.get::<_, Timestamp>(0)) else {
+            session.rollback().await;
+            return Ok(Registered::NoPartner);
+        };
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_key earlier */
+                    SELECT {KEY_COLUMNS}
+                    FROM settled.partner_keys
+                    WHERE public_key = $1
+                    FOR UPDATE"
+                ),
+                &[&bytes],
+            )
+            .await?;
+        let earlier = rows.first().map(key);
+        if let Some(earlier) = &earlier
+            && earlier.enterprise_id != wish.enterprise_id
+        {
+            session.rollback().await;
+            return Ok(Registered::Conflict(earlier.clone()));
+        }
+        let valid_from = match (wish.valid_from, &earlier) {
+            (Some(given), _) => given,
+            (None, Some(earlier)) => earlier.valid_from.min(now),
+            (None, None) => now,
+        };
+        if wish.valid_until.is_some_and(|until| until <= valid_from) {
+            session.rollback().await;
+            return Ok(Registered::NeverValid);
+        }
+        if let Some(earlier) = &earlier
+            && (earlier.valid_from, earlier.valid_until, earlier.revoked_at) == (valid_from, wish.valid_until, None)
+        {
+            session.rollback().await;
+            return Ok(Registered::Exists(earlier.clone()));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_key */
+                    INSERT INTO settled.partner_keys AS k (public_key, enterprise_id, valid_from, valid_until)
+                    VALUES ($1, $2, $3, $4)
+                    ON CONFLICT (public_key) DO UPDATE
+                    SET valid_from = excluded.valid_from,
+                        valid_until = excluded.valid_until,
+                        revoked_at = NULL
+                    WHERE k.enterprise_id = excluded.enterprise_id
+                    RETURNING {KEY_COLUMNS}"
+                ),
+                &[&bytes, &wish.enterprise_id, &valid_from, &wish.valid_until],
+            )
+            .await?;
+        let Some(stored) = rows.first().map(key) else {
+            // Another partner was quicker, just now.
+            let error = vanished(&session, "the key");
+            session.rollback().await;
+            return Err(error);
+        };
+        session.commit().await?;
+        Ok(match earlier {
+            Some(_) => Registered::Updated(stored),
+            None => Registered::Added(stored),
+        })
+    }
+
+    /// Revokes a key, from the next batch on. None if this partner has no such key. A key revoked before keeps the time
+    /// of the first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn revoke_key(
+        &self,
+        enterprise_id: &str,
+        public_key: PublicKey,
+    ) -> Result<Option<Registered<KeyRecord>>, StoreError> {
+        let session = self.session("revoke_key").await?;
+        let bytes = public_key.as_bytes().as_slice();
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::revoke_key */
+                    UPDATE settled.partner_keys
+                    SET revoked_at = clock_timestamp()
+                    WHERE public_key = $1
+                      AND enterprise_id = $2
+                      AND revoked_at IS NULL
+                    RETURNING {KEY_COLUMNS}"
+                ),
+                &[&bytes, &enterprise_id],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            return Ok(Some(Registered::Updated(key(row))));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::revoke_key again */
+                    SELECT {KEY_COLUMNS}
+                    FROM settled.partner_keys
+                    WHERE public_key = $1
+                      AND enterprise_id = $2"
+                ),
+                &[&bytes, &enterprise_id],
+            )
+            .await?;
+        Ok(rows.first().map(|row| Registered::Exists(key(row))))
+    }
+
+    /// Every key, by enterprise and age; those of one enterprise if it is named.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn keys(&self, enterprise_id: Option<&str>) -> Result<Vec<KeyRecord>, StoreError> {
+        let rows = self
+            .session("keys")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::keys */
+                    SELECT {KEY_COLUMNS}
+                    FROM settled.partner_keys
+                    WHERE enterprise_id = $1 OR $1 IS NULL
+                    ORDER BY enterprise_id, created_at, public_key"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        Ok(rows.iter().map(key).collect())
+    }
+
+    /// Registers a connection.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn add_connection(&self, wish: &NewConnection) -> Result<Registered<ConnectionRecord>, StoreError> {
+        let session = self.session("add_connection").await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_connection */
+                    INSERT INTO settled.connections (
+                        connection_id, enterprise_id, client_id, partners_client_id, partners_connection_id
+                    )
+                    SELECT $1, p.enterprise_id, $3, $4, $5
+                    FROM settled.partners AS p
+                    WHERE p.enterprise_id = $2
+                    ON CONFLICT (connection_id) DO NOTHING
+                    RETURNING {CONNECTION_COLUMNS}"
+                ),
+                &[
+                    &wish.connection_id,
+                    &wish.enterprise_id,
+                    &wish.client_id,
+                    &wish.partners_client_id,
+                    &wish.partners_connection_id,
+                ],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            return Ok(Registered::Added(connection(row)));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_connection again */
+                    SELECT {CONNECTION_COLUMNS}
+                    FROM settled.connections
+                    WHERE connection_id = $1"
+                ),
+                &[&wish.connection_id],
+            )
+            .await?;
+        let Some(stored) = rows.first().map(connection) else {
+            return Ok(Registered::NoPartner);
+        };
+        let same = stored.enterprise_id == wish.enterprise_id
+            && stored.client_id == wish.client_id
+            && stored.partners_client_id == wish.partners_client_id
+            && stored.partners_connection_id == wish.partners_connection_id;
+        Ok(if same {
+            Registered::Exists(stored)
+        } else {
+            Registered::Conflict(stored)
+        })
+    }
+
+    /// Every connection, by enterprise and id; those of one enterprise if it is named.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn connections(&self, enterprise_id: Option<&str>) -> Result<Vec<ConnectionRecord>, StoreError> {
+        let rows = self
+            .session("connections")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::connections */
+                    SELECT {CONNECTION_COLUMNS}
+                    FROM settled.connections
+                    WHERE enterprise_id = $1 OR $1 IS NULL
+                    ORDER BY enterprise_id, connection_id"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        Ok(rows.iter().map(connection).collect())
+    }
+
+    /// Funds come in, once per client and reference.
+    ///
+    /// # Errors
+    /// The database is away or refuses. It may be asked again: what came in is found by its reference.
+    pub async fn deposit(&self, client_id: Uuid, amount: &Amount, reference: &str) -> Result<Deposited, StoreError> {
+        let session = self.session("deposit").await?;
+        let rows = session
+            .query(
+                "/* registry::deposit */ SELECT settled.deposit($1, $2, $3::text::numeric, $4)",
+                &[&client_id, &amount.currency, &amount.quantity.to_string(), &reference],
+            )
+            .await?;
+        match rows.first().map(|row| row.get::<_, &str>(0)) {
+            Some("deposited") => Ok(Deposited::Deposited),
+            Some("exists") => Ok(Deposited::Exists),
+            Some("conflict") => Ok(Deposited::Conflict),
+            Some(_) | None => Err(StoreError::new(
+                "deposit",
+                Fate::Ours,
+                "settled.deposit() gave an answer that this version does not know",
+            )),
+        }
+    }
+
+    /// Reserves, in one transaction, each on its own. `reservations` is the JSON array that `settled.reserve` documents;
+    /// one answer comes back for each, in order.
+    ///
+    /// # Errors
+    /// The database is away or refuses; nothing of it is reserved, unless `at_commit` says that it is unknown. It may be
+    /// asked again: what is reserved answers `exists`.
+    pub async fn reserve(&self, reservations: &str) -> Result<Vec<Reserved>, StoreError> {
+        let session = self.session("reserve").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                "/* registry::reserve */
+                SELECT result, reason
+                FROM settled.reserve($1::text::jsonb)
+                ORDER BY ordinal",
+                &[&reservations],
+            )
+            .await;
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                session.rollback().await;
+                return Err(error);
+            }
+        };
+        session.commit().await?;
+        Ok(rows
+            .iter()
+            .map(|row| Reserved {
+                result: row.get("result"),
+                reason: row.get("reason"),
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,685 @@
+//! `settled allocation`: reserve, as the custody system would by calling `settled.reserve`, and look at one.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, IsTerminal, Read},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Deserializer, Serialize};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{Context, Exit, Failure, bounded, life, output::complain, uuid};
+use crate::{
+    domain::{
+        allocation::{Allocation, Kind},
+        event::{AllocationView, rfc3339},
+        ledger::{Quantity, is_currency},
+        message::parse_uuid,
+    },
+    store::{Store, audit::Subject},
+};
+
+/// Reservations in one transaction at most: each holds its accounts' locks until it commits.
+const CHUNK_MAX: usize = 500;
+/// Bytes of reservations in one transaction at most.
+const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest line: the longest fields, every byte of them escaped, fit.
+const LINE_MAX: usize = 262_144;
+/// Files from this size on get a progress bar.
+const LARGE: u64 = 262_144;
+
+#[derive(Subcommand)]
+pub(super) enum AllocationCommand {
+    /// Reserve allocations and deallocations: NDJSON in, one line of NDJSON out per line in
+    Reserve(Reserve),
+    /// One allocation as it stands
+    Show(Show),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+A line in:  {\"id\": UUID, \"type\": \"allocation\"|\"deallocation\", \"connectionId\": UUID,
+             \"amount\": {\"currency\": .., \"quantity\": \"digits\"}, \"clientExternalId\": .., \"initiatedBy\": ..,
+             \"notes\"?: .., \"reason\"?: .., \"retriable\"?: true|false}
+A line out: {\"id\": .., \"result\": \"reserved\"|\"exists\"|\"refused\", \"reason\"?: .., \"detail\"?: ..}
+Refused with conflict, insufficient_funds, unknown_connection, or invalid_field (the detail says which).
+Empty lines are skipped. Each line is judged on its own and sees those before it. Answers come as soon as no more
+lines are waiting, so that another program can ask and wait. Exit 3 if some, 1 if all were refused.")]
+pub(super) struct Reserve {
+    /// Read it instead of stdin (-)
+    file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct Show {
+    #[arg(value_parser = uuid)]
+    id: Uuid,
+    /// With every receipt, transfer and event of it
+    #[arg(long)]
+    history: bool,
+}
+
+pub(super) async fn run(context: &Context, command: AllocationCommand) -> Result<Exit, Failure> {
+    match command {
+        AllocationCommand::Reserve(reserve) => self::reserve(context, reserve).await,
+        AllocationCommand::Show(show) => self::show(context, show).await,
+    }
+}
+
+// Reserve ------------------------------------------------------------------------------------------------------------
+
+/// A reservation, as a line says it and as `settled.reserve` reads it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Reservation {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    connection_id: String,
+    amount: ReservedAmount,
+    client_external_id: String,
+    initiated_by: String,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    notes: Option<String>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    retriable: Option<bool>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReservedAmount {
+    currency: String,
+    quantity: String,
+}
+
+/// A field that is there has a value: null is of the wrong type, not absent.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+impl Reservation {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// Which field breaks which rule.
+    fn read(line: &[u8]) -> Result<Self, String> {
+        let reservation: Reservation = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        reservation.check()?;
+        Ok(reservation)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let in_field = |field: &str, checked: Result<(), String>| checked.map_err(|why| format!("{field}: {why}"));
+        for (field, text) in [("id", &self.id), ("connectionId", &self.connection_id)] {
+            let is_uuid = parse_uuid(text).map(drop);
+            in_field(field, is_uuid.ok_or_else(|| "must be a UUID, 8-4-4-4-12".to_owned()))?;
+        }
+        let kind = Kind::parse(&self.kind).map(drop);
+        in_field(
+            "type",
+            kind.ok_or_else(|| "must be allocation or deallocation".to_owned()),
+        )?;
+        if !is_currency(&self.amount.currency) {
+            return Err("amount.currency: must be 1 to 64 letters, digits, :, ., _ and -".into());
+        }
+        let quantity = Quantity::parse(&self.amount.quantity).map(drop);
+        in_field("amount.quantity", quantity.map_err(str::to_owned))?;
+        in_field("clientExternalId", bounded(&self.client_external_id, 1024))?;
+        in_field("initiatedBy", bounded(&self.initiated_by, 1024))?;
+        for (field, text) in [("notes", &self.notes), ("reason", &self.reason)] {
+            if let Some(text) = text {
+                in_field(field, bounded(text, 16_384))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The id of a line that may break any other rule.
+fn id_of(line: &[u8]) -> Option<Uuid> {
+    #[derive(Deserialize)]
+    struct Id {
+        id: String,
+    }
+    let Id { id } = serde_json::from_slice(line).ok()?;
+    parse_uuid(&id)
+}
+
+/// A line out.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Answer {
+    id: Option<Uuid>,
+    result: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+impl Answer {
+    fn refused(id: Option<Uuid>, detail: String) -> Self {
+        Self {
+            id,
+            result: "refused".into(),
+            reason: Some("invalid_field".into()),
+            detail: Some(detail),
+        }
+    }
+}
+
+/// A line in: what it says, or how it is answered without asking the database.
+type Line = Result<(Uuid, String), Answer>;
+
+fn read_line(line: &[u8]) -> Line {
+    let refused = |detail| Answer::refused(id_of(line), detail);
+    let reservation = Reservation::read(line).map_err(refused)?;
+    let id = parse_uuid(&reservation.id).ok_or_else(|| refused("id: must be a UUID, 8-4-4-4-12".into()))?;
+    let text = serde_json::to_string(&reservation).map_err(|error| refused(error.to_string()))?;
+    Ok((id, text))
+}
+
+/// Reads lines until the end. `Err` is a fault of reading.
+fn read_lines(mut input: impl BufRead, lines: &mpsc::Sender<std::io::Result<Line>>, read: &AtomicU64) {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let taken = input.by_ref().take(LINE_MAX as u64 + 1).read_until(b'\n', &mut line);
+        let parsed = match taken {
+            Ok(0) => return,
+            Ok(taken) if taken > LINE_MAX && line.last() != Some(&b'\n') => {
+                match skip_line(&mut input) {
+                    Ok(skipped) => read.fetch_add(skipped, Ordering::Relaxed),
+                    // It shows again at the next read.
+                    Err(_) => 0,
+                };
+                Ok(Err(Answer::refused(
+                    None,
+                    format!("the line is longer than {LINE_MAX} bytes"),
+                )))
+            }
+            Ok(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
+            Ok(_) => Ok(read_line(&line)),
+            Err(error) => Err(error),
+        };
+        read.fetch_add(line.len() as u64, Ordering::Relaxed);
+        let over = parsed.is_err();
+        if lines.blocking_send(parsed).is_err() || over {
+            return;
+        }
+    }
+}
+
+/// Reads on to the end of a line and keeps nothing of it.
+fn skip_line(input: &mut impl BufRead) -> std::io::Result<u64> {
+    let mut skipped = 0;
+    loop {
+        let waiting = input.fill_buf()?;
+        if waiting.is_empty() {
+            return Ok(skipped);
+        }
+        let (used, over) = match waiting.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (waiting.len(), false),
+        };
+        input.consume(used);
+        skipped += used as u64;
+        if over {
+            return Ok(skipped);
+        }
+    }
+}
+
+/// What was answered so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    reserved: u64,
+    exists: u64,
+    refused: u64,
+}
+
+impl Tally {
+    fn count(&mut self, answer: &Answer) {
+        match answer.result.as_str() {
+            "reserved" => self.reserved += 1,
+            "exists" => self.exists += 1,
+            _ => self.refused += 1,
+        }
+    }
+
+    fn total(self) -> u64 {
+        self.reserved + self.exists + self.refused
+    }
+
+    fn exit(self) -> Exit {
+        match (self.refused, self.reserved + self.exists) {
+            (0, _) => Exit::Done,
+            (_, 0) => Exit::Failed,
+            (_, _) => Exit::Partly,
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} reserved, {} there already, {} refused",
+            self.reserved, self.exists, self.refused
+        )
+    }
+}
+
+async fn reserve(context: &Context, wish: Reserve) -> Result<Exit, Failure> {
+    let store = context.store()?;
+    let (input, size): (Box<dyn BufRead + Send>, Option<u64>) = match wish.file {
+        Some(path) if path.as_os_str() != "-" => {
+            let file = File::open(&path)
+                .map_err(|error| Failure::usage(format!("{} can not be read: {error}", path.display())))?;
+            let size = file.metadata().ok().map(|about| about.len());
+            (Box::new(BufReader::new(file)), size)
+        }
+        Some(_) | None => (Box::new(BufReader::new(std::io::stdin())), None),
+    };
+    let read = Arc::new(AtomicU64::new(0));
+    let (sender, mut lines) = mpsc::channel(2 * CHUNK_MAX);
+    let counter = Arc::clone(&read);
+    // A thread of its own: one that waits for stdin must not keep the runtime from ending.
+    std::thread::spawn(move || read_lines(input, &sender, &counter));
+    let progress = progress(context, size);
+    let mut tally = Tally::default();
+    let mut chunk = Vec::new();
+    while !context.out.is_closed() {
+        let more = take(&mut lines, &mut chunk).await;
+        let fault = match more {
+            Ok(true) => None,
+            Ok(false) => break,
+            Err(error) => Some(error),
+        };
+        let answers = reserve_chunk(context, &store, std::mem::take(&mut chunk))
+            .await
+            .map_err(|failure| stopped(&failure, tally))?;
+        let mut text = String::new();
+        for answer in &answers {
+            tally.count(answer);
+            text.push_str(&serde_json::to_string(answer).unwrap_or_default());
+            text.push('\n');
+        }
+        context.out.write(&text)?;
+        progress.set_position(read.load(Ordering::Relaxed));
+        if let Some(error) = fault {
+            let failure = Failure::usage(format!("the reservations can not be read on: {error}"));
+            return Err(stopped(&failure, tally));
+        }
+    }
+    progress.finish_and_clear();
+    if context.out.is_closed() {
+        complain(&format!(
+            "settled: nobody reads the answers any more: stopped after {tally}; the same lines again answer `exists`"
+        ));
+        return Ok(Exit::Partly);
+    }
+    if !context.out.json && std::io::stderr().is_terminal() {
+        complain(&tally.to_string());
+    }
+    Ok(tally.exit())
+}
+
+/// A failure on the way, with how far it came.
+fn stopped(failure: &Failure, tally: Tally) -> Failure {
+    if tally.total() == 0 {
+        return failure.clone();
+    }
+    failure.clone().hint(format!(
+        "stopped after {tally}; give all the lines again: what is reserved answers `exists`"
+    ))
+}
+
+/// Takes what is waiting, at least one line. False at the end of the input.
+async fn take(lines: &mut mpsc::Receiver<std::io::Result<Line>>, chunk: &mut Vec<Line>) -> std::io::Result<bool> {
+    let mut bytes = 0;
+    let Some(first) = lines.recv().await else {
+        return Ok(false);
+    };
+    let mut next = Some(first);
+    while let Some(line) = next {
+        let line = line?;
+        bytes += line.as_ref().map_or(0, |(_, text)| text.len());
+        chunk.push(line);
+        if chunk.len() >= CHUNK_MAX || bytes >= CHUNK_BYTES_MAX {
+            break;
+        }
+        next = lines.try_recv().ok();
+    }
+    Ok(true)
+}
+
+/// Reserves what can be read, in one transaction, and puts the answers in the order of the lines.
+async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>) -> Result<Vec<Answer>, Failure> {
+    let wishes: Vec<&str> = chunk
+        .iter()
+        .filter_map(|line| line.as_ref().ok().map(|(_, text)| text.as_str()))
+        .collect();
+    let reserved = if wishes.is_empty() {
+        Vec::new()
+    } else {
+        let wishes = format!("[{}]", wishes.join(","));
+        context.patiently(async || store.reserve(&wishes).await).await?
+    };
+    let mut reserved = reserved.into_iter();
+    chunk
+        .into_iter()
+        .map(|line| match line {
+            Err(answer) => Ok(answer),
+            Ok((id, _)) => {
+                let reserved = reserved
+                    .next()
+                    .ok_or_else(|| Failure::ours("settled.reserve() answered fewer lines than it was asked"))?;
+                Ok(Answer {
+                    id: Some(id),
+                    result: reserved.result,
+                    reason: reserved.reason,
+                    detail: None,
+                })
+            }
+        })
+        .collect()
+}
+
+/// A bar on stderr while a large file is read, where it does not stand in the way of the answers.
+fn progress(context: &Context, size: Option<u64>) -> ProgressBar {
+    let wanted = !context.out.json && std::io::stderr().is_terminal() && !std::io::stdout().is_terminal();
+    let Some(size) = size.filter(|size| wanted && *size >= LARGE) else {
+        return ProgressBar::hidden();
+    };
+    let bar = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("reserving {wide_bar} {percent}% {eta}");
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+// Show ---------------------------------------------------------------------------------------------------------------
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    allocation: AllocationView<'a>,
+    #[serde(flatten)]
+    history: Option<life::History>,
+}
+
+async fn show(context: &Context, wish: Show) -> Result<Exit, Failure> {
+    let store = context.store()?;
+    let (allocation, history) = if wish.history {
+        let life = store.life(&[Subject::Allocation(wish.id)]).await?;
+        let history = life::History::of(&life);
+        (life.allocations.into_iter().next(), Some(history))
+    } else {
+        (store.allocation(wish.id).await?, None)
+    };
+    let Some(allocation) = allocation else {
+        return Err(
+            Failure::refused(format!("no allocation or deallocation {} is known", wish.id))
+                .hint("`settled timeline` also finds messages that name it"),
+        );
+    };
+    let shown = Shown {
+        allocation: AllocationView::from(&allocation),
+        history,
+    };
+    context.out.say(&shown, |out| {
+        out.table(&["field", "value"], fields(&allocation), "")?;
+        match &shown.history {
+            Some(history) => history.print(out),
+            None => Ok(()),
+        }
+    })?;
+    Ok(Exit::Done)
+}
+
+fn fields(allocation: &Allocation) -> Vec<Vec<String>> {
+    let amount = format!("{} {}", allocation.amount.quantity, allocation.amount.currency);
+    let optional = |text: &Option<String>| text.clone();
+    let rows = [
+        ("id", Some(allocation.id.to_string())),
+        ("type", Some(allocation.kind.as_str().to_owned())),
+        ("status", Some(allocation.status.as_str().to_owned())),
+        ("reason", optional(&allocation.reason)),
+        ("amount", Some(amount)),
+        ("partner", Some(allocation.enterprise_id.clone())),
+        ("partner's id of it", optional(&allocation.partner_external_id)),
+        ("connection", Some(allocation.connection_id.to_string())),
+        ("client", Some(allocation.client_id.to_string())),
+        ("client's id of it", Some(allocation.client_external_id.clone())),
+        ("initiated by", Some(allocation.initiated_by.clone())),
+        ("notes", optional(&allocation.notes)),
+        ("retriable", Some(super::output::yes_no(allocation.retriable))),
+        ("evaluation", optional(&allocation.evaluation_id)),
+        ("pending approval", optional(&allocation.pending_approval_id)),
+        (
+            "policy result",
+            allocation.policy_result.map(|result| result.as_str().to_owned()),
+        ),
+        ("settled by nonce", optional(&allocation.settled_nonce)),
+        ("created", Some(rfc3339(allocation.created_at))),
+        ("updated", Some(rfc3339(allocation.updated_at))),
+    ];
+    rows.into_iter()
+        .filter_map(|(field, value)| Some(vec![field.to_owned(), value?]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const ID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+
+    fn line() -> Value {
+        json!({
+            "id": ID,
+            "type": "allocation",
+            "connectionId": "6f1d0c52-0e0b-5c7e-9a53-3c1c8a2d7f10",
+            "amount": {"currency": "BTC", "quantity": "1"},
+            "clientExternalId": "c-1",
+            "initiatedBy": "user",
+        })
+    }
+
+    /// A line with one field replaced, or taken away.
+    fn with(path: &str, value: Option<Value>) -> String {
+        let mut line = line();
+        let (parent, field) = path.rsplit_once('/').unwrap_or(("", path));
+        let object = line
+            .pointer_mut(parent)
+            .and_then(Value::as_object_mut)
+            .expect("an object");
+        match value {
+            Some(value) => object.insert(field.to_owned(), value),
+            None => object.remove(field),
+        };
+        line.to_string()
+    }
+
+    #[test]
+    fn what_a_line_may_say() {
+        let max = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+        for text in [
+            line().to_string(),
+            with("id", Some(json!(ID.to_uppercase()))),
+            with("type", Some(json!("deallocation"))),
+            with("/amount/quantity", Some(json!(max))),
+            with("clientExternalId", Some(json!("x".repeat(1024)))),
+            with("notes", Some(json!("n".repeat(16_384)))),
+            with("reason", Some(json!("weil \u{1f600}"))),
+            with("retriable", Some(json!(true))),
+        ] {
+            let (id, said) = read_line(text.as_bytes()).expect(&text);
+            assert_eq!(id.to_string(), ID);
+            let again: Value = serde_json::from_str(&said).expect("JSON");
+            assert_eq!(again, serde_json::from_str::<Value>(&text).expect("JSON"));
+        }
+    }
+
+    #[test]
+    fn what_a_line_may_not_say() {
+        let over = "115792089237316195423570985008687907853269984665640564039457584007913129639936";
+        for (text, detail) in [
+            (
+                with("type", Some(json!("Allocation"))),
+                "type: must be allocation or deallocation",
+            ),
+            (
+                with("connectionId", Some(json!("x"))),
+                "connectionId: must be a UUID, 8-4-4-4-12",
+            ),
+            (
+                with("/amount/quantity", Some(json!(1))),
+                "invalid type: integer `1`, expected a string",
+            ),
+            (
+                with("/amount/quantity", Some(json!("01"))),
+                "amount.quantity: must be at least 1",
+            ),
+            (
+                with("/amount/quantity", Some(json!("0"))),
+                "amount.quantity: must be at least 1",
+            ),
+            (
+                with("/amount/quantity", Some(json!("-1"))),
+                "amount.quantity: must be decimal digits",
+            ),
+            (
+                with("/amount/quantity", Some(json!(over))),
+                "amount.quantity: must be at most 2^256-1",
+            ),
+            (
+                with("/amount/currency", Some(json!("B TC"))),
+                "amount.currency: must be 1 to 64",
+            ),
+            (with("/amount/more", Some(json!(1))), "unknown field `more`"),
+            (with("amount", None), "missing field `amount`"),
+            (
+                with("clientExternalId", Some(json!(""))),
+                "clientExternalId: must be 1 to 1024 bytes",
+            ),
+            (
+                with("clientExternalId", Some(json!("x".repeat(1025)))),
+                "clientExternalId: must be 1 to 1024",
+            ),
+            (
+                with("initiatedBy", Some(json!("a\u{0}b"))),
+                "initiatedBy: must not hold the character U+0000",
+            ),
+            (with("initiatedBy", None), "missing field `initiatedBy`"),
+            (
+                with("notes", Some(json!("n".repeat(16_385)))),
+                "notes: must be 1 to 16384 bytes",
+            ),
+            (
+                with("notes", Some(Value::Null)),
+                "invalid type: null, expected a string",
+            ),
+            (with("reason", Some(json!(""))), "reason: must be 1 to 16384 bytes"),
+            (
+                with("retriable", Some(json!("yes"))),
+                "invalid type: string \"yes\", expected a boolean",
+            ),
+            (
+                with("retriable", Some(Value::Null)),
+                "invalid type: null, expected a boolean",
+            ),
+            (
+                with("partnersClientId", Some(json!("x"))),
+                "unknown field `partnersClientId`",
+            ),
+            (
+                line().to_string().replacen('{', r#"{"type":"allocation","#, 1),
+                "duplicate field `type`",
+            ),
+            (
+                with("notes", Some(json!("@"))).replace('@', r"\ud800"),
+                "unexpected end of hex escape",
+            ),
+        ] {
+            let answer = read_line(text.as_bytes()).expect_err(&text);
+            assert_eq!(
+                (answer.result.as_str(), answer.reason.as_deref()),
+                ("refused", Some("invalid_field"))
+            );
+            assert_eq!(
+                answer.id.map(|id| id.to_string()).as_deref(),
+                id_of(text.as_bytes()).map(|id| id.to_string()).as_deref()
+            );
+            let found = answer.detail.unwrap_or_default();
+            assert!(found.starts_with(detail), "{text}: {found}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_told_where_it_can_be_read() {
+        for (text, id) in [
+            (with("type", None), Some(ID)),
+            (with("id", None), None),
+            (with("id", Some(json!("3f2504e04f8941d39a0c0305e82c3301"))), None),
+            (with("id", Some(json!(7))), None),
+            ("not json".to_owned(), None),
+            ("[]".to_owned(), None),
+            ("{".to_owned(), None),
+        ] {
+            let answer = read_line(text.as_bytes()).expect_err(&text);
+            assert_eq!(answer.id.map(|id| id.to_string()).as_deref(), id, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_end_where_they_end() {
+        let long = format!("\"{}\"", "x".repeat(LINE_MAX));
+        let fits = format!("\"{}\"", "x".repeat(LINE_MAX - 2));
+        let text = format!("a\n\n  \r\n{long}\n{fits}\n{long}");
+        let (sender, mut lines) = mpsc::channel(16);
+        let read = AtomicU64::new(0);
+        read_lines(text.as_bytes(), &sender, &read);
+        drop(sender);
+        let mut details = Vec::new();
+        while let Some(line) = lines.blocking_recv() {
+            let answer = line.expect("read").expect_err("no reservation");
+            details.push(answer.detail.unwrap_or_default());
+        }
+        let starts: Vec<&str> = details.iter().filter_map(|detail| detail.get(..11)).collect();
+        assert_eq!(
+            starts,
+            ["expected va", "the line is", "invalid typ", "the line is"],
+            "{details:?}"
+        );
+    }
+
+    #[test]
+    fn the_exit_code_says_how_much_was_refused() {
+        for (reserved, exists, refused, exit) in [
+            (0, 0, 0, Exit::Done),
+            (1, 1, 0, Exit::Done),
+            (0, 0, 2, Exit::Failed),
+            (0, 1, 1, Exit::Partly),
+        ] {
+            let tally = Tally {
+                reserved,
+                exists,
+                refused,
+            };
+            assert_eq!(tally.exit(), exit);
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! `settled doctor`: everything that the worker needs, one line each. What is away is a line that says so.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::{
+    Exit, Failure,
+    output::{Mood, Output, plain},
+};
+use crate::{
+    broker::{BrokerSettings, Connection, topology},
+    config::{ConfigError, Settings},
+    domain::event::rfc3339,
+    store::{self, Store, StoreError, audit::Vitals},
+};
+
+/// The oldest PostgreSQL that has what the schema uses (UNIQUE NULLS NOT DISTINCT).
+const POSTGRES_MIN: i32 = 150_000;
+
+/// Validity of keys and deadlines of parking follow the database's clock, logs and tools this machine's.
+const CLOCK_MAX: SignedDuration = SignedDuration::from_secs(2);
+
+/// How long a blocked connection takes to say so, after something was published on it.
+const ALARM_WAIT: Duration = Duration::from_millis(200);
+
+/// One line. The name is stable.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    name: String,
+    ok: bool,
+    detail: String,
+    hint: Option<String>,
+}
+
+impl Check {
+    fn good(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ok: true,
+            detail: detail.into(),
+            hint: None,
+        }
+    }
+
+    fn bad(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            ok: false,
+            ..Self::good(name, detail)
+        }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn failed(name: impl Into<String>, failure: &Failure) -> Self {
+        Self {
+            hint: failure.hint_text().map(str::to_owned),
+            ..Self::bad(name, failure.message())
+        }
+    }
+}
+
+/// Checks everything, whatever fails on the way.
+pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output) -> Result<Exit, Failure> {
+    let checks = match settings {
+        Err(error) => vec![Check::bad("settings", error.message()).hint(error.hint())],
+        Ok(settings) => {
+            let mut checks = vec![Check::good("settings", "every setting is known and in its range")];
+            let (database, broker) = tokio::join!(database(&settings), broker(&settings));
+            checks.extend(database);
+            checks.extend(broker);
+            checks
+        }
+    };
+    report(&checks, out)
+}
+
+fn report(checks: &[Check], out: &Output) -> Result<Exit, Failure> {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        ok: bool,
+        checks: &'a [Check],
+    }
+    let wrong = checks.iter().filter(|check| !check.ok).count();
+    let ok = wrong == 0;
+    out.say(&Report { ok, checks }, |out| {
+        let width = checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
+        for check in checks {
+            let mark = if check.ok {
+                out.coloured(Mood::Good, "ok     ")
+            } else {
+                out.coloured(Mood::Bad, "PROBLEM")
+            };
+            out.line(format!("{mark}  {:width$}  {}", check.name, plain(&check.detail)))?;
+            if let Some(hint) = &check.hint {
+                let hint = out.coloured(Mood::Dim, &plain(hint));
+                out.line(format!("{:9}{:width$}  hint: {hint}", "", ""))?;
+            }
+        }
+        match wrong {
+            0 => out.line(format!("{} checks, all well", checks.len())),
+            wrong => out.line(format!("{wrong} of {} checks found a problem", checks.len())),
+        }
+    })?;
+    Ok(if ok { Exit::Done } else { Exit::Failed })
+}
+
+// The database -------------------------------------------------------------------------------------------------------
+
+async fn database(settings: &Settings) -> Vec<Check> {
+    let store = match settings.database_url() {
+        Err(error) => return vec![Check::bad("database", error.message()).hint(error.hint())],
+        Ok(_) => match Store::new(settings) {
+            Err(sentence) => return vec![Check::bad("database", sentence)],
+            Ok(store) => store,
+        },
+    };
+    let vitals = match store.vitals().await {
+        Err(error) => return vec![Check::failed("database", &error.into())],
+        Ok(vitals) => vitals,
+    };
+    let mut checks = vec![server(&vitals)];
+    let version = match store.schema_version().await {
+        Err(error) => {
+            checks.push(Check::failed("schema", &error.into()));
+            return checks;
+        }
+        Ok(version) => version,
+    };
+    checks.push(match store::check_schema(version) {
+        Ok(()) => Check::good(
+            "schema",
+            format!("version {}, as this program needs", store::schema_version()),
+        ),
+        Err(sentence) => Check::bad("schema", sentence),
+    });
+    // Without a schema each of these would only say so again.
+    if version.is_some() {
+        checks.push(append_only(&store, &vitals).await);
+        checks.push(grants(&store, &vitals).await);
+        checks.push(rehearsal(&store).await);
+    }
+    checks.push(clock(&store).await);
+    checks.push(synchronous_commit(&vitals));
+    checks.push(standbys(&vitals));
+    checks.push(fsync(&vitals));
+    if version.is_some() {
+        checks.push(keys(&store).await);
+    }
+    checks
+}
+
+fn asked<T>(name: &str, answer: Result<T, StoreError>, judge: impl FnOnce(T) -> Check) -> Check {
+    match answer {
+        Ok(value) => judge(value),
+        Err(error) => Check::failed(name, &error.into()),
+    }
+}
+
+fn server(vitals: &Vitals) -> Check {
+    let detail = format!("PostgreSQL {}, as user {}", vitals.version, vitals.user);
+    if vitals.version_number < POSTGRES_MIN {
+        return Check::bad("database", format!("{detail}: it is older than 15")).hint("upgrade the server");
+    }
+    if vitals.read_only {
+        return Check::bad("database", format!("{detail}: it is read-only, a standby perhaps"))
+            .hint("let the URL name the primary");
+    }
+    Check::good("database", detail)
+}
+
+async fn append_only(store: &Store, vitals: &Vitals) -> Check {
+    const NAME: &str = "append_only";
+    if vitals.replication_role != "origin" {
+        return Check::bad(
+            NAME,
+            format!(
+                "session_replication_role is {}: no trigger fires",
+                vitals.replication_role
+            ),
+        )
+        .hint("set it back to origin for this role and database");
+    }
+    asked(NAME, store.missing_guards().await, |missing| {
+        if missing.is_empty() {
+            return Check::good(NAME, "ledger, settlements and receipts refuse change");
+        }
+        Check::bad(NAME, format!("missing or switched off: {}", missing.join(", ")))
+            .hint("somebody altered the schema: find out who and why, then restore the triggers")
+    })
+}
+
+async fn grants(store: &Store, vitals: &Vitals) -> Check {
+    asked("grants", store.missing_grants().await, |missing| {
+        if missing.is_empty() {
+            return Check::good("grants", format!("user {} may do what the worker does", vitals.user));
+        }
+        Check::bad("grants", format!("user {} lacks {}", vitals.user, missing.join(", ")))
+            .hint("grant it as the owner of the schema")
+    })
+}
+
+async fn rehearsal(store: &Store) -> Check {
+    asked("rehearsal", store.rehearse("doctor").await, |()| {
+        Check::good(
+            "rehearsal",
+            "an empty batch ran every statement of a settlement, and was undone",
+        )
+    })
+}
+
+async fn clock(store: &Store) -> Check {
+    // The first question may have to connect.
+    let mut answer = store.clock().await.map(|_| SignedDuration::ZERO);
+    if answer.is_ok() {
+        let before = Timestamp::now();
+        answer = store.clock().await.map(|theirs| {
+            let half = Timestamp::now().duration_since(before) / 2;
+            theirs.duration_since(before) - half
+        });
+    }
+    asked("clock", answer, |ahead| {
+        let milliseconds = ahead.as_millis();
+        let detail = format!("the database's clock is {milliseconds} ms ahead of this machine's");
+        if ahead.abs() < CLOCK_MAX {
+            return Check::good("clock", detail);
+        }
+        Check::bad("clock", detail).hint("keep both by NTP: keys and deadlines follow the database's clock")
+    })
+}
+
+fn synchronous_commit(vitals: &Vitals) -> Check {
+    const NAME: &str = "synchronous_commit";
+    let value = &vitals.synchronous_commit;
+    match value.as_str() {
+        "off" => Check::bad(
+            NAME,
+            "off: a crash of the server loses settlements that were acknowledged",
+        )
+        .hint("set it to on for this role or database"),
+        "local" => Check::good(NAME, "local: a commit waits for this server's disk and for no standby"),
+        _ if vitals.synchronous_standby_names.is_empty() => Check::good(
+            NAME,
+            format!("{value}: a commit waits for this server's disk; no standby is synchronous"),
+        ),
+        _ => Check::good(
+            NAME,
+            format!(
+                "{value}: a commit waits for this server's disk and for {}",
+                vitals.synchronous_standby_names
+            ),
+        ),
+    }
+}
+
+fn standbys(vitals: &Vitals) -> Check {
+    const NAME: &str = "standbys";
+    let (all, synchronous) = (vitals.standbys, vitals.synchronous_standbys);
+    if vitals.synchronous_standby_names.is_empty() {
+        let follow = match all {
+            0 => "none follows".to_owned(),
+            all => format!("{all} follow, asynchronously"),
+        };
+        return Check::good(
+            NAME,
+            format!("{follow}: a failover would lose what was acknowledged last, unless the disk is brought along"),
+        );
+    }
+    Check::good(NAME, format!("{all} follow, {synchronous} of them synchronously"))
+}
+
+fn fsync(vitals: &Vitals) -> Check {
+    let off = match (vitals.fsync, vitals.full_page_writes) {
+        (true, true) => return Check::good("fsync", "on, with full page writes"),
+        (false, _) => "fsync",
+        (true, false) => "full_page_writes",
+    };
+    Check::bad(
+        "fsync",
+        format!("{off} is off: a crash of the machine may destroy the database"),
+    )
+    .hint(format!("set {off} = on in postgresql.conf"))
+}
+
+async fn keys(store: &Store) -> Check {
+    let answer = async { Ok::<_, StoreError>((store.partners().await?, store.keys(None).await?)) };
+    asked("keys", answer.await, |(partners, keys)| {
+        let active = partners.iter().filter(|partner| partner.suspended_at.is_none());
+        let has_key = |enterprise_id: &String| keys.iter().any(|key| key.valid && key.enterprise_id == *enterprise_id);
+        let (with, without): (Vec<_>, Vec<_>) = active
+            .map(|partner| &partner.enterprise_id)
+            .partition(|enterprise_id| has_key(enterprise_id));
+        if without.is_empty() {
+            return Check::good("keys", format!("{} active partners, each with a valid key", with.len()));
+        }
+        let names: Vec<&str> = without.iter().take(10).map(|name| name.as_str()).collect();
+        let more = match without.len().saturating_sub(names.len()) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Check::bad("keys", format!("no key is valid now of {}{more}", names.join(", ")))
+            .hint("`settled key add` registers one, `settled partner suspend` says that none is expected")
+    })
+}
+
+// The broker ---------------------------------------------------------------------------------------------------------
+
+async fn broker(settings: &Settings) -> Vec<Check> {
+    let settings = match BrokerSettings::from_settings(settings) {
+        Err(error) => return vec![Check::bad("broker", error.message()).hint(error.hint())],
+        Ok(settings) => settings,
+    };
+    let began = Timestamp::now();
+    let connection = match Connection::open(&settings, "settled doctor").await {
+        Err(error) => return vec![Check::failed("broker", &error.into())],
+        Ok(connection) => connection,
+    };
+    let took = Timestamp::now().duration_since(began).as_millis();
+    let mut checks = vec![Check::good("broker", format!("logged in after {took} ms"))];
+    checks.extend(depths(&connection).await);
+    // Last, because its questions end in refusals, and a broker under an alarm leaves it without an answer.
+    match topology::inspect(&connection).await {
+        Ok(findings) => checks.extend(findings.into_iter().map(|finding| Check {
+            ok: finding.problem.is_none(),
+            detail: finding.problem.unwrap_or_else(|| "as it should be".to_owned()),
+            name: finding.object,
+            hint: finding.hint,
+        })),
+        Err(_) if connection.is_blocked() => {}
+        Err(error) => checks.push(Check::failed("topology", &error.into())),
+    }
+    tokio::time::sleep(ALARM_WAIT).await;
+    checks.push(if connection.is_blocked() {
+        Check::bad("alarms", "the broker takes no messages: a memory or disk alarm is on")
+            .hint("rabbitmq-diagnostics alarms says which; free memory or disk space")
+    } else {
+        Check::good("alarms", format!("none was seen until {}", rfc3339(Timestamp::now())))
+    });
+    // Everything is said: a connection that can not even be closed in order is cut.
+    drop(connection.close().await);
+    checks
+}
+
+async fn depths(connection: &Connection) -> Vec<Check> {
+    match topology::depths(connection).await {
+        // What is missing gets lines of its own.
+        Err(_) => Vec::new(),
+        Ok(depths) => {
+            let unreadable = Check::good(
+                "unreadable",
+                format!("{} dead letters that nobody could read", depths.unreadable),
+            );
+            vec![
+                Check::good("updates", format!("{} messages wait to be settled", depths.updates)),
+                Check::good(
+                    "dead_letters",
+                    format!("{} dead letters wait in the queue", depths.dead),
+                ),
+                match depths.unreadable {
+                    0 => unreadable,
+                    _ => unreadable.hint("look at the queue settlement.unreadable with the broker's own tools"),
+                },
+            ]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vitals() -> Vitals {
+        Vitals {
+            version: "15.8".into(),
+            version_number: 150_008,
+            read_only: false,
+            user: "settled".into(),
+            synchronous_commit: "on".into(),
+            synchronous_standby_names: String::new(),
+            standbys: 0,
+            synchronous_standbys: 0,
+            fsync: true,
+            full_page_writes: true,
+            replication_role: "origin".into(),
+        }
+    }
+
+    #[test]
+    fn the_server_is_judged_by_what_it_says() {
+        type Break = fn(&mut Vitals);
+        type Judge = fn(&Vitals) -> Check;
+        let table: [(Judge, Break); 5] = [
+            (server, |vitals| vitals.version_number = 140_013),
+            (server, |vitals| vitals.read_only = true),
+            (synchronous_commit, |vitals| vitals.synchronous_commit = "off".into()),
+            (fsync, |vitals| vitals.fsync = false),
+            (fsync, |vitals| vitals.full_page_writes = false),
+        ];
+        for (index, (judge, spoil)) in table.into_iter().enumerate() {
+            let mut vitals = vitals();
+            assert!(judge(&vitals).ok, "{index}");
+            spoil(&mut vitals);
+            let check = judge(&vitals);
+            assert!(!check.ok && check.hint.is_some(), "{index}: {check:?}");
+        }
+    }
+
+    #[test]
+    fn a_standby_is_said_to_be_waited_for_only_where_it_is() {
+        for (setting, names, words) in [
+            (
+                "local",
+                "",
+                "local: a commit waits for this server's disk and for no standby",
+            ),
+            (
+                "on",
+                "",
+                "on: a commit waits for this server's disk; no standby is synchronous",
+            ),
+            (
+                "remote_apply",
+                "ANY 1 (a)",
+                "remote_apply: a commit waits for this server's disk and for ANY 1 (a)",
+            ),
+        ] {
+            let vitals = Vitals {
+                synchronous_commit: setting.into(),
+                synchronous_standby_names: names.into(),
+                ..vitals()
+            };
+            assert_eq!(synchronous_commit(&vitals), Check::good("synchronous_commit", words));
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! What an operator types. Each command is a file or shares one with its like; all of them call the same functions as
+//! the worker. Answers go to stdout: for people, or with `--json` one JSON document. Everything else goes to stderr.
+
+mod allocation;
+mod doctor;
+mod explain;
+mod failure;
+mod ledger;
+mod life;
+mod output;
+mod registry;
+mod setup;
+mod worker;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+pub use self::failure::{Exit, Failure};
+use self::output::Output;
+use crate::{
+    broker::BrokerSettings,
+    config::{ConfigError, Settings, Sources, process_environment},
+    domain::{
+        decide::Rules,
+        ledger::{Quantity, is_currency},
+        message::{is_enterprise_id, parse_uuid},
+    },
+    retry::Backoff,
+    store::{Fate, Store, StoreError},
+};
+
+/// Settles asynchronous allocations from partners' signed messages on RabbitMQ, in PostgreSQL.
+#[derive(Parser)]
+#[command(
+    name = "settled",
+    version,
+    after_help = "Exit codes: 0 done, 1 a check failed or nothing of that name, 2 usage, 3 partly done, 69 database or \
+                  broker away, 70 our fault."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args)]
+struct Global {
+    /// Settings in TOML, in the shape of config/default.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where PostgreSQL is; better set in SETTLED_DATABASE_URL, where other users cannot read it
+    #[arg(long, global = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// Where RabbitMQ is; better set in SETTLED_BROKER_URL, where other users cannot read it
+    #[arg(long, global = true, value_name = "URL")]
+    broker_url: Option<String>,
+    /// Any setting of config/default.toml; may be repeated
+    #[arg(long = "set", global = true, value_name = "SETTING=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Apply the schema to the database
+    Migrate,
+    /// Declare exchanges and queues on the broker
+    Topology,
+    /// Check everything that the worker needs, one line each
+    Doctor,
+    /// Run the worker until SIGTERM
+    Worker,
+    /// Partners: who may send updates
+    #[command(subcommand)]
+    Partner(registry::PartnerCommand),
+    /// Partners' public keys
+    #[command(subcommand)]
+    Key(registry::KeyCommand),
+    /// Clients' connections with partners
+    #[command(subcommand)]
+    Connection(registry::ConnectionCommand),
+    /// Funds come in, once per client and reference
+    Deposit(ledger::Deposit),
+    /// Reserve allocations, or look at one
+    #[command(subcommand)]
+    Allocation(allocation::AllocationCommand),
+    /// What became of a partner's nonce
+    Receipt(life::ReceiptQuestion),
+    /// The life of an allocation or a message, in order of time
+    Timeline(life::Timeline),
+    /// Judge a message with the real code and change nothing
+    Explain(explain::Explain),
+    /// Balances, and the proof of the books
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
+}
+
+impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// Help, the version, or a usage error: something to tell, with its own exit code.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Refusal> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        Self::try_parse_from(&arguments).map_err(|error| Refusal { error, arguments })
+    }
+
+    /// Whether answers and complaints are for programs.
+    pub fn wants_json(&self) -> bool {
+        self.global.json
+    }
+
+    /// Loads the settings and runs the command.
+    ///
+    /// # Errors
+    /// Why it could not be carried out.
+    pub async fn run(self) -> Result<Exit, Failure> {
+        let out = Output::new(self.global.json);
+        let settings = self.global.settings();
+        let command = match self.command {
+            // A wrong setting is one of the things it looks for.
+            Command::Doctor => return doctor::run(settings, &out).await,
+            command => command,
+        };
+        let context = Context {
+            settings: settings?,
+            out,
+        };
+        let context = &context;
+        match command {
+            Command::Migrate => setup::migrate(context).await,
+            Command::Topology => setup::topology(context).await,
+            Command::Doctor => Ok(Exit::Done),
+            Command::Worker => worker::run(context).await,
+            Command::Partner(command) => registry::partner(context, command).await,
+            Command::Key(command) => registry::key(context, command).await,
+            Command::Connection(command) => registry::connection(context, command).await,
+            Command::Deposit(deposit) => ledger::deposit(context, deposit).await,
+            Command::Allocation(command) => allocation::run(context, command).await,
+            Command::Receipt(question) => life::receipt(context, question).await,
+            Command::Timeline(question) => life::timeline(context, question).await,
+            Command::Explain(question) => explain::run(context, question).await,
+            Command::Ledger(command) => ledger::run(context, command).await,
+        }
+    }
+}
+
+impl Global {
+    fn settings(&self) -> Result<Settings, ConfigError> {
+        let urls = [("database.url", &self.database_url), ("broker.url", &self.broker_url)];
+        let named = urls
+            .into_iter()
+            .filter_map(|(key, url)| Some((key.to_owned(), url.clone()?)));
+        Settings::load(Sources {
+            file: self.config.clone(),
+            environment: process_environment(),
+            flags: self.set.iter().cloned().chain(named).collect(),
+        })
+    }
+}
+
+/// What every command works with.
+struct Context {
+    settings: Settings,
+    out: Output,
+}
+
+impl Context {
+    /// The database; not connected yet.
+    fn store(&self) -> Result<Store, Failure> {
+        self.settings.database_url()?;
+        Store::new(&self.settings).map_err(Failure::usage)
+    }
+
+    /// Where the broker is.
+    fn broker(&self) -> Result<BrokerSettings, Failure> {
+        Ok(BrokerSettings::from_settings(&self.settings)?)
+    }
+
+    fn rules(&self) -> Rules {
+        crate::worker::rules(&self.settings)
+    }
+
+    /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
+    async fn patiently<T>(&self, mut work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            match work().await {
+                Err(error)
+                    if error.fate == Fate::Retry && backoff.attempts() < self.settings.retry.transient_attempts =>
+                {
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// A command line that is not carried out: help was asked for, or it is wrong.
+#[derive(Debug)]
+pub struct Refusal {
+    error: clap::Error,
+    arguments: Vec<OsString>,
+}
+
+impl Refusal {
+    /// Prints help to stdout, a usage error to stderr.
+    pub fn tell(&self) -> ExitCode {
+        let code = u8::try_from(self.error.exit_code()).unwrap_or(2);
+        let text = self.scrubbed();
+        if code == 0 {
+            // A reader that is gone does not miss the help.
+            return Output::new(false)
+                .write(&text)
+                .map_or_else(|failure| failure.tell(false), |()| ExitCode::SUCCESS);
+        }
+        if self.arguments.iter().any(|argument| argument == "--json") {
+            let (message, hint) = in_two(&text);
+            return Failure::usage(message).hint(hint).tell(true);
+        }
+        output::complain(text.trim_end());
+        ExitCode::from(code)
+    }
+
+    /// clap repeats what was typed. What looks like a private key or a password goes unrepeated.
+    fn scrubbed(&self) -> String {
+        let mut text = self.error.to_string();
+        for argument in self.arguments.iter().skip(1) {
+            let argument = argument.to_string_lossy();
+            let value = argument.split_once('=').map_or(&*argument, |(_, value)| value);
+            if value.get(1..4) == Some("prv") || value.contains("://") {
+                text = text.replace(value, "***");
+            }
+        }
+        text
+    }
+}
+
+/// clap's text as a sentence and a hint.
+fn in_two(text: &str) -> (String, String) {
+    let mut paragraphs = text.split("\n\n").map(|paragraph| {
+        let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
+        lines.join(" ")
+    });
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    let rest: Vec<String> = paragraphs.filter(|paragraph| !paragraph.is_empty()).collect();
+    (message, rest.join("; "))
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as section.setting=value, such as park.deadline=2s".into()),
+    }
+}
+
+/// `[A-Za-z0-9][A-Za-z0-9_-]{0,63}`.
+fn enterprise_id(text: &str) -> Result<String, String> {
+    if is_enterprise_id(text) {
+        return Ok(text.to_owned());
+    }
+    Err("1 to 64 letters, digits, _ and -, the first a letter or digit".into())
+}
+
+/// 36 characters, 8-4-4-4-12.
+fn uuid(text: &str) -> Result<Uuid, String> {
+    parse_uuid(text).ok_or_else(|| "a UUID has 36 characters, 8-4-4-4-12, without braces".into())
+}
+
+/// A name that somebody else gave: 1 to 1024 bytes.
+fn external_id(text: &str) -> Result<String, String> {
+    bounded(text, 1024).map(|()| text.to_owned())
+}
+
+fn currency(text: &str) -> Result<String, String> {
+    if is_currency(text) {
+        return Ok(text.to_owned());
+    }
+    Err("1 to 64 letters, digits, :, ., _ and -".into())
+}
+
+fn quantity(text: &str) -> Result<Quantity, String> {
+    Quantity::parse(text).map_err(|why| format!("base units, {why}"))
+}
+
+/// RFC 3339, cut to milliseconds: what is stored is what is shown.
+fn time(text: &str) -> Result<Timestamp, String> {
+    let time: Timestamp = text
+        .parse()
+        .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z".to_owned())?;
+    Timestamp::from_millisecond(time.as_millisecond()).map_err(|_| "out of range".to_owned())
+}
+
+/// Text that the database can hold, of a length.
+fn bounded(text: &str, max: usize) -> Result<(), String> {
+    if text.is_empty() || text.len() > max {
+        return Err(format!("must be 1 to {max} bytes"));
+    }
+    if text.contains('\0') {
+        return Err("must not hold the character U+0000".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn read(words: &str) -> Result<Cli, Refusal> {
+        Cli::read(words.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere() {
+        for words in [
+            "settled --json --set park.deadline=2s partner list",
+            "settled partner --json list --set park.deadline=2s",
+            "settled partner list --set park.deadline=2s --json",
+        ] {
+            let cli = read(words).expect(words);
+            assert!(cli.wants_json(), "{words}");
+            assert_eq!(
+                cli.global.set,
+                [("park.deadline".to_owned(), "2s".to_owned())],
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
+    fn arguments_are_checked_before_anything_is_asked() {
+        let deposit = "settled deposit --client-id 3f2504e0-4f89-41d3-9a0c-0305e82c3301 --currency BTC --reference r";
+        for (words, fits) in [
+            (format!("{deposit} --quantity 1"), true),
+            (format!("{deposit} --quantity 01"), false),
+            (format!("{deposit} --quantity -1"), false),
+            (format!("{deposit} --quantity 1.5"), false),
+            ("settled partner add --enterprise-id a.b --name x".to_owned(), false),
+            ("settled partner suspend --enterprise-id -x".to_owned(), false),
+            (
+                "settled allocation show 3f2504e04f8941d39a0c0305e82c3301".to_owned(),
+                false,
+            ),
+            (
+                "settled allocation show 3F2504E0-4F89-41D3-9A0C-0305E82C3301".to_owned(),
+                true,
+            ),
+            ("settled worker --set worker.lanes".to_owned(), false),
+            ("settled".to_owned(), false),
+            ("settled nothing".to_owned(), false),
+        ] {
+            let read = read(&words);
+            assert_eq!(read.is_ok(), fits, "{words}");
+            if let Err(refusal) = read {
+                assert_eq!(refusal.error.exit_code(), 2, "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_in_the_wrong_place_are_not_repeated() {
+        for secret in [
+            "xprv9s21ZrQH143K3QTDL4LXw2F7HEK3wJUD2nW2nRk4stbPy6cq3jPPqjiChkVvvNKmPGJxWUtg6LnF5kejMRNNU3TGtRBeJgk33yuGBxrMPHi",
+            "postgres://u:pa55@h/d",
+        ] {
+            for words in [
+                format!("settled key add --enterprise-id E {secret}"),
+                format!("settled key add {secret}"),
+                format!("settled {secret}"),
+                format!("settled key add --enterprise-id={secret} --public-key x"),
+            ] {
+                let refusal = read(&words).err().expect(&words);
+                assert!(refusal.error.to_string().contains(secret), "clap would say it: {words}");
+                assert!(!refusal.scrubbed().contains(secret), "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn usage_errors_have_a_sentence_and_a_hint() {
+        let refusal = read("settled allocation show").err().expect("an argument is missing");
+        let (message, hint) = in_two(&refusal.scrubbed());
+        assert_eq!(message, "the following required arguments were not provided: <ID>");
+        assert!(hint.starts_with("Usage: settled allocation show"), "{hint}");
+    }
+
+    #[test]
+    fn times_are_cut_to_what_is_shown() {
+        let read = |text| time(text).map(|time| time.to_string());
+        assert_eq!(
+            read("2030-01-31T01:00:00.123456+01:00"),
+            Ok("2030-01-31T00:00:00.123Z".to_owned())
+        );
+        assert!(read("2030-01-31").is_err());
+        assert!(read("tomorrow").is_err());
+    }
+}
