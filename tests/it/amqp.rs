@@ -193,13 +193,6 @@ impl Line {
         })
         .await
     }
-
-    /// Lets the connection go.
-    pub(crate) fn cut(&self) {
-        if let Ok(mut link) = self.link.try_lock() {
-            *link = None;
-        }
-    }
 }
 
 async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> lapin::Result<()> {

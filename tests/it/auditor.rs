@@ -101,36 +101,49 @@ struct Said {
     payload_digest: [u8; 32],
 }
 
-impl Sent {
-    fn digest(&self) -> [u8; 32] {
-        sha256(&self.body)
+/// A published message, read once.
+struct Known<'a> {
+    sent: &'a Sent,
+    digest: [u8; 32],
+    /// The digest in hex.
+    hex: String,
+    said: Option<Said>,
+}
+
+impl<'a> Known<'a> {
+    fn read(sent: &'a Sent) -> Self {
+        let digest = sha256(&sent.body);
+        let said = || {
+            let body: Value = serde_json::from_slice(&sent.body).ok()?;
+            let (enterprise, rest) = sent.routing_key.split_once('.')?;
+            let subject = format!("{}Id", rest.strip_suffix(".update")?);
+            Some(Said {
+                enterprise: enterprise.to_owned(),
+                subject: body[&subject].as_str().and_then(|id| id.parse().ok()),
+                nonce: body["nonce"].as_str()?.to_owned(),
+                status: body["status"].as_str()?.to_owned(),
+                payload_digest: sha256(body["payload"].as_str()?.as_bytes()),
+            })
+        };
+        Self {
+            sent,
+            digest,
+            hex: hex::encode(digest),
+            said: said(),
+        }
     }
 
     fn name(&self) -> String {
-        format!("{} {} {:?}", self.routing_key, hex::encode(self.digest()), self.expect)
-    }
-
-    fn said(&self) -> Option<Said> {
-        let body: Value = serde_json::from_slice(&self.body).ok()?;
-        let (enterprise, rest) = self.routing_key.split_once('.')?;
-        let subject = format!("{}Id", rest.strip_suffix(".update")?);
-        Some(Said {
-            enterprise: enterprise.to_owned(),
-            subject: body[&subject].as_str().and_then(|id| id.parse().ok()),
-            nonce: body["nonce"].as_str()?.to_owned(),
-            status: body["status"].as_str()?.to_owned(),
-            payload_digest: sha256(body["payload"].as_str()?.as_bytes()),
-        })
+        format!("{} {} {:?}", self.sent.routing_key, self.hex, self.sent.expect)
     }
 }
 
 /// The same bytes published again are the same message.
-fn distinct(story: &Story) -> Vec<&Sent> {
-    let mut known = BTreeSet::new();
-    story
-        .sent
-        .iter()
-        .filter(|sent| known.insert((&sent.routing_key, sent.digest())))
+fn distinct(story: &Story) -> Vec<Known<'_>> {
+    let mut told = BTreeSet::new();
+    let known = story.sent.iter().map(Known::read);
+    known
+        .filter(|known| told.insert((&known.sent.routing_key, known.digest)))
         .collect()
 }
 
@@ -164,14 +177,15 @@ impl Places {
     }
 
     /// Where a message is. It should be in one place exactly.
-    fn of(&self, sent: &Sent) -> Vec<&'static str> {
-        let at = (sent.routing_key.clone(), sent.digest());
-        let settled = sent.said().is_some_and(|said| {
-            let receipt = self.settled.get(&(said.enterprise, said.nonce));
+    fn of(&self, known: &Known<'_>) -> Vec<&'static str> {
+        let sent = known.sent;
+        let at = (sent.routing_key.clone(), known.digest);
+        let settled = known.said.as_ref().is_some_and(|said| {
+            let receipt = self.settled.get(&(said.enterprise.clone(), said.nonce.clone()));
             receipt.is_some_and(|(payload, message)| match sent.expect {
                 // Other bytes around the same signed text are the same message once its signature holds.
                 Expect::Settles | Expect::Any => payload.as_slice() == said.payload_digest,
-                Expect::Refused(_) | Expect::Waits => message.as_slice() == sent.digest(),
+                Expect::Refused(_) | Expect::Waits => message.as_slice() == known.digest,
             })
         });
         let places = [
@@ -191,19 +205,17 @@ pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<Str
     let mut problems = Vec::new();
     let places = Places::look(db, dead).await;
     let waiting: BTreeSet<Uuid> = story.reservations.iter().map(|reservation| reservation.id).collect();
-    for sent in distinct(story) {
-        let at = places.of(sent);
+    for known in distinct(story) {
+        let at = places.of(&known);
+        let subject = known.said.as_ref().and_then(|said| said.subject);
         let is_over = match at.as_slice() {
             [] => false,
             // One whose allocation is there has yet to be woken.
-            ["parked"] => !sent
-                .said()
-                .and_then(|said| said.subject)
-                .is_some_and(|id| waiting.contains(&id)),
+            ["parked"] => !subject.is_some_and(|id| waiting.contains(&id)),
             _ => true,
         };
         if !is_over {
-            problems.push(format!("not yet accounted for: {} {at:?}", sent.name()));
+            problems.push(format!("not yet accounted for: {} {at:?}", known.name()));
         }
     }
     problems.truncate(5);
@@ -220,8 +232,10 @@ pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<Str
 
 /// Everything that is wrong, at rest and with no worker running.
 pub(crate) async fn audit(db: &Client, story: &Story, events: &[Seen], dead: &[Seen]) -> Vec<String> {
+    let known = distinct(story);
     let mut audit = Audit {
         story,
+        known: &known,
         events,
         dead,
         records: records(db).await,
@@ -237,9 +251,9 @@ pub(crate) async fn audit(db: &Client, story: &Story, events: &[Seen], dead: &[S
     let mut problems = audit.problems;
     problems.extend(check_ledger(db).await);
     problems.extend(check_authority(db, story).await);
-    problems.extend(check_batches(db, story).await);
-    problems.extend(check_parked_events(db, story, events).await);
-    problems.extend(check_strangers(db, story).await);
+    problems.extend(check_batches(db, known.len()).await);
+    problems.extend(check_parked_events(db, &known, events).await);
+    problems.extend(check_strangers(db, &known).await);
     problems.extend(unrest(db, story, dead).await);
     problems
 }
@@ -306,6 +320,7 @@ fn number(text: &str) -> BigInt {
 
 struct Audit<'a> {
     story: &'a Story,
+    known: &'a [Known<'a>],
     events: &'a [Seen],
     dead: &'a [Seen],
     records: BTreeMap<Uuid, Record>,
@@ -320,71 +335,69 @@ impl Audit<'_> {
 
     /// Every message is in one place, the one that was expected; nothing is anywhere that was not published.
     fn check_places(&mut self) {
-        let sent = distinct(self.story);
-        for message in &sent {
-            let at = self.places.of(message);
+        for known in self.known {
+            let at = self.places.of(known);
             let [place] = at.as_slice() else {
-                self.blame(format!("{}: is in {at:?} instead of one place", message.name()));
+                self.blame(format!("{}: is in {at:?} instead of one place", known.name()));
                 continue;
             };
-            let reasons = self.reasons_of(message);
-            let fine = match message.expect {
+            let reasons = self.reasons_of(known);
+            let fine = match known.sent.expect {
                 Expect::Any => true,
                 Expect::Waits => *place == "parked",
                 Expect::Refused(reason) => *place == "dead" && reasons.iter().all(|given| given == reason),
                 Expect::Settles => {
                     *place == "settled"
                         || *place == "dead"
-                            && self.has_rival(message, &sent)
+                            && self.has_rival(known)
                             && reasons
                                 .iter()
                                 .all(|reason| reason == "already_settled" || reason == "nonce_reused")
                 }
             };
             if !fine {
-                self.blame(format!("{}: is {place} {reasons:?}", message.name()));
+                self.blame(format!("{}: is {place} {reasons:?}", known.name()));
             }
         }
-        let known: BTreeSet<(&str, [u8; 32])> = sent
+        let published: BTreeSet<(&str, [u8; 32])> = self
+            .known
             .iter()
-            .map(|message| (message.routing_key.as_str(), message.digest()))
+            .map(|known| (known.sent.routing_key.as_str(), known.digest))
             .collect();
-        for seen in self.dead {
-            if !known.contains(&(seen.routing_key.as_str(), sha256(&seen.body))) {
-                self.problems.push(format!(
-                    "a dead letter of a message that nobody published: {}",
-                    seen.routing_key
-                ));
-            }
-        }
-        let parked: Vec<String> = self
+        let is_known = |key: &str, digest| published.contains(&(key, digest));
+        let dead = self
+            .dead
+            .iter()
+            .filter(|seen| !is_known(&seen.routing_key, sha256(&seen.body)));
+        let dead = dead.map(|seen| format!("a dead letter of a message that nobody published: {}", seen.routing_key));
+        let parked = self
             .places
             .parked
             .iter()
-            .filter(|(key, digest)| !known.contains(&(key.as_str(), *digest)))
-            .map(|(key, _)| format!("a parked message that nobody published: {key}"))
-            .collect();
-        self.problems.extend(parked);
+            .filter(|(key, digest)| !is_known(key, *digest));
+        let parked = parked.map(|(key, _)| format!("a parked message that nobody published: {key}"));
+        self.problems.extend(dead.chain(parked));
     }
 
     /// The reasons its dead letters give.
-    fn reasons_of(&self, message: &Sent) -> BTreeSet<String> {
+    fn reasons_of(&self, known: &Known<'_>) -> BTreeSet<String> {
         self.dead
             .iter()
-            .filter(|seen| seen.routing_key == message.routing_key && seen.body == message.body)
+            .filter(|seen| seen.routing_key == known.sent.routing_key && seen.body == known.sent.body)
             .map(reason_of)
             .collect()
     }
 
     /// Whether another valid message competes with it: for the allocation, or for the nonce.
-    fn has_rival(&self, message: &Sent, all: &[&Sent]) -> bool {
-        let Some(said) = message.said() else {
+    fn has_rival(&self, known: &Known<'_>) -> bool {
+        let Some(said) = &known.said else {
             return false;
         };
-        all.iter()
-            .filter(|other| other.body != message.body && other.expect == Expect::Settles)
+        let others = self.known.iter().filter(|other| other.digest != known.digest);
+        others
+            .filter(|other| other.sent.expect == Expect::Settles)
             .any(|other| {
-                other.said().is_some_and(|other| {
+                other.said.as_ref().is_some_and(|other| {
                     other.subject == said.subject || (other.enterprise == said.enterprise && other.nonce == said.nonce)
                 })
             })
@@ -407,10 +420,11 @@ impl Audit<'_> {
             if !is_same {
                 problems.push(format!("the reservation {} has changed", reservation.id));
             }
-            let words: Vec<(Said, &Sent)> = distinct(self.story)
-                .into_iter()
-                .filter(|sent| matches!(sent.expect, Expect::Settles | Expect::Any))
-                .filter_map(|sent| Some((sent.said()?, sent)))
+            let words: Vec<(&Said, &Sent)> = self
+                .known
+                .iter()
+                .filter(|known| matches!(known.sent.expect, Expect::Settles | Expect::Any))
+                .filter_map(|known| Some((known.said.as_ref()?, known.sent)))
                 .filter(|(said, _)| said.subject == Some(reservation.id) && said.enterprise == record.enterprise)
                 .collect();
             let given = words
@@ -569,10 +583,11 @@ impl Audit<'_> {
                 problems.push(format!("a rejection went out under {}", seen.routing_key));
             }
             let id = event["id"].as_str().unwrap_or_default();
-            let keys: BTreeSet<&str> = distinct(self.story)
-                .into_iter()
-                .filter(|sent| hex::encode(sent.digest()) == digest)
-                .map(|sent| sent.routing_key.as_str())
+            let keys: BTreeSet<&str> = self
+                .known
+                .iter()
+                .filter(|known| known.hex == digest)
+                .map(|known| known.sent.routing_key.as_str())
                 .collect();
             let key = keys
                 .iter()
@@ -729,7 +744,7 @@ async fn check_authority(db: &Client, story: &Story) -> Vec<String> {
 }
 
 /// What came in is what it came to.
-async fn check_batches(db: &Client, story: &Story) -> Vec<String> {
+async fn check_batches(db: &Client, published: usize) -> Vec<String> {
     let mut problems = Vec::new();
     let sql = "SELECT id::text FROM settled.batches WHERE received <> settled + duplicate + parked + rejected";
     for row in db.query(sql, &[]).await.expect("batches") {
@@ -746,17 +761,14 @@ async fn check_batches(db: &Client, story: &Story) -> Vec<String> {
             "the batches settled {settled}, {outcomes} allocations have an outcome"
         ));
     }
-    if usize::try_from(received).unwrap_or_default() < distinct(story).len() {
-        problems.push(format!(
-            "the batches received {received} of {} messages",
-            distinct(story).len()
-        ));
+    if usize::try_from(received).unwrap_or_default() < published {
+        problems.push(format!("the batches received {received} of {published} messages"));
     }
     problems
 }
 
 /// What was parked was told, and what was told was parked.
-async fn check_parked_events(db: &Client, story: &Story, events: &[Seen]) -> Vec<String> {
+async fn check_parked_events(db: &Client, known: &[Known<'_>], events: &[Seen]) -> Vec<String> {
     let rows = db
         .query("SELECT DISTINCT key FROM settled.parkings WHERE step = 'parked'", &[])
         .await;
@@ -768,25 +780,22 @@ async fn check_parked_events(db: &Client, story: &Story, events: &[Seen]) -> Vec
     let mut explained = BTreeSet::new();
     let mut problems = Vec::new();
     let mut reported = BTreeSet::new();
-    for sent in distinct(story) {
-        let Some(said) = sent.said() else {
+    for known in known {
+        let Some(said) = &known.said else {
             continue;
         };
         let name = [said.enterprise.as_bytes(), &[0], said.nonce.as_bytes()].concat();
         let mut head = [0; 16];
         head.copy_from_slice(sha256(&name).split_at(16).0);
         let key = Uuid::from_bytes(head);
-        let digest = hex::encode(sent.digest());
-        let id = event_id(&format!(
-            "update.parked|{}|{digest}|allocation_not_found",
-            sent.routing_key
-        ));
+        let (key_of, digest) = (&known.sent.routing_key, &known.hex);
+        let id = event_id(&format!("update.parked|{key_of}|{digest}|allocation_not_found"));
         if told.contains(&id) {
             reported.insert(id);
             if parked.contains(&key) {
                 explained.insert(key);
             } else {
-                problems.push(format!("it was told that {} waits, and it never did", sent.name()));
+                problems.push(format!("it was told that {} waits, and it never did", known.name()));
             }
         }
     }
@@ -803,7 +812,7 @@ async fn check_parked_events(db: &Client, story: &Story, events: &[Seen]) -> Vec
 }
 
 /// Nothing that a stranger sends touches the receipts.
-async fn check_strangers(db: &Client, story: &Story) -> Vec<String> {
+async fn check_strangers(db: &Client, known: &[Known<'_>]) -> Vec<String> {
     const UNPROVEN: [&str; 8] = [
         "message_too_large",
         "malformed_message",
@@ -819,10 +828,10 @@ async fn check_strangers(db: &Client, story: &Story) -> Vec<String> {
         .await
         .expect("receipts");
     let receipts: BTreeSet<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
-    distinct(story)
-        .into_iter()
-        .filter(|sent| matches!(sent.expect, Expect::Refused(reason) if UNPROVEN.contains(&reason)))
-        .filter(|sent| receipts.contains(sent.digest().as_slice()))
-        .map(|sent| format!("a stranger's message left a receipt: {}", sent.name()))
+    known
+        .iter()
+        .filter(|known| matches!(known.sent.expect, Expect::Refused(reason) if UNPROVEN.contains(&reason)))
+        .filter(|known| receipts.contains(known.digest.as_slice()))
+        .map(|known| format!("a stranger's message left a receipt: {}", known.name()))
         .collect()
 }

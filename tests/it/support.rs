@@ -263,18 +263,22 @@ pub(crate) fn said(output: &Output) -> String {
 /// One test's own database, vhost and directory, with everything that was said in it. Deleted when the test passes, kept
 /// and named when it fails.
 pub(crate) struct Place {
-    pub(crate) name: String,
-    pub(crate) services: Services,
-    pub(crate) database_url: String,
-    pub(crate) broker_url: String,
-    pub(crate) directory: PathBuf,
     /// What every event's subscriber saw.
     pub(crate) events: Tap,
     /// What came to the dead-letter exchange.
     pub(crate) dead: Tap,
     line: Line,
     story: Mutex<Story>,
-    workers: AtomicUsize,
+    // The last field is the last to go: what stands on the ground lets go of it first.
+    ground: Ground,
+}
+
+impl std::ops::Deref for Place {
+    type Target = Ground;
+
+    fn deref(&self) -> &Ground {
+        &self.ground
+    }
 }
 
 impl Place {
@@ -285,55 +289,17 @@ impl Place {
 
     /// The same in services of one's own.
     pub(crate) async fn within(services: Services, test: &str) -> Self {
-        let place = Bare::within(services, test).await;
-        let template = place.services.template().await;
-        let admin = connect(&place.services.database).await;
-        let sql = format!("CREATE DATABASE {} TEMPLATE {template}", place.name);
-        admin.batch_execute(&sql).await.expect("a copy of the template");
-        let output = place.run(&["topology"]).await;
+        let ground = Ground::within(services, test).await;
+        ground.copy_template().await;
+        let output = ground.run(&["topology"]).await;
         assert!(output.status.success(), "settled topology: {}", said(&output));
-        let line = Line::open(&place.broker_url).await;
         Self {
-            events: Tap::open(&place.broker_url, "settlement.events", "test.events").await,
-            dead: Tap::open(&place.broker_url, "settlement.dead", "test.dead").await,
-            line,
+            events: Tap::open(&ground.broker_url, "settlement.events", "test.events").await,
+            dead: Tap::open(&ground.broker_url, "settlement.dead", "test.dead").await,
+            line: Line::open(&ground.broker_url).await,
             story: Mutex::default(),
-            workers: AtomicUsize::new(0),
-            name: place.name.clone(),
-            services: place.services.clone(),
-            database_url: place.database_url.clone(),
-            broker_url: place.broker_url.clone(),
-            directory: place.directory.clone(),
+            ground,
         }
-    }
-
-    /// A connection to the database, for looking at it and for breaking it.
-    pub(crate) async fn db(&self) -> Client {
-        connect(&self.database_url).await
-    }
-
-    /// Runs a command of `settled`.
-    pub(crate) async fn run(&self, arguments: &[&str]) -> Output {
-        self.run_with(arguments, "").await
-    }
-
-    /// The same with something on stdin.
-    pub(crate) async fn run_with(&self, arguments: &[&str], stdin: &str) -> Output {
-        run(&self.database_url, &self.broker_url, arguments, stdin).await
-    }
-
-    /// Runs a command that must succeed, with `--json`, and reads its document.
-    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
-        let arguments = [arguments, &["--json"]].concat();
-        let output = self.run(&arguments).await;
-        assert!(
-            output.status.success(),
-            "settled {}: {}",
-            arguments.join(" "),
-            said(&output)
-        );
-        serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", said(&output)))
     }
 
     async fn succeed(&self, arguments: &[&str]) {
@@ -452,32 +418,6 @@ impl Place {
         &self.line
     }
 
-    /// Starts a worker with further settings, and does not wait for it.
-    pub(crate) fn worker(&self, settings: &[(&str, &str)]) -> Worker {
-        let number = self.workers.fetch_add(1, Ordering::Relaxed);
-        let log = self.directory.join(format!("worker-{number}.log"));
-        let mut command = settled();
-        command
-            .env("SETTLED_DATABASE_URL", &self.database_url)
-            .env("SETTLED_BROKER_URL", &self.broker_url)
-            .env("SETTLED_WORKER__NAME", format!("w{number}"))
-            .env("SETTLED_HTTP__LISTEN", "127.0.0.1:0")
-            .env("SETTLED_LOG__LEVEL", "debug")
-            .env("SETTLED_LOG__FORMAT", "json")
-            .env("SETTLED_DEAD_LETTERS__COLLECT", "false");
-        for (name, value) in settings {
-            command.env(name, value);
-        }
-        Worker::start(command, log)
-    }
-
-    /// A worker that is ready.
-    pub(crate) async fn ready_worker(&self, settings: &[(&str, &str)]) -> Worker {
-        let worker = self.worker(settings);
-        worker.ready().await;
-        worker
-    }
-
     /// Waits until everything that was published has its place and nothing is left to publish; says what is missing.
     pub(crate) async fn rest(&self) {
         let db = self.db().await;
@@ -523,6 +463,135 @@ impl Place {
     }
 }
 
+/// An empty vhost, the name of a database that does not exist yet, and a directory.
+pub(crate) struct Ground {
+    pub(crate) name: String,
+    pub(crate) services: Services,
+    pub(crate) database_url: String,
+    pub(crate) broker_url: String,
+    directory: PathBuf,
+    workers: AtomicUsize,
+}
+
+impl Ground {
+    pub(crate) async fn new(test: &str) -> Self {
+        Self::within(Services::of_environment(), test).await
+    }
+
+    async fn within(services: Services, test: &str) -> Self {
+        let id = Uuid::new_v4().simple().to_string();
+        let name = format!("t_{test}_{}", id.get(..8).expect("32 digits"));
+        services.make_vhost(&name).await;
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&name);
+        std::fs::create_dir_all(&directory).expect("a directory");
+        Self {
+            database_url: with_path(&services.database, &name),
+            broker_url: with_path(&services.broker, &name),
+            name,
+            services,
+            directory,
+            workers: AtomicUsize::new(0),
+        }
+    }
+
+    /// Makes the database, with our schema.
+    pub(crate) async fn copy_template(&self) {
+        let template = self.services.template().await;
+        self.create_database(&template).await;
+    }
+
+    /// Makes the database, empty.
+    pub(crate) async fn create_database(&self, template: &str) {
+        let admin = connect(&self.services.database).await;
+        let sql = format!("CREATE DATABASE {} TEMPLATE {template}", self.name);
+        admin.batch_execute(&sql).await.expect("a database");
+    }
+
+    /// A connection to the database, for looking at it and for breaking it.
+    pub(crate) async fn db(&self) -> Client {
+        connect(&self.database_url).await
+    }
+
+    /// Runs a command of `settled`.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(arguments, "").await
+    }
+
+    /// The same with something on stdin.
+    pub(crate) async fn run_with(&self, arguments: &[&str], stdin: &str) -> Output {
+        run(&self.database_url, &self.broker_url, arguments, stdin).await
+    }
+
+    /// Runs a command that must succeed, with `--json`, and reads its document.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
+        let arguments = [arguments, &["--json"]].concat();
+        let output = self.run(&arguments).await;
+        assert!(
+            output.status.success(),
+            "settled {}: {}",
+            arguments.join(" "),
+            said(&output)
+        );
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", said(&output)))
+    }
+
+    /// Starts a worker with further settings, and does not wait for it.
+    pub(crate) fn worker(&self, settings: &[(&str, &str)]) -> Worker {
+        let number = self.workers.fetch_add(1, Ordering::Relaxed);
+        let log = self.directory.join(format!("worker-{number}.log"));
+        let mut command = settled();
+        command
+            .env("SETTLED_DATABASE_URL", &self.database_url)
+            .env("SETTLED_BROKER_URL", &self.broker_url)
+            .env("SETTLED_WORKER__NAME", format!("w{number}"))
+            .env("SETTLED_HTTP__LISTEN", "127.0.0.1:0")
+            .env("SETTLED_LOG__LEVEL", "debug")
+            .env("SETTLED_LOG__FORMAT", "json")
+            .env("SETTLED_DEAD_LETTERS__COLLECT", "false");
+        for (name, value) in settings {
+            command.env(name, value);
+        }
+        Worker::start(command, log)
+    }
+
+    /// A worker that is ready.
+    pub(crate) async fn ready_worker(&self, settings: &[(&str, &str)]) -> Worker {
+        let worker = self.worker(settings);
+        worker.ready().await;
+        worker
+    }
+
+    async fn delete(name: String, services: Services) {
+        let admin = connect(&services.database).await;
+        let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+        admin.batch_execute(&sql).await.expect("the database goes");
+        services.manage("DELETE", &format!("/api/vhosts/{name}"), None).await;
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "kept: database and vhost {}, logs in {}",
+                self.name,
+                self.directory.display()
+            );
+            return;
+        }
+        let (name, services) = (self.name.clone(), self.services.clone());
+        // A runtime cannot be blocked on from within itself.
+        let delete = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(Self::delete(name, services));
+        });
+        if delete.join().is_ok() {
+            drop(std::fs::remove_dir_all(&self.directory));
+        }
+    }
+}
+
 async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &str) -> Output {
     let mut command = settled();
     command
@@ -544,79 +613,6 @@ async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &s
     output
         .unwrap_or_else(|_| panic!("settled {arguments:?} did not end"))
         .expect("an exit")
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let bare = Bare {
-            name: std::mem::take(&mut self.name),
-            services: self.services.clone(),
-            database_url: std::mem::take(&mut self.database_url),
-            broker_url: std::mem::take(&mut self.broker_url),
-            directory: std::mem::take(&mut self.directory),
-        };
-        self.line.cut();
-        drop(bare);
-    }
-}
-
-/// An empty vhost, the name of a database that does not exist yet, and a directory.
-pub(crate) struct Bare {
-    pub(crate) name: String,
-    pub(crate) services: Services,
-    pub(crate) database_url: String,
-    pub(crate) broker_url: String,
-    directory: PathBuf,
-}
-
-impl Bare {
-    async fn within(services: Services, test: &str) -> Self {
-        let id = Uuid::new_v4().simple().to_string();
-        let name = format!("t_{test}_{}", id.get(..8).expect("32 digits"));
-        services.make_vhost(&name).await;
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&name);
-        std::fs::create_dir_all(&directory).expect("a directory");
-        Self {
-            database_url: with_path(&services.database, &name),
-            broker_url: with_path(&services.broker, &name),
-            name,
-            services,
-            directory,
-        }
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Output {
-        run(&self.database_url, &self.broker_url, arguments, "").await
-    }
-
-    async fn delete(name: String, services: Services) {
-        let admin = connect(&services.database).await;
-        let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-        admin.batch_execute(&sql).await.expect("the database goes");
-        services.manage("DELETE", &format!("/api/vhosts/{name}"), None).await;
-    }
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!(
-                "kept: database and vhost {}, logs in {}",
-                self.name,
-                self.directory.display()
-            );
-            return;
-        }
-        let (name, services) = (self.name.clone(), self.services.clone());
-        // A runtime cannot be blocked on from within itself.
-        let delete = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(Self::delete(name, services));
-        });
-        if delete.join().is_ok() {
-            drop(std::fs::remove_dir_all(&self.directory));
-        }
-    }
 }
 
 /// A worker's process.
