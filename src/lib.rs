@@ -28,7 +28,7 @@
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
 //! | [`worker`], [`publish`], [`relay`], [`due`], [`pause`] | the order of steps, patience, shutdown |
 //! | `cli` | what an operator types |
-//! | `partner` | the other side: a partner that signs and publishes |
+//! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`http`] | what a person watches: every signal is a type |
 //! | [`config`] | every number someone may change, with its unit, in `config/default.toml` |
 //! | [`retry`] | the only place that names the `backoff` crate |
@@ -61,6 +61,7 @@ pub mod domain;
 pub mod due;
 pub mod fail;
 pub mod http;
+pub mod partner;
 pub mod pause;
 pub mod publish;
 pub mod relay;

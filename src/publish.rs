@@ -115,7 +115,7 @@ pub struct RowPublisher {
     health: Arc<Health>,
     backoff: Backoff,
     link: Option<(Connection, Publisher)>,
-    /// While a dead letter finds no queue.
+    /// While the broker takes something from nobody: a dead letter has no queue, or we may not publish.
     stuck: Option<Paused>,
 }
 
@@ -155,7 +155,12 @@ impl RowPublisher {
             if let Err(error) = outcome {
                 // After an error nothing is known of the channel; a refusal may have ended the connection too.
                 self.link = None;
-                alone = alone || error.code().is_some();
+                alone = alone || error.is_of_the_message();
+                if error.code().is_some() && !error.is_of_the_message() {
+                    let why = format!("publishing is refused: {error}");
+                    self.stuck
+                        .get_or_insert_with(|| Paused::begin(&self.health, &self.name, Cause::Broker, &why));
+                }
                 Signal::PublishFailed {
                     batch: id,
                     error: &error.to_string(),
@@ -237,7 +242,13 @@ impl RowPublisher {
         while let Some((index, publication)) = rest.next().and_then(|index| Some((index, publications.get(index)?))) {
             let published = match self.publisher().await {
                 Ok(publisher) => publisher.publish(std::slice::from_ref(publication)).await,
-                Err(error) => Err(error),
+                // Nothing was sent: that is nobody's message's fault.
+                Err(error) => {
+                    left.push(index);
+                    left.extend(rest);
+                    *pending = left;
+                    return Err(error);
+                }
             };
             match published {
                 Ok(fates) => {
@@ -245,7 +256,7 @@ impl RowPublisher {
                         left.push(index);
                     }
                 }
-                Err(error) if error.code().is_some() => {
+                Err(error) if error.is_of_the_message() => {
                     self.link = None;
                     let refusal = error.to_string();
                     match self.store.set_aside(id, publication, &refusal).await {

@@ -641,8 +641,8 @@ where
     }
 }
 
-/// Ours at the level asked for, the dependencies' warnings and errors, and of lapin errors only: it prints a returned
-/// message whole, body and all, as a warning.
+/// Ours at the level asked for, the dependencies' warnings and errors, and of lapin nothing: it prints a returned message
+/// whole, body and all, and what goes wrong is said once, by whoever handles it.
 fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -653,7 +653,7 @@ fn filter(level: LogLevel) -> Targets {
     };
     Targets::new()
         .with_default(LevelFilter::from_level(level.min(Level::WARN)))
-        .with_target("lapin", Level::ERROR)
+        .with_target("lapin", LevelFilter::OFF)
         .with_target("settled", level)
 }
 
@@ -1213,7 +1213,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_say_little_and_lapin_less() {
+    fn dependencies_say_little_and_lapin_nothing() {
         let say = || {
             warn!(target: "lapin::returned_messages", "a body");
             error!(target: "lapin::channel", "channel closed");
@@ -1222,10 +1222,10 @@ mod tests {
             debug!(target: "settled::worker", "ours");
         };
         for (level, expected) in [
-            (LogLevel::Trace, vec!["channel closed", "certificate", "ours"]),
-            (LogLevel::Debug, vec!["channel closed", "certificate", "ours"]),
-            (LogLevel::Info, vec!["channel closed", "certificate"]),
-            (LogLevel::Error, vec!["channel closed"]),
+            (LogLevel::Trace, vec!["certificate", "ours"]),
+            (LogLevel::Debug, vec!["certificate", "ours"]),
+            (LogLevel::Info, vec!["certificate"]),
+            (LogLevel::Error, vec![]),
         ] {
             let text = logged(LogFormat::Json, level, false, say);
             let messages: Vec<String> = text

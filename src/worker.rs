@@ -345,8 +345,11 @@ impl Worker {
                 }
             }
             if retry::sleep(GAUGE_INTERVAL, &mut self.stop).await == Waited::Stopping {
-                return;
+                break;
             }
+        }
+        if let Some(connection) = connection {
+            drop(connection.close().await);
         }
     }
 
@@ -679,17 +682,8 @@ impl Lane {
         };
         let ((end, intake), handed_back) = tokio::join!(taking, settling);
         self.worker.health.consumer_gone();
-        // Closing the channel gives back, once, whatever is not acknowledged.
-        if let Err(error) = intake.release().await {
-            let (wait, error) = (Duration::ZERO, error.to_string());
-            Signal::Retrying {
-                dependency: Dependency::Broker,
-                attempt: 0,
-                wait,
-                error: &error,
-            }
-            .emit();
-        }
+        drop(intake);
+        // Closing the connection gives back, once, whatever is not acknowledged. One that can not close in order is cut.
         drop(connection.close().await);
         if let Some(HandBack(why)) = handed_back {
             Signal::HandedBack {

@@ -7,6 +7,7 @@
 pub mod intake;
 pub mod publisher;
 mod settings;
+pub mod subscribe;
 #[cfg(test)]
 mod testing;
 pub mod topology;
@@ -131,6 +132,15 @@ impl BrokerError {
             BrokerError::Refused { code, .. } => Some(*code),
             BrokerError::Away(_) | BrokerError::Config(_) => None,
         }
+    }
+}
+
+impl BrokerError {
+    /// Whether one publication is the cause. Every other refusal (no exchange, no permission, no room for a connection) is
+    /// somebody's setting: it passes, and nothing may be set aside for it.
+    pub fn is_of_the_message(&self) -> bool {
+        // Precondition failed, and our own two: a frame too large, a name too long.
+        matches!(self.code(), Some(406 | 501 | 502))
     }
 }
 

@@ -37,6 +37,15 @@ pub(super) struct Vhost {
 
 impl Vhost {
     pub(super) fn new() -> Self {
+        let vhost = Vhost::existing(format!("broker-{}", Uuid::new_v4()));
+        vhost.put(&format!("vhosts/{}", vhost.name), &json!({}));
+        let (name, _) = vhost.user.split_once(':').expect("a password");
+        vhost.permit(name, ".*", ".*", ".*");
+        vhost
+    }
+
+    /// One that another process made.
+    pub(super) fn existing(name: String) -> Self {
         let management = required("SETTLED_BROKER_MANAGEMENT_URL");
         let (scheme, rest) = management.split_once("://").expect("a URL");
         let (user, host) = rest.rsplit_once('@').expect("a user in the management URL");
@@ -49,18 +58,14 @@ impl Vhost {
             .split('/')
             .next()
             .expect("a host");
-        let vhost = Vhost {
-            name: format!("broker-{}", Uuid::new_v4()),
+        Vhost {
+            name,
             management: format!("{scheme}://{}", host.trim_end_matches('/')),
             authorization: format!("Basic {}", base64(user.as_bytes())),
             scheme: broker_scheme.to_owned(),
             user: user.to_owned(),
             address: address.to_owned(),
-        };
-        vhost.put(&format!("vhosts/{}", vhost.name), &json!({}));
-        let (name, _) = user.split_once(':').expect("a password");
-        vhost.permit(name, ".*", ".*", ".*");
-        vhost
+        }
     }
 
     pub(super) fn put(&self, path: &str, body: &Value) {

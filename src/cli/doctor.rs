@@ -131,17 +131,14 @@ async fn database(settings: &Settings) -> Vec<Check> {
         }
         Ok(version) => version,
     };
-    checks.push(match store::check_schema(version) {
-        Ok(()) => Check::good(
-            "schema",
-            format!("version {}, as this program needs", store::schema_version()),
-        ),
-        Err(sentence) => Check::bad("schema", sentence),
-    });
-    // Without a schema each of these would only say so again.
-    if version.is_some() {
+    checks.push(schema(version));
+    let grants = grants(&store, &vitals).await;
+    // Without a schema each of these would only say so again; unless it only looks so, for want of a grant.
+    if version.is_some() || !grants.ok {
         checks.push(append_only(&store, &vitals).await);
-        checks.push(grants(&store, &vitals).await);
+        checks.push(grants);
+    }
+    if version.is_some() && !vitals.read_only {
         checks.push(rehearsal(&store).await);
     }
     checks.push(clock(&store).await);
@@ -171,6 +168,20 @@ fn server(vitals: &Vitals) -> Check {
             .hint("let the URL name the primary");
     }
     Check::good("database", detail)
+}
+
+fn schema(version: Option<i32>) -> Check {
+    let hint = match version {
+        Some(version) if version > store::schema_version() => "use the newer program",
+        Some(_) | None => "run `settled migrate`",
+    };
+    match store::check_schema(version) {
+        Ok(()) => Check::good(
+            "schema",
+            format!("version {}, as this program needs", store::schema_version()),
+        ),
+        Err(sentence) => Check::bad("schema", sentence).hint(hint),
+    }
 }
 
 async fn append_only(store: &Store, vitals: &Vitals) -> Check {
@@ -205,12 +216,15 @@ async fn grants(store: &Store, vitals: &Vitals) -> Check {
 }
 
 async fn rehearsal(store: &Store) -> Check {
-    asked("rehearsal", store.rehearse("doctor").await, |()| {
-        Check::good(
-            "rehearsal",
+    const NAME: &str = "rehearsal";
+    match store.rehearse("doctor").await {
+        Ok(()) => Check::good(
+            NAME,
             "an empty batch ran every statement of a settlement, and was undone",
-        )
-    })
+        ),
+        Err(error) => Check::bad(NAME, format!("an empty batch can not be settled: {error}"))
+            .hint("the lines above may say why; the worker would pause"),
+    }
 }
 
 async fn clock(store: &Store) -> Check {
@@ -295,7 +309,10 @@ async fn keys(store: &Store) -> Check {
             .map(|partner| &partner.enterprise_id)
             .partition(|enterprise_id| has_key(enterprise_id));
         if without.is_empty() {
-            return Check::good("keys", format!("{} active partners, each with a valid key", with.len()));
+            return Check::good(
+                "keys",
+                format!("active partners, each with a valid key: {}", with.len()),
+            );
         }
         let names: Vec<&str> = without.iter().take(10).map(|name| name.as_str()).collect();
         let more = match without.len().saturating_sub(names.len()) {
@@ -316,7 +333,7 @@ async fn broker(settings: &Settings) -> Vec<Check> {
     };
     let began = Timestamp::now();
     let connection = match Connection::open(&settings, "settled doctor").await {
-        Err(error) => return vec![Check::failed("broker", &error.into())],
+        Err(error) => return vec![Check::failed("broker", &Failure::no_broker(error))],
         Ok(connection) => connection,
     };
     let took = Timestamp::now().duration_since(began).as_millis();
@@ -330,7 +347,13 @@ async fn broker(settings: &Settings) -> Vec<Check> {
             name: finding.object,
             hint: finding.hint,
         })),
-        Err(_) if connection.is_blocked() => {}
+        Err(_) if connection.is_blocked() => checks.push(
+            Check::bad(
+                "topology",
+                "exchanges, queues and permissions can not all be looked at during an alarm",
+            )
+            .hint("ask again once the alarm is over"),
+        ),
         Err(error) => checks.push(Check::failed("topology", &error.into())),
     }
     tokio::time::sleep(ALARM_WAIT).await;
@@ -352,14 +375,11 @@ async fn depths(connection: &Connection) -> Vec<Check> {
         Ok(depths) => {
             let unreadable = Check::good(
                 "unreadable",
-                format!("{} dead letters that nobody could read", depths.unreadable),
+                format!("dead letters that nobody could read: {}", depths.unreadable),
             );
             vec![
-                Check::good("updates", format!("{} messages wait to be settled", depths.updates)),
-                Check::good(
-                    "dead_letters",
-                    format!("{} dead letters wait in the queue", depths.dead),
-                ),
+                Check::good("updates", format!("messages waiting to be settled: {}", depths.updates)),
+                Check::good("dead_letters", format!("waiting in the queue: {}", depths.dead)),
                 match depths.unreadable {
                     0 => unreadable,
                     _ => unreadable.hint("look at the queue settlement.unreadable with the broker's own tools"),

@@ -119,9 +119,9 @@ pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Fa
                 } else {
                     "not final: the same bytes may settle later"
                 };
-                out.line(format!("{verdict}: {reason} (class {class}; {again})"))?;
+                out.line(format!("verdict: {verdict}, {reason} (class {class}; {again})"))?;
             }
-            _ => out.line(verdict)?,
+            _ => out.line(format!("verdict: {verdict}"))?,
         }
         if let Some(detail) = &explained.detail {
             out.line(plain(detail))?;

@@ -135,6 +135,17 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl Failure {
+    /// No connection could be had. What is refused here is the login, not what a command asks for.
+    pub(super) fn no_broker(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Refused { .. } => Failure::away(error.to_string())
+                .hint("check user, password and virtual host in SETTLED_BROKER_URL (or --broker-url)"),
+            BrokerError::Away(_) | BrokerError::Config(_) => error.into(),
+        }
+    }
+}
+
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
         let sentence = error.to_string();
@@ -146,7 +157,6 @@ impl From<BrokerError> for Failure {
                     .hint("grant this user the permission (rabbitmqctl set_permissions); `settled doctor` says which"),
                 404 => Failure::refused(sentence).hint("run `settled topology`"),
                 406 => Failure::refused(sentence).hint("`settled doctor` says what is declared differently"),
-                530 => Failure::away(sentence).hint("is the virtual host in the broker's URL the right one?"),
                 _ => Failure::ours(sentence),
             },
             BrokerError::Config(_) => Failure::usage(sentence),

@@ -2,6 +2,7 @@
 //! the worker. Answers go to stdout: for people, or with `--json` one JSON document. Everything else goes to stderr.
 
 mod allocation;
+mod demo;
 mod doctor;
 mod explain;
 mod failure;
@@ -10,6 +11,7 @@ mod life;
 mod output;
 mod registry;
 mod setup;
+mod simulate;
 mod worker;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
@@ -100,6 +102,10 @@ enum Command {
     /// Balances, and the proof of the books
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// Publish signed updates, right and wrong ones, and account for every one
+    Simulate(simulate::Simulate),
+    /// The whole story on a fresh database and broker, in under a minute
+    Demo(demo::Demo),
 }
 
 impl Cli {
@@ -148,6 +154,8 @@ impl Cli {
             Command::Timeline(question) => life::timeline(context, question).await,
             Command::Explain(question) => explain::run(context, question).await,
             Command::Ledger(command) => ledger::run(context, command).await,
+            Command::Simulate(wish) => simulate::run(context, wish).await,
+            Command::Demo(wish) => demo::run(context, wish).await,
         }
     }
 }

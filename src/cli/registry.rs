@@ -150,7 +150,7 @@ fn tell<T: Serialize>(
     let (record, result, word) = match registered {
         Registered::Added(record) => (record, "added", added),
         Registered::Exists(record) => (record, "exists", exists),
-        Registered::Updated(record) => (record, "updated", updated),
+        Registered::Updated(record) | Registered::Reinstated(record) => (record, "updated", updated),
         Registered::Conflict(_) | Registered::NoPartner | Registered::NeverValid => {
             return Err(Failure::ours("a refusal was taken for an answer"));
         }
@@ -208,6 +208,7 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         Registered::Added(_)
         | Registered::Exists(_)
         | Registered::Updated(_)
+        | Registered::Reinstated(_)
         | Registered::NoPartner
         | Registered::NeverValid => tell(context, &subject, &registered, ["registered", "registered already", ""]),
     }
@@ -322,16 +323,19 @@ async fn add_key(context: &Context, wish: AddKey) -> Result<Exit, Failure> {
         Registered::NeverValid => Err(Failure::usage(
             "--valid-until is not after the time from which the key would be valid",
         )),
-        Registered::Added(stored) | Registered::Exists(stored) | Registered::Updated(stored) => {
+        Registered::Added(stored)
+        | Registered::Exists(stored)
+        | Registered::Updated(stored)
+        | Registered::Reinstated(stored) => {
             let until = stored
                 .valid_until
                 .map_or_else(|| "without end".to_owned(), |until| format!("until {}", rfc3339(until)));
             let subject = format!("{subject}, valid from {} {until}", rfc3339(stored.valid_from));
-            let words = [
-                "registered",
-                "registered already",
-                "its validity was changed (and it is not revoked)",
-            ];
+            let updated = match &registered {
+                Registered::Reinstated(_) => "reinstated: it was revoked, and counts again from the next batch on",
+                _ => "its validity was changed",
+            };
+            let words = ["registered", "registered already", updated];
             tell(context, &subject, &registered, words)
         }
     }
@@ -399,9 +403,11 @@ async fn add_connection(context: &Context, wish: AddConnection) -> Result<Exit, 
             "{subject} is registered with other content (partner {}, client {}, {:?}, {:?}); nothing was changed",
             stored.enterprise_id, stored.client_id, stored.partners_client_id, stored.partners_connection_id
         ))),
-        Registered::Added(_) | Registered::Exists(_) | Registered::Updated(_) | Registered::NeverValid => {
-            tell(context, &subject, &registered, ["registered", "registered already", ""])
-        }
+        Registered::Added(_)
+        | Registered::Exists(_)
+        | Registered::Updated(_)
+        | Registered::Reinstated(_)
+        | Registered::NeverValid => tell(context, &subject, &registered, ["registered", "registered already", ""]),
     }
 }
 

@@ -59,7 +59,9 @@ pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
         exchanges: [&'static str; 5],
         queues: [&'static str; 3],
     }
-    let connection = Connection::open(&context.broker()?, "settled topology").await?;
+    let connection = Connection::open(&context.broker()?, "settled topology")
+        .await
+        .map_err(Failure::no_broker)?;
     topology::declare(&connection).await?;
     connection.close().await?;
     let declared = Declared {

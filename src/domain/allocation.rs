@@ -146,3 +146,49 @@ impl Allocation {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written, on the wire and into the database, is read again; nothing else is, but for policyResult's case.
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for kind in [Kind::Allocation, Kind::Deallocation] {
+            assert_eq!(Kind::parse(kind.as_str()), Some(kind));
+            assert_eq!(
+                serde_json::to_string(&kind).ok(),
+                Some(format!("\"{}\"", kind.as_str()))
+            );
+        }
+        for status in [Status::Reserved, Status::Cleared, Status::Released] {
+            assert_eq!(Status::parse(status.as_str()), Some(status));
+            assert_eq!(
+                serde_json::to_string(&status).ok(),
+                Some(format!("\"{}\"", status.as_str()))
+            );
+        }
+        for result in [PolicyResult::Approved, PolicyResult::Rejected] {
+            for text in [result.as_str().to_owned(), result.as_str().to_uppercase()] {
+                assert_eq!(PolicyResult::parse(&text), Some(result));
+            }
+            assert_eq!(
+                serde_json::to_string(&result).ok(),
+                Some(format!("\"{}\"", result.as_str()))
+            );
+        }
+        for text in ["", "Allocation", "Cleared", "cleared ", "approve", "rejected\0"] {
+            assert_eq!(
+                (Kind::parse(text), Status::parse(text), PolicyResult::parse(text)),
+                (None, None, None)
+            );
+        }
+    }
+
+    #[test]
+    fn the_fields_are_named_after_the_kind() {
+        let names = |kind: Kind| (kind.id_field(), kind.partners_id_field());
+        assert_eq!(names(Kind::Allocation), ("allocationId", "partnersAllocationId"));
+        assert_eq!(names(Kind::Deallocation), ("deallocationId", "partnersDeallocationId"));
+    }
+}

@@ -438,7 +438,7 @@ impl Desk<'_> {
             Err((reason, detail)) => {
                 // A parked message was proven when it was parked: its receipt must not go on saying "parked".
                 if message.delivery.source == Source::Parked {
-                    self.unpark(key);
+                    self.unpark(key, &update.enterprise_id);
                     if let Some(receipt) = self.snapshot.receipts.get(&key).cloned() {
                         self.put_receipt(
                             message,
@@ -473,7 +473,7 @@ impl Desk<'_> {
         let allocation = self.snapshot.allocations.get(&receipt.allocation_id)?.clone();
         self.touch_receipt(key);
         if message.delivery.source == Source::Parked {
-            self.unpark(key);
+            self.unpark(key, &update.enterprise_id);
         }
         Some(Box::new(allocation))
     }
@@ -530,7 +530,11 @@ impl Desk<'_> {
             });
         }
         let due = message.delivery.source == Source::Parked;
-        if !due && let Some(parked) = self.snapshot.parked.get(&key) {
+        // A contradiction comes first (step 10): the same payload may wait with another policyResult around it, unsigned.
+        if !due
+            && !contradicts(update)
+            && let Some(parked) = self.snapshot.parked.get(&key)
+        {
             return proven(Verdict::Parked {
                 parked_at: parked.parked_at,
                 until: parked.until,
@@ -544,7 +548,7 @@ impl Desk<'_> {
             return proven(verdict);
         }
         if due {
-            self.unpark(key);
+            self.unpark(key, &update.enterprise_id);
         }
         let (kind, reason, verdict) = match step {
             Step::NotFound => {
@@ -581,7 +585,7 @@ impl Desk<'_> {
 
     /// Steps 10 to 15, without effect.
     fn settle_step(&self, update: &Update, partner: Option<&Partner>) -> Step {
-        if update.outcome == message::Outcome::Cleared && update.policy_result == Some(PolicyResult::Rejected) {
+        if contradicts(update) {
             let detail = "policyResult: rejected contradicts the status cleared".into();
             return Step::Refused(Reason::PolicyContradiction, detail);
         }
@@ -725,9 +729,17 @@ impl Desk<'_> {
         })
     }
 
-    fn unpark(&mut self, key: ReceiptKey) {
-        if self.snapshot.parked.remove(&key).is_some() {
-            self.changes.parked_later.remove(&key);
+    /// Ends the waiting, and makes room for another message of the partner.
+    fn unpark(&mut self, key: ReceiptKey, enterprise_id: &str) {
+        if self.snapshot.parked.remove(&key).is_none() {
+            return;
+        }
+        if let Some(count) = self.snapshot.parked_counts.get_mut(enterprise_id) {
+            *count = count.saturating_sub(1);
+        }
+        self.changes.parked_later.remove(&key);
+        // A row that this batch made is not made; one that was there is taken away.
+        if self.changes.newly_parked.remove(&key).is_none() {
             self.changes.unparked.insert(key);
         }
     }
@@ -791,6 +803,11 @@ enum Step {
     Settles(Box<Allocation>, Transfer),
 }
 
+/// Step 10: cleared, although the policy rejected it.
+fn contradicts(update: &Update) -> bool {
+    update.outcome == message::Outcome::Cleared && update.policy_result == Some(PolicyResult::Rejected)
+}
+
 /// The first field, in the table's order, in which the message differs from the record.
 fn mismatch(allocation: &Allocation, update: &Update) -> Option<&'static str> {
     let settled_as = allocation.partner_external_id.as_ref();
@@ -815,3 +832,6 @@ fn mismatch(allocation: &Allocation, update: &Update) -> Option<&'static str> {
     .into_iter()
     .find_map(|(field, equal)| (!equal).then_some(field))
 }
+
+#[cfg(test)]
+mod tests;

@@ -392,3 +392,6 @@ fn dead_letter(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp
         body: delivery.body.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,3 +131,121 @@ impl Transfer {
         [(self.debit.1, negative), (self.credit.1, quantity)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: &str = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+
+    fn parse(text: &str) -> Result<String, &'static str> {
+        Quantity::parse(text).map(|quantity| quantity.to_string())
+    }
+
+    #[test]
+    fn what_a_quantity_is() {
+        for text in ["1", "9", "10", "100000000", "18446744073709551616", MAX] {
+            assert_eq!(parse(text), Ok(text.to_owned()));
+            let quantity = Quantity::parse(text).expect("a quantity");
+            assert_eq!(quantity.to_signed().to_string(), text);
+            assert_eq!(format!("{quantity:?}"), text);
+            assert_eq!(serde_json::to_string(&quantity).ok(), Some(format!("\"{text}\"")));
+        }
+        let digits = Err("must be decimal digits");
+        let leading = Err("must be at least 1 and have no leading zeros");
+        let large = Err("must be at most 2^256-1");
+        let padded = format!("0{MAX}");
+        let (long, longer) = ("1".repeat(79), "9".repeat(1_000_000));
+        let nines = "9".repeat(78);
+        for (text, expected) in [
+            ("", digits.clone()),
+            ("-1", digits.clone()),
+            ("+1", digits.clone()),
+            (" 1", digits.clone()),
+            ("1 ", digits.clone()),
+            ("1\n", digits.clone()),
+            ("1.0", digits.clone()),
+            ("1e3", digits.clone()),
+            ("1_000", digits.clone()),
+            ("1,000", digits.clone()),
+            ("0x1", digits.clone()),
+            ("NaN", digits.clone()),
+            // Digits, but not of ASCII: Arabic-Indic one, full-width one.
+            ("\u{661}", digits.clone()),
+            ("\u{ff11}", digits),
+            ("0", leading.clone()),
+            ("00", leading.clone()),
+            ("01", leading.clone()),
+            (padded.as_str(), leading),
+            // 2^256, and other numbers of 78 digits and more.
+            (
+                "115792089237316195423570985008687907853269984665640564039457584007913129639936",
+                large.clone(),
+            ),
+            (nines.as_str(), large.clone()),
+            (long.as_str(), large.clone()),
+            (longer.as_str(), large),
+        ] {
+            assert_eq!(parse(text), expected, "{}", text.get(..20).unwrap_or(text));
+        }
+    }
+
+    #[test]
+    fn quantities_are_in_the_order_of_numbers() {
+        let quantity = |text| Quantity::parse(text).expect("a quantity");
+        assert!(quantity("9") < quantity("10"));
+        assert!(quantity("10") < quantity(MAX));
+    }
+
+    #[test]
+    fn ten_times_the_largest_is_exact() {
+        let transfer = Transfer {
+            allocation_id: Uuid::nil(),
+            debit: (AccountKind::External, 1),
+            credit: (AccountKind::Available, 2),
+            amount: Amount {
+                currency: "ETH".to_owned(),
+                quantity: Quantity::parse(MAX).expect("a quantity"),
+            },
+        };
+        let (mut external, mut available) = (BigInt::ZERO, BigInt::ZERO);
+        for _ in 0..10 {
+            let [(debit, minus), (credit, plus)] = transfer.entries();
+            assert_eq!((debit, credit), (1, 2));
+            assert_eq!(minus.checked_add(&plus), Some(BigInt::ZERO), "balanced");
+            external = external.checked_add(&minus).expect("unbounded");
+            available = available.checked_add(&plus).expect("unbounded");
+        }
+        // Ten times as large: a nought more.
+        assert_eq!(available.to_string(), format!("{MAX}0"));
+        assert_eq!(external.to_string(), format!("-{MAX}0"));
+    }
+
+    #[test]
+    fn what_a_currency_is() {
+        let (longest, too_long) = ("a".repeat(64), "a".repeat(65));
+        for text in ["B", "BTC", "eth:usdc", "a.b_c-d:9", "-", longest.as_str()] {
+            assert!(is_currency(text), "{text}");
+        }
+        for text in ["", " ", "BTC ", "B/C", "\u{20bf}", "a\0", "a\n", too_long.as_str()] {
+            assert!(!is_currency(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_account_are_read_as_they_are_written() {
+        for kind in [
+            AccountKind::External,
+            AccountKind::Available,
+            AccountKind::Held,
+            AccountKind::Allocated,
+        ] {
+            assert_eq!(AccountKind::parse(kind.as_str()), Some(kind));
+            assert_eq!(
+                serde_json::to_string(&kind).ok(),
+                Some(format!("\"{}\"", kind.as_str()))
+            );
+        }
+        assert_eq!(AccountKind::parse("Held"), None);
+    }
+}

@@ -194,7 +194,8 @@ const GUARDS: [(&str, &str, i16); 7] = [
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 14] = [
+const TABLE_GRANTS: [(&str, &str); 15] = [
+    ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
     ("connections", "SELECT"),

@@ -6,7 +6,8 @@ use super::{Fate, Store, StoreError, outbox};
 use crate::domain::delivery::{Delivery, Source};
 
 impl Store {
-    /// Claims parked messages that are due, oldest first. Until the lease ends no other worker takes them.
+    /// Claims parked messages that are due, oldest first. Until the lease ends no other worker takes them. Both times are
+    /// the statement's, and so equal: a `due_at` below `leased_until` says that the message was woken.
     ///
     /// # Errors
     /// The database is away, or a row can not be read by this version.
@@ -17,8 +18,8 @@ impl Store {
             .query(
                 "/* due::claim_due */
                 UPDATE settled.parked AS p
-                SET due_at = clock_timestamp() + make_interval(secs => $2),
-                    leased_until = clock_timestamp() + make_interval(secs => $2)
+                SET due_at = statement_timestamp() + make_interval(secs => $2),
+                    leased_until = statement_timestamp() + make_interval(secs => $2)
                 FROM (
                     SELECT key
                     FROM settled.parked

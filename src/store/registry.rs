@@ -30,6 +30,8 @@ pub enum Registered<T> {
     Exists(T),
     /// It was there, and what may change was changed.
     Updated(T),
+    /// It was there and revoked, and counts again, as it was said now.
+    Reinstated(T),
     /// It is there with other content, which stands.
     Conflict(T),
     /// The partner that it is said to belong to is not registered.
@@ -388,9 +390,10 @@ impl Store {
             return Err(error);
         };
         session.commit().await?;
-        Ok(match earlier {
-            Some(_) => Registered::Updated(stored),
+        Ok(match earlier.map(|earlier| earlier.revoked_at) {
             None => Registered::Added(stored),
+            Some(None) => Registered::Updated(stored),
+            Some(Some(_)) => Registered::Reinstated(stored),
         })
     }
 
