@@ -1,0 +1,340 @@
+//! The broker as partners, subscribers and operators meet it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future::join_all};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    options::{
+        BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
+        ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use uuid::Uuid;
+
+use crate::{
+    auditor::Expect,
+    support::{Beside, PATIENCE, until},
+};
+
+/// Something to publish, and what is expected of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) body: Vec<u8>,
+    pub(crate) properties: BasicProperties,
+    pub(crate) expect: Expect,
+}
+
+impl Message {
+    pub(crate) fn new(routing_key: &str, body: impl Into<Vec<u8>>, expect: Expect) -> Self {
+        Self {
+            exchange: "settlement.updates".to_owned(),
+            routing_key: routing_key.to_owned(),
+            body: body.into(),
+            properties: BasicProperties::default()
+                .with_content_type("application/json".into())
+                .with_delivery_mode(2),
+            expect,
+        }
+    }
+
+    pub(crate) fn with(mut self, change: impl FnOnce(BasicProperties) -> BasicProperties) -> Self {
+        self.properties = change(self.properties);
+        self
+    }
+
+    pub(crate) fn expecting(mut self, expect: Expect) -> Self {
+        self.expect = expect;
+        self
+    }
+}
+
+async fn open(url: &str) -> lapin::Result<(Connection, Channel)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    Ok((connection, channel))
+}
+
+/// A durable quorum queue's declaration: what was confirmed to it survives a kill of the broker.
+const QUEUE: QueueDeclareOptions = QueueDeclareOptions {
+    passive: false,
+    durable: true,
+    exclusive: false,
+    auto_delete: false,
+    nowait: false,
+};
+
+fn quorum() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments
+}
+
+/// A test's own connection: opened when it is needed, and again when it broke.
+pub(crate) struct Line {
+    url: String,
+    link: tokio::sync::Mutex<Option<(Connection, Channel)>>,
+}
+
+impl Line {
+    pub(crate) async fn open(url: &str) -> Self {
+        let line = Self {
+            url: url.to_owned(),
+            link: tokio::sync::Mutex::new(None),
+        };
+        line.channel().await;
+        line
+    }
+
+    /// A channel with confirms on, once the broker answers.
+    pub(crate) async fn channel(&self) -> Channel {
+        let mut link = self.link.lock().await;
+        if let Some((connection, channel)) = link.as_ref()
+            && connection.status().connected()
+            && channel.status().connected()
+        {
+            return channel.clone();
+        }
+        *link = None;
+        let (connection, channel) = until("the broker answers", PATIENCE, async || open(&self.url).await.ok()).await;
+        let confirms = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
+        confirms.expect("publisher confirms");
+        *link = Some((connection, channel.clone()));
+        channel
+    }
+
+    /// Publishes until every one is confirmed. One that the broker did not confirm goes out again, as a careful partner's
+    /// would: it may arrive twice.
+    pub(crate) async fn publish(&self, messages: &[Message]) {
+        let mut left: Vec<&Message> = messages.iter().collect();
+        until("the broker confirms", PATIENCE, async || {
+            let channel = self.channel().await;
+            let publishes = left.iter().map(|message| async {
+                let options = BasicPublishOptions {
+                    mandatory: true,
+                    immediate: false,
+                };
+                let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
+                let properties = message.properties.clone();
+                let published = channel
+                    .basic_publish(exchange, key, options, &message.body, properties)
+                    .await;
+                let Ok(confirm) = published else {
+                    return false;
+                };
+                matches!(confirm.await, Ok(Confirmation::Ack(None)))
+            });
+            let confirmed = join_all(publishes).await;
+            left = left
+                .iter()
+                .zip(confirmed)
+                .filter(|(_, confirmed)| !confirmed)
+                .map(|(message, _)| *message)
+                .collect();
+            left.is_empty().then_some(())
+        })
+        .await;
+    }
+
+    /// Messages ready in a queue.
+    pub(crate) async fn depth(&self, queue: &str) -> u32 {
+        let channel = self.channel().await;
+        let look = QueueDeclareOptions { passive: true, ..QUEUE };
+        let declared = channel.queue_declare(queue.into(), look, FieldTable::default()).await;
+        declared
+            .unwrap_or_else(|error| panic!("{queue}: {error}"))
+            .message_count()
+    }
+
+    /// Declares a queue, bound to an exchange under a key.
+    pub(crate) async fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        bind(&self.channel().await, queue, exchange, key)
+            .await
+            .expect("a bound queue");
+    }
+
+    /// Declares a queue without any binding.
+    pub(crate) async fn declare(&self, queue: &str) {
+        let channel = self.channel().await;
+        channel
+            .queue_declare(queue.into(), QUEUE, quorum())
+            .await
+            .expect("a queue");
+    }
+
+    pub(crate) async fn delete(&self, queue: &str) {
+        let options = QueueDeleteOptions {
+            if_unused: false,
+            if_empty: false,
+            nowait: false,
+        };
+        self.channel()
+            .await
+            .queue_delete(queue.into(), options)
+            .await
+            .expect("the queue goes");
+    }
+
+    /// Takes one message out of a queue, once there is one.
+    pub(crate) async fn get(&self, queue: &str) -> Seen {
+        let channel = self.channel().await;
+        until("a message in the queue", PATIENCE, async || {
+            let got = channel
+                .basic_get(queue.into(), BasicGetOptions { no_ack: true })
+                .await
+                .expect("an answer")?;
+            Some(Seen::of(got.delivery))
+        })
+        .await
+    }
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> lapin::Result<()> {
+    channel.queue_declare(queue.into(), QUEUE, quorum()).await?;
+    let options = QueueBindOptions { nowait: false };
+    channel
+        .queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        )
+        .await
+}
+
+/// A message as a subscriber got it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) routing_key: String,
+    pub(crate) body: Vec<u8>,
+    pub(crate) properties: BasicProperties,
+}
+
+impl Seen {
+    pub(crate) fn of(delivery: lapin::message::Delivery) -> Self {
+        Self {
+            routing_key: delivery.routing_key.as_str().to_owned(),
+            body: delivery.data,
+            properties: delivery.properties,
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&AMQPValue> {
+        self.properties.headers().as_ref()?.inner().get(name)
+    }
+
+    /// A header that is text.
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
+        match self.header(name)? {
+            AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// What the broker wrote down when it dead-lettered this itself: from which queue, and why.
+    pub(crate) fn death(&self) -> Option<(String, String)> {
+        let Some(AMQPValue::FieldArray(deaths)) = self.header("x-death") else {
+            return None;
+        };
+        let Some(AMQPValue::FieldTable(first)) = deaths.as_slice().first() else {
+            return None;
+        };
+        let text = |name: &str| match first.inner().get(name) {
+            Some(AMQPValue::LongString(text)) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+            _ => None,
+        };
+        Some((text("queue")?, text("reason")?))
+    }
+}
+
+/// A subscriber with a queue of its own, bound to everything of an exchange. It records all that comes, and comes back when
+/// the broker went away.
+pub(crate) struct Tap {
+    queue: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _listening: Beside,
+}
+
+impl Tap {
+    pub(crate) async fn open(url: &str, exchange: &str, queue: &str) -> Self {
+        let (_connection, channel) = open(url).await.expect("the broker answers");
+        bind(&channel, queue, exchange, "#").await.expect("a bound queue");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (url, name, record) = (url.to_owned(), queue.to_owned(), Arc::clone(&seen));
+        let listening = Beside::spawn(async move {
+            loop {
+                // A broken connection is no news here: the messages wait in the queue.
+                drop(listen(&url, &name, &record).await);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Self {
+            queue: queue.to_owned(),
+            seen,
+            _listening: listening,
+        }
+    }
+
+    /// Everything so far.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until nothing is left in its queue: publishes a mark and waits for it, since what came before it is in front.
+    pub(crate) async fn catch_up(&self, line: &Line) {
+        let mark = Uuid::new_v4().to_string();
+        let message = Message::new(&self.queue, mark.as_bytes(), Expect::Any);
+        let message = Message {
+            exchange: String::new(),
+            ..message
+        };
+        line.publish(&[message]).await;
+        until("the subscriber catches up", PATIENCE, async || {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = seen.iter().position(|seen| seen.body == mark.as_bytes())?;
+            seen.remove(at);
+            Some(())
+        })
+        .await;
+    }
+
+    /// Waits for a message that satisfies.
+    pub(crate) async fn wait(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
+        until(what, PATIENCE, async || self.seen().into_iter().find(&wanted)).await
+    }
+}
+
+async fn listen(url: &str, queue: &str, record: &Mutex<Vec<Seen>>) -> lapin::Result<()> {
+    let (_connection, channel) = open(url).await?;
+    channel.basic_qos(500, BasicQosOptions { global: false }).await?;
+    let options = BasicConsumeOptions {
+        no_local: false,
+        no_ack: false,
+        exclusive: false,
+        nowait: false,
+    };
+    let mut consumer = channel
+        .basic_consume(queue.into(), "".into(), options, FieldTable::default())
+        .await?;
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery?;
+        let tag = delivery.delivery_tag;
+        record
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Seen::of(delivery));
+        channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?;
+    }
+    Ok(())
+}
