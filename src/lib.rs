@@ -27,7 +27,7 @@
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
 //! | [`worker`], [`publish`], [`relay`], [`due`], [`pause`] | the order of steps, patience, shutdown |
-//! | `cli` | what an operator types |
+//! | [`cli`] | what an operator types |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`http`] | what a person watches: every signal is a type |
 //! | [`config`] | every number someone may change, with its unit, in `config/default.toml` |

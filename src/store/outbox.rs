@@ -216,14 +216,15 @@ impl Store {
     pub async fn set_aside(&self, id: BatchId, publication: &Publication, refusal: &str) -> Result<(), StoreError> {
         self.session("set_aside")
             .await?
-            .execute_exactly(
-                1,
+            .execute(
                 "/* outbox::set_aside */
                 INSERT INTO settled.outbox_refused (batch_id, format, publications, refusal)
-                VALUES ($1, $2, $3, $4)",
+                VALUES ($1, $2, $3, $4)
+                ON CONFLICT (batch_id, digest) DO NOTHING",
                 &[&id, &FORMAT, &encode(std::slice::from_ref(publication)), &refusal],
             )
             .await
+            .map(drop)
     }
 
     /// How much waits to be published.

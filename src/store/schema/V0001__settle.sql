@@ -237,8 +237,11 @@ CREATE TABLE settled.outbox_refused (
     batch_id      uuid NOT NULL,
     format        smallint NOT NULL,
     publications  bytea NOT NULL,
+    -- Of publications: a crash between setting aside and deleting the row must not set the same aside twice.
+    digest        bytea NOT NULL GENERATED ALWAYS AS (sha256(publications)) STORED,
     refusal       text NOT NULL,
-    at            timestamptz NOT NULL DEFAULT now()
+    at            timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (batch_id, digest)
 );
 
 -- What is only ever added --------------------------------------------------------------------------------------------
