@@ -244,7 +244,7 @@ impl Refusal {
         for argument in self.arguments.iter().skip(1) {
             let argument = argument.to_string_lossy();
             let value = argument.split_once('=').map_or(&*argument, |(_, value)| value);
-            if value.get(1..4) == Some("prv") || value.contains("://") {
+            if value.contains("prv") || value.contains("://") {
                 text = text.replace(value, "***");
             }
         }
@@ -392,6 +392,7 @@ mod tests {
                 format!("settled key add {secret}"),
                 format!("settled {secret}"),
                 format!("settled key add --enterprise-id={secret} --public-key x"),
+                format!("settled key add --enterprise-id=\u{a0}{secret} --public-key x"),
             ] {
                 let refusal = read(&words).err().expect(&words);
                 assert!(refusal.error.to_string().contains(secret), "clap would say it: {words}");
