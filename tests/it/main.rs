@@ -7,6 +7,7 @@
 
 mod amqp;
 mod auditor;
+mod commands;
 #[cfg(feature = "faults")]
 mod kill;
 mod partner;
