@@ -18,7 +18,9 @@ use settled::domain::{
 
 fn main() -> Result<(), Box<dyn Error>> {
     let secret = match std::env::var("PARTNER_KEY") {
-        Ok(text) => hex::decode(text)?.try_into().map_err(|_| "PARTNER_KEY must be 32 bytes")?,
+        Ok(text) => hex::decode(text)?
+            .try_into()
+            .map_err(|_| "PARTNER_KEY must be 32 bytes")?,
         Err(_) => sha256("settled: the partner of the README"),
     };
     let key = SigningKey::from_bytes(secret).ok_or("not a secp256k1 key")?;

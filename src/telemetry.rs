@@ -65,6 +65,11 @@ pub enum Signal<'a> {
         lane: usize,
         queue: &'a str,
     },
+    /// An acknowledgement did not reach the broker: the messages come again, and are duplicates then.
+    AckLost {
+        lane: usize,
+        error: &'a str,
+    },
     /// A dependency did not answer; it is tried again after `wait`.
     Retrying {
         dependency: Dependency,
@@ -436,6 +441,13 @@ impl Signal<'_> {
                 gauge!("settled_consumers_attached").decrement(1.0);
                 info!(lane, queue, "consumer detached");
             }
+            Signal::AckLost { lane, error } => {
+                counter!("settled_acks_lost_total").increment(1);
+                warn!(
+                    lane,
+                    error, "an acknowledgement was lost; its messages come again as duplicates"
+                );
+            }
             Signal::Retrying {
                 dependency,
                 attempt,
@@ -649,8 +661,8 @@ where
     }
 }
 
-/// Ours at the level asked for, the dependencies' warnings and errors, and of lapin nothing: it prints a returned message
-/// whole, body and all, and what goes wrong is said once, by whoever handles it.
+/// Ours at the level asked for, the dependencies' warnings and errors, and nothing of those that we stand on: lapin prints
+/// a returned message whole, body and all, and what goes wrong is said once, by whoever handles it.
 fn filter(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -662,6 +674,7 @@ fn filter(level: LogLevel) -> Targets {
     Targets::new()
         .with_default(LevelFilter::from_level(level.min(Level::WARN)))
         .with_target("lapin", LevelFilter::OFF)
+        .with_target("deadpool_postgres", LevelFilter::OFF)
         .with_target("settled", level)
 }
 
@@ -759,6 +772,10 @@ fn describe() {
         (
             "settled_rows_republished_total",
             "Outbox rows published again by their own lane.",
+        ),
+        (
+            "settled_acks_lost_total",
+            "Acknowledgements of a batch that did not reach the broker.",
         ),
         (
             "settled_parked_unreadable_total",
@@ -859,6 +876,7 @@ fn start_at_zero() {
         "settled_outbox_refused_total",
         "settled_publish_failures_total",
         "settled_rows_republished_total",
+        "settled_acks_lost_total",
         "settled_parked_unreadable_total",
         "settled_handed_back_total",
     ] {
@@ -993,6 +1011,10 @@ mod tests {
                 cause: Cause::Culprits,
                 why: "three within a minute",
             },
+            Signal::AckLost {
+                lane: 0,
+                error: "closed",
+            },
             Signal::ParkedUnreadable { key: batch },
             Signal::HandedBack {
                 lane: 0,
@@ -1088,6 +1110,7 @@ mod tests {
             "settled_outbox_refused_total 1",
             "settled_publish_failures_total 1",
             "settled_rows_republished_total 1",
+            "settled_acks_lost_total 1",
             "settled_parked_unreadable_total 1",
             "settled_handed_back_total 1",
             "settled_queue_messages{queue=\"settlement.updates\"} 6",

@@ -840,11 +840,9 @@ impl Lane {
             let highest_ack = acks.into_iter().map(|(tag, _)| *tag).max();
             // Where the channel is gone, the messages come again and are duplicates.
             if let Err(error) = disposer.dispose(&rejects, highest_ack).await {
-                let (wait, error) = (Duration::ZERO, error.to_string());
-                Signal::Retrying {
-                    dependency: Dependency::Broker,
-                    attempt: 0,
-                    wait,
+                let error = error.to_string();
+                Signal::AckLost {
+                    lane: self.number,
                     error: &error,
                 }
                 .emit();
