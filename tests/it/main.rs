@@ -16,5 +16,6 @@ mod proxy;
 mod raw;
 mod support;
 mod tidy;
+mod tls;
 mod traffic;
 mod worker;
