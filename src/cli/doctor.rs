@@ -117,7 +117,9 @@ async fn database(settings: &Settings) -> Vec<Check> {
     let store = match settings.database_url() {
         Err(error) => return vec![Check::bad("database", error.message()).hint(error.hint())],
         Ok(_) => match Store::new(settings) {
-            Err(sentence) => return vec![Check::bad("database", sentence)],
+            Err(sentence) => {
+                return vec![Check::bad("database", sentence).hint("check database.url and database.ca_file")];
+            }
             Ok(store) => store,
         },
     };
@@ -342,21 +344,25 @@ async fn broker(settings: &Settings) -> Vec<Check> {
     let mut checks = vec![Check::good("broker", format!("logged in after {took} ms"))];
     checks.extend(depths(&connection).await);
     // Last, because its questions end in refusals, and a broker under an alarm leaves it without an answer.
-    match topology::inspect(&connection).await {
-        Ok(findings) => checks.extend(findings.into_iter().map(|finding| Check {
+    let inspected = tokio::select! {
+        inspected = topology::inspect(&connection) => Some(inspected),
+        () = blocked(&connection) => None,
+    };
+    match inspected {
+        Some(Ok(findings)) => checks.extend(findings.into_iter().map(|finding| Check {
             ok: finding.problem.is_none(),
             detail: finding.problem.unwrap_or_else(|| "as it should be".to_owned()),
             name: finding.object,
             hint: finding.hint,
         })),
-        Err(_) if connection.is_blocked() => checks.push(
+        None => checks.push(
             Check::bad(
                 "topology",
                 "exchanges, queues and permissions can not all be looked at during an alarm",
             )
             .hint("ask again once the alarm is over"),
         ),
-        Err(error) => checks.push(Check::failed("topology", &error.into())),
+        Some(Err(error)) => checks.push(Check::failed("topology", &error.into())),
     }
     tokio::time::sleep(ALARM_WAIT).await;
     checks.push(if connection.is_blocked() {
@@ -368,6 +374,13 @@ async fn broker(settings: &Settings) -> Vec<Check> {
     // Everything is said: a connection that can not even be closed in order is cut.
     drop(connection.close().await);
     checks
+}
+
+/// Resolves once the broker says that it takes no messages; it then answers no question either.
+async fn blocked(connection: &Connection) {
+    while !connection.is_blocked() {
+        tokio::time::sleep(ALARM_WAIT / 4).await;
+    }
 }
 
 async fn depths(connection: &Connection) -> Vec<Check> {

@@ -159,7 +159,9 @@ impl From<BrokerError> for Failure {
                 406 => Failure::refused(sentence).hint("`settled doctor` says what is declared differently"),
                 _ => Failure::ours(sentence),
             },
-            BrokerError::Config(_) => Failure::usage(sentence),
+            BrokerError::Config(_) => {
+                Failure::usage(sentence).hint("check broker.url, broker.ca_file and broker.heartbeat")
+            }
         }
     }
 }

@@ -184,7 +184,8 @@ impl Context {
     /// The database; not connected yet.
     fn store(&self) -> Result<Store, Failure> {
         self.settings.database_url()?;
-        Store::new(&self.settings).map_err(Failure::usage)
+        Store::new(&self.settings)
+            .map_err(|sentence| Failure::usage(sentence).hint("check database.url and database.ca_file"))
     }
 
     /// Where the broker is.
