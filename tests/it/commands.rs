@@ -42,6 +42,10 @@ impl Answer {
         format!("exit {:?}\n{}\n{}", self.code, self.out, self.err)
     }
 
+    pub(crate) fn succeeded(&self) -> bool {
+        self.code == Some(0)
+    }
+
     /// The lines of JSON, with an exit code; nothing may be said on stderr.
     pub(crate) fn lines(&self, code: i32) -> Vec<Value> {
         assert_eq!(self.code, Some(code), "{}", self.all());

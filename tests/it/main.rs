@@ -8,6 +8,7 @@
 mod amqp;
 mod auditor;
 mod commands;
+mod doctor;
 #[cfg(feature = "faults")]
 mod kill;
 mod partner;
