@@ -19,6 +19,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{config::Settings, tls};
 
+/// Under which name the pool logs what we say ourselves.
+pub const LOG_TARGET: &str = "deadpool_postgres";
+
 /// What an error means for the work in hand. Decided by SQLSTATE, never by text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
