@@ -15,6 +15,7 @@ mod partner;
 mod proof;
 mod proxy;
 mod raw;
+mod readme;
 mod support;
 mod tidy;
 mod tls;
