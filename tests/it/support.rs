@@ -250,6 +250,16 @@ pub(crate) fn settled() -> Command {
     command
 }
 
+/// Says that a test cannot run here, and why.
+pub(crate) fn skip(test: &str, why: &str) {
+    let line = format!("SKIPPED {test}: {}\n", why.replace('\n', " "));
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("SETTLED_TEST_SKIPS") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        std::io::Write::write_all(&mut file.expect("the list of skips"), line.as_bytes()).expect("a line in it");
+    }
+}
+
 /// Everything a command printed, for a failure's message.
 pub(crate) fn said(output: &Output) -> String {
     format!(
@@ -289,7 +299,11 @@ impl Place {
 
     /// The same in services of one's own.
     pub(crate) async fn within(services: Services, test: &str) -> Self {
-        let ground = Ground::within(services, test).await;
+        Self::on(Ground::within(services, test).await).await
+    }
+
+    /// The same on ground that was made ready for it.
+    pub(crate) async fn on(ground: Ground) -> Self {
         ground.copy_template().await;
         let output = ground.run(&["topology"]).await;
         assert!(output.status.success(), "settled topology: {}", said(&output));
@@ -423,7 +437,11 @@ impl Place {
         let db = self.db().await;
         let began = Instant::now();
         loop {
-            let problems = auditor::unrest(&db, &self.told(), &self.dead.seen()).await;
+            let mut problems = auditor::unrest(&db, &self.told(), &self.dead.seen()).await;
+            // After a lost acknowledgement a message is settled and waits in the queue still.
+            if problems.is_empty() && self.line.depth("settlement.updates").await > 0 {
+                problems.push("messages in the queue".to_owned());
+            }
             if problems.is_empty() {
                 return;
             }

@@ -1,0 +1,167 @@
+//! Messages whose properties strike below our own code: they must take nobody with them.
+
+use serde_json::json;
+
+use crate::{
+    amqp::Message,
+    auditor::{self, Expect, Reservation},
+    partner::Partner,
+    raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, nested, short},
+    support::{Ground, PATIENCE, Place, Worker, until},
+};
+
+/// Low, so that a message that is in the wrong hands too often shows.
+const DELIVERY_LIMIT: u32 = 3;
+
+/// A place whose dead letters nobody reads, since reading these is what kills.
+async fn place(test: &str) -> (Place, Partner, Vec<Reservation>) {
+    let ground = Ground::new(test).await;
+    let policy = json!({
+        "pattern": "^settlement\\.updates$",
+        "definition": {"delivery-limit": DELIVERY_LIMIT},
+        "apply-to": "queues",
+    });
+    let path = format!("/api/policies/{}/limit", ground.name);
+    let (status, answer) = ground.services.manage("PUT", &path, Some(policy)).await;
+    assert_eq!(status, 201, "{answer}");
+    let place = Place::on(ground).await;
+    place.line().delete("test.dead").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "1000000").await;
+    let reservations: Vec<Reservation> = (0..100).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    (place, partner, reservations)
+}
+
+/// Waits until the innocents are settled and the poison is among the dead letters; a worker that it killed is started
+/// again, as a service manager would.
+async fn outlive(place: &Place, mut worker: Worker, innocents: i64) -> (Worker, u32) {
+    let db = place.db().await;
+    let mut deaths = 0;
+    let mut state = String::new();
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(status) = worker.ended() {
+            deaths += 1;
+            assert!(
+                deaths <= 2 * DELIVERY_LIMIT,
+                "it dies again and again ({status}): {}",
+                worker.said()
+            );
+            worker = place.worker(&SETTINGS);
+        }
+        let sql = "SELECT count(*) FROM settled.allocations WHERE status <> 'reserved'";
+        let settled: i64 = db.query_one(sql, &[]).await.expect("allocations").get(0);
+        let (waiting, dead) = (
+            place.line().depth("settlement.updates").await,
+            place.line().depth("settlement.dead").await,
+        );
+        if settled == innocents && dead >= 1 && waiting == 0 {
+            assert_eq!(dead, 1, "innocents among the dead letters");
+            return (worker, deaths);
+        }
+        assert!(began.elapsed() < PATIENCE, "{state}");
+        state = format!("{settled} of {innocents} innocents settled, {waiting} waiting, {dead} dead");
+        tokio::task::yield_now().await;
+    }
+}
+
+const SETTINGS: [(&str, &str); 3] = [
+    ("SETTLED_RETRY__INITIAL", "10ms"),
+    ("SETTLED_RETRY__MAX", "100ms"),
+    ("SETTLED_WORKER__PREFETCH", "100"),
+];
+
+/// Innocents before and behind the poison, in the queue before the worker comes and again while it works at full pace.
+/// Returns how often the worker died.
+async fn survives(test: &str, flags: u16, properties: &[u8], mark: &[u8], judged: Option<&str>) -> u32 {
+    let (place, partner, reservations) = place(test).await;
+    let body = b"the poison";
+    let cleared = |reservations: &[Reservation]| -> Vec<Message> {
+        reservations
+            .iter()
+            .map(|reservation| partner.cleared(reservation))
+            .collect()
+    };
+    let mut raw = Raw::open(&place.broker_url).await;
+    let mut publish = async || {
+        raw.publish("settlement.updates", "acme.allocation.update", flags, properties, body)
+            .await;
+    };
+    place.publish(&cleared(&reservations[..20])).await;
+    publish().await;
+    place.publish(&cleared(&reservations[20..40])).await;
+    let (worker, mut deaths) = outlive(&place, place.worker(&SETTINGS), 40).await;
+
+    let (header, found) = Raw::open(&place.broker_url)
+        .await
+        .get("settlement.dead")
+        .await
+        .expect("the poison");
+    assert_eq!(found, body, "byte for byte");
+    let kept = header.windows(mark.len()).any(|window| window == mark);
+    assert!(kept, "with the property that it came with");
+
+    worker.ready().await;
+    place.publish(&cleared(&reservations[40..70])).await;
+    publish().await;
+    place.publish(&cleared(&reservations[70..])).await;
+    let (worker, more) = outlive(&place, worker, 100).await;
+    deaths += more;
+    until("its events are out", PATIENCE, async || {
+        let row = place
+            .db()
+            .await
+            .query_one("SELECT count(*) FROM settled.outbox", &[])
+            .await;
+        (row.expect("outbox").get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    assert_eq!(worker.terminate().await.code(), Some(0));
+
+    // The innocents' books; the poison is no part of them but for what was told of it.
+    place.events.catch_up(place.line()).await;
+    let mut events = place.events.seen();
+    let before = events.len();
+    let id = judged.map(|reason| {
+        let digest = hex::encode(auditor::sha256(body));
+        auditor::event_id(&format!("update.rejected|acme.allocation.update|{digest}|{reason}"))
+    });
+    events.retain(|seen| seen.message_id() != id.as_deref());
+    assert_eq!(before > events.len(), judged.is_some(), "whether the poison was judged");
+    let story = place.story().clone();
+    assert!(story.sent.iter().all(|sent| sent.expect == Expect::Settles));
+    let problems = auditor::audit(&place.db().await, &story, &events, &[]).await;
+    assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
+    deaths
+}
+
+/// lapin ends the connection over it, at every redelivery, before we see it: the broker gives it up in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_id_that_is_not_utf8() {
+    let mark = short(b"\xff\xfe");
+    let properties = [&[2], mark.as_slice()].concat();
+    let deaths = survives("poison_id", DELIVERY_MODE | MESSAGE_ID, &properties, &mark, None).await;
+    assert_eq!(deaths, 0, "it costs connections, not the process");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_content_type_that_is_not_utf8() {
+    let mark = short(b"application/json\xff");
+    let properties = [mark.as_slice(), &[2]].concat();
+    let deaths = survives("poison_type", CONTENT_TYPE | DELIVERY_MODE, &properties, &mark, None).await;
+    assert_eq!(deaths, 0, "it costs connections, not the process");
+}
+
+/// Fourteen kilobytes of tables in each other once overflowed the stack of lapin's thread. Now they are read, and are too
+/// large by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_nested_two_thousand_deep() {
+    let table = nested(2_000);
+    let properties = [table.as_slice(), &[2]].concat();
+    // The broker adds its own headers to the table; the nested one in it stays.
+    let (flags, mark) = (HEADERS | DELIVERY_MODE, &table[4..]);
+    let deaths = survives("poison_deep", flags, &properties, mark, Some("message_too_large")).await;
+    assert_eq!(deaths, 0);
+}
