@@ -618,7 +618,7 @@ async fn signatures_that_are_nearly_right() {
     let malformed = [
         // s > n/2, with either recovery bit.
         format!("{header:02x}{r}{high:064x}"),
-        format!("{:02x}{r}{high:064x}", (header - 31) ^ 1 | 31),
+        format!("{:02x}{r}{high:064x}", 31 + ((header - 31) ^ 1)),
         // Headers of uncompressed keys, of segwit, and none.
         format!("{:02x}{r}{s}", header - 4),
         format!("{:02x}{r}{s}", header + 4),
@@ -642,7 +642,7 @@ async fn signatures_that_are_nearly_right() {
     ];
     let mismatched = [
         // The other recovery bit, and those of an r that overflowed.
-        format!("{:02x}{r}{s}", (header - 31) ^ 1 | 31),
+        format!("{:02x}{r}{s}", 31 + ((header - 31) ^ 1)),
         format!("{:02x}{r}{s}", header + 2),
         sign(&new_key(), &payload),
         sign(&partner.key, &format!("{payload} ")),
