@@ -304,7 +304,6 @@ impl RowPublisher {
     /// Closes the connection in order.
     pub async fn close(self) {
         if let Some((connection, publisher)) = self.link {
-            drop(publisher);
             // It is on its way out; a connection that can not even close is cut when it is dropped.
             if let Err(error) = connection.close().await {
                 let error = error.to_string();

@@ -119,6 +119,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         broker,
         health,
         culprits: Culprits::default(),
+        gate: Gate::default(),
         labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
         stop,
     };
@@ -200,6 +201,38 @@ impl Culprits {
     }
 }
 
+/// Intake as a whole. When one lane can not settle, no lane takes more: what one hands back would only go to another's
+/// consumer, and count against its delivery limit once more for each.
+#[derive(Clone)]
+pub struct Gate {
+    closed: watch::Sender<bool>,
+    /// What was handed back, until it would go through.
+    handed_back: Arc<Mutex<Vec<Arc<HandBack>>>>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            closed: watch::Sender::new(false),
+            handed_back: Arc::default(),
+        }
+    }
+}
+
+impl Gate {
+    fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    fn open(&self) {
+        self.closed.send_replace(false);
+    }
+
+    fn handed_back(&self) -> std::sync::MutexGuard<'_, Vec<Arc<HandBack>>> {
+        self.handed_back.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What every task of the worker needs.
 #[derive(Clone)]
 pub struct Worker {
@@ -208,6 +241,7 @@ pub struct Worker {
     pub broker: BrokerSettings,
     pub health: Arc<Health>,
     pub culprits: Culprits,
+    pub gate: Gate,
     pub labels: Arc<PartnerLabels>,
     pub stop: watch::Receiver<bool>,
 }
@@ -339,7 +373,13 @@ impl Worker {
                     .emit();
                     Signal::ParkedMeasured { parked }.emit();
                 }
-                Err(_) => self.health.set_database_ok(false),
+                Err(error) => {
+                    self.health.set_database_ok(false);
+                    // Idle lanes would learn of it only from messages that another worker hands back.
+                    if error.fate == Fate::Away {
+                        self.gate.close();
+                    }
+                }
             }
             let depths = async {
                 let link = match connection.take().filter(Connection::is_connected) {
@@ -373,6 +413,18 @@ impl Worker {
         if let Some(connection) = connection {
             drop(connection.close().await);
         }
+    }
+
+    /// Waits, for a moment, until no lane has a consumer: what is handed back must not go to a neighbour.
+    async fn wait_for_detached(&self) {
+        self.gate.close();
+        let detached = async {
+            while self.health.consumers_attached() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        // A neighbour that takes longer costs its messages one delivery more.
+        drop(tokio::time::timeout(Duration::from_secs(2), detached).await);
     }
 
     /// Says when readiness changes.
@@ -548,9 +600,10 @@ impl<'a> Patience<'a> {
         if error.fate == Fate::Away {
             self.worker.health.set_database_ok(false);
         }
-        let paused = self
-            .paused
-            .get_or_insert_with(|| Paused::begin(&self.worker.health, &self.who, cause, &why));
+        let paused = self.paused.get_or_insert_with(|| {
+            self.worker.gate.close();
+            Paused::begin(&self.worker.health, &self.who, cause, &why)
+        });
         if self.limit.is_some_and(|limit| paused.since().elapsed() >= limit) {
             return Err(HandBack {
                 why,
@@ -584,8 +637,6 @@ struct Lane {
     number: usize,
     queue: &'static str,
     owned: Owned,
-    /// What was handed back last, until it would go through.
-    handed_back: Option<HandBack>,
 }
 
 /// A batch on its way from intake to settling.
@@ -598,7 +649,8 @@ struct Taken {
 enum SessionEnd {
     Stopping,
     Lost,
-    HandedBack,
+    /// Intake is closed: what was delivered is settled or handed back.
+    Closed,
 }
 
 impl Lane {
@@ -608,7 +660,6 @@ impl Lane {
             number,
             queue: topology::UPDATES,
             owned: Owned::default(),
-            handed_back: None,
         }
     }
 
@@ -633,7 +684,7 @@ impl Lane {
             let began = Instant::now();
             let why = match self.session(entrance).await {
                 Ok(SessionEnd::Stopping) => return,
-                Ok(SessionEnd::HandedBack) => continue,
+                Ok(SessionEnd::Closed) => continue,
                 Ok(SessionEnd::Lost) => "the consumer was lost".to_owned(),
                 Err(error) => error.to_string(),
             };
@@ -652,21 +703,10 @@ impl Lane {
     async fn rehearse(&mut self, backoff: &mut Backoff) -> Waited {
         let clerk = self.worker.clerk.clone();
         loop {
-            let rehearsed = async {
-                settle::rehearse(&clerk, &Batch::default()).await?;
-                match &self.handed_back {
-                    None => Ok(()),
-                    Some(handed_back) => match settle::rehearse(&clerk, &handed_back.refused).await {
-                        // One message's fault: that is what bisecting is for, once blame is to be had again.
-                        Err(error) if error.fate == Fate::Bisect && self.may_blame() => Ok(()),
-                        rehearsed => rehearsed,
-                    },
-                }
-            };
-            match rehearsed.await {
+            match self.rehearse_once(&clerk).await {
                 Ok(()) => {
                     self.worker.health.set_database_ok(true);
-                    self.handed_back = None;
+                    self.worker.gate.open();
                     return if *self.worker.stop.borrow() {
                         Waited::Stopping
                     } else {
@@ -683,6 +723,24 @@ impl Lane {
                 }
             }
         }
+    }
+
+    async fn rehearse_once(&self, clerk: &Clerk) -> Result<(), StoreError> {
+        settle::rehearse(clerk, &Batch::default()).await?;
+        let handed_back = self.worker.gate.handed_back().clone();
+        for hand_back in handed_back {
+            match settle::rehearse(clerk, &hand_back.refused).await {
+                Ok(()) => {}
+                // One message's fault: that is what bisecting is for, once blame is to be had again.
+                Err(error) if error.fate == Fate::Bisect && self.may_blame() => {}
+                Err(error) => return Err(error),
+            }
+            self.worker
+                .gate
+                .handed_back()
+                .retain(|other| !Arc::ptr_eq(other, &hand_back));
+        }
+        Ok(())
     }
 
     fn may_blame(&self) -> bool {
@@ -729,19 +787,23 @@ impl Lane {
             handed_back
         };
         let ((end, intake), handed_back) = tokio::join!(taking, settling);
-        self.worker.health.consumer_gone();
         drop(intake);
+        let end = match handed_back {
+            None => end,
+            Some(handed_back) => {
+                let lane = self.number;
+                Signal::HandedBack {
+                    lane,
+                    why: &handed_back.why,
+                }
+                .emit();
+                self.worker.gate.handed_back().push(Arc::new(handed_back));
+                self.worker.wait_for_detached().await;
+                SessionEnd::Closed
+            }
+        };
         // Closing the connection gives back, once, whatever is not acknowledged. One that can not close in order is cut.
         drop(connection.close().await);
-        if let Some(handed_back) = handed_back {
-            Signal::HandedBack {
-                lane: self.number,
-                why: &handed_back.why,
-            }
-            .emit();
-            self.handed_back = Some(handed_back);
-            return Ok(SessionEnd::HandedBack);
-        }
         Ok(end)
     }
 
@@ -752,13 +814,39 @@ impl Lane {
         taken: mpsc::Sender<Taken>,
         mut is_over: watch::Receiver<bool>,
     ) -> (SessionEnd, Intake) {
-        let mut stop = self.worker.stop.clone();
         let (lane, queue) = (self.number, self.queue);
-        let end = loop {
+        let end = self.take_until(&mut intake, &taken, &mut is_over).await;
+        if !matches!(end, SessionEnd::Lost) {
+            Signal::ConsumerDetached { lane, queue }.emit();
+            let cancelled = intake.cancel().await;
+            self.worker.health.consumer_gone();
+            if cancelled.is_ok() {
+                // What was delivered before the consumer was cancelled is settled as well.
+                while let Some(batch) = intake.drain() {
+                    if taken.send(read(batch.deliveries).await).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        (end, intake)
+    }
+
+    async fn take_until(
+        &self,
+        intake: &mut Intake,
+        taken: &mpsc::Sender<Taken>,
+        is_over: &mut watch::Receiver<bool>,
+    ) -> SessionEnd {
+        let mut stop = self.worker.stop.clone();
+        let mut closed = self.worker.gate.closed.subscribe();
+        let (lane, queue) = (self.number, self.queue);
+        loop {
             let next = tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break SessionEnd::Stopping,
-                _ = is_over.wait_for(|over| *over) => break SessionEnd::HandedBack,
+                _ = stop.wait_for(|stop| *stop) => return SessionEnd::Stopping,
+                _ = is_over.wait_for(|over| *over) => return SessionEnd::Closed,
+                _ = closed.wait_for(|closed| *closed) => return SessionEnd::Closed,
                 next = intake.next() => next,
             };
             match next {
@@ -766,12 +854,13 @@ impl Lane {
                     fail::point(Point::AfterReceive);
                     let read = read(batch.deliveries).await;
                     if taken.send(read).await.is_err() {
-                        break SessionEnd::HandedBack;
+                        return SessionEnd::Closed;
                     }
                 }
                 Err(IntakeEnd::Cancelled) => {
                     Signal::ConsumerCancelled { lane, queue }.emit();
-                    return (SessionEnd::Lost, intake);
+                    self.worker.health.consumer_gone();
+                    return SessionEnd::Lost;
                 }
                 Err(IntakeEnd::Away(error)) => {
                     Signal::ConsumerLost {
@@ -780,22 +869,11 @@ impl Lane {
                         error: &error.to_string(),
                     }
                     .emit();
-                    return (SessionEnd::Lost, intake);
-                }
-            }
-        };
-        Signal::ConsumerDetached { lane, queue }.emit();
-        if let SessionEnd::Stopping = end
-            && intake.cancel().await.is_ok()
-        {
-            // What was delivered before the consumer was cancelled is settled as well.
-            while let Some(batch) = intake.drain() {
-                if taken.send(read(batch.deliveries).await).await.is_err() {
-                    break;
+                    self.worker.health.consumer_gone();
+                    return SessionEnd::Lost;
                 }
             }
         }
-        (end, intake)
     }
 
     async fn settle_and_dispose(
