@@ -35,13 +35,18 @@ pub(super) struct Explain {
     /// The message's body, byte for byte; stdin if - or left out
     file: Option<PathBuf>,
     /// The routing key it is published under
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     routing_key: String,
     /// The AMQP property `user_id`
-    #[arg(long, value_name = "USER")]
+    #[arg(long, value_name = "USER", allow_hyphen_values = true)]
     user_id: Option<String>,
     /// The AMQP property `content_type`
-    #[arg(long, value_name = "TYPE", default_value = "application/json")]
+    #[arg(
+        long,
+        value_name = "TYPE",
+        allow_hyphen_values = true,
+        default_value = "application/json"
+    )]
     content_type: String,
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Deposit {
     #[arg(long, value_parser = quantity)]
     quantity: Quantity,
     /// What tells it from the client's other deposits; the same reference again changes nothing
-    #[arg(long, value_parser = external_id)]
+    #[arg(long, allow_hyphen_values = true, value_parser = external_id)]
     reference: String,
 }
 

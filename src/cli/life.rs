@@ -27,7 +27,7 @@ pub(super) struct ReceiptQuestion {
     /// The partner's enterprise
     #[arg(long, value_parser = enterprise_id)]
     enterprise_id: String,
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     nonce: String,
 }
 
@@ -235,7 +235,7 @@ impl History {
 pub(super) struct Timeline {
     /// An allocation's id, a nonce (of any partner), or the SHA-256 of a message or of its payload in hexadecimal; a
     /// digest is looked for in every receipt there is, which may take minutes
-    #[arg(value_name = "ALLOCATION|NONCE|DIGEST")]
+    #[arg(value_name = "ALLOCATION|NONCE|DIGEST", allow_hyphen_values = true)]
     subject: String,
 }
 

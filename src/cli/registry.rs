@@ -115,10 +115,10 @@ pub(super) struct AddConnection {
     #[arg(long, value_name = "UUID", value_parser = uuid)]
     client_id: Uuid,
     /// What the partner calls the client
-    #[arg(long, value_name = "ID", value_parser = external_id)]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true, value_parser = external_id)]
     partners_client_id: String,
     /// What the partner calls the connection
-    #[arg(long, value_name = "ID", value_parser = external_id)]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true, value_parser = external_id)]
     partners_connection_id: String,
 }
 
