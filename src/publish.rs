@@ -315,6 +315,8 @@ impl RowPublisher {
                 }
                 .emit();
             }
+            // After the connection: lapin closes a dropped channel by itself, in the middle of ours closing everything.
+            drop(publisher);
         }
     }
 }
