@@ -7,6 +7,7 @@ mod amqp;
 mod auditor;
 mod commands;
 mod doctor;
+mod drain;
 #[cfg(feature = "faults")]
 mod kill;
 mod outage;
