@@ -40,8 +40,8 @@ use crate::{
 /// How often the gauges are measured.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A session with the broker that lasted this long ended for a new reason: waits begin small again.
-const STEADY: Duration = Duration::from_secs(10);
+/// Who pauses, as /readyz tells it, before there are lanes.
+const STARTING: &str = "start";
 
 /// Why the worker can not run. Nothing that passes by waiting.
 #[derive(Debug, thiserror::Error)]
@@ -294,6 +294,7 @@ impl Worker {
         loop {
             match self.clerk.store.schema_version().await {
                 Ok(version) => {
+                    self.health.set_database_ok(true);
                     return match store::check_schema(version) {
                         Ok(()) => Ok(Waited::Over),
                         Err(sentence) => Err(Failure::Schema(sentence)),
@@ -323,7 +324,10 @@ impl Worker {
                 depths
             };
             match looked.await {
-                Ok(_) => return Ok(Waited::Over),
+                Ok(_) => {
+                    self.health.set_paused_by(STARTING, None);
+                    return Ok(Waited::Over);
+                }
                 Err(BrokerError::Refused { code: 404, text }) => {
                     return Err(Failure::Topology(format!(
                         "the broker does not have our queues ({text}); run `settled topology` first"
@@ -331,6 +335,8 @@ impl Worker {
                 }
                 Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
                 Err(error) => {
+                    self.health
+                        .set_paused_by(STARTING, Some("the broker does not answer".to_owned()));
                     if self
                         .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
                         .await
@@ -681,18 +687,23 @@ impl Lane {
         // Never attach a consumer before the database does all that a batch needs of it: every message handed back counts
         // against its delivery limit.
         while self.rehearse(&mut backoff).await == Waited::Over {
-            let began = Instant::now();
-            let why = match self.session(entrance).await {
+            let waited = match self.session(entrance).await {
                 Ok(SessionEnd::Stopping) => return,
                 Ok(SessionEnd::Closed) => continue,
-                Ok(SessionEnd::Lost) => "the consumer was lost".to_owned(),
-                Err(error) => error.to_string(),
+                // The broker answered, and ended this consumer or connection: a queue that was deleted, or a message that
+                // breaks the connection. Such a poison comes first again until its delivery limit, and everybody else waits
+                // behind it: so not for long, and not longer each time.
+                Ok(SessionEnd::Lost) => {
+                    backoff.reset();
+                    retry::sleep(self.worker.settings.retry.initial, &mut self.worker.stop).await
+                }
+                Err(error) => {
+                    self.worker
+                        .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
+                        .await
+                }
             };
-            // A broker that accepts and drops at once must not be asked in a tight loop.
-            if began.elapsed() > STEADY {
-                backoff.reset();
-            }
-            if self.worker.wait_for(Dependency::Broker, &why, &mut backoff).await == Waited::Stopping {
+            if waited == Waited::Stopping {
                 return;
             }
         }

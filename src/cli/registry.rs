@@ -30,7 +30,7 @@ pub(super) struct AddPartner {
     #[arg(long, value_parser = enterprise_id)]
     enterprise_id: String,
     /// What people call it
-    #[arg(long, value_parser = name)]
+    #[arg(long, allow_hyphen_values = true, value_parser = name)]
     name: String,
     /// It does not settle allocations later
     #[arg(long)]

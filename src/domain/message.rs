@@ -227,7 +227,7 @@ fn check_content_type(properties: &Properties) -> Result<(), Refusal> {
         ));
     }
     let encoding = properties.content_encoding.as_deref().unwrap_or_default();
-    if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
+    if !encoding.is_empty() && encoding != "identity" {
         return Err(Refusal::malformed("content_encoding must be absent, empty or identity"));
     }
     Ok(())
@@ -937,7 +937,7 @@ mod tests {
             (None, true),
             (Some(""), true),
             (Some("identity"), true),
-            (Some("Identity"), true),
+            (Some("Identity"), false),
             (Some("gzip"), false),
             (Some("utf-8"), false),
             (Some(" "), false),
