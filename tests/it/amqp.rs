@@ -1,6 +1,7 @@
 //! The broker as partners, subscribers and operators meet it.
 
 use std::{
+    future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -55,9 +56,19 @@ impl Message {
     }
 }
 
+/// A broker that starts may accept a connection and never answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+async fn answered<T>(question: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
+    let late = || lapin::ErrorKind::IOError(std::sync::Arc::new(std::io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(ANSWER, question)
+        .await
+        .unwrap_or_else(|_| Err(late().into()))
+}
+
 async fn open(url: &str) -> lapin::Result<(Connection, Channel)> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
+    let connection = answered(Connection::connect(url, ConnectionProperties::default())).await?;
+    let channel = answered(connection.create_channel()).await?;
     Ok((connection, channel))
 }
 
@@ -128,7 +139,7 @@ impl Line {
                 let Ok(confirm) = published else {
                     return false;
                 };
-                matches!(confirm.await, Ok(Confirmation::Ack(None)))
+                matches!(answered(confirm).await, Ok(Confirmation::Ack(None)))
             });
             let confirmed = join_all(publishes).await;
             left = left
@@ -327,14 +338,26 @@ async fn listen(url: &str, queue: &str, record: &Mutex<Vec<Seen>>) -> lapin::Res
     let mut consumer = channel
         .basic_consume(queue.into(), "".into(), options, FieldTable::default())
         .await?;
-    while let Some(delivery) = consumer.next().await {
-        let delivery = delivery?;
-        let tag = delivery.delivery_tag;
-        record
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Seen::of(delivery));
-        channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?;
+    loop {
+        match tokio::time::timeout(Duration::from_millis(500), consumer.next()).await {
+            Ok(Some(delivery)) => {
+                let delivery = delivery?;
+                let tag = delivery.delivery_tag;
+                record
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(Seen::of(delivery));
+                channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?;
+            }
+            Ok(None) => return Ok(()),
+            // Nothing comes: because there is nothing, or because the broker has forgotten us?
+            Err(_) => {
+                let look = QueueDeclareOptions { passive: true, ..QUEUE };
+                let declared = channel.queue_declare(queue.into(), look, FieldTable::default());
+                if answered(declared).await?.message_count() > 0 {
+                    return Ok(());
+                }
+            }
+        }
     }
-    Ok(())
 }

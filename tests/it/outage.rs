@@ -224,7 +224,6 @@ async fn a_long_outage_counts_once_against_each_message() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "lanes hand messages back to each other: each adds one to the delivery count"]
 async fn a_long_outage_counts_once_with_many_lanes() {
     long_outage("long_outage_lanes", "4").await;
 }
