@@ -1030,7 +1030,7 @@ mod tests {
             (park.max_interval, 60_000),
             (park.poll, 250),
             (park.lease, 30_000),
-            (outbox.lease, 15_000),
+            (outbox.lease, 5_000),
             (outbox.relay_interval, 1_000),
             (outbox.idle_delete, 100),
             (retry.initial, 50),

@@ -784,7 +784,7 @@ impl Lane {
 
         let (taken, mut to_settle) = mpsc::channel::<Taken>(1);
         let (over, is_over) = watch::channel(false);
-        let taking = self.take(intake, taken, is_over);
+        let taking = self.take(&connection, intake, taken, is_over);
         let settling = async {
             let mut handed_back = None;
             while let Some(batch) = to_settle.recv().await {
@@ -821,12 +821,13 @@ impl Lane {
     /// Takes batches and reads them, while the one before is in the database.
     async fn take(
         &self,
+        connection: &Connection,
         mut intake: Intake,
         taken: mpsc::Sender<Taken>,
         mut is_over: watch::Receiver<bool>,
     ) -> (SessionEnd, Intake) {
         let (lane, queue) = (self.number, self.queue);
-        let end = self.take_until(&mut intake, &taken, &mut is_over).await;
+        let end = self.take_until(connection, &mut intake, &taken, &mut is_over).await;
         if !matches!(end, SessionEnd::Lost) {
             Signal::ConsumerDetached { lane, queue }.emit();
             let cancelled = intake.cancel().await;
@@ -845,6 +846,7 @@ impl Lane {
 
     async fn take_until(
         &self,
+        connection: &Connection,
         intake: &mut Intake,
         taken: &mpsc::Sender<Taken>,
         is_over: &mut watch::Receiver<bool>,
@@ -864,7 +866,18 @@ impl Lane {
                 Ok(batch) => {
                     fail::point(Point::AfterReceive);
                     let read = read(batch.deliveries).await;
-                    if taken.send(read).await.is_err() {
+                    // The batch before may be held up for long; a connection that breaks meanwhile must be told all the same.
+                    let sent = tokio::select! {
+                        biased;
+                        sent = taken.send(read) => sent,
+                        () = connection.closed() => {
+                            let error = "the connection broke while the batch before was being settled";
+                            Signal::ConsumerLost { lane, queue, error }.emit();
+                            self.worker.health.consumer_gone();
+                            return SessionEnd::Lost;
+                        }
+                    };
+                    if sent.is_err() {
                         return SessionEnd::Closed;
                     }
                 }

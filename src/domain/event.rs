@@ -372,7 +372,7 @@ fn dead_letter(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp
         add("settled-origin-expiration", HeaderValue::text(expiration));
     }
     add("settled-reason", HeaderValue::text(reason.as_str()));
-    add("settled-class", HeaderValue::LongInt(i32::from(reason.class())));
+    add("settled-class", HeaderValue::LongLongInt(i64::from(reason.class())));
     add("settled-final", HeaderValue::Boolean(reason.is_final()));
     add("settled-detail", HeaderValue::text(detail));
     add(

@@ -933,7 +933,7 @@ async fn a_dead_letter_is_the_message_byte_for_byte() {
     let mut expected = kept;
     expected.extend([
         ("settled-reason", text("invalid_field")),
-        ("settled-class", AMQPValue::LongInt(400)),
+        ("settled-class", AMQPValue::LongLongInt(400)),
         ("settled-final", AMQPValue::Boolean(true)),
         ("settled-digest", text(&digest)),
         ("settled-origin-exchange", text("settlement.updates")),

@@ -503,7 +503,7 @@ fn a_dead_letter_is_the_message_and_why() {
     };
     let added = [
         ("settled-reason", HeaderValue::text("malformed_message")),
-        ("settled-class", HeaderValue::LongInt(400)),
+        ("settled-class", HeaderValue::LongLongInt(400)),
         ("settled-final", HeaderValue::Boolean(true)),
         ("settled-detail", HeaderValue::text("a sentence")),
         (
