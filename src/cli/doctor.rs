@@ -10,7 +10,7 @@ use super::{
     output::{Mood, Output, plain},
 };
 use crate::{
-    broker::{BrokerSettings, Connection, topology},
+    broker::{BrokerSettings, Connection, server_version, topology},
     config::{ConfigError, Settings},
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
@@ -341,7 +341,11 @@ async fn broker(settings: &Settings) -> Vec<Check> {
         Ok(connection) => connection,
     };
     let took = Timestamp::now().duration_since(began).as_millis();
-    let mut checks = vec![Check::good("broker", format!("logged in after {took} ms"))];
+    let version = match server_version(&settings).await {
+        Ok(version) => version,
+        Err(error) => format!("a broker whose version is unknown ({error})"),
+    };
+    let mut checks = vec![Check::good("broker", format!("{version}, logged in after {took} ms"))];
     checks.extend(depths(&connection).await);
     // Last, because its questions end in refusals, and a broker under an alarm leaves it without an answer.
     let inspected = tokio::select! {

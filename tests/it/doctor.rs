@@ -195,6 +195,9 @@ async fn where_all_is_well_every_line_says_so() {
     let found = visit(&ground).await;
     let expected: BTreeSet<&str> = ["settings"].iter().chain(&DATABASE).chain(&BROKER).copied().collect();
     assert_eq!(found.names(), expected);
+    for (line, version) in [("database", "PostgreSQL "), ("broker", "RabbitMQ ")] {
+        assert!(found.line(line).detail.starts_with(version), "{}", found.said());
+    }
     // For a person the same, one line each.
     let output = ground.run(&["doctor"]).await;
     let text = String::from_utf8_lossy(&output.stdout);
