@@ -286,15 +286,10 @@ impl RowPublisher {
                 Some(_) | None => false,
             };
             let result = if sent { ReplyResult::Sent } else { ReplyResult::Failed };
-            Signal::Reply {
-                enterprise_id: "",
-                result,
-            }
-            .emit();
+            Signal::Reply { result }.emit();
         }
         for _ in 0..settled.replies_ignored {
             Signal::Reply {
-                enterprise_id: "",
                 result: ReplyResult::Ignored,
             }
             .emit();

@@ -2,7 +2,6 @@
 //! `explain` runs the same steps without the write.
 
 use std::{
-    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -219,9 +218,7 @@ fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Ti
         for publication in event::publications(*message, judgement, now, rules) {
             match publication.kind {
                 PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
-                PublicationKind::Reply => {
-                    settled.replies.push(publication);
-                }
+                PublicationKind::Reply => settled.replies.push(publication),
             }
         }
         let properties = &message.delivery.properties;
@@ -302,7 +299,7 @@ pub async fn explain(
     let snapshot = match batch.facts.first().map(|facts| &facts.content) {
         Some(Ok(_)) => store.snapshot(&messages).await?,
         // Steps 1 to 3 ask nothing of the registry, so they can be explained without a database.
-        Some(Err(_)) | None => empty_snapshot(),
+        Some(Err(_)) | None => Snapshot::default(),
     };
     let (judgements, changes) = decide::decide(snapshot, &messages, rules);
     let judgement = judgements.into_iter().next();
@@ -311,15 +308,4 @@ pub async fn explain(
         .zip(facts)
         .map(|(judgement, facts)| (judgement, changes, facts))
         .ok_or_else(|| StoreError::blame_the_batch("a batch of one came to no verdict"))
-}
-
-fn empty_snapshot() -> Snapshot {
-    Snapshot {
-        now: Timestamp::UNIX_EPOCH,
-        partners: HashMap::new(),
-        allocations: HashMap::new(),
-        receipts: HashMap::new(),
-        parked: HashMap::new(),
-        parked_counts: HashMap::new(),
-    }
 }

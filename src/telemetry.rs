@@ -164,7 +164,6 @@ pub enum Signal<'a> {
     },
     /// An answer to a partner's `reply_to`, or why there is none.
     Reply {
-        enterprise_id: &'a str,
         result: ReplyResult,
     },
 
@@ -552,9 +551,9 @@ impl Signal<'_> {
                 counter!("settled_outbox_refused_total").increment(1);
                 error!(%batch, routing_key, error, "the broker refuses this publication; set aside in outbox_refused");
             }
-            Signal::Reply { enterprise_id, result } => {
+            Signal::Reply { result } => {
                 counter!("settled_replies_total", "result" => result.as_str()).increment(1);
-                debug!(enterprise_id, %result, "reply_to");
+                debug!(%result, "reply_to");
             }
             Signal::OutboxMeasured { pending, oldest } => {
                 gauge!("settled_outbox_pending").set(pending as f64);
@@ -1041,7 +1040,6 @@ mod tests {
                 error: "frame too large",
             },
             Signal::Reply {
-                enterprise_id: "acme",
                 result: ReplyResult::Ignored,
             },
             Signal::OutboxMeasured {

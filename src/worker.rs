@@ -828,7 +828,9 @@ impl Lane {
     ) -> (SessionEnd, Intake) {
         let (lane, queue) = (self.number, self.queue);
         let end = self.take_until(connection, &mut intake, &taken, &mut is_over).await;
-        if !matches!(end, SessionEnd::Lost) {
+        if matches!(end, SessionEnd::Lost) {
+            self.worker.health.consumer_gone();
+        } else {
             Signal::ConsumerDetached { lane, queue }.emit();
             let cancelled = intake.cancel().await;
             self.worker.health.consumer_gone();
@@ -844,6 +846,7 @@ impl Lane {
         (end, intake)
     }
 
+    /// Until the program stops, intake closes, or the consumer is lost.
     async fn take_until(
         &self,
         connection: &Connection,
@@ -873,7 +876,6 @@ impl Lane {
                         () = connection.closed() => {
                             let error = "the connection broke while the batch before was being settled";
                             Signal::ConsumerLost { lane, queue, error }.emit();
-                            self.worker.health.consumer_gone();
                             return SessionEnd::Lost;
                         }
                     };
@@ -883,7 +885,6 @@ impl Lane {
                 }
                 Err(IntakeEnd::Cancelled) => {
                     Signal::ConsumerCancelled { lane, queue }.emit();
-                    self.worker.health.consumer_gone();
                     return SessionEnd::Lost;
                 }
                 Err(IntakeEnd::Away(error)) => {
@@ -893,7 +894,6 @@ impl Lane {
                         error: &error.to_string(),
                     }
                     .emit();
-                    self.worker.health.consumer_gone();
                     return SessionEnd::Lost;
                 }
             }

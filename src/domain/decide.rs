@@ -257,7 +257,7 @@ pub struct Parked {
 }
 
 /// Everything a batch may touch, as the database had it while it was locked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The database's clock, cut to milliseconds.
     pub now: Timestamp,

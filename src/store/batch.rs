@@ -1,7 +1,7 @@
 //! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip; one statement a
 //! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, parked, accounts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::join;
 use jiff::Timestamp;
@@ -159,14 +159,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
     );
     answers.0?;
     fail::point(Point::AfterLoad);
-    let mut snapshot = Snapshot {
-        now: Timestamp::UNIX_EPOCH,
-        partners: HashMap::new(),
-        allocations: HashMap::new(),
-        receipts: HashMap::new(),
-        parked: HashMap::new(),
-        parked_counts: HashMap::new(),
-    };
+    let mut snapshot = Snapshot::default();
     for row in answers.1? {
         let allocation = allocation(session, &row)?;
         snapshot.allocations.insert(allocation.id, allocation);

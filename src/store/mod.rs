@@ -228,18 +228,6 @@ impl Store {
         })
     }
 
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// Why not.
-    pub async fn probe(&self) -> Result<(), StoreError> {
-        self.session("probe")
-            .await?
-            .query("/* store::probe */ SELECT 1", &[])
-            .await
-            .map(drop)
-    }
-
     /// Takes a connection for a named piece of work. Statements on it are each their own transaction until
     /// [`Session::begin`].
     ///
