@@ -47,11 +47,15 @@ CREATE TABLE settled.dead_letters (
     CHECK (state <> 'due' OR run_id IS NOT NULL)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05);
 ALTER TABLE settled.dead_letters ALTER COLUMN body SET STORAGE EXTERNAL;
-CREATE INDEX dead_letters_seq ON settled.dead_letters (seq);
-CREATE INDEX dead_letters_state ON settled.dead_letters (state, seq);
+-- Lists go by state and order of arrival. Everything that is filtered or counted by stands in the index, so that whatever
+-- an operator asks for costs a walk along the index at most, and the table is visited for the rows that are shown.
+CREATE INDEX dead_letters_state ON settled.dead_letters (state, seq)
+    INCLUDE (id, enterprise_id, reason, group_id, last_failed_at);
+-- Groups and counts are sums along this one, in its order.
+CREATE INDEX dead_letters_group ON settled.dead_letters
+    (state, group_id, enterprise_id, reason, first_failed_at, last_failed_at);
 CREATE INDEX dead_letters_partner ON settled.dead_letters (enterprise_id, state, seq);
 CREATE INDEX dead_letters_reason ON settled.dead_letters (reason, state, seq);
-CREATE INDEX dead_letters_group ON settled.dead_letters (state, group_id, first_failed_at, last_failed_at);
 CREATE INDEX dead_letters_nonce ON settled.dead_letters (nonce);
 CREATE INDEX dead_letters_allocation ON settled.dead_letters (allocation_id);
 CREATE INDEX dead_letters_digest ON settled.dead_letters (digest);
@@ -118,6 +122,7 @@ CREATE TABLE settled.run_items (
     CHECK ((state = 'judged') = (verdict IS NOT NULL))
 );
 CREATE INDEX run_items_state ON settled.run_items (run_id, state, position);
+CREATE INDEX run_items_dead_letter_id ON settled.run_items (dead_letter_id);
 
 -- Who did what, why, to what, and what came of it. Written by the transaction that did it.
 CREATE TABLE settled.audit (
@@ -127,7 +132,19 @@ CREATE TABLE settled.audit (
     act       text NOT NULL,
     why       text,
     filters   jsonb NOT NULL,
-    outcome   jsonb NOT NULL
+    outcome   jsonb NOT NULL,
+    -- The run that it is about.
+    run_id    bigint
 );
+CREATE INDEX audit_run_id ON settled.audit (run_id);
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON settled.audit
+    FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change();
+
+-- Which messages an act changed by itself (discarded, restored, purged). What a run did stands in its items.
+CREATE TABLE settled.audit_subjects (
+    dead_letter_id  uuid NOT NULL,
+    audit_id        bigint NOT NULL REFERENCES settled.audit,
+    PRIMARY KEY (dead_letter_id, audit_id)
+);
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON settled.audit_subjects
     FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change();
