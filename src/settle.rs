@@ -309,3 +309,57 @@ pub async fn explain(
         .map(|(judgement, facts)| (judgement, changes, facts))
         .ok_or_else(|| StoreError::blame_the_batch("a batch of one came to no verdict"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::delivery::Properties;
+
+    fn numbered(count: u8) -> Batch {
+        let deliveries: Vec<Delivery> = (0..count)
+            .map(|number| Delivery {
+                exchange: String::new(),
+                routing_key: String::new(),
+                body: vec![number],
+                properties: Properties::default(),
+                redelivered: false,
+                source: Source::Plain,
+            })
+            .collect();
+        let facts = deliveries.iter().map(read_one).collect();
+        Batch {
+            deliveries: Arc::new(deliveries),
+            facts,
+        }
+    }
+
+    /// A batch cut in two until every message stands alone, by their numbers in the order they are found.
+    fn cut(batch: &Batch, most: u32) -> Vec<u8> {
+        assert_eq!(batch.deliveries.len(), batch.facts.len());
+        match batch.halves() {
+            Some((left, right)) => {
+                assert!(most > 0, "a search that does not end");
+                [cut(&left, most - 1), cut(&right, most - 1)].concat()
+            }
+            None => {
+                let [delivery] = batch.deliveries.as_slice() else {
+                    panic!("{} messages in one piece", batch.deliveries.len());
+                };
+                assert_eq!(batch.facts[0].message_digest, message::sha256(&delivery.body));
+                delivery.body.clone()
+            }
+        }
+    }
+
+    #[test]
+    fn halves_are_never_empty_and_together_the_whole() {
+        for count in 1..=65 {
+            assert_eq!(
+                cut(&numbered(count), 7),
+                (0..count).collect::<Vec<_>>(),
+                "{count} messages"
+            );
+        }
+        assert!(numbered(0).halves().is_none());
+    }
+}

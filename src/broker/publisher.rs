@@ -414,6 +414,39 @@ mod tests {
         assert_eq!(soon(publisher.publish(&[])).await, Ok(vec![]));
     }
 
+    /// lapin gives a confirm to the wrong publication, some few of thousands, where several tasks publish on a channel.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_nack_finds_its_own_publication() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        queue(&connection, "there", &[]).await;
+        let full = [
+            ("x-max-length", AMQPValue::LongInt(1)),
+            ("x-overflow", text("reject-publish")),
+        ];
+        queue(&connection, "full", &full).await;
+        let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+        let filling = [event("", "full", "the only one")];
+        assert_eq!(soon(publisher.publish(&filling)).await, Ok(vec![Fate::Confirmed]));
+        for round in 0..16 {
+            let sent: Vec<_> = (0..2_000)
+                .map(|index| {
+                    event(
+                        "",
+                        if index % 2 == 0 { "there" } else { "full" },
+                        &format!("{round}/{index}"),
+                    )
+                })
+                .collect();
+            let expected: Vec<_> = (0..2_000)
+                .map(|index| if index % 2 == 0 { Fate::Confirmed } else { Fate::Nacked })
+                .collect();
+            let fates = soon(publisher.publish(&sent)).await.expect("answered");
+            let wrong = fates.iter().zip(&expected).filter(|(fate, expected)| fate != expected);
+            assert_eq!(wrong.count(), 0, "round {round}");
+        }
+    }
+
     #[tokio::test]
     async fn what_a_full_queue_does_not_take_is_nacked() {
         let vhost = Vhost::new();

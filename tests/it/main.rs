@@ -5,12 +5,14 @@
 
 mod amqp;
 mod auditor;
+mod batch;
 mod commands;
 mod doctor;
 mod drain;
 #[cfg(feature = "faults")]
 mod kill;
 mod outage;
+mod outbox;
 mod partner;
 mod poison;
 mod private;

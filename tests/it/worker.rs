@@ -789,6 +789,56 @@ async fn strangers_leave_no_receipt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_counts_while_it_is_valid() {
+    let (place, partner, reservations) = with_reserved("validity", 3).await;
+    let add = async |bounds: &[&str]| {
+        let holder = Partner {
+            key: new_key(),
+            ..partner.clone()
+        };
+        let key = holder.public_key();
+        let add = ["key", "add", "--enterprise-id", "acme", "--public-key", &key];
+        let output = place.run(&[&add, bounds].concat()).await;
+        assert!(output.status.success(), "{}", said(&output));
+        holder
+    };
+    let (past, long_past, future) = ("2021-01-01T00:00:00Z", "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z");
+    let over = add(&["--valid-from", long_past, "--valid-until", past]).await;
+    let later = add(&["--valid-from", future]).await;
+    let valid = add(&["--valid-from", past, "--valid-until", future]).await;
+    // What the auditor takes for a key's word.
+    place.story().keys.push(("acme".to_owned(), valid.public_key()));
+    let mismatch = Expect::Refused("signature_mismatch");
+    place
+        .publish(&[
+            over.draft(&reservations[0], "cleared").message(mismatch),
+            later.draft(&reservations[1], "cleared").message(mismatch),
+            valid.cleared(&reservations[2]),
+        ])
+        .await;
+    let worker = place.ready_worker(&[]).await;
+    place.settle_up(worker).await;
+}
+
+/// Another partner's key is as good as a stranger's, and another partner's routing key makes its messages not ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partner_speaks_only_for_itself() {
+    let (place, partner, reservations) = with_reserved("for_itself", 2).await;
+    let other = Partner::new("beta");
+    place.register(&other).await;
+    let forged = partner.draft(&reservations[0], "cleared").signed_by(other.key);
+    let mut astray = partner
+        .cleared(&reservations[1])
+        .expecting(Expect::Refused("signature_mismatch"));
+    astray.routing_key = astray.routing_key.replacen("acme", "beta", 1);
+    place
+        .publish(&[forged.message(Expect::Refused("signature_mismatch")), astray])
+        .await;
+    let worker = place.ready_worker(&[]).await;
+    place.settle_up(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partner_bound_to_a_broker_user() {
     let place = Place::new("bound").await;
     let user = crate::support::userinfo(&place.broker_url).0.to_owned();

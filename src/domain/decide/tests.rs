@@ -735,6 +735,17 @@ fn every_reason_has_the_message_that_causes_it() {
             true,
         ),
         (
+            "a quantity that differs in the last of 78 digits",
+            |_, _, letter| {
+                letter.draft = draft(LARGE, Outcome::Cleared, "n");
+                let less = QUANTITY_MAX.replace("639935", "639934");
+                letter.draft.amount.quantity = Quantity::parse(&less).expect("a quantity");
+            },
+            Reason::AllocationMismatch,
+            "amount.quantity: differs from the record",
+            true,
+        ),
+        (
             "another client",
             |_, _, letter| letter.draft.client_id = Uuid::from_u128(7),
             Reason::AllocationMismatch,
@@ -1335,6 +1346,56 @@ fn a_nonce_is_each_partners_own() {
     assert_eq!(line(&model.judge_letter(&Letter::cleared(OF_BETA, "n"))), "settled");
     // The separator keeps ("ab", "c") and ("a", "bc") apart.
     assert_ne!(ReceiptKey::new("ab", "c"), ReceiptKey::new("a", "bc"));
+}
+
+/// As a string: neither letter case, nor white space, nor another way to write the same character makes two nonces one.
+#[test]
+fn a_nonce_is_compared_exactly() {
+    let nonces = [
+        "n\u{e9}",
+        "N\u{e9}",
+        "n\u{c9}",
+        "ne\u{301}",
+        "n\u{e9} ",
+        "n\u{e9}\u{200b}",
+    ];
+    let keys: BTreeSet<ReceiptKey> = nonces.iter().map(|nonce| ReceiptKey::new("acme", nonce)).collect();
+    assert_eq!(keys.len(), nonces.len());
+    let mut model = Model::new();
+    assert_eq!(line(&model.judge_letter(&Letter::cleared(ALLOCATION, "n"))), "settled");
+    assert_eq!(line(&model.judge_letter(&Letter::cleared(LARGE, "N"))), "settled");
+}
+
+/// Whoever knows a nonce can write it into a message; before step 9 that says nothing about it.
+#[test]
+fn a_stranger_changes_no_receipt() {
+    let strangers: [fn(&mut Letter); 5] = [
+        |letter| letter.signed_by = 9,
+        |letter| letter.altered.push(("signature", "1f".into())),
+        |letter| letter.altered.push(("partnersClientId", "altered".into())),
+        |letter| letter.draft.id = LARGE,
+        |letter| letter.properties.user_id = Some("somebody else".to_owned()),
+    ];
+    for first in ["rejected partner_inactive", "parked allocation_not_found"] {
+        for (number, stranger) in strangers.iter().enumerate() {
+            let mut model = Model::new();
+            let id = if first.starts_with("parked") { LATE } else { ALLOCATION };
+            model.acme().suspended = first.starts_with("rejected");
+            model.judge_letter(&Letter::cleared(id, "n"));
+            assert_eq!(model.receipt("n"), first);
+            model.acme().suspended = false;
+            model.acme().broker_user = (number == 4).then(|| "acme-user".to_owned());
+            let before = model.clone();
+            let mut letter = Letter::cleared(id, "n");
+            if number == 3 {
+                letter.signed_by = 9;
+            }
+            stranger(&mut letter);
+            let (judgements, _) = model.post(&rules(), &[letter.send()]);
+            assert!(!judgements[0].proven, "{number}: {judgements:?}");
+            assert_eq!(model, before, "{first}: {number}");
+        }
+    }
 }
 
 /// PROTOCOL, "Receipts": the newest verdict, but never out of `settled` or a final reason.
