@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt lint doc ci services services-down clean
+.PHONY: help build demo test mutants fmt lint doc ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -20,6 +20,9 @@ demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS
 
 test: ## every test, against real services (ARGS go to the test runner)
 	@dev/test $(ARGS)
+
+mutants: ## seed one bug after another, and see that the tests notice each (ARGS: names of tests/mutants)
+	@dev/mutants $(ARGS)
 
 fmt: ## format the source
 	cargo fmt

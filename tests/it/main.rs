@@ -11,6 +11,7 @@ mod doctor;
 mod drain;
 #[cfg(feature = "faults")]
 mod kill;
+mod mutants;
 mod outage;
 mod outbox;
 mod partner;

@@ -26,8 +26,15 @@ use crate::{
     partner::Partner,
 };
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than anything here takes on a busy machine. Where tests are meant to fail (`dev/mutants`), the seconds are said
+/// when they are compiled.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(match option_env!("SETTLED_TEST_PATIENCE") {
+    Some(seconds) => match u64::from_str_radix(seconds, 10) {
+        Ok(seconds) => seconds,
+        Err(_) => panic!("SETTLED_TEST_PATIENCE is a number of seconds"),
+    },
+    None => 60,
+});
 
 /// Waits for a condition, looking again and again. The only wait there is in these tests.
 pub(crate) async fn until<T>(what: &str, deadline: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -271,7 +278,7 @@ pub(crate) fn said(output: &Output) -> String {
 }
 
 /// One test's own database, vhost and directory, with everything that was said in it. Deleted when the test passes, kept
-/// and named when it fails.
+/// and named when it fails (but for `SETTLED_TEST_KEEP=no`).
 pub(crate) struct Place {
     /// What every event's subscriber saw.
     pub(crate) events: Tap,
@@ -590,7 +597,8 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let keep = std::env::var_os("SETTLED_TEST_KEEP").is_none_or(|keep| keep != "no");
+        if std::thread::panicking() && keep {
             eprintln!(
                 "kept: database and vhost {}, logs in {}",
                 self.name,
