@@ -55,7 +55,7 @@ pub struct Intake {
     /// (properties that lapin cannot parse) does so again at each redelivery, and each lost connection counts against
     /// all messages in our hands: alone, the poison reaches its delivery limit alone.
     careful: bool,
-    /// On the way from prefetch 1 to the full one. Kept here so that a dropped `next()` loses nothing.
+    /// On the way from prefetch 1 to the rest of it. Kept here so that a dropped `next()` loses nothing.
     switch: Option<Switch>,
     held: VecDeque<Delivery>,
     ended: Option<IntakeEnd>,
@@ -74,7 +74,8 @@ impl std::fmt::Debug for Intake {
 
 impl Intake {
     /// Starts consuming `queue`. A batch has at most `batch_max` messages and `batch_max_bytes` of bodies and headers,
-    /// except that one message always fits. Memory is bounded by `prefetch` messages and one more batch.
+    /// except that one message always fits. Never more than `prefetch` messages are out and not acknowledged; memory is
+    /// bounded by them and one more batch.
     pub async fn attach(
         connection: &Connection,
         queue: &str,
@@ -127,11 +128,14 @@ impl Intake {
             match self.held.front() {
                 // This message is in our hands and unacknowledged, so prefetch 1 allows no other to be under way: the
                 // one moment when a consumer can be cancelled without messages arriving for it afterwards, which lapin
-                // would drop and the broker would wait for.
+                // would drop and the broker would wait for. The next consumer may have one less than the prefetch, since
+                // this message counts for the old one until it is acknowledged.
                 Some(first) if self.careful && !first.redelivered => {
-                    if let Some(consumer) = self.consumer.take() {
+                    if self.prefetch == 1 {
+                        self.careful = false;
+                    } else if let Some(consumer) = self.consumer.take() {
                         let (channel, queue) = (self.channel.clone(), self.queue.clone());
-                        self.switch = Some(Box::pin(switch(channel, queue, consumer, self.prefetch)));
+                        self.switch = Some(Box::pin(switch(channel, queue, consumer, self.prefetch - 1)));
                     }
                 }
                 Some(_) | None => return self.gather(),
@@ -529,6 +533,29 @@ mod tests {
         }
         let missing = Intake::attach(&connection, "missing", 1, 1, 1).await.map(drop);
         assert_eq!(missing.map_err(|error| error.code()), Err(Some(404)));
+    }
+
+    /// The message that is in hand while the consumers change counts too.
+    #[tokio::test]
+    async fn no_more_is_out_than_the_prefetch() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        for prefetch in [1, 2, 5] {
+            let queue = format!("q{prefetch}");
+            quorum_queue(&connection, &queue, 50).await;
+            fill(&connection, &queue, numbered(0..20)).await;
+            let mut intake = Intake::attach(&connection, &queue, prefetch, 1, 1 << 20)
+                .await
+                .expect("attached");
+            let taken = take(&mut intake, usize::from(prefetch)).await;
+            // What comes now would have come before this confirm, were there room.
+            fill(&connection, &queue, numbered(20..21)).await;
+            assert_eq!(ready(&connection, &queue).await, 21 - u32::from(prefetch));
+            let last = taken.iter().map(tag).max();
+            intake.disposer().dispose(&[], last).await.expect("acknowledged");
+            take(&mut intake, 1).await;
+            intake.release().await.expect("released");
+        }
     }
 
     #[tokio::test]

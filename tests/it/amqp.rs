@@ -192,6 +192,18 @@ impl Line {
             .expect("the queue goes");
     }
 
+    /// What is ready in a queue, without taking it out: it is got, not acknowledged, and goes back when the channel closes.
+    pub(crate) async fn peek(&self, queue: &str) -> Vec<Seen> {
+        let (_connection, channel) = open(&self.url).await.expect("the broker answers");
+        let mut seen = Vec::new();
+        let options = BasicGetOptions { no_ack: false };
+        while let Some(got) = channel.basic_get(queue.into(), options).await.expect("an answer") {
+            seen.push(Seen::of(got.delivery));
+        }
+        channel.close(200, "done".into()).await.expect("it closes");
+        seen
+    }
+
     /// Takes one message out of a queue, once there is one.
     pub(crate) async fn get(&self, queue: &str) -> Seen {
         let channel = self.channel().await;

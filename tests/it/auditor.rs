@@ -1,16 +1,34 @@
 //! The books, checked from outside: by SQL, by what subscribers recorded, and by what was published. What they should be is
 //! computed here from the published messages alone; the program's own rules are asked nothing.
+//!
+//! What must hold after every run. Each complaint begins with the number of what it found broken.
+//!
+//! | | invariant | looked at in |
+//! |---|---|---|
+//! | I1 | an accepted message has one effect | `check_records`, [`books::ledger`], [`books::batches`] |
+//! | I2 | money is conserved: entries sum to zero, balances equal entries, states equal the fold of their transfers, nothing is negative | `check_balances`, [`books::ledger`] |
+//! | I3 | of the messages that differ in routing key or body each is settled, dead-lettered, parked or still queued, one of these and not two; what came in is what it came to, batch by batch | `check_places`, [`books::batches`] |
+//! | I4 | an effect has its event, under one id, with the same bytes in every copy; no event without its effect | `check_settlement_events`, `check_refusal_events`, `check_parked_events` |
+//! | I5 | no nonce of a partner is accepted twice | `check_nonces`, [`books::ledger`] |
+//! | I6 | what had an effect and is said again changes nothing | [`books::Books`], in `Place::settle_up` |
+//! | I7 | after the faults queue, outbox and parked messages come to rest in time, and a consumer is attached | [`unrest`], in `Place::settle_up` |
+//! | I8 | of valid messages none is dead-lettered, whatever fails below | `check_valid` |
+//! | I9 | nothing has an effect without a valid signature of a key that was active | [`books::authority`], `check_strangers` |
+//! | I10 | memory, unacknowledged messages, connections and outbox rows stay within their bounds | [`bounds`] |
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lapin::types::{AMQPValue, ShortString};
 use num_bigint::BigInt;
-use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::{amqp::Seen, partner};
+use crate::amqp::Seen;
+
+pub(crate) mod books;
+pub(crate) mod bounds;
 
 /// What a published message should come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +59,9 @@ pub(crate) struct Deposit {
     pub(crate) quantity: String,
 }
 
+/// Who reserves.
+const INITIATED_BY: &str = "the auditor";
+
 /// A reservation that was made.
 #[derive(Clone, Debug)]
 pub(crate) struct Reservation {
@@ -63,7 +84,7 @@ impl Reservation {
             "connectionId": self.connection,
             "amount": {"currency": self.currency, "quantity": self.quantity},
             "clientExternalId": self.client_external_id,
-            "initiatedBy": "the auditor",
+            "initiatedBy": INITIATED_BY,
         });
         if let Some(notes) = &self.notes {
             line["notes"] = json!(notes);
@@ -80,6 +101,19 @@ pub(crate) struct Story {
     pub(crate) sent: Vec<Sent>,
     /// Enterprise and public key, in hex.
     pub(crate) keys: Vec<(String, String)>,
+    /// Only valid messages without rivals are published: none may be dead-lettered (I8).
+    pub(crate) only_valid: bool,
+    /// What had an effect is said again before the books are closed (I6).
+    pub(crate) repeats: bool,
+}
+
+/// What was seen from outside, beside the database.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Observed {
+    pub(crate) events: Vec<Seen>,
+    pub(crate) dead: Vec<Seen>,
+    /// What is left in the input queue.
+    pub(crate) queued: Vec<Seen>,
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -99,6 +133,8 @@ struct Said {
     nonce: String,
     status: String,
     payload_digest: [u8; 32],
+    /// What it leaves in the record: reason, the partner's own id, evaluation, approval, policy result.
+    left: [Option<String>; 5],
 }
 
 /// A published message, read once.
@@ -116,13 +152,25 @@ impl<'a> Known<'a> {
         let said = || {
             let body: Value = serde_json::from_slice(&sent.body).ok()?;
             let (enterprise, rest) = sent.routing_key.split_once('.')?;
-            let subject = format!("{}Id", rest.strip_suffix(".update")?);
+            let kind = rest.strip_suffix(".update")?;
+            let text = |name: &str| body[name].as_str().map(str::to_owned);
+            let partners = match kind {
+                "allocation" => "partnersAllocationId",
+                _ => "partnersDeallocationId",
+            };
             Some(Said {
                 enterprise: enterprise.to_owned(),
-                subject: body[&subject].as_str().and_then(|id| id.parse().ok()),
-                nonce: body["nonce"].as_str()?.to_owned(),
-                status: body["status"].as_str()?.to_owned(),
-                payload_digest: sha256(body["payload"].as_str()?.as_bytes()),
+                subject: body[format!("{kind}Id")].as_str().and_then(|id| id.parse().ok()),
+                nonce: text("nonce")?,
+                status: text("status")?,
+                payload_digest: sha256(text("payload")?.as_bytes()),
+                left: [
+                    text("rejectReason"),
+                    text(partners),
+                    text("evaluationId"),
+                    text("pendingApprovalId"),
+                    text("policyResult").map(|result| result.to_ascii_lowercase()),
+                ],
             })
         };
         Self {
@@ -153,10 +201,11 @@ struct Places {
     settled: BTreeMap<(String, String), (Vec<u8>, Vec<u8>)>,
     parked: BTreeSet<(String, [u8; 32])>,
     dead: BTreeSet<(String, [u8; 32])>,
+    queued: BTreeSet<(String, [u8; 32])>,
 }
 
 impl Places {
-    async fn look(db: &Client, dead: &[Seen]) -> Self {
+    async fn look(db: &Client, dead: &[Seen], queued: &[Seen]) -> Self {
         let sql = "SELECT enterprise_id, nonce, payload_digest, message_digest
                    FROM settled.receipts WHERE verdict IN ('settled', 'duplicate')";
         let rows = db.query(sql, &[]).await.expect("receipts");
@@ -169,14 +218,20 @@ impl Places {
             .await
             .expect("parked");
         let parked = rows.iter().map(|row| (row.get(0), sha256(row.get(1)))).collect();
-        let dead = dead
-            .iter()
-            .map(|seen| (seen.routing_key.clone(), sha256(&seen.body)))
-            .collect();
-        Self { settled, parked, dead }
+        let at = |seen: &[Seen]| {
+            let at = |seen: &Seen| (seen.routing_key.clone(), sha256(&seen.body));
+            seen.iter().map(at).collect()
+        };
+        Self {
+            settled,
+            parked,
+            dead: at(dead),
+            queued: at(queued),
+        }
     }
 
-    /// Where a message is. It should be in one place exactly.
+    /// Where a message is. It should be in one place exactly. What waits in the queue is in that place only if it is in no
+    /// other: a copy may wait there of what was settled, and its acknowledgement lost.
     fn of(&self, known: &Known<'_>) -> Vec<&'static str> {
         let sent = known.sent;
         let at = (sent.routing_key.clone(), known.digest);
@@ -193,17 +248,21 @@ impl Places {
             (self.parked.contains(&at), "parked"),
             (self.dead.contains(&at), "dead"),
         ];
-        places
+        let mut places: Vec<&'static str> = places
             .into_iter()
             .filter_map(|(is, place)| is.then_some(place))
-            .collect()
+            .collect();
+        if places.is_empty() && self.queued.contains(&at) {
+            places.push("queued");
+        }
+        places
     }
 }
 
-/// What is not at rest yet; empty at rest.
+/// What is not at rest yet (I7); empty at rest.
 pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<String> {
     let mut problems = Vec::new();
-    let places = Places::look(db, dead).await;
+    let places = Places::look(db, dead, &[]).await;
     let waiting: BTreeSet<Uuid> = story.reservations.iter().map(|reservation| reservation.id).collect();
     for known in distinct(story) {
         let at = places.of(&known);
@@ -215,7 +274,7 @@ pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<Str
             _ => true,
         };
         if !is_over {
-            problems.push(format!("not yet accounted for: {} {at:?}", known.name()));
+            problems.push(format!("I7: not yet accounted for: {} {at:?}", known.name()));
         }
     }
     problems.truncate(5);
@@ -225,37 +284,48 @@ pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<Str
         .expect("outbox");
     let outbox: i64 = rows.first().map_or(0, |row| row.get(0));
     if outbox > 0 {
-        problems.push(format!("{outbox} rows in the outbox"));
+        problems.push(format!("I7: {outbox} rows in the outbox"));
     }
     problems
 }
 
-/// Everything that is wrong, at rest and with no worker running.
-pub(crate) async fn audit(db: &Client, story: &Story, events: &[Seen], dead: &[Seen]) -> Vec<String> {
+/// Everything that is wrong while no worker is running.
+pub(crate) async fn audit(db: &Client, story: &Story, observed: &Observed) -> Vec<String> {
     let known = distinct(story);
     let mut audit = Audit {
         story,
         known: &known,
-        events,
-        dead,
+        observed,
         records: records(db).await,
-        places: Places::look(db, dead).await,
+        places: Places::look(db, &observed.dead, &observed.queued).await,
         problems: Vec::new(),
     };
-    let db_books = books(db).await;
     audit.check_places();
+    audit.check_valid();
     audit.check_records();
-    audit.check_balances(&db_books);
+    audit.check_balances(&balances(db).await);
     audit.check_settlement_events();
+    audit.check_nonces();
     audit.check_refusal_events();
     let mut problems = audit.problems;
-    problems.extend(check_ledger(db).await);
-    problems.extend(check_authority(db, story).await);
-    problems.extend(check_batches(db, known.len()).await);
-    problems.extend(check_parked_events(db, &known, events).await);
+    problems.extend(books::ledger(db).await);
+    problems.extend(books::authority(db, story).await);
+    problems.extend(books::batches(db, story, observed).await);
+    problems.extend(check_parked_events(db, &known, &observed.events).await);
     problems.extend(check_strangers(db, &known).await);
-    problems.extend(unrest(db, story, dead).await);
     problems
+}
+
+/// The messages whose bytes had an effect: said again, each must be a duplicate.
+pub(crate) async fn effective(db: &Client, story: &Story) -> Vec<Sent> {
+    let sql = "SELECT message_digest FROM settled.receipts WHERE verdict = 'settled'";
+    let rows = db.query(sql, &[]).await.expect("receipts");
+    let settled: BTreeSet<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
+    let known = distinct(story).into_iter();
+    known
+        .filter(|known| settled.contains(known.digest.as_slice()))
+        .map(|known| known.sent.clone())
+        .collect()
 }
 
 /// An allocation as the database has it.
@@ -263,40 +333,128 @@ struct Record {
     id: Uuid,
     kind: String,
     status: String,
-    reason: Option<String>,
-    partner_external_id: Option<String>,
-    nonce: Option<String>,
-    updated_at: String,
-    enterprise: String,
+    connection: Uuid,
+    client: Uuid,
     currency: String,
     quantity: String,
+    client_external_id: String,
+    initiated_by: String,
+    notes: Option<String>,
+    /// Reason, the partner's own id, evaluation, approval, policy result.
+    left: [Option<String>; 5],
+    retriable: bool,
+    nonce: Option<String>,
+    created_at: String,
+    updated_at: String,
+    enterprise: String,
 }
 
 async fn records(db: &Client) -> BTreeMap<Uuid, Record> {
-    let sql = "SELECT a.id, a.type, a.status, a.reason, a.partner_external_id, a.settled_nonce,
+    let sql = "SELECT a.id, a.type, a.status, a.connection_id, a.client_id, a.currency, a.quantity::text,
+                      a.client_external_id, a.initiated_by, a.notes,
+                      a.reason, a.partner_external_id, a.evaluation_id, a.pending_approval_id, a.policy_result,
+                      a.retriable, a.settled_nonce,
+                      to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'),
                       to_char(a.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'),
-                      c.enterprise_id, a.currency, a.quantity::text
+                      c.enterprise_id
                FROM settled.allocations AS a JOIN settled.connections AS c USING (connection_id)";
     let rows = db.query(sql, &[]).await.expect("allocations");
     let record = |row: &tokio_postgres::Row| Record {
         id: row.get(0),
         kind: row.get(1),
         status: row.get(2),
-        reason: row.get(3),
-        partner_external_id: row.get(4),
-        nonce: row.get(5),
-        updated_at: row.get(6),
-        enterprise: row.get(7),
-        currency: row.get(8),
-        quantity: row.get(9),
+        connection: row.get(3),
+        client: row.get(4),
+        currency: row.get(5),
+        quantity: row.get(6),
+        client_external_id: row.get(7),
+        initiated_by: row.get(8),
+        notes: row.get(9),
+        left: [10, 11, 12, 13, 14].map(|column| row.get(column)),
+        retriable: row.get(15),
+        nonce: row.get(16),
+        created_at: row.get(17),
+        updated_at: row.get(18),
+        enterprise: row.get(19),
     };
     rows.iter().map(|row| (row.get(0), record(row))).collect()
+}
+
+impl Record {
+    /// Whether it says what was reserved.
+    fn is_of(&self, reservation: &Reservation) -> bool {
+        let Reservation {
+            id,
+            kind,
+            connection,
+            client,
+            currency,
+            quantity,
+            client_external_id,
+            notes,
+        } = reservation;
+        (&self.id, self.kind.as_str(), &self.connection, &self.client) == (id, *kind, connection, client)
+            && (&self.currency, &self.quantity) == (currency, quantity)
+            && (&self.client_external_id, &self.notes) == (client_external_id, notes)
+            && self.initiated_by == INITIATED_BY
+    }
+
+    /// The body of its event.
+    fn event(&self, source: &Value) -> Value {
+        let kind = format!("{}.{}", self.kind, self.status);
+        let [
+            reason,
+            partner_external_id,
+            evaluation_id,
+            pending_approval_id,
+            policy_result,
+        ] = &self.left;
+        let mut allocation = json!({
+            "id": self.id,
+            "amount": {"currency": self.currency, "quantity": self.quantity},
+            "connectionId": self.connection,
+            "clientExternalId": self.client_external_id,
+            "initiatedBy": self.initiated_by,
+            "createdAt": self.created_at,
+            "updatedAt": self.updated_at,
+            "retriable": self.retriable,
+            "reason": reason,
+            "status": self.status,
+            "type": self.kind,
+        });
+        for (name, value) in [
+            ("partnerExternalId", partner_external_id),
+            ("notes", &self.notes),
+            ("evaluationId", evaluation_id),
+            ("pendingApprovalId", pending_approval_id),
+            ("policyResult", policy_result),
+        ] {
+            if let Some(value) = value {
+                allocation[name] = json!(value);
+            }
+        }
+        json!({
+            "specversion": "1.0",
+            "id": event_id(&format!("{kind}|{}", self.id)),
+            "source": source,
+            "type": kind,
+            "subject": self.id,
+            "time": self.updated_at,
+            "datacontenttype": "application/json",
+            "data": {
+                "allocation": allocation,
+                "enterpriseId": self.enterprise,
+                "clientId": self.client,
+                "nonce": self.nonce,
+            },
+        })
+    }
 }
 
 /// Kind, owner and currency of an account.
 type Account = (&'static str, Option<Uuid>, String);
 
-async fn books(db: &Client) -> BTreeMap<Account, BigInt> {
+async fn balances(db: &Client) -> BTreeMap<Account, BigInt> {
     let sql = "SELECT kind, owner, currency, balance::text FROM settled.accounts WHERE balance <> 0";
     let rows = db.query(sql, &[]).await.expect("accounts");
     let kind = |name: &str| {
@@ -321,8 +479,7 @@ fn number(text: &str) -> BigInt {
 struct Audit<'a> {
     story: &'a Story,
     known: &'a [Known<'a>],
-    events: &'a [Seen],
-    dead: &'a [Seen],
+    observed: &'a Observed,
     records: BTreeMap<Uuid, Record>,
     places: Places,
     problems: Vec<String>,
@@ -338,25 +495,22 @@ impl Audit<'_> {
         for known in self.known {
             let at = self.places.of(known);
             let [place] = at.as_slice() else {
-                self.blame(format!("{}: is in {at:?} instead of one place", known.name()));
+                self.blame(format!("I3: {}: is in {at:?} instead of one place", known.name()));
                 continue;
             };
             let reasons = self.reasons_of(known);
             let fine = match known.sent.expect {
                 Expect::Any => true,
+                _ if *place == "queued" => true,
                 Expect::Waits => *place == "parked",
                 Expect::Refused(reason) => *place == "dead" && reasons.iter().all(|given| given == reason),
                 Expect::Settles => {
                     *place == "settled"
-                        || *place == "dead"
-                            && self.has_rival(known)
-                            && reasons
-                                .iter()
-                                .all(|reason| reason == "already_settled" || reason == "nonce_reused")
+                        || *place == "dead" && reasons.iter().all(|reason| self.has_rival(known, reason))
                 }
             };
             if !fine {
-                self.blame(format!("{}: is {place} {reasons:?}", known.name()));
+                self.blame(format!("I3: {}: is {place} {reasons:?}", known.name()));
             }
         }
         let published: BTreeSet<(&str, [u8; 32])> = self
@@ -364,93 +518,121 @@ impl Audit<'_> {
             .iter()
             .map(|known| (known.sent.routing_key.as_str(), known.digest))
             .collect();
-        let is_known = |key: &str, digest| published.contains(&(key, digest));
-        let dead = self
-            .dead
-            .iter()
-            .filter(|seen| !is_known(&seen.routing_key, sha256(&seen.body)));
-        let dead = dead.map(|seen| format!("a dead letter of a message that nobody published: {}", seen.routing_key));
-        let parked = self
-            .places
-            .parked
-            .iter()
-            .filter(|(key, digest)| !is_known(key, *digest));
-        let parked = parked.map(|(key, _)| format!("a parked message that nobody published: {key}"));
-        self.problems.extend(dead.chain(parked));
+        let of_nobody = |places: &BTreeSet<(String, [u8; 32])>, what: &str| {
+            let strange = places
+                .iter()
+                .filter(|(key, digest)| !published.contains(&(key.as_str(), *digest)));
+            strange
+                .map(|(key, _)| format!("I3: {what} that nobody published: {key}"))
+                .collect::<Vec<_>>()
+        };
+        let dead = of_nobody(&self.places.dead, "a dead letter of a message");
+        let parked = of_nobody(&self.places.parked, "a parked message");
+        self.problems.extend(dead.into_iter().chain(parked));
+    }
+
+    /// Of valid traffic nothing is dead-lettered, by us or by the broker.
+    fn check_valid(&mut self) {
+        if !self.story.only_valid {
+            return;
+        }
+        let invalid = |known: &&Known<'_>| matches!(known.sent.expect, Expect::Refused(_) | Expect::Any);
+        if let Some(known) = self.known.iter().find(invalid) {
+            self.blame(format!("I8: {} is not valid traffic", known.name()));
+        }
+        let dead = self.observed.dead.iter();
+        let dead = dead.map(|seen| format!("I8: valid, and dead-lettered: {} {}", seen.routing_key, reason_of(seen)));
+        let dead: Vec<String> = dead.collect();
+        self.problems.extend(dead);
     }
 
     /// The reasons its dead letters give.
     fn reasons_of(&self, known: &Known<'_>) -> BTreeSet<String> {
-        self.dead
-            .iter()
-            .filter(|seen| seen.routing_key == known.sent.routing_key && seen.body == known.sent.body)
+        let dead = self.observed.dead.iter();
+        dead.filter(|seen| seen.routing_key == known.sent.routing_key && seen.body == known.sent.body)
             .map(reason_of)
             .collect()
     }
 
-    /// Whether another valid message competes with it: for the allocation, or for the nonce.
-    fn has_rival(&self, known: &Known<'_>) -> bool {
+    /// Whether another valid message may have come before it: for the same allocation, or with the same nonce.
+    fn has_rival(&self, known: &Known<'_>, reason: &str) -> bool {
         let Some(said) = &known.said else {
             return false;
         };
         let others = self.known.iter().filter(|other| other.digest != known.digest);
-        others
+        let mut rivals = others
             .filter(|other| other.sent.expect == Expect::Settles)
-            .any(|other| {
-                other.said.as_ref().is_some_and(|other| {
-                    other.subject == said.subject || (other.enterprise == said.enterprise && other.nonce == said.nonce)
-                })
-            })
+            .filter_map(|other| other.said.as_ref());
+        match reason {
+            "already_settled" => rivals.any(|other| other.subject == said.subject),
+            "nonce_reused" => rivals.any(|other| (&other.enterprise, &other.nonce) == (&said.enterprise, &said.nonce)),
+            _ => false,
+        }
     }
 
-    /// Every reservation is there as it was made, and left `reserved` only by the word of a message that may settle it.
+    /// Whether it lost its nonce to another message, and so said nothing of its allocation.
+    fn lost_its_nonce(&self, known: &Known<'_>) -> bool {
+        let reasons = self.reasons_of(known);
+        !reasons.is_empty() && reasons.iter().all(|reason| reason == "nonce_reused")
+    }
+
+    /// Every reservation is there as it was made, and left `reserved` only by the word of a message that may settle it; and
+    /// what the record says of its outcome is what that message said.
     fn check_records(&mut self) {
         let mut problems = Vec::new();
         for reservation in &self.story.reservations {
             let Some(record) = self.records.get(&reservation.id) else {
-                problems.push(format!("the reservation {} is gone", reservation.id));
+                problems.push(format!("I1: the reservation {} is gone", reservation.id));
                 continue;
             };
-            let is_same = (record.kind.as_str(), record.currency.as_str(), record.quantity.as_str())
-                == (
-                    reservation.kind,
-                    reservation.currency.as_str(),
-                    reservation.quantity.as_str(),
-                );
-            if !is_same {
-                problems.push(format!("the reservation {} has changed", reservation.id));
+            if !record.is_of(reservation) || record.retriable {
+                problems.push(format!("I1: the reservation {} has changed", reservation.id));
             }
-            let words: Vec<(&Said, &Sent)> = self
+            let words = self
                 .known
                 .iter()
-                .filter(|known| matches!(known.sent.expect, Expect::Settles | Expect::Any))
-                .filter_map(|known| Some((known.said.as_ref()?, known.sent)))
-                .filter(|(said, _)| said.subject == Some(reservation.id) && said.enterprise == record.enterprise)
+                .filter_map(|known| Some((known, known.said.as_ref()?)));
+            let words: Vec<(&Known<'_>, &Said)> = words
+                .filter(|(known, _)| matches!(known.sent.expect, Expect::Settles | Expect::Any))
+                .filter(|(_, said)| said.subject == Some(reservation.id) && said.enterprise == record.enterprise)
                 .collect();
-            let given = words
-                .iter()
-                .find(|(said, _)| Some(&said.nonce) == record.nonce.as_ref());
-            match (record.status.as_str(), given) {
-                ("reserved", None) => {
-                    if words.iter().any(|(_, sent)| sent.expect == Expect::Settles) {
-                        problems.push(format!(
-                            "{} is still reserved, although a valid message came",
-                            record.id
-                        ));
-                    }
+            if record.status == "reserved" {
+                let unheard = words.iter().find(|(known, _)| {
+                    known.sent.expect == Expect::Settles
+                        && self.places.of(known) != ["queued"]
+                        && !self.lost_its_nonce(known)
+                });
+                if let Some((known, _)) = unheard {
+                    let (id, name) = (record.id, known.name());
+                    problems.push(format!(
+                        "I1: {id} is still reserved, although a valid message came: {name}"
+                    ));
                 }
-                (status, Some((said, _))) if said.status == status => {}
-                (status, given) => problems.push(format!(
-                    "{} is {status} by nonce {:?}, which says {:?}",
+                if record.nonce.is_some() || record.left[0].as_deref() != Some("awaiting the partner's update") {
+                    problems.push(format!("I1: the reservation {} has changed", reservation.id));
+                }
+                continue;
+            }
+            let said = words
+                .iter()
+                .filter(|(_, said)| Some(&said.nonce) == record.nonce.as_ref());
+            if !said
+                .clone()
+                .any(|(_, said)| said.status == record.status && said.left == record.left)
+            {
+                problems.push(format!(
+                    "I1: {} is {} by nonce {:?} and has {:?}, which says {:?}",
                     record.id,
+                    record.status,
                     record.nonce,
-                    given.map(|(said, _)| &said.status)
-                )),
+                    record.left,
+                    said.map(|(_, said)| (&said.status, &said.left)).collect::<Vec<_>>()
+                ));
             }
         }
         if self.records.len() != self.story.reservations.len() {
             let (have, made) = (self.records.len(), self.story.reservations.len());
-            problems.push(format!("{have} allocations in the database, {made} were reserved"));
+            problems.push(format!("I1: {have} allocations in the database, {made} were reserved"));
         }
         self.problems.extend(problems);
     }
@@ -490,7 +672,7 @@ impl Audit<'_> {
         let zero = BigInt::default();
         expected.retain(|_, balance| *balance != zero);
         if expected != *found {
-            self.blame(format!("the balances are {found:?}, they should be {expected:?}"));
+            self.blame(format!("I2: the balances are {found:?}, they should be {expected:?}"));
         }
     }
 
@@ -498,7 +680,7 @@ impl Audit<'_> {
     fn check_settlement_events(&mut self) {
         let mut problems = Vec::new();
         let mut told: BTreeMap<Uuid, &Seen> = BTreeMap::new();
-        for seen in self.events {
+        for seen in &self.observed.events {
             let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
             let kind = event["type"].as_str().unwrap_or("?");
             if kind.starts_with("update.") {
@@ -506,83 +688,77 @@ impl Audit<'_> {
             }
             let subject: Option<Uuid> = event["subject"].as_str().and_then(|id| id.parse().ok());
             let Some(record) = subject.and_then(|id| self.records.get(&id)) else {
-                problems.push(format!("an event of nothing we know: {kind} {}", event["subject"]));
+                problems.push(format!("I4: an event of nothing we know: {kind} {}", event["subject"]));
                 continue;
             };
-            if let Some(first) = told.insert(record.id, seen)
+            let id = record.id;
+            if let Some(first) = told.insert(id, seen)
                 && (first.body != seen.body || first.message_id() != seen.message_id())
             {
-                problems.push(format!("two copies of the event of {} differ", record.id));
+                problems.push(format!("I4: two copies of the event of {id} differ"));
             }
-            let id = event_id(&format!("{kind}|{}", record.id));
-            let data = &event["data"];
-            let allocation = &data["allocation"];
-            let text = |value: &Option<String>| value.clone().map_or(Value::Null, Value::String);
-            let facts = [
-                (
-                    "type",
-                    json!(format!("{}.{}", record.kind, record.status)),
-                    &event["type"],
-                ),
-                ("specversion", json!("1.0"), &event["specversion"]),
-                ("id", json!(id), &event["id"]),
-                ("message_id", json!(id), &json!(seen.message_id())),
-                ("time", json!(record.updated_at), &event["time"]),
-                (
-                    "key",
-                    json!(format!("{kind}.{}", record.enterprise)),
-                    &json!(seen.routing_key),
-                ),
-                ("enterpriseId", json!(record.enterprise), &data["enterpriseId"]),
-                ("nonce", text(&record.nonce), &data["nonce"]),
-                ("allocation.id", json!(record.id), &allocation["id"]),
-                ("status", json!(record.status), &allocation["status"]),
-                ("reason", text(&record.reason), &allocation["reason"]),
-                (
-                    "partnerExternalId",
-                    text(&record.partner_external_id),
-                    &allocation["partnerExternalId"],
-                ),
-                ("currency", json!(record.currency), &allocation["amount"]["currency"]),
-                ("quantity", json!(record.quantity), &allocation["amount"]["quantity"]),
-            ];
-            for (name, expected, found) in facts {
-                if expected != *found {
-                    problems.push(format!("the event of {}: {name} is {found}, not {expected}", record.id));
-                }
+            if record.status == "reserved" {
+                problems.push(format!(
+                    "I4: an event without its effect: {id} is reserved, and told to be {kind}"
+                ));
+                continue;
+            }
+            let expected = record.event(&event["source"]);
+            if event != expected {
+                problems.push(format!("I4: the event of {id} is {event}, not {expected}"));
+            }
+            let key = format!("{kind}.{}", record.enterprise);
+            if seen.routing_key != key || seen.message_id() != expected["id"].as_str() || !is_event(seen) {
+                problems.push(format!(
+                    "I4: the event of {id} has other properties than it should: {seen:?}"
+                ));
             }
         }
         for record in self.records.values() {
             if record.status != "reserved" && !told.contains_key(&record.id) {
-                problems.push(format!("{} is {} and nobody was told", record.id, record.status));
+                problems.push(format!("I4: {} is {} and nobody was told", record.id, record.status));
             }
         }
         self.problems.extend(problems);
     }
 
-    /// Each dead letter has its event, and each such event its dead letter.
+    /// No nonce of a partner stands for two effects, as subscribers were told.
+    fn check_nonces(&mut self) {
+        let mut effects: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+        for seen in &self.observed.events {
+            let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            if !text(&event["type"]).starts_with("update.") {
+                let by = (text(&event["data"]["enterpriseId"]), text(&event["data"]["nonce"]));
+                effects.entry(by).or_default().insert(text(&event["subject"]));
+            }
+        }
+        let twice = effects.iter().filter(|(_, subjects)| subjects.len() > 1);
+        let twice = twice.map(|(by, subjects)| format!("I5: one nonce settled twice: {by:?} {subjects:?}"));
+        self.problems.extend(twice);
+    }
+
+    /// Each dead letter has its event, and each such event its dead letter; both say what the reason means.
     fn check_refusal_events(&mut self) {
         let mut told = BTreeSet::new();
         let mut problems = Vec::new();
-        for seen in self.events {
+        for seen in &self.observed.events {
             let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
             if event["type"] != "update.rejected" {
                 continue;
             }
             let data = &event["data"];
-            let (digest, reason) = (data["messageDigest"].as_str(), data["reason"].as_str());
-            let (digest, reason) = (
-                digest.unwrap_or_default().to_owned(),
-                reason.unwrap_or_default().to_owned(),
-            );
-            let enterprise = data["enterpriseId"]
-                .as_str()
-                .map(|id| format!(".{id}"))
-                .unwrap_or_default();
-            if seen.routing_key != format!("update.rejected{enterprise}") {
-                problems.push(format!("a rejection went out under {}", seen.routing_key));
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (id, digest, reason) = (text(&event["id"]), text(&data["messageDigest"]), text(&data["reason"]));
+            let enterprise = data["enterpriseId"].as_str().map(|id| format!(".{id}"));
+            let key = format!("update.rejected{}", enterprise.unwrap_or_default());
+            if seen.routing_key != key || !is_event(seen) {
+                problems.push(format!("I4: a rejection has other properties than it should: {seen:?}"));
             }
-            let id = event["id"].as_str().unwrap_or_default();
+            let meaning = meaning_of(&reason).map(|(class, is_final)| (json!(class), json!(is_final)));
+            if meaning != Some((data["class"].clone(), data["final"].clone())) || !data["detail"].is_string() {
+                problems.push(format!("I4: a rejection does not say what its reason means: {data}"));
+            }
             let keys: BTreeSet<&str> = self
                 .known
                 .iter()
@@ -593,31 +769,86 @@ impl Audit<'_> {
                 .iter()
                 .find(|key| event_id(&format!("update.rejected|{key}|{digest}|{reason}")) == id);
             match key {
-                Some(key) if seen.message_id() == Some(id) => {
+                Some(key) if seen.message_id() == Some(id.as_str()) => {
                     told.insert(((*key).to_owned(), digest, reason));
                 }
-                Some(_) | None => problems.push(format!("a rejection with an id of its own: {id} {reason} {digest}")),
+                Some(_) | None => {
+                    problems.push(format!("I4: a rejection with an id of its own: {id} {reason} {digest}"))
+                }
             }
         }
-        let dead: BTreeSet<(String, String, String)> = self
-            .dead
-            .iter()
-            .map(|seen| {
-                (
-                    seen.routing_key.clone(),
-                    hex::encode(sha256(&seen.body)),
-                    reason_of(seen),
-                )
-            })
-            .collect();
+        let mut dead = BTreeSet::new();
+        for seen in &self.observed.dead {
+            let (reason, digest) = (reason_of(seen), hex::encode(sha256(&seen.body)));
+            if !is_by_broker(seen) && !is_dead_letter(seen, &reason, &digest) {
+                problems.push(format!(
+                    "I4: a dead letter does not say what its reason means: {seen:?}"
+                ));
+            }
+            dead.insert((seen.routing_key.clone(), digest, reason));
+        }
         for missing in dead.difference(&told) {
-            problems.push(format!("a dead letter without its event: {missing:?}"));
+            problems.push(format!("I4: a dead letter without its event: {missing:?}"));
         }
         for missing in told.difference(&dead) {
-            problems.push(format!("a rejection without its dead letter: {missing:?}"));
+            problems.push(format!("I4: a rejection without its dead letter: {missing:?}"));
         }
         self.problems.extend(problems);
     }
+}
+
+/// Class and finality of each reason.
+const MEANINGS: [(&str, i64, bool); 18] = [
+    ("message_too_large", 400, true),
+    ("malformed_message", 400, true),
+    ("invalid_field", 400, true),
+    ("unknown_partner", 401, false),
+    ("sender_mismatch", 403, false),
+    ("malformed_signature", 401, true),
+    ("signature_mismatch", 401, false),
+    ("payload_mismatch", 400, true),
+    ("nonce_reused", 409, true),
+    ("policy_contradiction", 400, false),
+    ("partner_inactive", 403, false),
+    ("allocation_not_found", 404, false),
+    ("not_permitted", 403, true),
+    ("allocation_mismatch", 409, true),
+    ("already_settled", 409, true),
+    ("delivery_limit", 500, false),
+    ("expired", 408, false),
+    ("internal", 500, false),
+];
+
+fn meaning_of(reason: &str) -> Option<(i64, bool)> {
+    let meaning = MEANINGS.iter().find(|(name, _, _)| *name == reason);
+    meaning.map(|(_, class, is_final)| (*class, *is_final))
+}
+
+/// Whether a message has an event's properties.
+fn is_event(seen: &Seen) -> bool {
+    let kind = seen.properties.content_type().as_ref().map(ShortString::as_str);
+    kind == Some("application/cloudevents+json") && *seen.properties.delivery_mode() == Some(2)
+}
+
+/// Whether a dead letter of ours has the headers that its reason and its body give it.
+fn is_dead_letter(seen: &Seen, reason: &str, digest: &str) -> bool {
+    let meaning = match (seen.header("settled-class"), seen.header("settled-final")) {
+        (Some(AMQPValue::LongLongInt(class)), Some(AMQPValue::Boolean(is_final))) => Some((*class, *is_final)),
+        _ => None,
+    };
+    meaning.is_some()
+        && meaning == meaning_of(reason)
+        && seen.text("settled-digest").as_deref() == Some(digest)
+        && seen.text("settled-origin-routing-key").as_ref() == Some(&seen.routing_key)
+        && seen.text("settled-detail").is_some()
+        && seen.text("settled-failed-at").is_some()
+        && *seen.properties.delivery_mode() == Some(2)
+}
+
+/// Whether the broker dead-lettered it, from an input queue.
+pub(crate) fn is_by_broker(seen: &Seen) -> bool {
+    seen.death()
+        .is_some_and(|(queue, _)| queue.starts_with("settlement.updates"))
 }
 
 /// Why a dead letter is one. The broker's own say so in their first death.
@@ -630,141 +861,6 @@ fn reason_of(seen: &Seen) -> String {
         },
         Some(_) | None => seen.text("settled-reason").unwrap_or_else(|| "?".to_owned()),
     }
-}
-
-/// The database's own books: what must hold of any ledger, whatever was published.
-async fn check_ledger(db: &Client) -> Vec<String> {
-    let checks = [
-        (
-            "entries of a currency do not sum to zero",
-            "SELECT a.currency, sum(e.change)::text FROM settled.entries AS e
-             JOIN settled.accounts AS a ON a.id = e.account_id GROUP BY a.currency HAVING sum(e.change) <> 0",
-        ),
-        (
-            "entries of no account",
-            "SELECT e.transfer_id::text, e.account_id::text FROM settled.entries AS e
-             LEFT JOIN settled.accounts AS a ON a.id = e.account_id WHERE a.id IS NULL",
-        ),
-        (
-            "a balance is not the sum of its entries",
-            "SELECT a.id::text, a.balance::text || ' and ' || coalesce(sum(e.change), 0)::text
-             FROM settled.accounts AS a LEFT JOIN settled.entries AS e ON e.account_id = a.id
-             GROUP BY a.id HAVING a.balance <> coalesce(sum(e.change), 0)",
-        ),
-        (
-            "a balance is negative",
-            "SELECT kind, balance::text FROM settled.accounts WHERE balance < 0 AND kind <> 'external'",
-        ),
-        (
-            "a transfer has not its two entries",
-            "SELECT t.id::text, count(e.*)::text FROM settled.transfers AS t
-             LEFT JOIN settled.entries AS e ON e.transfer_id = t.id
-              AND ((e.account_id = t.debit_account AND e.change = -t.amount)
-                OR (e.account_id = t.credit_account AND e.change = t.amount))
-             GROUP BY t.id HAVING count(e.*) <> 2",
-        ),
-        (
-            "entries of no transfer, or too many of one",
-            "SELECT e.transfer_id::text, count(*)::text FROM settled.entries AS e
-             LEFT JOIN settled.transfers AS t ON t.id = e.transfer_id
-             GROUP BY e.transfer_id, t.id HAVING count(*) <> 2 OR t.id IS NULL",
-        ),
-        (
-            "a state is not the fold of its transfers",
-            "SELECT a.id::text, a.status FROM settled.allocations AS a
-             LEFT JOIN settled.transfers AS r ON r.subject_id = a.id AND r.step = 0
-             LEFT JOIN settled.transfers AS s ON s.subject_id = a.id AND s.step = 1
-             WHERE (r.event = 'reserved'
-                AND r.amount = a.quantity
-                AND r.debit_account = CASE a.type WHEN 'allocation' THEN a.available_account ELSE a.allocated_account END
-                AND r.credit_account = a.held_account
-                AND CASE a.status
-                    WHEN 'reserved' THEN s.id IS NULL
-                    ELSE s.event = a.status AND s.amount = a.quantity AND s.debit_account = a.held_account
-                     AND s.credit_account = CASE (a.type = 'allocation') = (a.status = 'cleared')
-                                            WHEN true THEN a.allocated_account ELSE a.available_account END
-                    END) IS NOT TRUE",
-        ),
-        (
-            "transfers of nothing",
-            "SELECT t.id::text, t.event FROM settled.transfers AS t
-             WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = t.subject_id)
-               AND NOT EXISTS (SELECT FROM settled.deposits AS d WHERE d.id = t.subject_id)",
-        ),
-        (
-            "an outcome without its authority, or the other way round",
-            "SELECT coalesce(a.id, s.allocation_id)::text, coalesce(a.status, 'none') FROM settled.settlements AS s
-             FULL JOIN (SELECT * FROM settled.allocations WHERE status <> 'reserved') AS a ON a.id = s.allocation_id
-             WHERE a.id IS NULL OR s.allocation_id IS NULL OR a.settled_nonce <> s.nonce",
-        ),
-        (
-            "a nonce was accepted twice",
-            "SELECT enterprise_id, nonce FROM settled.settlements GROUP BY enterprise_id, nonce HAVING count(*) > 1",
-        ),
-        (
-            "publications were set aside",
-            "SELECT batch_id::text, refusal FROM settled.outbox_refused",
-        ),
-    ];
-    let mut problems = Vec::new();
-    for (problem, sql) in checks {
-        for row in db.query(sql, &[]).await.expect(problem).iter().take(5) {
-            let (left, right): (String, String) = (row.get(0), row.get(1));
-            problems.push(format!("{problem}: {left} {right}"));
-        }
-    }
-    problems
-}
-
-/// Nothing has an effect without a signature that a key of that partner made over that text.
-async fn check_authority(db: &Client, story: &Story) -> Vec<String> {
-    let sql = "SELECT allocation_id, enterprise_id, nonce, payload, signature, public_key FROM settled.settlements";
-    let mut problems = Vec::new();
-    for row in db.query(sql, &[]).await.expect("settlements") {
-        let id: Uuid = row.get(0);
-        let (enterprise, nonce, payload): (String, String, String) = (row.get(1), row.get(2), row.get(3));
-        let (signature, key): (Vec<u8>, Vec<u8>) = (row.get(4), row.get(5));
-        let signer = signature.split_first().and_then(|(header, scalars)| {
-            let recovery = RecoveryId::try_from(i32::from(*header) - 31).ok()?;
-            let signature = RecoverableSignature::from_compact(scalars, recovery).ok()?;
-            Some(signature.recover(partner::digest(&payload)).ok()?.serialize().to_vec())
-        });
-        let signed: Value = serde_json::from_str(&payload).unwrap_or_default();
-        let is_theirs = story.keys.contains(&(enterprise.clone(), hex::encode(&key)));
-        let names = [&signed["allocationId"], &signed["deallocationId"]];
-        let is_of_this = names
-            .into_iter()
-            .filter_map(Value::as_str)
-            .any(|name| name.parse() == Ok(id));
-        if signer != Some(key) || !is_theirs || !is_of_this || signed["nonce"] != nonce {
-            problems.push(format!("{id} has an effect that {enterprise} did not sign for"));
-        }
-    }
-    problems
-}
-
-/// What came in is what it came to.
-async fn check_batches(db: &Client, published: usize) -> Vec<String> {
-    let mut problems = Vec::new();
-    let sql = "SELECT id::text FROM settled.batches WHERE received <> settled + duplicate + parked + rejected";
-    for row in db.query(sql, &[]).await.expect("batches") {
-        let id: String = row.get(0);
-        problems.push(format!("the batch {id} does not add up"));
-    }
-    let sql = "SELECT (SELECT coalesce(sum(settled), 0) FROM settled.batches)::bigint,
-                      (SELECT count(*) FROM settled.allocations WHERE status <> 'reserved'),
-                      (SELECT coalesce(sum(received), 0) FROM settled.batches WHERE source = 'queue')::bigint";
-    let row = db.query_one(sql, &[]).await.expect("sums");
-    let (settled, outcomes, received): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
-    if settled != outcomes {
-        problems.push(format!(
-            "the batches settled {settled}, {outcomes} allocations have an outcome"
-        ));
-    }
-    if usize::try_from(received).unwrap_or_default() < published {
-        problems.push(format!("the batches received {received} of {published} messages"));
-    }
-    problems
 }
 
 /// What was parked was told, and what was told was parked.
@@ -795,17 +891,17 @@ async fn check_parked_events(db: &Client, known: &[Known<'_>], events: &[Seen]) 
             if parked.contains(&key) {
                 explained.insert(key);
             } else {
-                problems.push(format!("it was told that {} waits, and it never did", known.name()));
+                problems.push(format!("I4: it was told that {} waits, and it never did", known.name()));
             }
         }
     }
     for key in parked.difference(&explained) {
-        problems.push(format!("a message was parked ({key}) and nobody was told"));
+        problems.push(format!("I4: a message was parked ({key}) and nobody was told"));
     }
     for seen in events {
         let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
         if event["type"] == "update.parked" && !reported.contains(seen.message_id().unwrap_or_default()) {
-            problems.push(format!("a parking of nothing that was published: {}", event["id"]));
+            problems.push(format!("I4: a parking of nothing that was published: {}", event["id"]));
         }
     }
     problems
@@ -832,6 +928,6 @@ async fn check_strangers(db: &Client, known: &[Known<'_>]) -> Vec<String> {
         .iter()
         .filter(|known| matches!(known.sent.expect, Expect::Refused(reason) if UNPROVEN.contains(&reason)))
         .filter(|known| receipts.contains(known.digest.as_slice()))
-        .map(|known| format!("a stranger's message left a receipt: {}", known.name()))
+        .map(|known| format!("I9: a stranger's message left a receipt: {}", known.name()))
         .collect()
 }

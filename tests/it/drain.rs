@@ -18,6 +18,7 @@ async fn drain_what_waits() {
     let place = Place::new("drain").await;
     let mix = Mix {
         valid: MESSAGES,
+        rivals: true,
         invalid: true,
         parked: 0,
         late: 0,

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{
     amqp::Message,
-    auditor::{self, Expect, Reservation},
+    auditor::{self, Expect, Observed, Reservation},
     partner::Partner,
     raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, nested, short},
     support::{Ground, PATIENCE, Place, Worker, until},
@@ -132,7 +132,11 @@ async fn survives(test: &str, flags: u16, properties: &[u8], mark: &[u8], judged
     assert_eq!(before > events.len(), judged.is_some(), "whether the poison was judged");
     let story = place.story().clone();
     assert!(story.sent.iter().all(|sent| sent.expect == Expect::Settles));
-    let problems = auditor::audit(&place.db().await, &story, &events, &[]).await;
+    let observed = Observed {
+        events,
+        ..Observed::default()
+    };
+    let problems = auditor::audit(&place.db().await, &story, &observed).await;
     assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
     deaths
 }

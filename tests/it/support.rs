@@ -22,7 +22,11 @@ use uuid::Uuid;
 
 use crate::{
     amqp::{Line, Message, Tap},
-    auditor::{self, Deposit, Reservation, Sent, Story},
+    auditor::{
+        self, Deposit, Observed, Reservation, Sent, Story,
+        books::Books,
+        bounds::{Amounts, Gauge},
+    },
     partner::Partner,
 };
 
@@ -447,7 +451,7 @@ impl Place {
             let mut problems = auditor::unrest(&db, &self.told(), &self.dead.seen()).await;
             // After a lost acknowledgement a message is settled and waits in the queue still.
             if problems.is_empty() && self.line.depth("settlement.updates").await > 0 {
-                problems.push("messages in the queue".to_owned());
+                problems.push("I7: messages in the queue".to_owned());
             }
             if problems.is_empty() {
                 return;
@@ -461,30 +465,93 @@ impl Place {
         }
     }
 
-    /// Rest, an orderly stop of the last worker, and then the books: nothing may be wrong with them.
+    /// Rest with a consumer attached and within the worker's bounds; where the story wants it, everything said again; an
+    /// orderly stop of the last worker; and then the books: nothing may be wrong with them.
     pub(crate) async fn settle_up(&self, worker: Worker) {
         self.rest().await;
+        worker.ready().await;
+        if self.story().repeats {
+            self.repeat(&worker).await;
+        }
+        self.check_bounds(&worker).await;
         let status = worker.terminate().await;
         assert_eq!(status.code(), Some(0), "SIGTERM ends the worker in order");
         self.audit().await;
     }
 
-    /// The books, from outside. No worker may be running.
+    /// Says again what had an effect: it must be answered as before, and change nothing (I6).
+    async fn repeat(&self, worker: &Worker) {
+        // Enough to meet every kind of effect, in a moment.
+        const MOST: usize = 100;
+        let db = self.db().await;
+        let again = auditor::effective(&db, &self.told()).await;
+        let step = again.len().div_ceil(MOST).max(1);
+        let again: Vec<Message> = again
+            .iter()
+            .step_by(step)
+            .map(|sent| Message::new(&sent.routing_key, sent.body.clone(), sent.expect))
+            .collect();
+        let count = async || -> i64 {
+            let sql = "SELECT coalesce(sum(duplicate), 0)::bigint FROM settled.batches";
+            db.query_one(sql, &[]).await.expect("batches").get(0)
+        };
+        let (before, duplicates) = (Books::read(&db).await, count().await);
+        self.publish(&again).await;
+        until("I6: what is said again is a duplicate", PATIENCE, async || {
+            assert!(worker.ended().is_none(), "the worker ended: {}", worker.said());
+            (count().await >= duplicates + again.len() as i64).then_some(())
+        })
+        .await;
+        self.rest().await;
+        let changes = before.changes(&Books::read(&db).await);
+        assert!(changes.is_empty(), "the auditor found:\n{}", changes.join("\n"));
+    }
+
+    /// What the worker takes is within its bounds (I10), once the services have noticed the end of what was cut off.
+    async fn check_bounds(&self, worker: &Worker) {
+        let gauge = Gauge::of(self, worker);
+        let began = Instant::now();
+        loop {
+            let above = gauge.read().await.above(&worker.bounds);
+            if above.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "the auditor found:\n{}", above.join("\n"));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The books at rest, from outside. No worker may be running.
     pub(crate) async fn audit(&self) {
         // With no consumer left, what was not acknowledged is in the queue again and counts as ready.
         let left = self.line.depth("settlement.updates").await;
-        assert_eq!(left, 0, "messages were left in the queue, or never acknowledged");
+        assert_eq!(left, 0, "I7: messages were left in the queue, or never acknowledged");
+        self.audit_midway().await;
+        let problems = auditor::unrest(&self.db().await, &self.told(), &self.dead.seen()).await;
+        assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
+    }
+
+    /// The books at any moment after an orderly stop: what was not taken yet waits in the queue, and is in no other place.
+    pub(crate) async fn audit_midway(&self) {
         assert_eq!(
             self.line.depth("settlement.unreadable").await,
             0,
-            "dead letters nobody could read"
+            "I3: dead letters nobody could read"
         );
+        let observed = self.observed().await;
+        let problems = auditor::audit(&self.db().await, &self.told(), &observed).await;
+        assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
+    }
+
+    /// Everything that can be seen without the database.
+    pub(crate) async fn observed(&self) -> Observed {
         self.events.catch_up(&self.line).await;
         self.dead.catch_up(&self.line).await;
-        let db = self.db().await;
-        let story = self.told();
-        let problems = auditor::audit(&db, &story, &self.events.seen(), &self.dead.seen()).await;
-        assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
+        Observed {
+            events: self.events.seen(),
+            dead: self.dead.seen(),
+            queued: self.line.peek("settlement.updates").await,
+        }
     }
 }
 
@@ -577,7 +644,9 @@ impl Ground {
         for (name, value) in settings {
             command.env(name, value);
         }
-        Worker::start(command, log)
+        let name = settings.iter().rev().find(|(name, _)| *name == "SETTLED_WORKER__NAME");
+        let name = name.map_or_else(|| format!("w{number}"), |(_, name)| (*name).to_owned());
+        Worker::start(command, log, name, Amounts::bounds(settings))
     }
 
     /// A worker that is ready.
@@ -645,10 +714,13 @@ async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &s
 pub(crate) struct Worker {
     child: Mutex<Child>,
     pub(crate) log: PathBuf,
+    pub(crate) name: String,
+    /// What it may take, by its settings.
+    pub(crate) bounds: Amounts,
 }
 
 impl Worker {
-    fn start(mut command: Command, log: PathBuf) -> Self {
+    fn start(mut command: Command, log: PathBuf, name: String, bounds: Amounts) -> Self {
         let file = std::fs::File::create(&log).expect("a log");
         command
             .arg("worker")
@@ -656,7 +728,17 @@ impl Worker {
             .stdout(Stdio::null())
             .stderr(file);
         let child = Mutex::new(command.spawn().expect("settled starts"));
-        Self { child, log }
+        Self {
+            child,
+            log,
+            name,
+            bounds,
+        }
+    }
+
+    /// Its process, while it lives.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child().id()
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
@@ -753,8 +835,7 @@ impl Worker {
 
     /// Sends a signal by name.
     pub(crate) fn signal(&self, name: &str) {
-        let id = self.child().id();
-        if let Some(id) = id {
+        if let Some(id) = self.id() {
             let status = std::process::Command::new("sh")
                 .args(["-c", &format!("kill -{name} {id}")])
                 .status();

@@ -6,8 +6,8 @@ use uuid::Uuid;
 use crate::{
     amqp::Message,
     auditor::{Expect, Reservation},
-    partner::{Partner, new_key},
-    support::{PATIENCE, Place, Worker, until},
+    partner::{Draft, Partner, new_key},
+    support::{PATIENCE, Place, Worker, until, userinfo},
 };
 
 /// Numbers that look random and are the same for the same seed.
@@ -43,6 +43,8 @@ pub(crate) struct Traffic {
 /// How much of each sort.
 pub(crate) struct Mix {
     pub(crate) valid: usize,
+    /// Among the valid ones some that contradict others, of which the first wins: for an allocation, or for a nonce.
+    pub(crate) rivals: bool,
     /// Refused for every reason that a partner can cause.
     pub(crate) invalid: bool,
     /// Messages whose allocation never comes.
@@ -54,13 +56,17 @@ pub(crate) struct Mix {
 impl Mix {
     pub(crate) const FULL: Mix = Mix {
         valid: 240,
+        rivals: true,
         invalid: true,
         parked: 8,
         late: 8,
     };
 
+    /// Only what must settle, some of it twice: whatever fails below, nothing of it may be dead-lettered, and the auditor
+    /// demands it.
     pub(crate) const VALID: Mix = Mix {
         valid: 300,
+        rivals: false,
         invalid: false,
         parked: 0,
         late: 0,
@@ -72,6 +78,11 @@ const CURRENCIES: [&str; 2] = ["BTC", "ofc:eth.test-1"];
 /// Registers two partners, funds and reserves for them, and prepares what they will say. One allocation a partner and
 /// currency is cleared by a worker first, so that there is something to deallocate.
 pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
+    {
+        let mut story = place.story();
+        story.only_valid = !mix.rivals && !mix.invalid;
+        story.repeats = true;
+    }
     let mut dice = Dice::new(seed);
     let partners = [Partner::new("acme"), Partner::new("Zed_9-Trading")];
     let stranger = Partner::new("nobody");
@@ -110,7 +121,14 @@ pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
             // The same again.
             0 => messages.push(message.clone()),
             // The opposite: one of the two is first.
-            1 => messages.push(partner.draft(&reservation, other(&message)).message(Expect::Settles)),
+            1 if mix.rivals => messages.push(partner.draft(&reservation, other(&message)).message(Expect::Settles)),
+            // The same nonce for something else: here too.
+            2 if mix.rivals => {
+                let another = partner.allocation(currency, "11");
+                let draft = partner.draft(&another, "cleared").set("nonce", nonce_of(&message));
+                messages.push(draft.message(Expect::Settles));
+                made.push(another);
+            }
             _ => {}
         }
         messages.push(message);
@@ -118,6 +136,7 @@ pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
     }
     if mix.invalid {
         messages.extend(refused(&partners, &stranger, &mut made));
+        messages.extend(refused_by_registry(place).await);
     }
     place.reserve(&made).await;
     for _ in 0..mix.parked {
@@ -136,9 +155,16 @@ pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
     Traffic { messages, late }
 }
 
+fn body_of(message: &Message) -> serde_json::Value {
+    serde_json::from_slice(&message.body).expect("JSON")
+}
+
+fn nonce_of(message: &Message) -> String {
+    body_of(message)["nonce"].as_str().expect("a nonce").to_owned()
+}
+
 fn other(message: &Message) -> &'static str {
-    let body: serde_json::Value = serde_json::from_slice(&message.body).unwrap_or_default();
-    if body["status"] == "cleared" {
+    if body_of(message)["status"] == "cleared" {
         "released"
     } else {
         "cleared"
@@ -159,6 +185,7 @@ pub(crate) fn refused(partners: &[Partner; 2], stranger: &Partner, made: &mut Ve
     let mut signature = partner_signature(&draft().message(Expect::Any));
     signature.push('0');
     vec![
+        Message::new("acme.allocation.update", vec![b' '; 262_145], no("message_too_large")),
         Message::new("acme.allocation.update", "not json", no("malformed_message")),
         Message::new("no routing key of ours", "{}", no("malformed_message")),
         draft()
@@ -194,12 +221,25 @@ pub(crate) fn refused(partners: &[Partner; 2], stranger: &Partner, made: &mut Ve
     ]
 }
 
-use crate::partner::Draft;
+/// From a partner that may speak as one broker user only, and not of allocations.
+async fn refused_by_registry(place: &Place) -> Vec<Message> {
+    let partner = Partner::new("bound-and-silent");
+    let user = userinfo(&place.broker_url).0.to_owned();
+    place
+        .register_with(&partner, &["--broker-user", &user, "--no-async-allocations"])
+        .await;
+    let draft = || partner.draft(&partner.allocation("BTC", "1"), "cleared");
+    vec![
+        draft().message(Expect::Refused("sender_mismatch")),
+        draft()
+            .message(Expect::Refused("partner_inactive"))
+            .with(|properties| properties.with_user_id(user.as_str().into())),
+    ]
+}
 
 /// The signature in a message's body.
 pub(crate) fn partner_signature(message: &Message) -> String {
-    let body: serde_json::Value = serde_json::from_slice(&message.body).expect("JSON");
-    body["signature"].as_str().expect("a signature").to_owned()
+    body_of(message)["signature"].as_str().expect("a signature").to_owned()
 }
 
 /// Publishes in small lots, so that the worker is at work meanwhile and at rest in between.
