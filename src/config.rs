@@ -92,6 +92,10 @@ pub struct WorkerSettings {
     pub pause_release: Duration,
     #[serde(deserialize_with = "within::<1, 1000, _, _>")]
     pub culprits_per_minute: usize,
+    #[serde(deserialize_with = "within::<0, 256, _, _>")]
+    pub own_queues_max: usize,
+    #[serde(deserialize_with = "lasting::<100, { 10 * MINUTE }, _>")]
+    pub own_queue_poll: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -1002,6 +1006,7 @@ mod tests {
         );
         assert_eq!((worker.lanes, worker.prefetch, worker.batch_max), (2, 500, 256));
         assert_eq!((worker.batch_max_bytes, worker.culprits_per_minute), (4_194_304, 3));
+        assert_eq!(worker.own_queues_max, 16);
         assert_eq!((park.max_per_partner, retry.transient_attempts), (10_000, 8));
         assert_eq!((retry.multiplier, retry.jitter), (2.0, 0.3));
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
@@ -1025,6 +1030,7 @@ mod tests {
             (broker.publish_deadline, 15_000),
             (worker.drain_deadline, 20_000),
             (worker.pause_release, 60_000),
+            (worker.own_queue_poll, 1_000),
             (park.deadline, 900_000),
             (park.first_retry, 500),
             (park.max_interval, 60_000),

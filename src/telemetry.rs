@@ -54,6 +54,11 @@ pub enum Signal<'a> {
         lane: usize,
         queue: &'a str,
     },
+    /// A partner's own queue is beyond the bound, and nobody here consumes it. An alarm.
+    OwnQueueUnserved {
+        queue: &'a str,
+        most: usize,
+    },
     /// Connection or channel broke under the consumer.
     ConsumerLost {
         lane: usize,
@@ -176,7 +181,7 @@ pub enum Signal<'a> {
         parked: u64,
     },
     QueueMeasured {
-        queue: Queue,
+        queue: &'a str,
         messages: u64,
     },
 
@@ -244,10 +249,6 @@ label!(
 label!(
     /// What became of an answer to `reply_to`.
     ReplyResult { Sent = "sent", Failed = "failed", Ignored = "ignored" }
-);
-label!(
-    /// Queues that are counted.
-    Queue { Updates = "settlement.updates", Dead = "settlement.dead", Unreadable = "settlement.unreadable" }
 );
 label!(
     /// The type of an event.
@@ -432,6 +433,13 @@ impl Signal<'_> {
                 gauge!("settled_consumers_attached").decrement(1.0);
                 error!(lane, queue, "the broker cancelled the consumer; it is rebuilt");
             }
+            Signal::OwnQueueUnserved { queue, most } => {
+                counter!("settled_own_queues_unserved_total").increment(1);
+                error!(
+                    queue,
+                    most, "nobody consumes this queue: raise worker.own_queues_max and start the worker again"
+                );
+            }
             Signal::ConsumerLost { lane, queue, error } => {
                 gauge!("settled_consumers_attached").decrement(1.0);
                 warn!(lane, queue, error, "consumer lost; it is rebuilt");
@@ -569,8 +577,8 @@ impl Signal<'_> {
                 trace!(parked, "parked messages measured");
             }
             Signal::QueueMeasured { queue, messages } => {
-                gauge!("settled_queue_messages", "queue" => queue.as_str()).set(messages as f64);
-                trace!(%queue, messages, "queue measured");
+                gauge!("settled_queue_messages", "queue" => queue.to_owned()).set(messages as f64);
+                trace!(queue, messages, "queue measured");
             }
             Signal::Stopping { why } => {
                 info!(why, "stopping: no more messages are taken");
@@ -773,6 +781,10 @@ fn describe() {
             "Outbox rows published again by their own lane.",
         ),
         (
+            "settled_own_queues_unserved_total",
+            "Partners' own queues beyond worker.own_queues_max, which nobody here consumes. Alarm.",
+        ),
+        (
             "settled_acks_lost_total",
             "Acknowledgements of a batch that did not reach the broker.",
         ),
@@ -876,6 +888,7 @@ fn start_at_zero() {
         "settled_publish_failures_total",
         "settled_rows_republished_total",
         "settled_acks_lost_total",
+        "settled_own_queues_unserved_total",
         "settled_parked_unreadable_total",
         "settled_handed_back_total",
     ] {
@@ -958,6 +971,10 @@ mod tests {
             Signal::ConsumerAttached { lane: 0, queue },
             Signal::ConsumerDetached { lane: 0, queue },
             Signal::ConsumerAttached { lane: 1, queue },
+            Signal::OwnQueueUnserved {
+                queue: "settlement.updates.acme",
+                most: 16,
+            },
             Signal::Retrying {
                 dependency: Dependency::Broker,
                 attempt: 1,
@@ -1048,15 +1065,15 @@ mod tests {
             },
             Signal::ParkedMeasured { parked: 5 },
             Signal::QueueMeasured {
-                queue: Queue::Updates,
+                queue: "settlement.updates",
                 messages: 6,
             },
             Signal::QueueMeasured {
-                queue: Queue::Dead,
+                queue: "settlement.dead",
                 messages: 7,
             },
             Signal::QueueMeasured {
-                queue: Queue::Unreadable,
+                queue: "settlement.unreadable",
                 messages: 8,
             },
             Signal::Stopping { why: "SIGTERM" },
@@ -1109,6 +1126,7 @@ mod tests {
             "settled_publish_failures_total 1",
             "settled_rows_republished_total 1",
             "settled_acks_lost_total 1",
+            "settled_own_queues_unserved_total 1",
             "settled_parked_unreadable_total 1",
             "settled_handed_back_total 1",
             "settled_queue_messages{queue=\"settlement.updates\"} 6",
@@ -1220,7 +1238,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 7, "{alarms}");
+        assert_eq!(alarms.lines().count(), 8, "{alarms}");
     }
 
     #[test]

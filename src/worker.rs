@@ -1,7 +1,7 @@
 //! The worker: lanes that take, settle, acknowledge and publish; the relay, due messages and gauges beside them.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -34,7 +34,7 @@ use crate::{
     retry::{self, Backoff, Waited},
     settle::{self, Batch, Clerk, Settled, process_batch, reject_culprit},
     store::{self, Fate, Store, StoreError},
-    telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Queue, Signal, Stage, Tally},
+    telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Signal, Stage, Tally},
 };
 
 /// How often the gauges are measured.
@@ -253,8 +253,9 @@ impl Worker {
         }
         let mut tasks = JoinSet::new();
         for lane in 0..self.settings.worker.lanes {
-            tasks.spawn(Lane::new(self.clone(), lane).run());
+            tasks.spawn(Lane::new(self.clone(), lane, topology::UPDATES.to_owned()).run());
         }
+        tasks.spawn(self.clone().serve_own_queues());
         tasks.spawn(due::run(self.clone()));
         tasks.spawn(relay::run(
             self.clerk.store.clone(),
@@ -274,6 +275,48 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// The input queues that partners have for themselves, no more than the settings allow to be consumed.
+    async fn own_queues(&self) -> Result<Vec<String>, StoreError> {
+        let partners = self.clerk.store.own_queues().await?;
+        let queues = partners.iter().map(|enterprise_id| topology::own_queue(enterprise_id));
+        Ok(queues.take(self.settings.worker.own_queues_max).collect())
+    }
+
+    /// A lane for each partner's own queue: a consumer on a connection of its own, so that a partner whose messages break
+    /// connections, or who floods, harms nobody else.
+    async fn serve_own_queues(mut self) {
+        let mut lanes = JoinSet::new();
+        let mut seen = BTreeSet::new();
+        loop {
+            // A database that is away is the lanes' to tell; the next look finds what this one missed.
+            for enterprise_id in self.clerk.store.own_queues().await.unwrap_or_default() {
+                let queue = topology::own_queue(&enterprise_id);
+                if !seen.insert(queue.clone()) {
+                    continue;
+                }
+                let most = self.settings.worker.own_queues_max;
+                if lanes.len() < most {
+                    // In logs these come after the lanes of the common queue and the second intake.
+                    let number = self.settings.worker.lanes + seen.len();
+                    lanes.spawn(Lane::new(self.clone(), number, queue).run());
+                } else {
+                    Signal::OwnQueueUnserved { queue: &queue, most }.emit();
+                }
+            }
+            let ended = tokio::select! {
+                Some(ended) = lanes.join_next() => Some(ended),
+                waited = retry::sleep(self.settings.worker.own_queue_poll, &mut self.stop) => match waited {
+                    Waited::Over => None,
+                    Waited::Stopping => break,
+                },
+            };
+            escalate(ended);
+        }
+        while let Some(ended) = lanes.join_next().await {
+            escalate(Some(ended));
+        }
     }
 
     /// A publisher of its own for a task.
@@ -387,12 +430,24 @@ impl Worker {
                     }
                 }
             }
+            let own_queues = self.own_queues().await.unwrap_or_default();
             let depths = async {
                 let link = match connection.take().filter(Connection::is_connected) {
                     Some(link) => link,
                     None => Connection::open(&self.broker, &format!("{} gauges", self.settings.worker.name)).await?,
                 };
-                topology::depths(connection.insert(link)).await
+                let link = connection.insert(link);
+                let common = topology::depths(link).await?;
+                let mut depths = vec![
+                    (topology::UPDATES.to_owned(), common.updates),
+                    (topology::DEAD.to_owned(), common.dead),
+                    (topology::UNREADABLE.to_owned(), common.unreadable),
+                ];
+                for queue in own_queues {
+                    let depth = topology::depth_of(link, &queue).await?;
+                    depths.push((queue, depth));
+                }
+                Ok::<_, BrokerError>(depths)
             };
             let depths = depths.await;
             if depths.is_err() {
@@ -400,14 +455,10 @@ impl Worker {
                 connection = None;
             }
             if let Ok(depths) = depths {
-                for (queue, messages) in [
-                    (Queue::Updates, depths.updates),
-                    (Queue::Dead, depths.dead),
-                    (Queue::Unreadable, depths.unreadable),
-                ] {
+                for (queue, messages) in &depths {
                     Signal::QueueMeasured {
                         queue,
-                        messages: u64::from(messages),
+                        messages: u64::from(*messages),
                     }
                     .emit();
                 }
@@ -641,7 +692,7 @@ impl<'a> Patience<'a> {
 struct Lane {
     worker: Worker,
     number: usize,
-    queue: &'static str,
+    queue: String,
     owned: Owned,
 }
 
@@ -660,11 +711,11 @@ enum SessionEnd {
 }
 
 impl Lane {
-    fn new(worker: Worker, number: usize) -> Self {
+    fn new(worker: Worker, number: usize, queue: String) -> Self {
         Self {
             worker,
             number,
-            queue: topology::UPDATES,
+            queue,
             owned: Owned::default(),
         }
     }
@@ -768,7 +819,7 @@ impl Lane {
         let worker = &settings.worker;
         let intake = Intake::attach(
             &connection,
-            self.queue,
+            &self.queue,
             worker.prefetch,
             worker.batch_max,
             worker.batch_max_bytes,
@@ -778,7 +829,7 @@ impl Lane {
         self.worker.health.consumer_attached();
         Signal::ConsumerAttached {
             lane: self.number,
-            queue: self.queue,
+            queue: &self.queue,
         }
         .emit();
 
@@ -826,7 +877,7 @@ impl Lane {
         taken: mpsc::Sender<Taken>,
         mut is_over: watch::Receiver<bool>,
     ) -> (SessionEnd, Intake) {
-        let (lane, queue) = (self.number, self.queue);
+        let (lane, queue) = (self.number, self.queue.as_str());
         let end = self.take_until(connection, &mut intake, &taken, &mut is_over).await;
         if matches!(end, SessionEnd::Lost) {
             self.worker.health.consumer_gone();
@@ -856,7 +907,7 @@ impl Lane {
     ) -> SessionEnd {
         let mut stop = self.worker.stop.clone();
         let mut closed = self.worker.gate.closed.subscribe();
-        let (lane, queue) = (self.number, self.queue);
+        let (lane, queue) = (self.number, self.queue.as_str());
         loop {
             let next = tokio::select! {
                 biased;
@@ -953,6 +1004,15 @@ impl Lane {
         }
         send_all(place, committed, done, received).await;
         settled
+    }
+}
+
+/// Better no worker than half a one.
+fn escalate(ended: Option<Result<(), tokio::task::JoinError>>) {
+    if let Some(Err(error)) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
     }
 }
 

@@ -249,6 +249,14 @@ pub async fn depths(connection: &Connection) -> Result<Depths, BrokerError> {
     Ok(depths)
 }
 
+/// Counts what is ready in one queue. Refused with 404 if it is missing.
+pub async fn depth_of(connection: &Connection, queue: &str) -> Result<u32, BrokerError> {
+    let channel = connection.channel().await?;
+    let depth = depth(&channel, queue).await?;
+    close(&channel).await?;
+    Ok(depth)
+}
+
 async fn depth(channel: &lapin::Channel, queue: &str) -> Result<u32, BrokerError> {
     declare_queue(channel, queue, true, FieldTable::default()).await
 }
@@ -265,8 +273,8 @@ pub struct TopologyFinding {
 }
 
 /// Looks at every exchange and queue and at the permissions of this user, and changes nothing. Bindings cannot be seen
-/// through AMQP. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
-pub async fn inspect(connection: &Connection) -> Result<Vec<TopologyFinding>, BrokerError> {
+/// through AMQP. `own` names the partners that have a queue of their own. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
+pub async fn inspect(connection: &Connection, own: &[String]) -> Result<Vec<TopologyFinding>, BrokerError> {
     let mut findings = Vec::new();
     for exchange in exchanges() {
         let found = refusal(connection, async |channel| exchange.declare(channel, true).await).await?;
@@ -276,7 +284,8 @@ pub async fn inspect(connection: &Connection) -> Result<Vec<TopologyFinding>, Br
         };
         findings.push(finding(format!("exchange {}", exchange.name), found, same));
     }
-    for queue in queues() {
+    let own_queues = own.iter().map(|enterprise_id| partner_queue(enterprise_id));
+    for queue in queues().into_iter().chain(own_queues) {
         let found = refusal(connection, async |channel| queue.declare(channel, true).await.map(drop)).await?;
         let same = match &found {
             None => {
@@ -421,7 +430,7 @@ mod tests {
         let connection = vhost.connect().await;
         declare(&connection).await.expect("declared");
         declare(&connection).await.expect("declared again");
-        let findings = inspect(&connection).await.expect("inspected");
+        let findings = inspect(&connection, &[]).await.expect("inspected");
         assert_eq!(findings.len(), 12);
         assert!(
             findings
@@ -533,14 +542,14 @@ mod tests {
         let vhost = Vhost::new();
         let connection = vhost.connect().await;
         for _ in 0..2 {
-            let findings = inspect(&connection).await.expect("inspected");
+            let findings = inspect(&connection, &[]).await.expect("inspected");
             assert!(findings.iter().all(|finding| finding.problem.is_some()), "{findings:?}");
         }
         assert_eq!(depths(&connection).await.map_err(|error| error.code()), Err(Some(404)));
         queue(&connection, UPDATES, &[("x-queue-type", text("quorum"))]).await;
         let refused = declare(&connection).await.expect_err("another queue is in its place");
         assert_eq!(refused.code(), Some(406), "{refused}");
-        let findings = inspect(&connection).await.expect("inspected");
+        let findings = inspect(&connection, &[]).await.expect("inspected");
         let found = findings
             .iter()
             .find(|finding| finding.object == "queue settlement.updates")
@@ -595,7 +604,7 @@ mod tests {
             // Without configure permission, as a worker should be.
             let settings = vhost.as_user("", write, read);
             let restricted = Connection::open(&settings, "test").await.expect("connected");
-            let findings = inspect(&restricted).await.expect("inspected");
+            let findings = inspect(&restricted, &[]).await.expect("inspected");
             vhost.forget_user(&settings);
             let problems: Vec<_> = findings
                 .iter()

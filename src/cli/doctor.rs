@@ -330,26 +330,33 @@ async fn keys(store: &Store) -> Check {
 
 // The broker ---------------------------------------------------------------------------------------------------------
 
+/// Partners with a queue of their own.
+async fn own_queues(settings: &Settings) -> Option<Vec<String>> {
+    Store::new(settings).ok()?.own_queues().await.ok()
+}
+
 async fn broker(settings: &Settings) -> Vec<Check> {
-    let settings = match BrokerSettings::from_settings(settings) {
+    let broker = match BrokerSettings::from_settings(settings) {
         Err(error) => return vec![Check::bad("broker", error.message()).hint(error.hint())],
-        Ok(settings) => settings,
+        Ok(broker) => broker,
     };
     let began = Timestamp::now();
-    let connection = match Connection::open(&settings, "settled doctor").await {
+    let connection = match Connection::open(&broker, "settled doctor").await {
         Err(error) => return vec![Check::failed("broker", &Failure::no_broker(error))],
         Ok(connection) => connection,
     };
     let took = Timestamp::now().duration_since(began).as_millis();
-    let version = match server_version(&settings).await {
+    let version = match server_version(&broker).await {
         Ok(version) => version,
         Err(error) => format!("a broker whose version is unknown ({error})"),
     };
     let mut checks = vec![Check::good("broker", format!("{version}, logged in after {took} ms"))];
     checks.extend(depths(&connection).await);
+    // A database that does not answer has lines of its own.
+    let own = own_queues(settings).await.unwrap_or_default();
     // Last, because its questions end in refusals, and a broker under an alarm leaves it without an answer.
     let inspected = tokio::select! {
-        inspected = topology::inspect(&connection) => Some(inspected),
+        inspected = topology::inspect(&connection, &own) => Some(inspected),
         () = blocked(&connection) => None,
     };
     match inspected {

@@ -23,7 +23,7 @@ use uuid::Uuid;
 pub use self::failure::{Exit, Failure};
 use self::output::Output;
 use crate::{
-    broker::BrokerSettings,
+    broker::{BrokerSettings, Connection},
     config::{ConfigError, Settings, Sources, process_environment},
     domain::{
         decide::Rules,
@@ -191,6 +191,13 @@ impl Context {
     /// Where the broker is.
     fn broker(&self) -> Result<BrokerSettings, Failure> {
         Ok(BrokerSettings::from_settings(&self.settings)?)
+    }
+
+    /// A connection to the broker.
+    async fn connect(&self, name: &str) -> Result<Connection, Failure> {
+        Connection::open(&self.broker()?, name)
+            .await
+            .map_err(Failure::no_broker)
     }
 
     fn rules(&self) -> Rules {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{Context, Exit, Failure, bounded, enterprise_id, external_id, output::yes_no, time, uuid};
 use crate::{
+    broker::topology,
     domain::{event::rfc3339, signature::PublicKey},
     store::registry::{ConnectionRecord, KeyRecord, NewConnection, NewKey, NewPartner, PartnerRecord, Registered},
 };
@@ -41,7 +42,7 @@ pub(super) struct AddPartner {
     /// The AMQP user that its messages must carry in `user_id`
     #[arg(long, value_name = "USER", value_parser = broker_user)]
     broker_user: Option<String>,
-    /// An input queue of its own (not available in this version)
+    /// Give it an input queue of its own, settlement.updates.<enterprise id>
     #[arg(long)]
     own_queue: bool,
 }
@@ -180,19 +181,28 @@ pub(super) async fn partner(context: &Context, command: PartnerCommand) -> Resul
 }
 
 async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failure> {
-    if wish.own_queue {
-        return Err(Failure::usage("--own-queue is not available in this version")
-            .hint("leave it out: the common queue takes every partner's updates"));
-    }
     let wish = NewPartner {
         enterprise_id: wish.enterprise_id,
         name: wish.name,
         async_allocations: !wish.no_async_allocations,
         async_deallocations: !wish.no_async_deallocations,
         broker_user: wish.broker_user,
+        own_queue: wish.own_queue,
+    };
+    // Asked first: without the broker nothing is registered.
+    let broker = match wish.own_queue {
+        true => Some(context.connect("settled partner add").await?),
+        false => None,
     };
     let store = context.store()?;
     let registered = context.patiently(async || store.add_partner(&wish).await).await?;
+    // After the registry: once it is bound, the queue takes the partner's messages away from the common one.
+    if let Some(connection) = broker {
+        if !matches!(registered, Registered::Conflict(_)) {
+            topology::declare_own_queue(&connection, &wish.enterprise_id).await?;
+        }
+        connection.close().await?;
+    }
     let subject = format!("partner {}", wish.enterprise_id);
     match &registered {
         Registered::Conflict(stored) => Err(Failure::refused(format!(
@@ -235,8 +245,9 @@ fn difference(wish: &NewPartner, stored: &PartnerRecord) -> String {
             None => "it is bound to no broker user".to_owned(),
         });
     }
-    if stored.own_queue {
-        differences.push("it has a queue of its own".to_owned());
+    if wish.own_queue != stored.own_queue {
+        let word = if stored.own_queue { "a" } else { "no" };
+        differences.push(format!("it has {word} queue of its own"));
     }
     differences.join(", ")
 }

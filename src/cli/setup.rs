@@ -4,10 +4,7 @@ use serde::Serialize;
 
 use super::{Context, Exit, Failure};
 use crate::{
-    broker::{
-        Connection,
-        topology::{self, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
-    },
+    broker::topology::{self, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
     store::{self, Fate},
 };
 
@@ -52,30 +49,58 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Declares exchanges and queues.
+/// Declares exchanges and queues; partners' own queues too, where a database says who has one.
 pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Declared {
         exchanges: [&'static str; 5],
-        queues: [&'static str; 3],
+        queues: Vec<String>,
+        /// What was left out, and why.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
     }
-    let connection = Connection::open(&context.broker()?, "settled topology")
-        .await
-        .map_err(Failure::no_broker)?;
+    let connection = context.connect("settled topology").await?;
     topology::declare(&connection).await?;
+    let mut queues = [UPDATES, DEAD, UNREADABLE].map(str::to_owned).to_vec();
+    // The common queues serve everybody meanwhile: a database that is not there yet is worth a line and no more.
+    let own = own_queues(context).await;
+    let note = own.as_ref().err().map(|failure| {
+        let why = failure.message();
+        format!("partners' own queues were left out ({why}): run this again when the database answers")
+    });
+    for enterprise_id in own.unwrap_or_default() {
+        topology::declare_own_queue(&connection, &enterprise_id).await?;
+        queues.push(topology::own_queue(&enterprise_id));
+    }
     connection.close().await?;
     let declared = Declared {
         exchanges: [UPDATES, UPDATES_ALL, EVENTS, DEAD, UNREADABLE],
-        queues: [UPDATES, DEAD, UNREADABLE],
+        queues,
+        note,
     };
     context.out.say(&declared, |out| {
         for name in declared.exchanges {
             out.line(format!("exchange {name}"))?;
         }
-        for name in declared.queues {
+        for name in &declared.queues {
             out.line(format!("queue    {name}"))?;
         }
-        Ok(())
+        match &declared.note {
+            Some(note) => out.line(note),
+            None => Ok(()),
+        }
     })?;
     Ok(Exit::Done)
+}
+
+/// Partners with a queue of their own, or why they are not known.
+async fn own_queues(context: &Context) -> Result<Vec<String>, Failure> {
+    if context.settings.database.url.is_empty() {
+        return Ok(Vec::new());
+    }
+    let store = context.store()?;
+    match store.schema_version().await? {
+        None => Ok(Vec::new()),
+        Some(_) => Ok(store.own_queues().await?),
+    }
 }

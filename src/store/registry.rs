@@ -65,6 +65,7 @@ pub struct NewPartner {
     pub async_allocations: bool,
     pub async_deallocations: bool,
     pub broker_user: Option<String>,
+    pub own_queue: bool,
 }
 
 /// A partner's key as registered.
@@ -206,9 +207,9 @@ impl Store {
                 &format!(
                     "/* registry::add_partner */
                     INSERT INTO settled.partners (
-                        enterprise_id, name, async_allocations, async_deallocations, broker_user
+                        enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue
                     )
-                    VALUES ($1, $2, $3, $4, $5)
+                    VALUES ($1, $2, $3, $4, $5, $6)
                     ON CONFLICT (enterprise_id) DO NOTHING
                     RETURNING {PARTNER_COLUMNS}"
                 ),
@@ -218,6 +219,7 @@ impl Store {
                     &wish.async_allocations,
                     &wish.async_deallocations,
                     &wish.broker_user,
+                    &wish.own_queue,
                 ],
             )
             .await?;
@@ -241,7 +243,7 @@ impl Store {
             && stored.async_allocations == wish.async_allocations
             && stored.async_deallocations == wish.async_deallocations
             && stored.broker_user == wish.broker_user
-            && !stored.own_queue;
+            && stored.own_queue == wish.own_queue;
         Ok(if same {
             Registered::Exists(stored)
         } else {
@@ -309,6 +311,26 @@ impl Store {
             )
             .await?;
         Ok(rows.iter().map(partner).collect())
+    }
+
+    /// The partners that have an input queue of their own, the first registered first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn own_queues(&self) -> Result<Vec<String>, StoreError> {
+        let rows = self
+            .session("own_queues")
+            .await?
+            .query(
+                "/* registry::own_queues */
+                SELECT enterprise_id
+                FROM settled.partners
+                WHERE own_queue
+                ORDER BY created_at, enterprise_id",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Registers a key. Afterwards it is valid exactly as said: one that was revoked is reinstated.

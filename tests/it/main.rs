@@ -14,6 +14,7 @@ mod kill;
 mod mutants;
 mod outage;
 mod outbox;
+mod own_queue;
 mod partner;
 mod poison;
 mod private;

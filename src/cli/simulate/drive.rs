@@ -69,6 +69,7 @@ impl Desk {
             async_allocations: true,
             async_deallocations: true,
             broker_user: partner.user_id.clone(),
+            own_queue: false,
         };
         added(
             &self.again(async || self.store.add_partner(&wish).await).await?,
