@@ -112,6 +112,7 @@ fn every_promise_names_its_test() {
         include_str!("commands.rs"),
         include_str!("tls.rs"),
         include_str!("outage.rs"),
+        include_str!("../model/main.rs"),
         include_str!("../../src/domain/decide/tests.rs"),
         include_str!("../../src/domain/event/tests.rs"),
         include_str!("../../src/broker/intake.rs"),

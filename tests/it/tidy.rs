@@ -197,6 +197,14 @@ fn the_auditor_asks_the_domain_nothing() {
 }
 
 #[test]
+fn the_reference_asks_the_program_nothing() {
+    let text = std::fs::read_to_string(root().join("tests/model/reference.rs")).expect("the reference");
+    for word in ["settled::", "domain", "crate::", "super::"] {
+        assert!(!code(&text).contains(word), "tests/model/reference.rs names {word}");
+    }
+}
+
+#[test]
 fn no_commented_word_is_taken_for_code() {
     assert!(names("use lapin::Channel;", "lapin"));
     assert!(!names("let lapins = 1;", "lapin"));
