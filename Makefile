@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test model mutants fmt lint doc ci services services-down clean
+.PHONY: help build demo test faults model mutants fmt lint doc ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -20,6 +20,13 @@ demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS
 
 test: ## every test, against real services (ARGS go to the test runner)
 	@dev/test $(ARGS)
+
+faults: ## the crash matrix: every fault, with one seed after another (RUNS=2000 SEED=1 ONLY=after_load:kill JOBS=4)
+	@dev/prerequisites compiler
+	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; \
+	SETTLED_FAULTS_RUNS=$(RUNS) SETTLED_FAULTS_SEED=$(SEED) SETTLED_FAULTS_ONLY=$(ONLY) SETTLED_FAULTS_JOBS=$(JOBS) RUST_BACKTRACE=0; \
+	set +a; \
+	cargo test --locked --features faults --test it -- --ignored --exact faults::matrix --nocapture $(ARGS) || exit 1
 
 mutants: ## seed one bug after another, and see that the tests notice each (ARGS: names of tests/mutants)
 	@dev/mutants $(ARGS)

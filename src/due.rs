@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use crate::{
-    domain::message::BODY_MAX,
+    domain::{decide::VerdictKind, message::BODY_MAX},
     fail::{self, Point},
     publish::{Entrance, Owned, PublishStage, send_all},
     retry::{self, Backoff, Waited},
-    settle::Batch,
+    settle::{Batch, Settled},
     telemetry::{Dependency, Intake as Door, Signal},
     worker::Worker,
 };
@@ -46,7 +46,6 @@ async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
                 retry::sleep(settings.park.poll, &mut worker.stop).await
             }
             Ok(claimed) => {
-                fail::point(Point::DueClaimed);
                 for key in claimed.unreadable {
                     Signal::ParkedUnreadable { key }.emit();
                 }
@@ -60,6 +59,9 @@ async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
                     .await
                 {
                     Signal::HandedBack { lane, why: &why.why }.emit();
+                }
+                if done.iter().any(ends_a_wait) {
+                    fail::point(Point::Woken).await;
                 }
                 send_all(place, entrance, done, received).await;
                 if *worker.stop.borrow() {
@@ -79,4 +81,10 @@ async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
             break;
         }
     }
+}
+
+/// Whether a message of this batch waits no longer.
+fn ends_a_wait(settled: &Settled) -> bool {
+    let mut kinds = settled.judgements.iter().map(|judgement| judgement.verdict.kind());
+    kinds.any(|kind| kind != VerdictKind::Parked)
 }

@@ -33,7 +33,7 @@
 //! | [`config`] | every number someone may change, with its unit, in `config/default.toml` |
 //! | [`retry`] | the only place that names the `backoff` crate |
 //! | [`tls`] | whom to trust, and which hosts need no encryption |
-//! | [`fail`] | where a test may kill the process |
+//! | [`fail`] | where a test may kill the process, or break what it needs |
 //!
 //! A rule about money, states or messages goes to `domain` (if it needs the time, time is an argument). A question to
 //! PostgreSQL goes to `store`, a word to RabbitMQ to `broker`, an order of steps or a retry to `worker` and its

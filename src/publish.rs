@@ -217,7 +217,6 @@ impl RowPublisher {
         };
         for slice in slices(publications, pending, most_bytes) {
             let publisher = self.publisher().await?;
-            fail::point(Point::BeforePublish);
             match publisher
                 .publish(publications.get(slice.clone()).unwrap_or_default())
                 .await
@@ -255,9 +254,9 @@ impl RowPublisher {
                 }
                 Err(error) => return Err(error),
             }
-            fail::point(Point::HalfPublished);
+            fail::fallible(Point::HalfPublished).await?;
         }
-        fail::point(Point::AfterConfirm);
+        fail::point(Point::AfterConfirm).await;
         self.note_returns(publications, pending);
         Ok(())
     }
@@ -508,9 +507,7 @@ async fn delete_published(store: &Store, owned: &Owned) -> Result<(), StoreError
     if ids.is_empty() {
         return Ok(());
     }
-    fail::point(Point::BeforeOutboxDelete);
     store.delete_published(&ids).await?;
-    fail::point(Point::AfterOutboxDelete);
     owned.deleted(&ids);
     Ok(())
 }

@@ -61,7 +61,6 @@ async fn take_one(
     let Some(row) = store.take_abandoned(lease).await? else {
         return Ok(false);
     };
-    fail::point(Point::RelayTaken);
     Signal::RelayTook {
         batch: row.batch_id,
         age: row.age,
@@ -69,8 +68,11 @@ async fn take_one(
     .emit();
     owned.add(row.batch_id);
     publisher.publish_row(row.batch_id, &row.publications).await;
-    fail::point(Point::RelayPublished);
-    let deleted = store.delete_published(&[row.batch_id]).await;
+    let deleted = async {
+        fail::fallible(Point::RelayPublished).await?;
+        store.delete_published(&[row.batch_id]).await
+    };
+    let deleted = deleted.await;
     // Deleted or not, it is no longer ours: a row that is still there is taken again when its lease runs out.
     owned.forget(row.batch_id);
     deleted.map(|()| true)

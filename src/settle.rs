@@ -57,7 +57,7 @@ impl Batch {
                 Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(read_one)),
             }
         }
-        fail::point(Point::AfterFacts);
+        fail::point(Point::AfterFacts).await;
         Self { deliveries, facts }
     }
 

@@ -918,7 +918,7 @@ impl Lane {
             };
             match next {
                 Ok(batch) => {
-                    fail::point(Point::AfterReceive);
+                    fail::point(Point::AfterReceive).await;
                     let read = read(batch.deliveries).await;
                     // The batch before may be held up for long; a connection that breaks meanwhile must be told all the same.
                     let sent = tokio::select! {
@@ -1000,7 +1000,7 @@ impl Lane {
                 }
                 .emit();
             }
-            fail::point(Point::AfterAck);
+            fail::point(Point::AfterAck).await;
         }
         send_all(place, committed, done, received).await;
         settled

@@ -12,6 +12,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, all_together, answer};
 use crate::domain::delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Source};
+use crate::fail::{self, Point};
 
 /// Header tables and arrays inside each other, the outermost included. Every walk over the value (conversion, JSON, drop)
 /// needs stack for each level, and `serde_json` reads no more than 128 levels of JSON, two for each of these.
@@ -234,6 +235,7 @@ impl Intake {
     pub fn disposer(&self) -> Disposer {
         Disposer {
             channel: self.channel.clone(),
+            socket: Arc::clone(&self.socket),
         }
     }
 
@@ -333,6 +335,7 @@ async fn switch(
 #[derive(Clone)]
 pub struct Disposer {
     channel: lapin::Channel,
+    socket: Arc<Socket>,
 }
 
 impl std::fmt::Debug for Disposer {
@@ -351,6 +354,10 @@ impl Disposer {
             return Err(BrokerError::Config(
                 "a message cannot be both rejected and acknowledged".to_owned(),
             ));
+        }
+        if let Err(injected) = fail::fallible(Point::BeforeAck).await {
+            self.socket.cut();
+            return Err(injected.into());
         }
         let frames = async {
             let rejects = tags_to_reject.iter().map(|tag| {

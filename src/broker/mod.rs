@@ -29,6 +29,7 @@ use lapin::types::AMQPValue;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{ConnectionProperties, ErrorKind};
 
+use crate::fail::Injected;
 use crate::tls;
 
 /// How long one question to the broker (declare, bind, consume, acknowledge, close) may take. A healthy broker needs
@@ -108,6 +109,13 @@ pub enum BrokerError {
     /// A setting must change before trying again makes sense.
     #[error("{0}")]
     Config(String),
+}
+
+/// What an injected error stands for: the connection broke.
+impl From<Injected> for BrokerError {
+    fn from(_: Injected) -> Self {
+        BrokerError::Away("the connection broke, as a test asked for".to_owned())
+    }
 }
 
 impl BrokerError {

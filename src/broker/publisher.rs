@@ -12,6 +12,7 @@ use lapin::{Confirmation, PublisherConfirm};
 
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, all_together, answer};
 use crate::domain::delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind};
+use crate::fail::{self, Point};
 
 /// A reply is worth this much waiting and no more.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(250);
@@ -91,8 +92,10 @@ impl Publisher {
             .collect::<Result<Vec<_>, _>>()?;
         // Set before the first await: a dropped future leaves confirms behind that the next call would take for its own.
         self.spent = true;
+        fail::fallible(Point::BeforePublish).await?;
         let sending = async {
             let started = all_together(messages.into_iter().map(|message| message.publish(&self.channel))).await;
+            fail::fallible(Point::PublishSent).await?;
             // Every one is awaited, also after an error: the broker's reason may stand in any.
             let mut confirms = Vec::with_capacity(started.len());
             let mut errors = Vec::new();
@@ -105,14 +108,15 @@ impl Publisher {
                     Err(error) => errors.push(error),
                 }
             }
-            (confirms, errors)
+            Ok::<_, BrokerError>((confirms, errors))
         };
-        let Ok((confirms, errors)) = tokio::time::timeout(self.deadline, sending).await else {
+        let Ok(sent) = tokio::time::timeout(self.deadline, sending).await else {
             return Err(BrokerError::Away(format!(
                 "publishing took longer than {:?}",
                 self.deadline
             )));
         };
+        let (confirms, errors) = sent?;
         if let Some(error) = worst(&errors) {
             return Err(error);
         }

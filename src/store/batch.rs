@@ -17,7 +17,7 @@ use crate::{
         ledger::{Amount, Quantity},
         signature::{PublicKey, signature_bytes},
     },
-    fail::{self, Point},
+    fail::Point,
 };
 
 /// What a batch names, and so may touch.
@@ -139,7 +139,8 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
     let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
     let begin = async {
         if lock {
-            session.begin().await
+            session.begin().await?;
+            session.pass(Point::AfterBegin).await
         } else {
             session.begin_read_only().await
         }
@@ -158,7 +159,6 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
         async { session.query(LOAD_NOW, &[]).await },
     );
     answers.0?;
-    fail::point(Point::AfterLoad);
     let mut snapshot = Snapshot::default();
     for row in answers.1? {
         let allocation = allocation(session, &row)?;
@@ -200,6 +200,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
             .insert(row.get(0), u64::try_from(count).unwrap_or_default());
     }
     snapshot.now = answers.6?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
+    session.pass(Point::AfterLoad).await?;
     Ok(snapshot)
 }
 
@@ -359,10 +360,8 @@ impl OpenBatch {
             self.session.rollback().await;
             return Err(error);
         }
-        fail::point(Point::BeforeCommit);
-        self.session.commit().await?;
-        fail::point(Point::AfterCommit);
-        Ok(())
+        self.session.pass(Point::BeforeCommit).await?;
+        self.session.commit().await
     }
 }
 
@@ -403,7 +402,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         park(session, outcome),
         park_on(session, changes),
         outbox::insert(session, outcome),
-        outbox::delete(session, outcome.published),
+        delete_published(session, outcome.published),
         lock_accounts(session, changes),
         update_balances(session, changes),
     );
@@ -537,6 +536,14 @@ const UPDATE_BALANCES: &str = "\
     FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
     WHERE a.id = n.id";
 
+async fn delete_published(session: &Session, ids: &[BatchId]) -> Result<(), StoreError> {
+    outbox::delete(session, ids).await?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    session.pass(Point::OutboxDeleted).await
+}
+
 async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let mut verdicts = BTreeMap::<VerdictKind, i32>::new();
     let mut reasons = BTreeMap::<&str, u32>::new();
@@ -568,7 +575,8 @@ async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), St
                 &reasons,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::BatchInserted).await
 }
 
 /// Receipts as columns.
@@ -635,7 +643,8 @@ async fn insert_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
                 &outcome.id,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::ReceiptsInserted).await
 }
 
 /// A receipt that is only seen again keeps the batch that gave its verdict.
@@ -661,7 +670,8 @@ async fn update_receipts(session: &Session, outcome: &Outcome<'_>) -> Result<(),
                 &columns.allocation_ids,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::ReceiptsUpdated).await
 }
 
 /// `status = 'reserved'` is the second guard: an allocation leaves it at most once.
@@ -701,7 +711,8 @@ async fn update_allocations(session: &Session, changes: &Changeset) -> Result<()
                 &times,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::AllocationsUpdated).await
 }
 
 async fn insert_settlements(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
@@ -742,7 +753,8 @@ async fn insert_settlements(session: &Session, outcome: &Outcome<'_>) -> Result<
                 &outcome.now,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::SettlementsInserted).await
 }
 
 async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
@@ -773,7 +785,8 @@ async fn insert_transfers(session: &Session, outcome: &Outcome<'_>) -> Result<()
                 &outcome.now,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::TransfersInserted).await
 }
 
 const LOCK_PARKED: &str = "\
@@ -838,7 +851,8 @@ async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError
                 &outbox::FORMAT,
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::Parked).await
 }
 
 /// Lets messages wait on. One that was woken while it was judged stays due: see `parked.leased_until`.
@@ -853,7 +867,8 @@ async fn park_on(session: &Session, changes: &Changeset) -> Result<(), StoreErro
         .map(|(attempts, _)| i32::try_from(*attempts).unwrap_or(i32::MAX))
         .collect();
     let due_at: Vec<Timestamp> = changes.parked_later.values().map(|(_, due_at)| *due_at).collect();
-    session.execute(PARK_ON, &[&keys, &attempts, &due_at]).await.map(drop)
+    session.execute(PARK_ON, &[&keys, &attempts, &due_at]).await?;
+    session.pass(Point::ParkedOn).await
 }
 
 /// Ends the waiting. Another worker may have done so already: rows are not counted.
@@ -862,7 +877,8 @@ async fn unpark(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreErr
         return Ok(());
     }
     let keys: Vec<Uuid> = outcome.changes.unparked.iter().map(|key| key.0).collect();
-    session.execute(UNPARK, &[&keys, &outcome.now]).await.map(drop)
+    session.execute(UNPARK, &[&keys, &outcome.now]).await?;
+    session.pass(Point::Unparked).await
 }
 
 /// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Accounts
@@ -883,5 +899,6 @@ async fn update_balances(session: &Session, changes: &Changeset) -> Result<(), S
     let sums: Vec<String> = changes.balances.values().map(ToString::to_string).collect();
     session
         .execute_exactly(ids.len(), UPDATE_BALANCES, &[&ids, &sums])
-        .await
+        .await?;
+    session.pass(Point::BalancesUpdated).await
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Store, StoreError, outbox};
-use crate::domain::delivery::{Delivery, Source};
+use crate::{
+    domain::delivery::{Delivery, Source},
+    fail::Point,
+};
 
 /// Parked messages that are ours to judge, for as long as the lease runs.
 #[derive(Debug, Default)]
@@ -45,6 +48,9 @@ impl Store {
                 &[&limit, &lease.as_secs_f64()],
             )
             .await?;
+        if !rows.is_empty() {
+            session.pass(Point::DueClaimed).await?;
+        }
         rows.sort_by_key(|row| row.get::<_, i64>("seq"));
         let mut claimed = Claimed::default();
         for row in rows {

@@ -17,7 +17,11 @@ use deadpool_postgres::{Hook, Manager, ManagerConfig, Object, Pool, RecyclingMet
 use tokio_postgres::{NoTls, Row, config::SslMode, error::SqlState, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::{config::Settings, tls};
+use crate::{
+    config::Settings,
+    fail::{self, Injected, Point},
+    tls,
+};
 
 /// Under which name the pool logs what we say ourselves.
 pub const LOG_TARGET: &str = "deadpool_postgres";
@@ -103,6 +107,13 @@ impl StoreError {
         self.sqlstate
             .as_deref()
             .is_some_and(|code| code.starts_with("42") || code.starts_with("3F"))
+    }
+}
+
+/// What an injected error stands for: the connection broke.
+impl From<Injected> for StoreError {
+    fn from(_: Injected) -> Self {
+        Self::new("a fail point", Fate::Away, "the connection broke, as a test asked for")
     }
 }
 
@@ -299,6 +310,24 @@ impl Session {
         Err(error)
     }
 
+    /// Passes a fail point. A rehearsal passes none: what is counted are batches.
+    async fn pass(&self, point: Point) -> Result<(), StoreError> {
+        if self.rehearsal {
+            return Ok(());
+        }
+        fail::fallible(point).await.map_err(|injected| self.broken(injected))
+    }
+
+    /// A connection that broke ends its transaction, and is of no more use.
+    fn broken(&self, injected: Injected) -> StoreError {
+        self.poisoned.store(true, Ordering::Relaxed);
+        self.spent.store(true, Ordering::Relaxed);
+        StoreError {
+            during: self.name,
+            ..injected.into()
+        }
+    }
+
     fn client(&self) -> Result<&Object, StoreError> {
         self.client.as_ref().ok_or_else(|| {
             StoreError::new(
@@ -378,7 +407,12 @@ impl Session {
                 "a transaction with a failed statement is never committed",
             ));
         }
-        let done = self.answer(self.client()?.batch_execute("COMMIT")).await;
+        let commit = self.answer(self.client()?.batch_execute("COMMIT"));
+        let done = match fail::underway(Point::CommitSent, commit).await {
+            Ok(Ok(())) => self.pass(Point::AfterCommit).await,
+            Ok(Err(error)) => Err(error),
+            Err(injected) => Err(self.broken(injected)),
+        };
         done.inspect(|()| self.begun.store(false, Ordering::Relaxed))
             .map_err(|error| StoreError {
                 at_commit: true,

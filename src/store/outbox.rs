@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Fate, Session, Store, StoreError, batch::Outcome};
-use crate::domain::delivery::{BatchId, Properties, Publication, PublicationKind};
+use crate::{
+    domain::delivery::{BatchId, Properties, Publication, PublicationKind},
+    fail::Point,
+};
 
 /// The format of stored publications and of stored properties. Version N reads N and N-1.
 pub(super) const FORMAT: i16 = 1;
@@ -108,7 +111,8 @@ pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(
                 &outcome.lease.as_secs_f64(),
             ],
         )
-        .await
+        .await?;
+    session.pass(Point::OutboxInserted).await
 }
 
 /// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been
@@ -146,7 +150,10 @@ impl Store {
     /// # Errors
     /// The rows may still be there: ask again.
     pub async fn delete_published(&self, ids: &[BatchId]) -> Result<(), StoreError> {
-        delete(&self.session("delete_published").await?, ids).await
+        let session = self.session("delete_published").await?;
+        session.pass(Point::BeforeOutboxDelete).await?;
+        delete(&session, ids).await?;
+        session.pass(Point::AfterOutboxDelete).await
     }
 
     /// Renews leases while their owner is still publishing.
@@ -194,6 +201,7 @@ impl Store {
         let Some(row) = rows.first() else {
             return Ok(None);
         };
+        session.pass(Point::RelayTaken).await?;
         let batch_id: Uuid = row.get("batch_id");
         let publications = decode(row.get("format"), row.get("publications")).map_err(|why| {
             StoreError::new(

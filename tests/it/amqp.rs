@@ -309,6 +309,12 @@ impl Tap {
         }
     }
 
+    /// Takes over what another saw.
+    pub(crate) fn recall(&self, seen: Vec<Seen>) {
+        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(seen);
+    }
+
     /// Everything so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()

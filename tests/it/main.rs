@@ -10,7 +10,7 @@ mod commands;
 mod doctor;
 mod drain;
 #[cfg(feature = "faults")]
-mod kill;
+mod faults;
 mod mutants;
 mod outage;
 mod outbox;

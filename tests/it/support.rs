@@ -316,6 +316,26 @@ impl Place {
     /// The same on ground that was made ready for it.
     pub(crate) async fn on(ground: Ground) -> Self {
         ground.copy_template().await;
+        Self::with_topology(ground).await
+    }
+
+    /// A copy of these books, with everything that was told of them, on a broker of its own. No one may be at work here.
+    pub(crate) async fn copy(&self, test: &str) -> Self {
+        let ground = Ground::within(self.services.clone(), test).await;
+        ground.create_database(&self.name).await;
+        let place = Self::with_topology(ground).await;
+        *place.story() = self.told();
+        place.events.recall(self.events.seen());
+        place.dead.recall(self.dead.seen());
+        place
+    }
+
+    /// Lets go of everything but the ground, which takes its time to go.
+    pub(crate) fn leave(self) -> Ground {
+        self.ground
+    }
+
+    async fn with_topology(ground: Ground) -> Self {
         let output = ground.run(&["topology"]).await;
         assert!(output.status.success(), "settled topology: {}", said(&output));
         Self {

@@ -196,6 +196,39 @@ fn the_auditor_asks_the_domain_nothing() {
     assert!(read > rooms.len(), "the auditor has rooms of its own");
 }
 
+/// A fail point in a release would let its environment kill it.
+#[test]
+fn fail_points_stay_out_of_releases() {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).expect(name);
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("TOML");
+    let features = manifest["features"].as_table().expect("features");
+    assert!(
+        !features.contains_key("default"),
+        "no feature is on that was not asked for"
+    );
+    for name in ["Makefile", "Dockerfile", "dev/services"] {
+        let text = read(name);
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("cargo build") || line.contains("cargo install"))
+            .filter(|line| line.contains("features"))
+            .collect();
+        assert!(lines.is_empty(), "{name}: {lines:?}");
+    }
+    // What reads the environment, and acts, is one module that the feature switches on.
+    let text = code(&read("src/fail.rs"));
+    let (before, armed) = text
+        .split_once("#[cfg(feature = \"faults\")]\nmod armed {")
+        .expect("the module is switched");
+    assert!(!names(before, "env") && armed.contains("std::env::var(\"SETTLED_FAULT\")"));
+    let (_, after) = armed.split_once("\n}\n").unwrap_or((armed, ""));
+    assert!(!names(after, "env"), "nothing comes after it");
+    assert_none(
+        &trespassers(&["SETTLED_FAULT"], &["src/fail.rs"]),
+        "SETTLED_FAULT is read in src/fail.rs",
+    );
+}
+
 #[test]
 fn the_reference_asks_the_program_nothing() {
     let text = std::fs::read_to_string(root().join("tests/model/reference.rs")).expect("the reference");

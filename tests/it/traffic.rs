@@ -75,20 +75,31 @@ impl Mix {
 
 const CURRENCIES: [&str; 2] = ["BTC", "ofc:eth.test-1"];
 
-/// Registers two partners, funds and reserves for them, and prepares what they will say. One allocation a partner and
-/// currency is cleared by a worker first, so that there is something to deallocate.
+/// Registers two partners, funds and reserves for them, and prepares what they will say.
 pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
+    let partners = fund(place, mix).await;
+    reserve_and_draft(place, &partners, seed, mix).await
+}
+
+/// Partners with funds.
+pub(crate) struct Funded {
+    pub(crate) pair: [Partner; 2],
+    /// One that is bound to our own user of the broker, and may not settle: where refusals are wanted.
+    bound: Option<Partner>,
+}
+
+/// Registers partners, two of them with funds. One allocation a partner and currency is cleared by a worker, so that there
+/// is something to deallocate.
+pub(crate) async fn fund(place: &Place, mix: &Mix) -> Funded {
     {
         let mut story = place.story();
         story.only_valid = !mix.rivals && !mix.invalid;
         story.repeats = true;
     }
-    let mut dice = Dice::new(seed);
-    let partners = [Partner::new("acme"), Partner::new("Zed_9-Trading")];
-    let stranger = Partner::new("nobody");
+    let pair = [Partner::new("acme"), Partner::new("Zed_9-Trading")];
     let mut reservations = Vec::new();
     let mut first = Vec::new();
-    for partner in &partners {
+    for partner in &pair {
         place.register(partner).await;
         for currency in CURRENCIES {
             place.deposit(partner, currency, "1000000000000000000000000").await;
@@ -102,11 +113,25 @@ pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
     let worker = place.ready_worker(&[]).await;
     place.rest().await;
     worker.terminate().await;
+    let mut bound = None;
+    if mix.invalid {
+        let partner = bound.insert(Partner::new("bound-and-silent"));
+        let user = userinfo(&place.broker_url).0;
+        let flags = ["--broker-user", user, "--no-async-allocations"];
+        place.register_with(partner, &flags).await;
+    }
+    Funded { pair, bound }
+}
 
+/// Reserves for partners that have funds, and prepares what they will say.
+pub(crate) async fn reserve_and_draft(place: &Place, partners: &Funded, seed: u64, mix: &Mix) -> Traffic {
+    let Funded { pair, bound } = partners;
+    let mut dice = Dice::new(seed);
+    let stranger = Partner::new("nobody");
     let mut made = Vec::new();
     let mut messages = Vec::new();
     for number in 0..mix.valid {
-        let partner = &partners[dice.below(2)];
+        let partner = &pair[dice.below(2)];
         let currency = CURRENCIES[dice.below(2)];
         let quantity = (1 + dice.below(1_000_000)).to_string();
         let reservation = match number % 3 {
@@ -135,18 +160,20 @@ pub(crate) async fn prepare(place: &Place, seed: u64, mix: &Mix) -> Traffic {
         made.push(reservation);
     }
     if mix.invalid {
-        messages.extend(refused(&partners, &stranger, &mut made));
-        messages.extend(refused_by_registry(place).await);
+        messages.extend(refused(pair, &stranger, &mut made));
+    }
+    if let Some(bound) = bound {
+        messages.extend(refused_by_registry(bound, userinfo(&place.broker_url).0));
     }
     place.reserve(&made).await;
     for _ in 0..mix.parked {
-        let partner = &partners[dice.below(2)];
+        let partner = &pair[dice.below(2)];
         let nowhere = partner.allocation("BTC", "1");
         messages.push(partner.draft(&nowhere, "cleared").message(Expect::Waits));
     }
     let mut late = Vec::new();
     for _ in 0..mix.late {
-        let partner = &partners[dice.below(2)];
+        let partner = &pair[dice.below(2)];
         let reservation = partner.allocation("BTC", "7");
         messages.push(partner.cleared(&reservation));
         late.push(reservation);
@@ -222,18 +249,13 @@ pub(crate) fn refused(partners: &[Partner; 2], stranger: &Partner, made: &mut Ve
 }
 
 /// From a partner that may speak as one broker user only, and not of allocations.
-async fn refused_by_registry(place: &Place) -> Vec<Message> {
-    let partner = Partner::new("bound-and-silent");
-    let user = userinfo(&place.broker_url).0.to_owned();
-    place
-        .register_with(&partner, &["--broker-user", &user, "--no-async-allocations"])
-        .await;
+fn refused_by_registry(partner: &Partner, user: &str) -> Vec<Message> {
     let draft = || partner.draft(&partner.allocation("BTC", "1"), "cleared");
     vec![
         draft().message(Expect::Refused("sender_mismatch")),
         draft()
             .message(Expect::Refused("partner_inactive"))
-            .with(|properties| properties.with_user_id(user.as_str().into())),
+            .with(|properties| properties.with_user_id(user.into())),
     ]
 }
 
