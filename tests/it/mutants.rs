@@ -136,6 +136,11 @@ fn has_test(target: &str, test: &str) -> bool {
 fn every_mutant_says_what_it_is_and_who_notices() {
     let mutants = Mutant::all();
     assert!(mutants.len() >= FEWEST, "{} mutants", mutants.len());
+    let told = format!("{} seeded bugs", mutants.len());
+    assert!(
+        include_str!("../../README.md").contains(&told),
+        "README does not say: {told}"
+    );
     for mutant in &mutants {
         let name = &mutant.name;
         assert!(

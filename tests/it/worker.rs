@@ -343,6 +343,41 @@ async fn a_partner_parks_so_many_and_no_more() {
     place.settle_up(worker).await;
 }
 
+/// Judged as it came, from its properties to its body: a partner that is bound to a broker user is still known by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_keeps_its_properties() {
+    let place = Place::new("waits").await;
+    let user = crate::support::userinfo(&place.broker_url).0.to_owned();
+    let partner = Partner::new("acme");
+    place.register_with(&partner, &["--broker-user", &user]).await;
+    place.deposit(&partner, "BTC", "10").await;
+    let reservation = partner.allocation("BTC", "5");
+    let message = partner.cleared(&reservation);
+    let message = message.with(|properties| {
+        properties
+            .with_user_id(user.as_str().into())
+            .with_reply_to("settlement.reply.acme.inbox".into())
+            .with_correlation_id("c-1".into())
+    });
+    place.line().declare("settlement.reply.acme.inbox").await;
+    let worker = place.ready_worker(&[]).await;
+    place.publish(&[message]).await;
+    for kind in ["update.parked", "allocation.cleared"] {
+        let reply = place.line().get("settlement.reply.acme.inbox").await;
+        assert_eq!(event(&reply)["type"], kind);
+        let id = reply
+            .properties
+            .correlation_id()
+            .as_ref()
+            .map(|id| id.as_str().to_owned());
+        assert_eq!(id.as_deref(), Some("c-1"));
+        if kind == "update.parked" {
+            place.reserve(std::slice::from_ref(&reservation)).await;
+        }
+    }
+    place.settle_up(worker).await;
+}
+
 // What may be said ---------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
