@@ -247,3 +247,66 @@ async fn a_message_woken_while_it_is_judged_stays_due() {
         .expect("judged");
     assert_eq!(verdict(&settled).kind(), VerdictKind::Settled);
 }
+
+/// A worker stands before its COMMIT for as long as one likes, and dies there: every message is in the queue again.
+#[cfg(feature = "faults")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acknowledged_before_its_commit() {
+    let (place, partner, reservations) = with_reserved("before_commit", 5).await;
+    let messages: Vec<Message> = reservations
+        .iter()
+        .map(|reservation| partner.cleared(reservation))
+        .collect();
+    place.publish(&messages).await;
+    let worker = place.worker(&[("SETTLED_FAULT", "before_commit:1:delay=5m")]);
+    until("it stands before its COMMIT", PATIENCE, async || {
+        worker
+            .lines()
+            .iter()
+            .any(|line| line["fault"].is_string())
+            .then_some(())
+    })
+    .await;
+    worker.kill().await;
+    until("all of them are there again", PATIENCE, async || {
+        (place.line().depth("settlement.updates").await == 5).then_some(())
+    })
+    .await;
+    let worker = place.ready_worker(&[]).await;
+    place.settle_up(worker).await;
+}
+
+/// A commit that errors is unknown, not failed: tried again under the same id it turns out to be there.
+#[cfg(feature = "faults")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_counts_once() {
+    let (place, partner, reservations) = with_reserved("answer_lost", 1).await;
+    let worker = place
+        .ready_worker(&[
+            ("SETTLED_FAULT", "after_commit:1:error,after_commit:2:error"),
+            ("SETTLED_RETRY__MAX", "200ms"),
+        ])
+        .await;
+    let refused = partner.draft(&reservations[0], "cleared").without("nonce");
+    for message in [
+        partner.cleared(&reservations[0]),
+        refused.message(Expect::Refused("invalid_field")),
+    ] {
+        place.publish(&[message]).await;
+        place.rest().await;
+    }
+    place.settle_up(worker).await;
+    let row = place
+        .db()
+        .await
+        .query_one("SELECT sum(received)::bigint, count(*) FROM settled.batches", &[])
+        .await
+        .expect("batches");
+    assert_eq!(
+        (row.get::<_, i64>(0), row.get::<_, i64>(1)),
+        (2, 2),
+        "nothing was judged twice"
+    );
+    assert_eq!(place.events.seen().len(), 2, "and nothing told twice");
+    assert_eq!(place.dead.seen().len(), 1);
+}
