@@ -161,6 +161,10 @@ pub struct HttpSettings {
 #[serde(deny_unknown_fields)]
 pub struct DeadLetterSettings {
     pub collect: bool,
+    #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
+    pub batch_max: usize,
+    #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
+    pub confirm_above: usize,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -1012,6 +1016,7 @@ mod tests {
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
         assert_eq!(http.listen, SocketAddr::from(([127, 0, 0, 1], 9464)));
         assert!(dead_letters.collect);
+        assert_eq!((dead_letters.batch_max, dead_letters.confirm_above), (100, 100));
         assert_eq!((log.format, log.level), (LogFormat::Auto, LogLevel::Info));
         assert!(
             worker.name.ends_with(&format!("-{}", std::process::id())),

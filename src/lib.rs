@@ -18,6 +18,10 @@
 //! 6. [`worker`] acknowledges the batch; [`publish`] publishes the row from memory until every confirm is in, and only
 //!    then is it deleted. What a crash left, [`relay`] publishes.
 //!
+//! A refused message goes to the dead-letter queue. [`collector`] moves it from there into the database, one row a message
+//! ([`domain::dead_letter`]); an operator looks at it there and has it replayed, which is this walk again: [`due`] claims the
+//! row, and its verdict is written by the transaction that judges the message.
+//!
 //! # The rooms
 //!
 //! | room | what is in it |
@@ -26,7 +30,7 @@
 //! | [`store`] | the only room with SQL |
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
-//! | [`worker`], [`publish`], [`relay`], [`due`], [`pause`] | the order of steps, patience, shutdown |
+//! | [`worker`], [`publish`], [`relay`], [`due`], [`collector`], [`pause`] | the order of steps, patience, shutdown |
 //! | [`cli`] | what an operator types |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`http`] | what a person watches: every signal is a type |
@@ -56,6 +60,7 @@
 
 pub mod broker;
 pub mod cli;
+pub mod collector;
 pub mod config;
 pub mod domain;
 pub mod due;

@@ -196,7 +196,7 @@ pub async fn reject_culprit(
         .collect();
     let mut changes = Changeset::default();
     for message in &messages {
-        if let Source::Parked { key } = message.delivery.source {
+        if let Source::Parked { key, .. } = message.delivery.source {
             changes.unparked.insert(ReceiptKey(key));
         }
     }
@@ -270,11 +270,15 @@ fn outcome<'a>(
     now: Timestamp,
     published: &'a [BatchId],
 ) -> Outcome<'a> {
-    let parked = messages.iter().any(|message| message.delivery.source.is_parked());
+    let source = messages.first().map(|message| message.delivery.source);
     Outcome {
         id: settled.id,
         worker: &clerk.worker,
-        source: if parked { "parked" } else { "queue" },
+        source: match source {
+            Some(Source::Parked { .. }) => "parked",
+            Some(Source::Replayed { .. }) => "replayed",
+            Some(Source::Queue { .. } | Source::Plain) | None => "queue",
+        },
         now,
         batch: messages,
         judgements: &settled.judgements,

@@ -21,6 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry};
 use uuid::Uuid;
 
+use crate::broker::topology;
 use crate::config::{LogFormat, LogLevel, LogSettings};
 use crate::domain::decide::{Reason, VerdictKind};
 
@@ -129,6 +130,26 @@ pub enum Signal<'a> {
     ParkedUnreadable {
         key: Uuid,
     },
+    /// Dead letters were stored: messages that had no row, further failures of messages that had one, and copies of what
+    /// was stored before; the last one failed this long ago.
+    DeadLettersCollected {
+        new: u64,
+        again: u64,
+        copies: u64,
+        lag: Duration,
+    },
+    /// Nothing waits to be collected.
+    CollectorIdle,
+    /// A dead letter that the database refuses, or no database can hold, goes to settlement.unreadable. An alarm.
+    DeadLetterSetApart {
+        digest: &'a str,
+        sqlstate: Option<&'a str>,
+        error: &'a str,
+    },
+    /// There are more messages in settlement.unreadable than before: somebody has to look at them. An alarm.
+    UnreadableGrew {
+        messages: u64,
+    },
     /// Unacknowledged messages went back to the broker.
     HandedBack {
         lane: usize,
@@ -184,6 +205,12 @@ pub enum Signal<'a> {
         queue: &'a str,
         messages: u64,
     },
+    /// Open dead letters by reason, the age of the oldest, replay runs by state.
+    DeskMeasured {
+        open: &'a [(Reason, u64)],
+        oldest: Option<Duration>,
+        runs: &'a [(String, u64)],
+    },
 
     /// SIGTERM or an unrecoverable fault: intake ends.
     Stopping {
@@ -196,6 +223,9 @@ pub enum Signal<'a> {
     /// The last line.
     Stopped,
 }
+
+/// The states of a replay run.
+const RUN_STATES: &[&str] = &["running", "cancelled", "stopped", "done"];
 
 /// A label with few, fixed values.
 macro_rules! label {
@@ -226,11 +256,11 @@ label!(
 );
 label!(
     /// The door a batch came through.
-    Intake { Queue = "queue", Parked = "parked" }
+    Intake { Queue = "queue", Parked = "parked", Replayed = "replayed", Dead = "dead" }
 );
 label!(
     /// A step of a batch that is timed.
-    Stage { Facts = "facts", Settle = "settle", Publish = "publish" }
+    Stage { Facts = "facts", Settle = "settle", Publish = "publish", Collect = "collect" }
 );
 label!(
     /// Why intake is paused.
@@ -426,11 +456,11 @@ impl Signal<'_> {
                 warn!(reasons = reasons.join("; "), "not ready");
             }
             Signal::ConsumerAttached { lane, queue } => {
-                gauge!("settled_consumers_attached").increment(1.0);
+                gauge!("settled_consumers_attached", "queue" => queue.to_owned()).increment(1.0);
                 info!(lane, queue, "consumer attached");
             }
             Signal::ConsumerCancelled { lane, queue } => {
-                gauge!("settled_consumers_attached").decrement(1.0);
+                gauge!("settled_consumers_attached", "queue" => queue.to_owned()).decrement(1.0);
                 error!(lane, queue, "the broker cancelled the consumer; it is rebuilt");
             }
             Signal::OwnQueueUnserved { queue, most } => {
@@ -441,11 +471,11 @@ impl Signal<'_> {
                 );
             }
             Signal::ConsumerLost { lane, queue, error } => {
-                gauge!("settled_consumers_attached").decrement(1.0);
+                gauge!("settled_consumers_attached", "queue" => queue.to_owned()).decrement(1.0);
                 warn!(lane, queue, error, "consumer lost; it is rebuilt");
             }
             Signal::ConsumerDetached { lane, queue } => {
-                gauge!("settled_consumers_attached").decrement(1.0);
+                gauge!("settled_consumers_attached", "queue" => queue.to_owned()).decrement(1.0);
                 info!(lane, queue, "consumer detached");
             }
             Signal::AckLost { lane, error } => {
@@ -513,6 +543,37 @@ impl Signal<'_> {
                 counter!("settled_parked_unreadable_total").increment(1);
                 error!(%key, "a parked message is of a format that this version can not read; start a newer worker");
             }
+            Signal::DeadLettersCollected {
+                new,
+                again,
+                copies,
+                lag,
+            } => {
+                for (what, count) in [("new", new), ("again", again), ("copy", copies)] {
+                    counter!("settled_dead_letters_collected_total", "what" => what).increment(count);
+                }
+                gauge!("settled_collector_lag_seconds").set(lag.as_secs_f64());
+                debug!(new, again, copies, lag_ms = millis(lag), "dead letters collected");
+            }
+            Signal::CollectorIdle => {
+                gauge!("settled_collector_lag_seconds").set(0.0);
+                trace!("no dead letter waits");
+            }
+            Signal::DeadLetterSetApart {
+                digest,
+                sqlstate,
+                error,
+            } => {
+                counter!("settled_dead_letters_set_apart_total").increment(1);
+                error!(
+                    digest,
+                    sqlstate, error, "this dead letter can not be stored; it goes to settlement.unreadable"
+                );
+            }
+            Signal::UnreadableGrew { messages } => {
+                counter!("settled_unreadable_alarms_total").increment(1);
+                error!(messages, "dead letters that nobody could read are in settlement.unreadable");
+            }
             Signal::HandedBack { lane, why } => {
                 counter!("settled_handed_back_total").increment(1);
                 warn!(lane, why, "messages handed back to the broker");
@@ -579,6 +640,20 @@ impl Signal<'_> {
             Signal::QueueMeasured { queue, messages } => {
                 gauge!("settled_queue_messages", "queue" => queue.to_owned()).set(messages as f64);
                 trace!(queue, messages, "queue measured");
+            }
+            Signal::DeskMeasured { open, oldest, runs } => {
+                for reason in Reason::ALL {
+                    let count = open.iter().find(|(of, _)| *of == reason).map_or(0, |(_, count)| *count);
+                    gauge!("settled_dead_letters_open", "reason" => reason.as_str()).set(count as f64);
+                }
+                let oldest = oldest.unwrap_or_default();
+                gauge!("settled_dead_letters_oldest_seconds").set(oldest.as_secs_f64());
+                for state in RUN_STATES {
+                    let count = runs.iter().find(|(of, _)| of == state).map_or(0, |(_, count)| *count);
+                    gauge!("settled_replay_runs", "state" => *state).set(count as f64);
+                }
+                let open: u64 = open.iter().map(|(_, count)| count).sum();
+                trace!(open, oldest_ms = millis(oldest), "dead letters measured");
             }
             Signal::Stopping { why } => {
                 info!(why, "stopping: no more messages are taken");
@@ -793,6 +868,18 @@ fn describe() {
             "Times a due message was of a format that this version can not read.",
         ),
         (
+            "settled_dead_letters_collected_total",
+            "Dead letters taken from their queue: messages new to the database, further failures, copies of what was stored.",
+        ),
+        (
+            "settled_dead_letters_set_apart_total",
+            "Dead letters that the database refused, left to settlement.unreadable. Alarm.",
+        ),
+        (
+            "settled_unreadable_alarms_total",
+            "Times settlement.unreadable was found to hold more than before. Alarm.",
+        ),
+        (
             "settled_handed_back_total",
             "Times a lane handed its messages back to the broker unjudged.",
         ),
@@ -825,9 +912,25 @@ fn describe() {
         (
             "settled_consumers_attached",
             Unit::Count,
-            "Consumers attached to input queues.",
+            "Consumers attached, by queue.",
         ),
         ("settled_queue_messages", Unit::Count, "Messages ready in a queue."),
+        (
+            "settled_dead_letters_open",
+            Unit::Count,
+            "Dead letters that wait for an operator, by reason.",
+        ),
+        (
+            "settled_dead_letters_oldest_seconds",
+            Unit::Seconds,
+            "Since the oldest of them was collected.",
+        ),
+        (
+            "settled_collector_lag_seconds",
+            Unit::Seconds,
+            "From the failure of the message collected last to its being stored; 0 while none waits.",
+        ),
+        ("settled_replay_runs", Unit::Count, "Replay runs, by state."),
     ];
     for (name, unit, about) in gauges {
         describe_gauge!(name, unit, about);
@@ -841,7 +944,7 @@ fn describe() {
         (
             "settled_stage_seconds",
             Unit::Seconds,
-            "Time of a batch in a stage: facts, settle, publish.",
+            "Time of a batch in a stage: facts, settle, publish, collect.",
         ),
         (
             "settled_end_to_end_seconds",
@@ -890,6 +993,8 @@ fn start_at_zero() {
         "settled_acks_lost_total",
         "settled_own_queues_unserved_total",
         "settled_parked_unreadable_total",
+        "settled_dead_letters_set_apart_total",
+        "settled_unreadable_alarms_total",
         "settled_handed_back_total",
     ] {
         counter!(name).increment(0);
@@ -904,8 +1009,14 @@ fn start_at_zero() {
     for cause in Cause::ALL {
         gauge!("settled_paused", "reason" => cause.as_str()).set(0.0);
     }
-    for name in ["settled_ready", "settled_consumers_attached"] {
+    for what in ["new", "again", "copy"] {
+        counter!("settled_dead_letters_collected_total", "what" => what).increment(0);
+    }
+    for name in ["settled_ready", "settled_collector_lag_seconds"] {
         gauge!(name).set(0.0);
+    }
+    for queue in [topology::UPDATES, topology::DEAD] {
+        gauge!("settled_consumers_attached", "queue" => queue).set(0.0);
     }
 }
 
@@ -1036,6 +1147,24 @@ mod tests {
                 lane: 0,
                 why: "paused for long",
             },
+            Signal::DeadLettersCollected {
+                new: 3,
+                again: 2,
+                copies: 1,
+                lag: second,
+            },
+            Signal::CollectorIdle,
+            Signal::DeadLetterSetApart {
+                digest: "ab",
+                sqlstate: Some("23514"),
+                error: "check",
+            },
+            Signal::UnreadableGrew { messages: 1 },
+            Signal::DeskMeasured {
+                open: &[(Reason::Expired, 9)],
+                oldest: Some(second),
+                runs: &[("running".to_owned(), 1)],
+            },
             Signal::Published {
                 batch,
                 published: &published,
@@ -1115,7 +1244,18 @@ mod tests {
             "settled_parked 5",
             "settled_paused{reason=\"database\"} 0",
             "settled_paused{reason=\"culprits\"} 1",
-            "settled_consumers_attached 1",
+            "settled_consumers_attached{queue=\"settlement.updates\"} 1",
+            "settled_dead_letters_collected_total{what=\"new\"} 3",
+            "settled_dead_letters_collected_total{what=\"again\"} 2",
+            "settled_dead_letters_collected_total{what=\"copy\"} 1",
+            "settled_dead_letters_set_apart_total 1",
+            "settled_unreadable_alarms_total 1",
+            "settled_collector_lag_seconds 0",
+            "settled_dead_letters_open{reason=\"expired\"} 9",
+            "settled_dead_letters_open{reason=\"internal\"} 0",
+            "settled_dead_letters_oldest_seconds 1",
+            "settled_replay_runs{state=\"running\"} 1",
+            "settled_replay_runs{state=\"done\"} 0",
             "settled_replies_total{result=\"ignored\"} 1",
             "settled_replies_total{result=\"sent\"} 0",
             "settled_retries_total{dependency=\"broker\"} 1",
@@ -1238,7 +1378,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 8, "{alarms}");
+        assert_eq!(alarms.lines().count(), 10, "{alarms}");
     }
 
     #[test]

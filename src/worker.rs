@@ -1,4 +1,5 @@
-//! The worker: lanes that take, settle, acknowledge and publish; the relay, due messages and gauges beside them.
+//! The worker: lanes that take, settle, acknowledge and publish; the relay, due messages, the collector and gauges beside
+//! them.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -20,6 +21,7 @@ use crate::{
         intake::{Disposer, Intake, IntakeEnd},
         topology,
     },
+    collector,
     config::{ConfigError, Settings},
     domain::{
         decide::{Reason, Rules, Verdict},
@@ -39,6 +41,9 @@ use crate::{
 
 /// How often the gauges are measured.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the dead letters are counted, which takes as long as there are many.
+const DESK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Who pauses, as /readyz tells it, before there are lanes.
 const STARTING: &str = "start";
@@ -114,14 +119,8 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     .emit();
 
     let worker = Worker {
-        clerk: clerk(settings, store),
-        settings: Arc::new(settings.clone()),
-        broker,
         health,
-        culprits: Culprits::default(),
-        gate: Gate::default(),
-        labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
-        stop,
+        ..Worker::new(settings, store, broker, stop)
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(worker.clone().work());
@@ -152,13 +151,15 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
 }
 
 /// The signals that end the worker.
-struct Signals {
+pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// # Errors
+    /// They can not be caught.
+    pub fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -166,7 +167,8 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    /// The name of the next one.
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
@@ -180,7 +182,7 @@ pub struct Culprits(Arc<Mutex<VecDeque<Instant>>>);
 
 impl Culprits {
     /// Whether one more would still be a message's fault.
-    fn have_room(&self, most: usize) -> bool {
+    pub fn have_room(&self, most: usize) -> bool {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         times.retain(|time| now.duration_since(*time) < Duration::from_secs(60));
@@ -190,7 +192,7 @@ impl Culprits {
     /// Counts one more, and says whether that is still a message's fault.
     ///
     /// One that is not blamed counts as well: the pause ends only after a minute in which none came.
-    fn blame(&self, most: usize) -> bool {
+    pub fn blame(&self, most: usize) -> bool {
         let room = self.have_room(most);
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         times.push_back(Instant::now());
@@ -202,15 +204,24 @@ impl Culprits {
 }
 
 /// Intake as a whole. When one lane can not settle, no lane takes more: what one hands back would only go to another's
-/// consumer, and count against its delivery limit once more for each.
-#[derive(Clone)]
-pub struct Gate {
+/// consumer, and count against its delivery limit once more for each. The collector has a gate of its own: what stops it
+/// does not stop the lanes.
+pub struct Gate<B = Batch> {
     closed: watch::Sender<bool>,
     /// What was handed back, until it would go through.
-    handed_back: Arc<Mutex<Vec<Arc<HandBack>>>>,
+    handed_back: Arc<Mutex<Vec<Arc<HandBack<B>>>>>,
 }
 
-impl Default for Gate {
+impl<B> Clone for Gate<B> {
+    fn clone(&self) -> Self {
+        Self {
+            closed: self.closed.clone(),
+            handed_back: Arc::clone(&self.handed_back),
+        }
+    }
+}
+
+impl<B> Default for Gate<B> {
     fn default() -> Self {
         Self {
             closed: watch::Sender::new(false),
@@ -219,8 +230,8 @@ impl Default for Gate {
     }
 }
 
-impl Gate {
-    fn close(&self) {
+impl<B> Gate<B> {
+    pub fn close(&self) {
         self.closed.send_replace(true);
     }
 
@@ -228,7 +239,7 @@ impl Gate {
         self.closed.send_replace(false);
     }
 
-    fn handed_back(&self) -> std::sync::MutexGuard<'_, Vec<Arc<HandBack>>> {
+    fn handed_back(&self) -> std::sync::MutexGuard<'_, Vec<Arc<HandBack<B>>>> {
         self.handed_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -247,13 +258,30 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// What a task needs that runs until `stop`.
+    pub fn new(settings: &Settings, store: Store, broker: BrokerSettings, stop: watch::Receiver<bool>) -> Self {
+        Self {
+            clerk: clerk(settings, store),
+            settings: Arc::new(settings.clone()),
+            broker,
+            health: Arc::new(Health::new()),
+            culprits: Culprits::default(),
+            gate: Gate::default(),
+            labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
+            stop,
+        }
+    }
+
     async fn work(mut self) -> Result<(), Failure> {
         if self.wait_for_schema().await? == Waited::Stopping || self.wait_for_topology().await? == Waited::Stopping {
             return Ok(());
         }
         let mut tasks = JoinSet::new();
-        for lane in 0..self.settings.worker.lanes {
-            tasks.spawn(Lane::new(self.clone(), lane, topology::UPDATES.to_owned()).run());
+        for number in 0..self.settings.worker.lanes {
+            tasks.spawn(lane(self.clone(), number, topology::UPDATES.to_owned()));
+        }
+        if self.settings.dead_letters.collect {
+            tasks.spawn(collector::run(self.clone()));
         }
         tasks.spawn(self.clone().serve_own_queues());
         tasks.spawn(due::run(self.clone()));
@@ -298,9 +326,9 @@ impl Worker {
                 }
                 let most = self.settings.worker.own_queues_max;
                 if lanes.len() < most {
-                    // In logs these come after the lanes of the common queue and the second intake.
-                    let number = self.settings.worker.lanes + seen.len();
-                    lanes.spawn(Lane::new(self.clone(), number, queue).run());
+                    // In logs these come after the lanes of the common queue, the second intake and the collector.
+                    let number = self.settings.worker.lanes + 1 + seen.len();
+                    lanes.spawn(lane(self.clone(), number, queue));
                 } else {
                     Signal::OwnQueueUnserved { queue: &queue, most }.emit();
                 }
@@ -408,8 +436,21 @@ impl Worker {
     /// Measures what nobody's work shows: backlog, parked messages, queues.
     async fn measure(mut self) {
         let mut connection: Option<Connection> = None;
+        let mut desk_measured: Option<Instant> = None;
+        let mut unreadable = 0;
         loop {
             let store = &self.clerk.store;
+            if desk_measured.is_none_or(|time| time.elapsed() >= DESK_INTERVAL)
+                && let Ok(desk) = store.measure_desk().await
+            {
+                desk_measured = Some(Instant::now());
+                Signal::DeskMeasured {
+                    open: &desk.open,
+                    oldest: desk.oldest,
+                    runs: &desk.runs,
+                }
+                .emit();
+            }
             let measured = async { Ok::<_, StoreError>((store.backlog().await?, store.count_parked().await?)) };
             match measured.await {
                 Ok((backlog, parked)) => {
@@ -462,6 +503,19 @@ impl Worker {
                     }
                     .emit();
                 }
+                let ready = |queue: &str| {
+                    let depth = depths.iter().find(|(name, _)| name == queue);
+                    depth.map_or(0, |(_, messages)| *messages)
+                };
+                if ready(topology::DEAD) == 0 {
+                    Signal::CollectorIdle.emit();
+                }
+                let now = ready(topology::UNREADABLE);
+                if now > unreadable {
+                    let messages = u64::from(now);
+                    Signal::UnreadableGrew { messages }.emit();
+                }
+                unreadable = now;
             }
             if retry::sleep(GAUGE_INTERVAL, &mut self.stop).await == Waited::Stopping {
                 break;
@@ -523,7 +577,7 @@ impl Worker {
         } else {
             vec![batch]
         };
-        let mut patience = Patience::new(self, lane, patience);
+        let mut patience = Patience::new(self, &self.gate, format!("lane {lane}"), patience);
         while let Some(part) = parts.pop() {
             let began = Instant::now();
             let id = Uuid::now_v7();
@@ -617,29 +671,43 @@ impl Worker {
 }
 
 /// The fault lasts for too long: what is in hand goes back to the broker, once.
-pub struct HandBack {
+pub struct HandBack<B = Batch> {
     pub why: String,
     /// What could not be settled: intake begins again only when this would go through.
-    refused: Batch,
+    refused: Option<B>,
     /// Lives until then.
     _paused: Option<Paused>,
 }
 
+impl<B> HandBack<B> {
+    /// Who publishes what is committed is gone: only a stop does that.
+    pub fn no_publisher() -> Self {
+        Self {
+            why: "the publish stage is gone".to_owned(),
+            refused: None,
+            _paused: None,
+        }
+    }
+}
+
 /// Patience in the middle of a batch.
-struct Patience<'a> {
+pub struct Patience<'a, B> {
     worker: &'a Worker,
+    gate: &'a Gate<B>,
     who: String,
     limit: Option<Duration>,
     backoff: Backoff,
     paused: Option<Paused>,
 }
 
-impl<'a> Patience<'a> {
-    fn new(worker: &'a Worker, lane: usize, limit: Option<Duration>) -> Self {
+impl<'a, B: Clone> Patience<'a, B> {
+    /// Of `who`, as /readyz tells it, who closes this gate while waiting.
+    pub fn new(worker: &'a Worker, gate: &'a Gate<B>, who: String, limit: Option<Duration>) -> Self {
         let backoff = Backoff::new(&worker.settings.retry);
         Self {
             worker,
-            who: format!("lane {lane}"),
+            gate,
+            who,
             limit,
             backoff,
             paused: None,
@@ -647,24 +715,24 @@ impl<'a> Patience<'a> {
     }
 
     /// A jittered moment, for a fault that passes by itself.
-    async fn short(&mut self) {
+    pub async fn short(&mut self) {
         tokio::time::sleep(self.backoff.next()).await;
     }
 
     /// Waits with growing pauses; once the limit is over the batch is handed back.
-    async fn wait(&mut self, cause: Cause, error: &StoreError, part: &Batch) -> Result<(), HandBack> {
+    pub async fn wait(&mut self, cause: Cause, error: &StoreError, part: &B) -> Result<(), HandBack<B>> {
         let why = error.to_string();
         if error.fate == Fate::Away {
             self.worker.health.set_database_ok(false);
         }
         let paused = self.paused.get_or_insert_with(|| {
-            self.worker.gate.close();
+            self.gate.close();
             Paused::begin(&self.worker.health, &self.who, cause, &why)
         });
         if self.limit.is_some_and(|limit| paused.since().elapsed() >= limit) {
             return Err(HandBack {
                 why,
-                refused: part.clone(),
+                refused: Some(part.clone()),
                 _paused: self.paused.take(),
             });
         }
@@ -681,24 +749,68 @@ impl<'a> Patience<'a> {
         Ok(())
     }
 
-    fn over(&mut self) {
+    /// It went through.
+    pub fn over(&mut self) {
         self.backoff.reset();
         self.worker.health.set_database_ok(true);
         self.paused = None;
     }
 }
 
-/// A consumer, a database connection and a publisher, with queues of depth one between the stages.
-struct Lane {
-    worker: Worker,
-    number: usize,
-    queue: String,
-    owned: Owned,
+/// What a consumer's messages are taken for: a lane settles updates, the collector stores dead letters.
+pub(crate) trait Work: Sized {
+    /// Messages that were read.
+    type Batch: Clone;
+
+    /// Reads what each message tells by itself.
+    async fn read(&self, deliveries: Vec<Delivery>) -> Self::Batch;
+
+    /// Commits what the messages come to and disposes of them, however long that takes; or hands them back.
+    async fn finish(
+        &self,
+        batch: Self::Batch,
+        received: Instant,
+        disposer: &Disposer,
+    ) -> Result<(), HandBack<Self::Batch>>;
+
+    /// Does, and undoes, everything that a batch does: an empty one, or the very one that was refused.
+    async fn rehearse(&self, refused: Option<&Self::Batch>) -> Result<(), StoreError>;
+
+    /// A consumer is attached, or gone.
+    fn attached(&self, is: bool);
+
+    /// Why no consumer is attached yet; None: nothing is in the way.
+    fn held_up(&self, why: Option<String>);
+
+    /// Waits until what is handed back goes to none of our own consumers.
+    async fn detached(&self);
 }
 
-/// A batch on its way from intake to settling.
-struct Taken {
-    batch: Batch,
+/// Takes what is in one queue, session after session with the broker, and has it worked on, one batch after the other.
+pub(crate) struct Consumer<W: Work> {
+    pub worker: Worker,
+    /// In logs.
+    pub number: usize,
+    /// The connection's name, behind the worker's.
+    pub name: String,
+    pub queue: String,
+    pub prefetch: u16,
+    pub batch_max: usize,
+    pub gate: Gate<W::Batch>,
+    pub work: W,
+}
+
+/// What a lane does: it settles.
+struct Settling {
+    worker: Worker,
+    number: usize,
+    owned: Owned,
+    committed: Entrance,
+}
+
+/// A batch on its way from intake to being worked on.
+struct Taken<B> {
+    batch: B,
     received: Instant,
 }
 
@@ -710,35 +822,42 @@ enum SessionEnd {
     Closed,
 }
 
-impl Lane {
-    fn new(worker: Worker, number: usize, queue: String) -> Self {
-        Self {
-            worker,
+/// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
+async fn lane(worker: Worker, number: usize, queue: String) {
+    let owned = Owned::default();
+    let publisher = worker.row_publisher(&format!("lane {number}"));
+    let mut stage = PublishStage::start(publisher, &owned, &worker.settings.outbox);
+    let mut consumer = Consumer {
+        number,
+        name: format!("lane {number}"),
+        queue,
+        prefetch: worker.settings.worker.prefetch,
+        batch_max: worker.settings.worker.batch_max,
+        gate: worker.gate.clone(),
+        work: Settling {
+            worker: worker.clone(),
             number,
-            queue,
-            owned: Owned::default(),
-        }
+            owned,
+            committed: stage.entrance(),
+        },
+        worker,
+    };
+    tokio::select! {
+        () = stage.failed() => {}
+        () = consumer.run() => {}
     }
+    drop(consumer);
+    stage.finish().await;
+}
 
-    async fn run(mut self) {
-        let publisher = self.worker.row_publisher(&format!("lane {}", self.number));
-        let mut stage = PublishStage::start(publisher, &self.owned, &self.worker.settings.outbox);
-        let entrance = stage.entrance();
-        tokio::select! {
-            () = stage.failed() => {}
-            () = self.consume(&entrance) => {}
-        }
-        drop(entrance);
-        stage.finish().await;
-    }
-
+impl<W: Work> Consumer<W> {
     /// One session with the broker after another, until the program stops.
-    async fn consume(&mut self, entrance: &Entrance) {
+    pub(crate) async fn run(&mut self) {
         let mut backoff = Backoff::new(&self.worker.settings.retry);
         // Never attach a consumer before the database does all that a batch needs of it: every message handed back counts
         // against its delivery limit.
         while self.rehearse(&mut backoff).await == Waited::Over {
-            let waited = match self.session(entrance).await {
+            let waited = match self.session().await {
                 Ok(SessionEnd::Stopping) => return,
                 Ok(SessionEnd::Closed) => continue,
                 // The broker answered, and ended this consumer or connection: a queue that was deleted, or a message that
@@ -749,9 +868,9 @@ impl Lane {
                     retry::sleep(self.worker.settings.retry.initial, &mut self.worker.stop).await
                 }
                 Err(error) => {
-                    self.worker
-                        .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
-                        .await
+                    let error = error.to_string();
+                    self.work.held_up(Some(error.clone()));
+                    self.worker.wait_for(Dependency::Broker, &error, &mut backoff).await
                 }
             };
             if waited == Waited::Stopping {
@@ -763,12 +882,11 @@ impl Lane {
     /// Waits until the database lets us do, and undo, everything that a batch does; and, after a hand-back, until the very
     /// batch that was refused would go through.
     async fn rehearse(&mut self, backoff: &mut Backoff) -> Waited {
-        let clerk = self.worker.clerk.clone();
         loop {
-            match self.rehearse_once(&clerk).await {
+            match self.rehearse_once().await {
                 Ok(()) => {
                     self.worker.health.set_database_ok(true);
-                    self.worker.gate.open();
+                    self.gate.open();
                     return if *self.worker.stop.borrow() {
                         Waited::Stopping
                     } else {
@@ -779,6 +897,7 @@ impl Lane {
                     let answered = error.fate != Fate::Away;
                     self.worker.health.set_database_ok(answered);
                     let error = error.to_string();
+                    self.work.held_up(Some(error.clone()));
                     if self.worker.wait_for(Dependency::Database, &error, backoff).await == Waited::Stopping {
                         return Waited::Stopping;
                     }
@@ -787,18 +906,19 @@ impl Lane {
         }
     }
 
-    async fn rehearse_once(&self, clerk: &Clerk) -> Result<(), StoreError> {
-        settle::rehearse(clerk, &Batch::default()).await?;
-        let handed_back = self.worker.gate.handed_back().clone();
+    async fn rehearse_once(&self) -> Result<(), StoreError> {
+        self.work.rehearse(None).await?;
+        let handed_back = self.gate.handed_back().clone();
         for hand_back in handed_back {
-            match settle::rehearse(clerk, &hand_back.refused).await {
-                Ok(()) => {}
-                // One message's fault: that is what bisecting is for, once blame is to be had again.
-                Err(error) if error.fate == Fate::Bisect && self.may_blame() => {}
-                Err(error) => return Err(error),
+            if let Some(refused) = &hand_back.refused {
+                match self.work.rehearse(Some(refused)).await {
+                    Ok(()) => {}
+                    // One message's fault: that is what bisecting is for, once blame is to be had again.
+                    Err(error) if error.fate == Fate::Bisect && self.may_blame() => {}
+                    Err(error) => return Err(error),
+                }
             }
-            self.worker
-                .gate
+            self.gate
                 .handed_back()
                 .retain(|other| !Arc::ptr_eq(other, &hand_back));
         }
@@ -812,43 +932,43 @@ impl Lane {
     }
 
     /// Consumes until the program stops, the broker is lost, or the database is away for too long.
-    async fn session(&mut self, committed: &Entrance) -> Result<SessionEnd, BrokerError> {
+    async fn session(&mut self) -> Result<SessionEnd, BrokerError> {
         let settings = Arc::clone(&self.worker.settings);
-        let name = format!("{} lane {} consume", settings.worker.name, self.number);
+        let name = format!("{} {} consume", settings.worker.name, self.name);
         let connection = Connection::open(&self.worker.broker, &name).await?;
-        let worker = &settings.worker;
         let intake = Intake::attach(
             &connection,
             &self.queue,
-            worker.prefetch,
-            worker.batch_max,
-            worker.batch_max_bytes,
+            self.prefetch,
+            self.batch_max,
+            settings.worker.batch_max_bytes,
         )
         .await?;
         let disposer = intake.disposer();
-        self.worker.health.consumer_attached();
+        self.work.attached(true);
+        self.work.held_up(None);
         Signal::ConsumerAttached {
             lane: self.number,
             queue: &self.queue,
         }
         .emit();
 
-        let (taken, mut to_settle) = mpsc::channel::<Taken>(1);
+        let (taken, mut to_finish) = mpsc::channel::<Taken<W::Batch>>(1);
         let (over, is_over) = watch::channel(false);
         let taking = self.take(&connection, intake, taken, is_over);
-        let settling = async {
+        let finishing = async {
             let mut handed_back = None;
-            while let Some(batch) = to_settle.recv().await {
-                if let Err(why) = self.settle_and_dispose(batch, &disposer, committed).await {
+            while let Some(Taken { batch, received }) = to_finish.recv().await {
+                if let Err(why) = self.work.finish(batch, received, &disposer).await {
                     handed_back = Some(why);
                     over.send_replace(true);
                     break;
                 }
             }
-            drop(to_settle);
+            drop(to_finish);
             handed_back
         };
-        let ((end, intake), handed_back) = tokio::join!(taking, settling);
+        let ((end, intake), handed_back) = tokio::join!(taking, finishing);
         drop(intake);
         let end = match handed_back {
             None => end,
@@ -859,8 +979,9 @@ impl Lane {
                     why: &handed_back.why,
                 }
                 .emit();
-                self.worker.gate.handed_back().push(Arc::new(handed_back));
-                self.worker.wait_for_detached().await;
+                self.gate.handed_back().push(Arc::new(handed_back));
+                self.gate.close();
+                self.work.detached().await;
                 SessionEnd::Closed
             }
         };
@@ -874,21 +995,21 @@ impl Lane {
         &self,
         connection: &Connection,
         mut intake: Intake,
-        taken: mpsc::Sender<Taken>,
+        taken: mpsc::Sender<Taken<W::Batch>>,
         mut is_over: watch::Receiver<bool>,
     ) -> (SessionEnd, Intake) {
         let (lane, queue) = (self.number, self.queue.as_str());
         let end = self.take_until(connection, &mut intake, &taken, &mut is_over).await;
         if matches!(end, SessionEnd::Lost) {
-            self.worker.health.consumer_gone();
+            self.work.attached(false);
         } else {
             Signal::ConsumerDetached { lane, queue }.emit();
             let cancelled = intake.cancel().await;
-            self.worker.health.consumer_gone();
+            self.work.attached(false);
             if cancelled.is_ok() {
                 // What was delivered before the consumer was cancelled is settled as well.
                 while let Some(batch) = intake.drain() {
-                    if taken.send(read(batch.deliveries).await).await.is_err() {
+                    if taken.send(self.read(batch.deliveries).await).await.is_err() {
                         break;
                     }
                 }
@@ -897,16 +1018,22 @@ impl Lane {
         (end, intake)
     }
 
+    async fn read(&self, deliveries: Vec<Delivery>) -> Taken<W::Batch> {
+        let received = Instant::now();
+        let batch = self.work.read(deliveries).await;
+        Taken { batch, received }
+    }
+
     /// Until the program stops, intake closes, or the consumer is lost.
     async fn take_until(
         &self,
         connection: &Connection,
         intake: &mut Intake,
-        taken: &mpsc::Sender<Taken>,
+        taken: &mpsc::Sender<Taken<W::Batch>>,
         is_over: &mut watch::Receiver<bool>,
     ) -> SessionEnd {
         let mut stop = self.worker.stop.clone();
-        let mut closed = self.worker.gate.closed.subscribe();
+        let mut closed = self.gate.closed.subscribe();
         let (lane, queue) = (self.number, self.queue.as_str());
         loop {
             let next = tokio::select! {
@@ -918,8 +1045,7 @@ impl Lane {
             };
             match next {
                 Ok(batch) => {
-                    fail::point(Point::AfterReceive).await;
-                    let read = read(batch.deliveries).await;
+                    let read = self.read(batch.deliveries).await;
                     // The batch before may be held up for long; a connection that breaks meanwhile must be told all the same.
                     let sent = tokio::select! {
                         biased;
@@ -950,21 +1076,28 @@ impl Lane {
             }
         }
     }
+}
 
-    async fn settle_and_dispose(
-        &self,
-        Taken { batch, received }: Taken,
-        disposer: &Disposer,
-        committed: &Entrance,
-    ) -> Result<(), HandBack> {
+impl Work for Settling {
+    type Batch = Batch;
+
+    async fn read(&self, deliveries: Vec<Delivery>) -> Batch {
+        fail::point(Point::AfterReceive).await;
+        let began = Instant::now();
+        let batch = Batch::read(deliveries).await;
+        Signal::Stage {
+            stage: Stage::Facts,
+            elapsed: began.elapsed(),
+        }
+        .emit();
+        batch
+    }
+
+    async fn finish(&self, batch: Batch, received: Instant, disposer: &Disposer) -> Result<(), HandBack> {
         let tags: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
-        let Ok(place) = committed.reserve().await else {
-            return Err(HandBack {
-                why: "the publish stage is gone".to_owned(),
-                refused: Batch::default(),
-                _paused: None,
-            });
+        let Ok(place) = self.committed.reserve().await else {
+            return Err(HandBack::no_publisher());
         };
         let mut done = Vec::new();
         let patience = Some(self.worker.settings.worker.pause_release);
@@ -990,20 +1123,34 @@ impl Lane {
                 )
             });
             let rejects: Vec<u64> = rejects.into_iter().map(|(tag, _)| *tag).collect();
-            let highest_ack = acks.into_iter().map(|(tag, _)| *tag).max();
-            // Where the channel is gone, the messages come again and are duplicates.
-            if let Err(error) = disposer.dispose(&rejects, highest_ack).await {
-                let error = error.to_string();
-                Signal::AckLost {
-                    lane: self.number,
-                    error: &error,
-                }
-                .emit();
-            }
+            let acks: Vec<u64> = acks.into_iter().map(|(tag, _)| *tag).collect();
+            dispose(disposer, self.number, &rejects, &acks).await;
             fail::point(Point::AfterAck).await;
         }
-        send_all(place, committed, done, received).await;
+        send_all(place, &self.committed, done, received).await;
         settled
+    }
+
+    async fn rehearse(&self, refused: Option<&Batch>) -> Result<(), StoreError> {
+        match refused {
+            None => settle::rehearse(&self.worker.clerk, &Batch::default()).await,
+            Some(refused) => settle::rehearse(&self.worker.clerk, refused).await,
+        }
+    }
+
+    fn attached(&self, is: bool) {
+        if is {
+            self.worker.health.consumer_attached();
+        } else {
+            self.worker.health.consumer_gone();
+        }
+    }
+
+    /// Without a consumer a lane is not ready, and without a database the worker is not.
+    fn held_up(&self, _: Option<String>) {}
+
+    async fn detached(&self) {
+        self.worker.wait_for_detached().await;
     }
 }
 
@@ -1016,20 +1163,18 @@ fn escalate(ended: Option<Result<(), tokio::task::JoinError>>) {
     }
 }
 
-async fn read(deliveries: Vec<Delivery>) -> Taken {
-    let received = Instant::now();
-    let batch = Batch::read(deliveries).await;
-    Signal::Stage {
-        stage: Stage::Facts,
-        elapsed: received.elapsed(),
+/// Rejects and acknowledges. Where the channel is gone, the messages come again, and are known then.
+pub async fn dispose(disposer: &Disposer, lane: usize, rejects: &[u64], acks: &[u64]) {
+    if let Err(error) = disposer.dispose(rejects, acks.iter().max().copied()).await {
+        let error = error.to_string();
+        Signal::AckLost { lane, error: &error }.emit();
     }
-    .emit();
-    Taken { batch, received }
 }
 
-fn tag_of(delivery: &Delivery) -> u64 {
+/// The tag of a message that came from a queue.
+pub fn tag_of(delivery: &Delivery) -> u64 {
     match delivery.source {
         Source::Queue { delivery_tag } => delivery_tag,
-        Source::Parked { .. } | Source::Plain => 0,
+        Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => 0,
     }
 }

@@ -467,7 +467,7 @@ mod tests {
     fn tag(delivery: &Delivery) -> u64 {
         match delivery.source {
             Source::Queue { delivery_tag } => delivery_tag,
-            Source::Parked { .. } | Source::Plain => panic!("not from a queue"),
+            Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => panic!("not from a queue"),
         }
     }
 
@@ -988,7 +988,7 @@ mod tests {
                     &[],
                     Some(match got.source {
                         Source::Queue { delivery_tag } => delivery_tag,
-                        Source::Parked { .. } | Source::Plain => 0,
+                        Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => 0,
                     }),
                 )
                 .await

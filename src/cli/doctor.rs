@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerSettings, Connection, server_version, topology},
+    collector,
     config::{ConfigError, Settings},
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
@@ -151,6 +152,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
     checks.push(fsync(&vitals));
     if version.is_some() {
         checks.push(keys(&store).await);
+        checks.push(open_dead_letters(&store).await);
     }
     checks
 }
@@ -202,7 +204,7 @@ async fn append_only(store: &Store, vitals: &Vitals) -> Check {
     }
     asked(NAME, store.missing_guards().await, |missing| {
         if missing.is_empty() {
-            return Check::good(NAME, "ledger, settlements and receipts refuse change");
+            return Check::good(NAME, "ledger, settlements, receipts and audit refuse change");
         }
         Check::bad(NAME, format!("missing or switched off: {}", missing.join(", ")))
             .hint("somebody altered the schema: find out who and why, then restore the triggers")
@@ -221,10 +223,14 @@ async fn grants(store: &Store, vitals: &Vitals) -> Check {
 
 async fn rehearsal(clerk: &Clerk) -> Check {
     const NAME: &str = "rehearsal";
-    match settle::rehearse(clerk, &Batch::default()).await {
+    let rehearsed = async {
+        settle::rehearse(clerk, &Batch::default()).await?;
+        collector::rehearse(clerk).await
+    };
+    match rehearsed.await {
         Ok(()) => Check::good(
             NAME,
-            "an empty batch ran every statement of a settlement, and was undone",
+            "an empty batch ran every statement of a settlement and of the collector, and was undone",
         ),
         Err(error) => Check::bad(NAME, format!("an empty batch can not be settled: {error}"))
             .hint("the lines above may say why; the worker would pause"),
@@ -302,6 +308,18 @@ fn fsync(vitals: &Vitals) -> Check {
         format!("{off} is off: a crash of the machine may destroy the database"),
     )
     .hint(format!("set {off} = on in postgresql.conf"))
+}
+
+async fn open_dead_letters(store: &Store) -> Check {
+    const NAME: &str = "open_dead_letters";
+    asked(NAME, store.measure_desk().await, |desk| {
+        let open: u64 = desk.open.iter().map(|(_, count)| count).sum();
+        let check = Check::good(NAME, format!("waiting for an operator: {open}"));
+        match open {
+            0 => check,
+            _ => check.hint("`settled dead-letters groups` says whose they are and why"),
+        }
+    })
 }
 
 async fn keys(store: &Store) -> Check {

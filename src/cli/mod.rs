@@ -2,6 +2,7 @@
 //! the worker. Answers go to stdout: for people, or with `--json` one JSON document. Everything else goes to stderr.
 
 mod allocation;
+mod dead_letters;
 mod demo;
 mod doctor;
 mod explain;
@@ -102,6 +103,9 @@ enum Command {
     /// Balances, and the proof of the books
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// Refused messages: keep them, look at them, have them judged again
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Publish signed updates, right and wrong ones, and account for every one
     Simulate(simulate::Simulate),
     /// The whole story on a fresh database and broker, in under a minute
@@ -154,6 +158,7 @@ impl Cli {
             Command::Timeline(question) => life::timeline(context, question).await,
             Command::Explain(question) => explain::run(context, question).await,
             Command::Ledger(command) => ledger::run(context, command).await,
+            Command::DeadLetters(command) => dead_letters::run(context, command).await,
             Command::Simulate(wish) => simulate::run(context, wish).await,
             Command::Demo(wish) => demo::run(context, wish).await,
         }

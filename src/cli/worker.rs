@@ -15,7 +15,7 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
 
 /// A hostile header table must not overflow the stack of lapin's thread, which only this variable sizes, and only from a
 /// process's start: so the process replaces itself once, with the variable set.
-fn start_again_with_stack() -> Result<(), Failure> {
+pub(super) fn start_again_with_stack() -> Result<(), Failure> {
     let (name, value) = broker::STACK;
     if std::env::var_os(name).is_some() {
         return Ok(());
@@ -29,7 +29,7 @@ fn start_again_with_stack() -> Result<(), Failure> {
     }
     let error = again.args(arguments).env(name, value).exec();
     Err(Failure::ours(format!(
-        "the worker could not start itself with {name}={value}: {error}"
+        "the program could not start itself with {name}={value}: {error}"
     )))
 }
 

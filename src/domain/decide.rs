@@ -415,7 +415,7 @@ impl Desk<'_> {
     /// One verdict; and whatever it is, a parked message that came to more than waiting waits no more.
     fn judge(&mut self, index: usize, message: Judged<'_>) -> Judgement {
         let judgement = self.walk(index, message);
-        if let Source::Parked { key } = message.delivery.source
+        if let Source::Parked { key, .. } = message.delivery.source
             && judgement.verdict.kind() != VerdictKind::Parked
         {
             self.unpark(ReceiptKey(key), message.facts.enterprise_id.as_deref());

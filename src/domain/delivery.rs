@@ -23,11 +23,20 @@ pub struct Delivery {
 }
 
 impl Source {
-    /// Whether it waited in the database.
+    /// Whether it was parked.
     pub fn is_parked(self) -> bool {
         match self {
             Source::Parked { .. } => true,
-            Source::Queue { .. } | Source::Plain => false,
+            Source::Queue { .. } | Source::Replayed { .. } | Source::Plain => false,
+        }
+    }
+
+    /// The stored dead letter that it is, if it is one: the verdict goes to that row, and no second one is published.
+    pub fn dead_letter(self) -> Option<Uuid> {
+        match self {
+            Source::Replayed { id } => Some(id),
+            Source::Parked { dead_letter, .. } => dead_letter,
+            Source::Queue { .. } | Source::Plain => None,
         }
     }
 }
@@ -44,8 +53,15 @@ pub enum Source {
     Parked {
         /// The row's key: the head of a hash over enterprise and nonce, see `decide::ReceiptKey`.
         key: Uuid,
+        /// The dead letter whose replay parked it.
+        dead_letter: Option<Uuid>,
     },
-    /// Neither: a judgement without effect (`explain`).
+    /// A dead letter that an operator replays.
+    Replayed {
+        /// The row's id, see `dead_letter::id_of`.
+        id: Uuid,
+    },
+    /// None of them: a judgement without effect (`explain`).
     Plain,
 }
 

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     allocation::{Allocation, Kind, PolicyResult, Status},
+    dead_letter,
     decide::{Judged, Judgement, Reason, Rules, Verdict, VerdictKind},
     delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind},
     ledger::Amount,
@@ -178,7 +179,9 @@ pub fn publications(message: Judged<'_>, judgement: &Judgement, now: Timestamp, 
         | Verdict::Settled { .. }
         | Verdict::Duplicate { .. }
         | Verdict::Parked { .. } => None,
-        Verdict::Rejected { reason, detail } => Some(dead_letter(message, *reason, detail, now)),
+        // It is one already, and its row takes the verdict.
+        Verdict::Rejected { .. } if message.delivery.source.dead_letter().is_some() => None,
+        Verdict::Rejected { reason, detail } => Some(dead_letter_of(message, *reason, detail, now)),
     };
     [publish.then_some(event), dead, reply].into_iter().flatten().collect()
 }
@@ -344,16 +347,14 @@ fn reply_of(message: Judged<'_>, judgement: &Judgement, event: &Publication) -> 
     })
 }
 
-/// Whether a header is the broker's own record or ours, and so does not travel on.
-fn is_dropped(name: &str) -> bool {
-    matches!(name, "CC" | "BCC" | "x-delivery-count" | "x-death")
-        || ["x-first-death-", "x-last-death-", "settled-"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+/// The event of a message that the broker gave up and nobody judged. Its time is that of the failure, so that every copy
+/// is identical.
+pub fn given_up(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp, rules: &Rules) -> Publication {
+    refusal_event(message, (REJECTED, reason, detail), failed_at, None, rules)
 }
 
 /// The message as received, for the dead-letter exchange, with why it is there.
-fn dead_letter(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp) -> Publication {
+fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp) -> Publication {
     let delivery = message.delivery;
     let mut properties = delivery.properties.clone();
     let mut headers: Headers = properties
@@ -361,7 +362,7 @@ fn dead_letter(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp
         .take()
         .unwrap_or_default()
         .into_iter()
-        .filter(|(name, _)| !is_dropped(name))
+        .filter(|(name, _)| !dead_letter::is_of_dead_letters(name))
         .collect();
     let mut add = |name: &str, value: HeaderValue| headers.insert(name.into(), value);
     // Another user's user_id is refused by the broker; an expiration would let the dead letter vanish.

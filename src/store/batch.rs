@@ -326,7 +326,7 @@ pub struct Outcome<'a> {
     /// Made before the transaction; the first row written carries it.
     pub id: BatchId,
     pub worker: &'a str,
-    /// `queue` or `parked`.
+    /// The door it came through: `queue`, `parked` or `replayed`.
     pub source: &'static str,
     pub now: Timestamp,
     pub batch: &'a [Judged<'a>],
@@ -401,7 +401,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         unpark(session, outcome),
         park(session, outcome),
         park_on(session, changes),
-        outbox::insert(session, outcome),
+        outbox::insert(session, outcome.id, outcome.publications, outcome.lease),
         delete_published(session, outcome.published),
         lock_accounts(session, changes),
         update_balances(session, changes),
@@ -413,7 +413,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
     results.into_iter().collect()
 }
 
-const INSERT_BATCH: &str = "\
+pub(super) const INSERT_BATCH: &str = "\
     /* batch::insert_batch */
     INSERT INTO settled.batches (id, worker, source, at, received, settled, duplicate, parked, rejected, reasons)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb)";

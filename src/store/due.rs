@@ -44,7 +44,7 @@ impl Store {
                     leased_until = statement_timestamp() + make_interval(secs => $2)
                 FROM due
                 WHERE p.key = due.key
-                RETURNING p.seq, p.key, p.exchange, p.routing_key, p.format, p.properties, p.body",
+                RETURNING p.seq, p.key, p.exchange, p.routing_key, p.format, p.properties, p.body, p.dead_letter_id",
                 &[&limit, &lease.as_secs_f64()],
             )
             .await?;
@@ -65,7 +65,10 @@ impl Store {
                     body: row.get("body"),
                     properties,
                     redelivered: false,
-                    source: Source::Parked { key },
+                    source: Source::Parked {
+                        key,
+                        dead_letter: row.get("dead_letter_id"),
+                    },
                 }),
                 None => claimed.unreadable.push(key),
             }

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod batch;
+pub mod dead_letters;
 pub mod due;
 pub mod outbox;
 pub mod registry;
@@ -125,8 +126,8 @@ fn fate_of(error: &tokio_postgres::Error) -> Fate {
     if *db.code() == SqlState::UNIQUE_VIOLATION {
         return match db.table() {
             Some("batches") => Fate::CommittedBefore,
-            // Somebody else wrote the same receipt or parked row first: load again and see it.
-            Some("receipts" | "parked") => Fate::Retry,
+            // Somebody else wrote the same receipt, parked row or dead letter first: load again and see it.
+            Some("receipts" | "parked" | "dead_letters") => Fate::Retry,
             _ => Fate::Bisect,
         };
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, batch::Outcome};
+use super::{Fate, Session, Store, StoreError};
 use crate::{
     domain::delivery::{BatchId, Properties, Publication, PublicationKind},
     fail::Point,
@@ -94,21 +94,26 @@ pub(super) const INSERT: &str = "\
 pub(super) const DELETE: &str = "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)";
 
 /// Writes the batch's row, where it has anything to publish.
-pub(super) async fn insert(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-    if session.skips(outcome.publications.is_empty()) {
+pub(super) async fn insert(
+    session: &Session,
+    id: BatchId,
+    publications: &[Publication],
+    lease: Duration,
+) -> Result<(), StoreError> {
+    if session.skips(publications.is_empty()) {
         return Ok(());
     }
-    let count = i32::try_from(outcome.publications.len()).unwrap_or(i32::MAX);
+    let count = i32::try_from(publications.len()).unwrap_or(i32::MAX);
     session
         .execute_exactly(
             1,
             INSERT,
             &[
-                &outcome.id,
+                &id,
                 &FORMAT,
-                &encode(outcome.publications),
+                &encode(publications),
                 &count,
-                &outcome.lease.as_secs_f64(),
+                &lease.as_secs_f64(),
             ],
         )
         .await?;

@@ -156,7 +156,7 @@ impl Letter {
     /// The door it comes back through when it is due.
     fn parked(&self) -> Source {
         let key = ReceiptKey::new(&self.draft.enterprise_id, &self.draft.nonce).0;
-        Source::Parked { key }
+        Source::Parked { key, dead_letter: None }
     }
 
     fn cleared(id: Uuid, nonce: &str) -> Self {
@@ -230,7 +230,7 @@ impl Sent {
     /// The same as it comes back when it is due.
     fn due(&self) -> Self {
         let mut due = self.clone();
-        due.delivery.source = Source::Parked { key: self.key().0 };
+        due.delivery.source = Source::Parked { key: self.key().0, dead_letter: None };
         due
     }
 }

@@ -1,0 +1,104 @@
+//! `settled dead-letters collect`: the worker's collector, run by itself.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use clap::Args;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::{
+    broker::{BrokerError, Connection, topology},
+    cli::{Context, Exit, Failure, worker::start_again_with_stack},
+    collector::{self, Account},
+    store, telemetry,
+    worker::{Signals, Worker},
+};
+
+/// How often the queue is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+#[derive(Args)]
+pub(in crate::cli) struct Collect {
+    /// Go on until SIGTERM instead of ending with an empty queue
+    #[arg(long)]
+    follow: bool,
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Done {
+    /// Messages that had no row.
+    new: u64,
+    /// Further failures of messages that had one.
+    again: u64,
+    /// Copies of what was stored before.
+    copies: u64,
+    /// Set apart in settlement.unreadable.
+    unreadable: u64,
+    /// Still in the queue.
+    left: u32,
+}
+
+pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failure> {
+    // Whose dead letters these are may have sent headers that need it.
+    start_again_with_stack()?;
+    telemetry::init(&context.settings.log, telemetry::stderr_is_terminal());
+    let (store, broker) = (context.store()?, context.broker()?);
+    store::check_schema(store.schema_version().await?)
+        .map_err(|sentence| Failure::refused(sentence).hint("`settled doctor` checks everything that it needs"))?;
+    let connection = Connection::open(&broker, "settled collect")
+        .await
+        .map_err(Failure::no_broker)?;
+    topology::depths(&connection).await?;
+    let mut signals =
+        Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
+
+    let account = Arc::new(Account::default());
+    let (stopper, stop) = watch::channel(false);
+    let worker = Worker::new(&context.settings, store, broker, stop);
+    let collecting = collector::collect(worker, &account);
+    let waiting = async {
+        let why = tokio::select! {
+            _ = signals.next() => Ok(()),
+            looked = drained(&connection, wish.follow) => looked,
+        };
+        stopper.send_replace(true);
+        why
+    };
+    // What is in hand when it stops is stored; what is not acknowledged comes again.
+    let ((), looked) = tokio::join!(collecting, waiting);
+    looked?;
+    let left = topology::depths(&connection).await?.dead;
+    drop(connection.close().await);
+    let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
+    let done = Done {
+        new: count(&account.new),
+        again: count(&account.again),
+        copies: count(&account.copies),
+        unreadable: count(&account.unreadable),
+        left,
+    };
+    context.out.say(&done, |out| {
+        out.line(format!(
+            "collected: {} new, {} failed again, {} copies; {} unreadable; {} left in the queue",
+            done.new, done.again, done.copies, done.unreadable, done.left
+        ))
+    })?;
+    Ok(if left == 0 || wish.follow { Exit::Done } else { Exit::Partly })
+}
+
+/// Resolves once nothing is in the queue. What is handed out and not acknowledged does not count: it is somebody's, perhaps
+/// ours.
+async fn drained(connection: &Connection, follow: bool) -> Result<(), BrokerError> {
+    if follow {
+        return std::future::pending().await;
+    }
+    while topology::depths(connection).await?.dead > 0 {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,472 @@
+//! The collector: dead letters from their queue into the database, acknowledged once they are stored.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{
+    broker::{intake::Disposer, topology},
+    domain::{
+        dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy},
+        decide::{Judged, Judgement, Reason, Verdict},
+        delivery::{BatchId, Delivery, Publication},
+        event,
+    },
+    publish::{Entrance, Owned, PublishStage, send_all},
+    settle::{Batch, Clerk, Settled},
+    store::{Fate, StoreError, dead_letters::FilingOutcome},
+    telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
+    worker::{Consumer, Culprits, Gate, HandBack, Patience, Work, Worker, dispose, tag_of},
+};
+
+/// Who pauses, as /readyz tells it.
+const WHO: &str = "collector";
+
+/// What became of the dead letters taken so far.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// Messages that had no row.
+    pub new: AtomicU64,
+    /// Further failures of messages that had one.
+    pub again: AtomicU64,
+    /// Copies of what was stored before.
+    pub copies: AtomicU64,
+    /// Set apart in `settlement.unreadable`.
+    pub unreadable: AtomicU64,
+}
+
+/// Moves dead letters until the program stops.
+pub async fn run(worker: Worker) {
+    collect(worker, &Arc::default()).await;
+}
+
+/// The same, and keeps count.
+pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
+    // Its own: what the collector can not store must not hold up the lanes, nor use up their blame.
+    worker.culprits = Culprits::default();
+    let settings = Arc::clone(&worker.settings);
+    let owned = Owned::default();
+    let mut stage = PublishStage::start(worker.row_publisher(WHO), &owned, &settings.outbox);
+    // Lanes count from zero, and the second intake is the one after them.
+    let number = settings.worker.lanes + 1;
+    let batch_max = settings.dead_letters.batch_max;
+    let gate = Gate::default();
+    let mut consumer = Consumer {
+        number,
+        name: WHO.to_owned(),
+        queue: topology::DEAD.to_owned(),
+        // While one batch is being stored the next one arrives.
+        prefetch: u16::try_from(batch_max.saturating_mul(2)).map_or(PREFETCH_MAX, |prefetch| prefetch.min(PREFETCH_MAX)),
+        batch_max,
+        gate: gate.clone(),
+        work: Storing {
+            worker: worker.clone(),
+            gate,
+            number,
+            owned,
+            committed: stage.entrance(),
+            account: Arc::clone(account),
+        },
+        worker,
+    };
+    tokio::select! {
+        () = stage.failed() => {}
+        () = consumer.run() => {}
+    }
+    drop(consumer);
+    stage.finish().await;
+}
+
+/// A quorum queue's limit.
+const PREFETCH_MAX: u16 = 2_000;
+
+/// What the collector does: it stores.
+struct Storing {
+    worker: Worker,
+    gate: Gate<Letters>,
+    number: usize,
+    owned: Owned,
+    committed: Entrance,
+    account: Arc<Account>,
+}
+
+/// Dead letters with the message in each as its partner sent it, and why it is here.
+#[derive(Clone, Default)]
+struct Letters {
+    batch: Batch,
+    causes: Vec<Cause>,
+    /// An earlier commit of theirs is unknown: they may be stored.
+    again: bool,
+}
+
+impl Letters {
+    fn arrivals(&self) -> Vec<Arrival<'_>> {
+        let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
+        messages
+            .map(|((delivery, facts), cause)| Arrival {
+                message: Judged { delivery, facts },
+                cause,
+                again: self.again || delivery.redelivered,
+            })
+            .collect()
+    }
+
+    /// Two halves, unless a single one is left.
+    fn halves(&self) -> Option<(Self, Self)> {
+        let (left, right) = self.batch.halves()?;
+        let (left_causes, right_causes) = self.causes.split_at_checked(left.deliveries.len())?;
+        let half = |batch: Batch, causes: &[Cause]| Self {
+            batch,
+            causes: causes.to_vec(),
+            again: self.again,
+        };
+        Some((half(left, left_causes), half(right, right_causes)))
+    }
+
+    /// What can be stored, and what no database could hold, which is told why.
+    fn sort(self) -> (Self, Vec<(Delivery, &'static str)>) {
+        let mut unstorable = Vec::new();
+        if !self.batch.deliveries.iter().any(|delivery| dead_letter::unstorable(delivery).is_some()) {
+            return (self, unstorable);
+        }
+        let mut kept = Self {
+            again: self.again,
+            ..Self::default()
+        };
+        let mut deliveries = Vec::new();
+        let facts = self.batch.facts.into_iter().zip(self.causes);
+        for (delivery, (facts, cause)) in self.batch.deliveries.iter().zip(facts) {
+            match dead_letter::unstorable(delivery) {
+                Some(why) => unstorable.push((delivery.clone(), why)),
+                None => {
+                    deliveries.push(delivery.clone());
+                    kept.batch.facts.push(facts);
+                    kept.causes.push(cause);
+                }
+            }
+        }
+        kept.batch.deliveries = Arc::new(deliveries);
+        (kept, unstorable)
+    }
+}
+
+/// Dead letters that are stored.
+struct Stored {
+    settled: Settled,
+    filing: Filing,
+    /// From the failure of the last one to its being stored.
+    lag: Duration,
+}
+
+/// Does, and undoes, everything that storing dead letters asks of the database.
+///
+/// # Errors
+/// What it would meet.
+pub async fn rehearse(clerk: &Clerk) -> Result<(), StoreError> {
+    rehearse_with(clerk, &Letters::default()).await
+}
+
+async fn rehearse_with(clerk: &Clerk, letters: &Letters) -> Result<(), StoreError> {
+    let arrivals = letters.arrivals();
+    let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
+    let (open, known, now) = clerk.store.open_filing_rehearsal(&ids).await?;
+    let filed = file(clerk, Uuid::now_v7(), &arrivals, &known, now)?;
+    open.rehearse(&filed.outcome(clerk, &arrivals)).await
+}
+
+/// How these join what is known, and what is to be told of it.
+fn file(
+    clerk: &Clerk,
+    id: BatchId,
+    arrivals: &[Arrival<'_>],
+    known: &BTreeMap<Uuid, Known>,
+    now: Timestamp,
+) -> Result<Filed, StoreError> {
+    let filed = catch_unwind(AssertUnwindSafe(|| {
+        let mut filed = Filed {
+            id,
+            now,
+            filing: dead_letter::file(known, arrivals, now),
+            untold: Vec::new(),
+            judgements: Vec::new(),
+            publications: Vec::new(),
+            lag: Duration::ZERO,
+        };
+        for arrival in filed.filing.counted.iter().filter_map(|index| arrivals.get(*index)) {
+            let failed_at = dead_letter::failed_at(arrival, now);
+            // A broker's record may be forged; the worker's word counts where there is one.
+            if arrival.cause.made_by == MadeBy::Settled || filed.lag.is_zero() {
+                filed.lag = Duration::try_from(now.duration_since(failed_at)).unwrap_or_default();
+            }
+            if !arrival.cause.is_untold() {
+                continue;
+            }
+            let Cause { reason, detail, .. } = arrival.cause;
+            filed.untold.push(*reason);
+            filed.judgements.push(Judgement {
+                verdict: Verdict::Rejected {
+                    reason: *reason,
+                    detail: detail.clone(),
+                },
+                proven: false,
+            });
+            filed.publications.push(event::given_up(
+                arrival.message,
+                *reason,
+                detail,
+                failed_at,
+                &clerk.rules,
+            ));
+        }
+        filed
+    }));
+    filed.map_err(|_| StoreError::blame_the_batch("filing the batch panicked"))
+}
+
+impl Storing {
+    /// One attempt: what is known, how these join it, write, commit.
+    async fn store(&self, id: BatchId, letters: &Letters) -> Result<Stored, StoreError> {
+        let arrivals = letters.arrivals();
+        let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
+        let clerk = &self.worker.clerk;
+        let (open, known, now) = clerk.store.open_filing(&ids).await?;
+        let filed = file(clerk, id, &arrivals, &known, now)?;
+        open.write(&filed.outcome(clerk, &arrivals)).await?;
+        Ok(filed.stored())
+    }
+
+    /// The same in the long run: patient with the database, and bisecting down to what it refuses.
+    async fn store_all(
+        &self,
+        letters: Letters,
+        done: &mut Vec<Settled>,
+        refused: &mut Vec<u64>,
+    ) -> Result<(), HandBack<Letters>> {
+        let settings = &self.worker.settings;
+        let mut parts = vec![letters];
+        let limit = Some(settings.worker.pause_release);
+        let mut patience = Patience::new(&self.worker, &self.gate, WHO.to_owned(), limit);
+        while let Some(mut part) = parts.pop() {
+            let began = Instant::now();
+            let id = Uuid::now_v7();
+            let mut attempts = 0;
+            loop {
+                if part.causes.is_empty() {
+                    break;
+                }
+                let error = match self.store(id, &part).await {
+                    Ok(stored) => {
+                        if !stored.settled.publications.is_empty() {
+                            self.owned.add(id);
+                        }
+                        patience.over();
+                        self.tell(&part, &stored, began.elapsed());
+                        done.push(stored.settled);
+                        break;
+                    }
+                    Err(error) => error,
+                };
+                // What is stored by now must not count as another failure; its events are in the outbox, for the relay.
+                part.again = part.again || error.at_commit;
+                match error.fate {
+                    Fate::Retry | Fate::CommittedBefore if attempts < settings.retry.transient_attempts => {
+                        attempts += 1;
+                        let (lane, attempt, sqlstate) = (self.number, attempts, error.sqlstate.as_deref());
+                        let error = error.to_string();
+                        Signal::BatchRetried {
+                            batch: id,
+                            lane,
+                            attempt,
+                            sqlstate,
+                            error: &error,
+                        }
+                        .emit();
+                        patience.short().await;
+                    }
+                    Fate::Bisect => {
+                        if let Some((left, right)) = part.halves() {
+                            parts.extend([right, left]);
+                            break;
+                        }
+                        if !self.worker.culprits.blame(settings.worker.culprits_per_minute) {
+                            patience.wait(PauseCause::Culprits, &error, &part).await?;
+                            continue;
+                        }
+                        let sqlstate = error.sqlstate.clone();
+                        for delivery in part.batch.deliveries.iter() {
+                            self.set_apart(delivery, sqlstate.as_deref(), &error.to_string(), refused);
+                        }
+                        break;
+                    }
+                    Fate::Away | Fate::Retry => patience.wait(PauseCause::Database, &error, &part).await?,
+                    Fate::Ours | Fate::CommittedBefore => patience.wait(PauseCause::Schema, &error, &part).await?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves one to `settlement.unreadable`: the broker takes it there when it is rejected.
+    fn set_apart(&self, delivery: &Delivery, sqlstate: Option<&str>, error: &str, refused: &mut Vec<u64>) {
+        let digest = hex::encode(crate::domain::message::sha256(&delivery.body));
+        Signal::DeadLetterSetApart {
+            digest: &digest,
+            sqlstate,
+            error,
+        }
+        .emit();
+        self.account.unreadable.fetch_add(1, Ordering::Relaxed);
+        refused.push(tag_of(delivery));
+    }
+
+    fn tell(&self, letters: &Letters, stored: &Stored, elapsed: Duration) {
+        let total = u64::try_from(letters.causes.len()).unwrap_or(u64::MAX);
+        let counted = u64::try_from(stored.filing.counted.len()).unwrap_or(u64::MAX);
+        let new = stored.filing.entries.values().filter(|entry| entry.is_new).count();
+        let new = u64::try_from(new).unwrap_or(u64::MAX);
+        let (again, copies) = (counted.saturating_sub(new), total.saturating_sub(counted));
+        self.account.new.fetch_add(new, Ordering::Relaxed);
+        self.account.again.fetch_add(again, Ordering::Relaxed);
+        self.account.copies.fetch_add(copies, Ordering::Relaxed);
+        Signal::DeadLettersCollected {
+            new,
+            again,
+            copies,
+            lag: stored.lag,
+        }
+        .emit();
+        Signal::Stage {
+            stage: Stage::Collect,
+            elapsed,
+        }
+        .emit();
+        if stored.settled.judgements.is_empty() {
+            return;
+        }
+        let mut tally = Tally::new();
+        for judgement in &stored.settled.judgements {
+            let verdict = &judgement.verdict;
+            tally.add(&self.worker.labels, None, verdict.kind(), verdict.reason());
+        }
+        Signal::BatchJudged {
+            batch: stored.settled.id,
+            lane: self.number,
+            from: Door::Dead,
+            tally: &tally,
+        }
+        .emit();
+    }
+}
+
+/// Dead letters, filed and not written yet.
+struct Filed {
+    id: BatchId,
+    now: Timestamp,
+    filing: Filing,
+    untold: Vec<Reason>,
+    judgements: Vec<Judgement>,
+    publications: Vec<Publication>,
+    lag: Duration,
+}
+
+impl Filed {
+    fn outcome<'a>(&'a self, clerk: &'a Clerk, arrivals: &'a [Arrival<'a>]) -> FilingOutcome<'a> {
+        FilingOutcome {
+            id: self.id,
+            worker: &clerk.worker,
+            now: self.now,
+            arrivals,
+            filing: &self.filing,
+            untold: &self.untold,
+            publications: &self.publications,
+            lease: clerk.outbox_lease,
+        }
+    }
+
+    fn stored(self) -> Stored {
+        Stored {
+            settled: Settled {
+                id: self.id,
+                judgements: self.judgements,
+                publications: self.publications,
+                replies: Vec::new(),
+                deleted: Vec::new(),
+                replies_ignored: 0,
+            },
+            filing: self.filing,
+            lag: self.lag,
+        }
+    }
+}
+
+impl Work for Storing {
+    type Batch = Letters;
+
+    async fn read(&self, deliveries: Vec<Delivery>) -> Letters {
+        let (deliveries, causes): (Vec<_>, Vec<_>) = deliveries.into_iter().map(dead_letter::open).unzip();
+        let batch = Batch::read(deliveries).await;
+        let causes = causes
+            .into_iter()
+            .zip(&batch.facts)
+            .map(|(cause, facts)| dead_letter::explain(cause, facts))
+            .collect();
+        Letters {
+            batch,
+            causes,
+            again: false,
+        }
+    }
+
+    async fn finish(
+        &self,
+        letters: Letters,
+        received: Instant,
+        disposer: &Disposer,
+    ) -> Result<(), HandBack<Letters>> {
+        // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
+        let Ok(place) = self.committed.reserve().await else {
+            return Err(HandBack::no_publisher());
+        };
+        let tags: Vec<u64> = letters.batch.deliveries.iter().map(tag_of).collect();
+        let (letters, unstorable) = letters.sort();
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        for (delivery, why) in &unstorable {
+            self.set_apart(delivery, None, why, &mut refused);
+        }
+        let stored = self.store_all(letters, &mut done, &mut refused).await;
+        if stored.is_ok() {
+            let acks: Vec<u64> = tags.into_iter().filter(|tag| !refused.contains(tag)).collect();
+            dispose(disposer, self.number, &refused, &acks).await;
+        }
+        done.retain(|settled| !settled.publications.is_empty());
+        send_all(place, &self.committed, done, received).await;
+        stored
+    }
+
+    async fn rehearse(&self, refused: Option<&Letters>) -> Result<(), StoreError> {
+        match refused {
+            None => rehearse(&self.worker.clerk).await,
+            Some(refused) => rehearse_with(&self.worker.clerk, refused).await,
+        }
+    }
+
+    /// Readiness is about settling: it asks for the lanes' consumers.
+    fn attached(&self, _: bool) {}
+
+    fn held_up(&self, why: Option<String>) {
+        let why = why.map(|why| format!("the collector of dead letters: {why}"));
+        self.worker.health.set_paused_by(WHO, why);
+    }
+
+    /// There is one collector a process.
+    async fn detached(&self) {}
+}

@@ -1,0 +1,381 @@
+use super::*;
+use crate::domain::{
+    decide::Rules,
+    delivery::{Properties, Source},
+    event,
+    message::facts,
+};
+
+const KEY: &str = "acme.allocation.update";
+
+fn time(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).expect("in range")
+}
+
+fn headers<const N: usize>(entries: [(&str, HeaderValue); N]) -> Headers {
+    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn text(value: &str) -> HeaderValue {
+    HeaderValue::text(value)
+}
+
+/// A message as a partner sends it.
+fn sent() -> Delivery {
+    Delivery {
+        exchange: "settlement.updates".into(),
+        routing_key: KEY.into(),
+        body: b"{}".to_vec(),
+        properties: Properties {
+            content_type: Some("application/json".into()),
+            headers: Some(headers([("mine", HeaderValue::LongInt(7)), ("traceparent", text("x"))])),
+            delivery_mode: Some(2),
+            expiration: Some("60000".into()),
+            message_id: Some("m-1".into()),
+            user_id: Some("partner".into()),
+            ..Properties::default()
+        },
+        redelivered: false,
+        source: Source::Queue { delivery_tag: 3 },
+    }
+}
+
+fn rules() -> Rules {
+    Rules {
+        park_deadline: jiff::SignedDuration::from_secs(1),
+        park_first_retry: jiff::SignedDuration::from_secs(1),
+        park_max_interval: jiff::SignedDuration::from_secs(1),
+        park_max_per_partner: 1,
+        event_source: "/settled".into(),
+    }
+}
+
+/// The dead letter that the worker makes of it, as the collector gets it.
+fn ours(reason: Reason) -> Delivery {
+    let message = sent();
+    let facts = facts(&message);
+    let judgement = crate::domain::decide::Judgement {
+        verdict: crate::domain::decide::Verdict::Rejected {
+            reason,
+            detail: "amount.quantity: differs from the record".into(),
+        },
+        proven: false,
+    };
+    let judged = Judged {
+        delivery: &message,
+        facts: &facts,
+    };
+    let made = event::publications(judged, &judgement, time(1_000), &rules());
+    let letter = made
+        .into_iter()
+        .find(|publication| publication.kind == crate::domain::delivery::PublicationKind::DeadLetter)
+        .expect("a dead letter");
+    Delivery {
+        exchange: letter.exchange,
+        routing_key: letter.routing_key,
+        body: letter.body,
+        properties: letter.properties,
+        redelivered: false,
+        source: Source::Queue { delivery_tag: 3 },
+    }
+}
+
+/// What the broker writes when it dead-letters by itself.
+fn death(queue: &str, reason: &str) -> Headers {
+    headers([
+        ("count", HeaderValue::LongLongInt(1)),
+        ("exchange", text("settlement.updates")),
+        ("original-expiration", text("60000")),
+        ("queue", text(queue)),
+        ("reason", text(reason)),
+        ("routing-keys", HeaderValue::Array(vec![text(KEY)])),
+        ("time", HeaderValue::Timestamp(900)),
+    ])
+}
+
+fn by_the_broker(deaths: Vec<HeaderValue>) -> Delivery {
+    let mut delivery = sent();
+    delivery.properties.expiration = None;
+    let headers = delivery.properties.headers.get_or_insert_default();
+    headers.insert("x-death".into(), HeaderValue::Array(deaths));
+    delivery.exchange = "settlement.dead".into();
+    delivery
+}
+
+#[test]
+fn what_the_worker_made_opens_to_what_the_partner_sent() {
+    for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::MessageTooLarge) {
+        let (message, cause) = open(ours(reason));
+        assert_eq!(message, sent());
+        let expected = Cause {
+            made_by: MadeBy::Settled,
+            reason,
+            detail: "amount.quantity: differs from the record".into(),
+            failed_at: Some(time(1_000)),
+        };
+        assert_eq!(cause, expected);
+        assert!(!cause.is_untold());
+    }
+}
+
+#[test]
+fn what_does_not_say_what_ours_says_is_nobodys() {
+    let spoil: [(&str, Option<HeaderValue>); 16] = [
+        ("settled-reason", None),
+        ("settled-reason", Some(text("because"))),
+        ("settled-reason", Some(HeaderValue::Boolean(true))),
+        ("settled-class", None),
+        ("settled-class", Some(HeaderValue::LongInt(409))),
+        ("settled-class", Some(HeaderValue::LongLongInt(400))),
+        ("settled-final", None),
+        ("settled-final", Some(text("true"))),
+        ("settled-detail", None),
+        ("settled-detail", Some(HeaderValue::Void)),
+        ("settled-digest", None),
+        ("settled-digest", Some(text("ab"))),
+        ("settled-failed-at", Some(text("yesterday"))),
+        ("settled-failed-at", Some(HeaderValue::Timestamp(1_000))),
+        ("settled-origin-exchange", None),
+        ("settled-origin-routing-key", None),
+    ];
+    for (name, value) in spoil {
+        let mut letter = ours(Reason::AllocationMismatch);
+        let headers = letter.properties.headers.get_or_insert_default();
+        // A user id that a stranger names must not become the message's.
+        headers.insert("settled-origin-user-id".into(), text("victim"));
+        match value {
+            Some(value) => headers.insert(name.into(), value),
+            None => headers.remove(name),
+        };
+        let (message, cause) = open(letter);
+        assert_eq!((cause.made_by, cause.reason), (MadeBy::Unknown, Reason::Internal), "{name}");
+        assert!(cause.detail.contains(name) && cause.failed_at.is_none(), "{cause:?}");
+        assert_eq!(message.properties.user_id, None);
+        assert_eq!(message.properties.headers, sent().properties.headers, "{name}");
+        assert_eq!(message.routing_key, KEY);
+    }
+}
+
+#[test]
+fn the_broker_says_why_by_its_first_record_alone() {
+    for (queue, word, reason) in [
+        ("settlement.updates", "rejected", Reason::MessageTooLarge),
+        ("settlement.updates", "delivery_limit", Reason::DeliveryLimit),
+        ("settlement.updates.acme", "expired", Reason::Expired),
+        ("settlement.updates", "maxlen", Reason::Internal),
+    ] {
+        let forged = HeaderValue::Table(death("settlement.updates", "expired"));
+        let mut letter = by_the_broker(vec![HeaderValue::Table(death(queue, word)), forged]);
+        let headers = letter.properties.headers.get_or_insert_default();
+        let lies = ours(Reason::UnknownPartner).properties.headers.unwrap_or_default();
+        headers.extend(lies.into_iter().filter(|(name, _)| name.starts_with("settled-")));
+        headers.insert("settled-origin-user-id".into(), text("victim"));
+        headers.insert("x-first-death-reason".into(), text("rejected"));
+        headers.insert("x-last-death-queue".into(), text("evil"));
+        let (message, cause) = open(letter);
+        assert_eq!((cause.made_by, cause.reason), (MadeBy::Broker, reason));
+        assert_eq!(cause.failed_at, Some(time(900)));
+        assert_eq!(message, sent(), "user id and expiration are the partner's own");
+        let untold = matches!(reason, Reason::DeliveryLimit | Reason::Expired);
+        assert_eq!(cause.is_untold(), untold);
+    }
+}
+
+#[test]
+fn a_death_elsewhere_is_not_the_brokers_word_about_ours() {
+    let at = |queue: &str| HeaderValue::Table(death(queue, "expired"));
+    for deaths in [
+        vec![at("theirs"), at("settlement.updates")],
+        vec![at("settlement.updates.")],
+        vec![at("settlement.updates.a.b")],
+        vec![at("settlement.updatesx")],
+        vec![at("settlement.dead")],
+        vec![text("settlement.updates"), at("settlement.updates")],
+        vec![],
+    ] {
+        let (_, cause) = open(by_the_broker(deaths.clone()));
+        assert_eq!(cause.made_by, MadeBy::Unknown, "{deaths:?}");
+        // And beside headers of ours it is nothing: a tool may have moved the dead letter about.
+        let mut letter = ours(Reason::UnknownPartner);
+        letter
+            .properties
+            .headers
+            .get_or_insert_default()
+            .insert("x-death".into(), HeaderValue::Array(deaths));
+        let (message, cause) = open(letter);
+        assert_eq!((cause.made_by, cause.reason), (MadeBy::Settled, Reason::UnknownPartner));
+        assert_eq!(message, sent());
+    }
+    let mut letter = by_the_broker(vec![]);
+    let headers = letter.properties.headers.get_or_insert_default();
+    headers.insert("x-death".into(), text("settlement.updates"));
+    assert_eq!(open(letter).1.made_by, MadeBy::Unknown);
+}
+
+/// RabbitMQ 3.10 keeps a forged record whose queue and reason are the true ones, and only counts it up.
+#[test]
+fn of_a_forged_record_nothing_but_queue_and_reason_counts() {
+    let forged = headers([
+        ("queue", text("settlement.updates")),
+        ("reason", text("expired")),
+        ("count", HeaderValue::LongLongInt(10)),
+        ("time", text("then")),
+    ]);
+    let (message, cause) = open(by_the_broker(vec![HeaderValue::Table(forged)]));
+    assert_eq!((cause.reason, cause.failed_at), (Reason::Expired, None));
+    assert_eq!(message.exchange, "settlement.updates");
+    assert_eq!(message.properties.expiration, None);
+    let mut ahead = death("settlement.updates", "expired");
+    ahead.insert("time".into(), HeaderValue::Timestamp(u64::MAX));
+    assert_eq!(open(by_the_broker(vec![HeaderValue::Table(ahead)])).1.failed_at, None);
+}
+
+#[test]
+fn what_is_too_large_says_by_how_much() {
+    let mut letter = by_the_broker(vec![HeaderValue::Table(death("settlement.updates", "rejected"))]);
+    let (message, cause) = open(letter.clone());
+    let detail = explain(cause, &facts(&message)).detail;
+    assert_eq!(detail, "it was rejected at its queue, although it is within the limits");
+    letter.body = vec![b' '; message::BODY_MAX + 1];
+    let (message, cause) = open(letter);
+    let detail = explain(cause, &facts(&message)).detail;
+    assert_eq!(detail, "the body has 262145 bytes, at most 262144 are allowed");
+}
+
+#[test]
+fn no_database_holds_a_nul() {
+    let mut letter = sent();
+    assert_eq!(unstorable(&letter), None);
+    letter.routing_key.push('\0');
+    assert!(unstorable(&letter).is_some());
+}
+
+#[test]
+fn an_id_is_the_message() {
+    let digest = message::sha256(b"{}");
+    let id = id_of(KEY, &digest);
+    assert_eq!(id, id_of(KEY, &digest));
+    assert_ne!(id, id_of("acme.deallocation.update", &digest));
+    assert_ne!(id, id_of(KEY, &message::sha256(b"[]")));
+    // By hand: SHA-256 of the key, a zero byte and the body's SHA-256.
+    let digest = message::sha256([KEY.as_bytes(), &[0], &digest].concat());
+    assert_eq!(hex::encode(id.as_bytes()), hex::encode(&digest[..16]));
+}
+
+#[test]
+fn a_shape_is_what_details_have_in_common() {
+    for (detail, shape) in [
+        ("", ""),
+        ("amount.quantity: differs from the record", "amount.quantity: differs from the record"),
+        ("the body has 262145 bytes, at most 262144", "the body has <n> bytes, at most <n>"),
+        ("no 3f2504e0-4f89-41d3-9a0c-0305e82c3301 here", "no <id> here"),
+        ("3F2504E0-4F89-41D3-9A0C-0305E82C3301", "<id>"),
+        ("x3f2504e0-4f89-41d3-9a0c-0305e82c3301", "x<n>f<n>e<n>-<n>f<n>-<n>d<n>-<n>a<n>c-<n>e<n>c<n>"),
+        ("key 033df510d350f873be0b78806104683194536b57 is", "key <hex> is"),
+        ("nonce-17 and 18446744073709551616", "nonce-<n> and <n>"),
+        ("defaced facade", "defaced facade"),
+        ("größer als 5 \u{20bf}", "größer als <n> \u{20bf}"),
+    ] {
+        assert_eq!(shape_of(detail), shape, "{detail}");
+    }
+    let group = |partner, reason, detail| group_of(partner, reason, detail);
+    let one = group(Some("acme"), Reason::InvalidField, "nonce: 5 bytes");
+    assert_eq!(one, group(Some("acme"), Reason::InvalidField, "nonce: 17 bytes"));
+    for other in [
+        group(Some("beta"), Reason::InvalidField, "nonce: 5 bytes"),
+        group(None, Reason::InvalidField, "nonce: 5 bytes"),
+        group(Some("acme"), Reason::MalformedMessage, "nonce: 5 bytes"),
+        group(Some("acme"), Reason::InvalidField, "nonce: 5 words"),
+    ] {
+        assert_ne!(one, other);
+    }
+}
+
+/// Failures of one message at these times, handed out before or not; what they leave in a row.
+fn filed(known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<Entry>, usize) {
+    let message = sent();
+    let facts = facts(&message);
+    let causes: Vec<Cause> = failures
+        .iter()
+        .map(|(failed_at, _)| Cause {
+            made_by: MadeBy::Settled,
+            reason: Reason::UnknownPartner,
+            detail: String::new(),
+            failed_at: failed_at.map(time),
+        })
+        .collect();
+    let arrivals: Vec<Arrival<'_>> = causes
+        .iter()
+        .zip(failures)
+        .map(|(cause, (_, again))| Arrival {
+            message: Judged {
+                delivery: &message,
+                facts: &facts,
+            },
+            cause,
+            again: *again,
+        })
+        .collect();
+    let id = id_of(KEY, &facts.message_digest);
+    let known = known.map(|known| (id, known)).into_iter().collect();
+    let mut filing = file(&known, &arrivals, time(100));
+    let entry = filing.entries.remove(&id);
+    assert!(filing.entries.is_empty(), "one row a message");
+    (entry, filing.counted.len())
+}
+
+#[test]
+fn a_message_is_one_row_however_often_it_fails() {
+    let known = |state, discarded_at: Option<i64>| Known {
+        state,
+        first_failed_at: time(10),
+        last_failed_at: time(20),
+        discarded_at: discarded_at.map(time),
+    };
+    let (first, again) = (false, true);
+    // New, twice in one batch, the second time later.
+    let (entry, counted) = filed(None, &[(Some(5), first), (Some(7), first)]);
+    let expected = Entry {
+        is_new: true,
+        state: State::Open,
+        first_failed_at: time(5),
+        last_failed_at: time(7),
+        discarded_at: None,
+        seen: 2,
+        last: Some(1),
+    };
+    assert_eq!((entry, counted), (Some(expected), 2));
+    // What was handed out before and is not there is stored like any other.
+    assert_eq!(filed(None, &[(Some(5), again)]).1, 1);
+    // A copy of what is there changes nothing.
+    for failed_at in [Some(20), Some(12), None] {
+        let (entry, counted) = filed(Some(known(State::Open, None)), &[(failed_at, again)]);
+        assert_eq!((entry, counted), (None, 0), "{failed_at:?}");
+    }
+    // A late copy that the broker does not mark counts, and changes no reason.
+    let (entry, _) = filed(Some(known(State::Open, None)), &[(Some(8), first)]);
+    let entry = entry.expect("an entry");
+    assert_eq!((entry.seen, entry.last, entry.first_failed_at), (1, None, time(8)));
+    // A later failure does, handed out before or not.
+    for is_again in [first, again] {
+        let entry = filed(Some(known(State::Open, None)), &[(Some(21), is_again)]).0;
+        let entry = entry.expect("an entry");
+        assert_eq!((entry.seen, entry.last, entry.last_failed_at), (1, Some(0), time(21)));
+    }
+    // Clocks ahead of the database's, and no clock at all, are now.
+    for failed_at in [Some(500), None] {
+        let entry = filed(Some(known(State::Open, None)), &[(failed_at, first)]).0;
+        assert_eq!(entry.expect("an entry").last_failed_at, time(100));
+    }
+    // Only a failure after it was discarded opens it again.
+    for (failed_at, state) in [(25, State::Discarded), (30, State::Discarded), (31, State::Open)] {
+        let entry = filed(Some(known(State::Discarded, Some(30))), &[(Some(failed_at), first)]).0;
+        let entry = entry.expect("an entry");
+        assert_eq!((entry.state, entry.discarded_at.is_some()), (state, state == State::Discarded));
+    }
+    // What is under way or over stays so.
+    for state in [State::Due, State::Parked, State::Settled] {
+        let entry = filed(Some(known(state, None)), &[(Some(50), first)]).0;
+        assert_eq!(entry.expect("an entry").state, state);
+    }
+}

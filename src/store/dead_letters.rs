@@ -1,0 +1,397 @@
+//! Dead letters: taken in from the queue, one row a message.
+
+use std::{
+    collections::BTreeMap,
+    time::Duration,
+};
+
+use futures_util::join;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Fate, Session, Store, StoreError, batch, outbox};
+use crate::domain::{
+    dead_letter::{Arrival, Entry, Filing, Known, State, group_of},
+    decide::Reason,
+    delivery::{BatchId, Publication},
+};
+
+const LOAD: &str = "\
+    /* dead_letters::load */
+    SELECT id, state, first_failed_at, last_failed_at, discarded_at
+    FROM settled.dead_letters
+    WHERE id = ANY ($1)
+    ORDER BY id
+    FOR UPDATE";
+
+const LOAD_NOW: &str = "\
+    /* dead_letters::load now */
+    SELECT date_trunc('milliseconds', clock_timestamp())";
+
+const INSERT: &str = "\
+    /* dead_letters::insert */
+    INSERT INTO settled.dead_letters (
+        id, exchange, routing_key, digest, properties, body, enterprise_id, nonce, allocation_id, reason, detail,
+        group_id, made_by, first_failed_at, last_failed_at, times_seen, format, collected_at
+    )
+    SELECT n.*, $17, $18
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::text[],
+        $9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::timestamptz[],
+        $16::bigint[]
+    ) AS n";
+
+/// Where the row itself tells of the last failure, the new reason is null.
+const UPDATE: &str = "\
+    /* dead_letters::update */
+    UPDATE settled.dead_letters AS d
+    SET state = n.state,
+        first_failed_at = n.first_failed_at,
+        last_failed_at = n.last_failed_at,
+        discarded_at = n.discarded_at,
+        times_seen = d.times_seen + n.seen,
+        reason = coalesce(n.reason, d.reason),
+        detail = coalesce(n.detail, d.detail),
+        group_id = coalesce(n.group_id, d.group_id),
+        made_by = coalesce(n.made_by, d.made_by)
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::text[],
+        $8::text[], $9::text[], $10::text[]
+    ) AS n (id, state, first_failed_at, last_failed_at, discarded_at, seen, reason, detail, group_id, made_by)
+    WHERE d.id = n.id";
+
+/// The transaction between load and write. Dropped, it leaves no trace.
+pub struct OpenFiling {
+    session: Session,
+}
+
+/// A filing, ready to be written.
+pub struct FilingOutcome<'a> {
+    /// Of the batch, where there is one, and of the outbox row.
+    pub id: BatchId,
+    pub worker: &'a str,
+    pub now: Timestamp,
+    pub arrivals: &'a [Arrival<'a>],
+    pub filing: &'a Filing,
+    /// The reasons of what the broker gave up: messages that are in no batch yet.
+    pub untold: &'a [Reason],
+    /// Their events.
+    pub publications: &'a [Publication],
+    /// How long the writer owns the outbox row.
+    pub lease: Duration,
+}
+
+impl Store {
+    /// Opens the transaction `file_dead_letters`, locks what is known of these messages, and says what time it is.
+    ///
+    /// # Errors
+    /// No connection, or the load failed.
+    pub async fn open_filing(
+        &self,
+        ids: &[Uuid],
+    ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
+        self.open("file_dead_letters", false, ids).await
+    }
+
+    /// The same for a transaction that will be undone: every statement runs, even one without rows.
+    ///
+    /// # Errors
+    /// What a filing would meet.
+    pub async fn open_filing_rehearsal(
+        &self,
+        ids: &[Uuid],
+    ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
+        self.open("rehearse_filing", true, ids).await
+    }
+
+    async fn open(
+        &self,
+        name: &'static str,
+        rehearsal: bool,
+        ids: &[Uuid],
+    ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
+        let mut session = self.session(name).await?;
+        session.rehearsal = rehearsal;
+        for sql in [LOAD, LOAD_NOW] {
+            session.prepare(sql).await?;
+        }
+        let (begun, rows, now) = join!(
+            session.begin(),
+            async { session.query(LOAD, &[&ids]).await },
+            async { session.query(LOAD_NOW, &[]).await },
+        );
+        begun?;
+        let mut known = BTreeMap::new();
+        for row in rows? {
+            let state = State::parse(row.get("state")).ok_or_else(|| {
+                let sentence = "the database holds a dead letter in a state that this version does not know";
+                StoreError::new(name, Fate::Ours, sentence)
+            })?;
+            let one = Known {
+                state,
+                first_failed_at: row.get("first_failed_at"),
+                last_failed_at: row.get("last_failed_at"),
+                discarded_at: row.get("discarded_at"),
+            };
+            known.insert(row.get("id"), one);
+        }
+        let now = now?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
+        Ok((OpenFiling { session }, known, now))
+    }
+}
+
+impl OpenFiling {
+    /// Writes the filing and takes it back.
+    ///
+    /// # Errors
+    /// What it would meet.
+    pub async fn rehearse(self, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+        let done = write_all(&self.session, outcome).await;
+        self.session.rollback().await;
+        done
+    }
+
+    /// Writes the filing and commits.
+    ///
+    /// # Errors
+    /// With `at_commit` set, whether it committed is unknown: file the same again as seen before.
+    pub async fn write(self, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+        if let Err(error) = write_all(&self.session, outcome).await {
+            self.session.rollback().await;
+            return Err(error);
+        }
+        self.session.commit().await
+    }
+}
+
+async fn write_all(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+    // On a fresh connection too they leave in this order, so that the first error is the cause.
+    for sql in [batch::INSERT_BATCH, INSERT, UPDATE, outbox::INSERT] {
+        session.prepare(sql).await?;
+    }
+    let written = join!(
+        insert_batch(session, outcome),
+        insert(session, outcome),
+        update(session, outcome),
+        outbox::insert(session, outcome.id, outcome.publications, outcome.lease),
+    );
+    [written.0, written.1, written.2, written.3].into_iter().collect()
+}
+
+/// What the broker gave up came to us here for the first time: it is received, and rejected.
+async fn insert_batch(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+    if session.skips(outcome.untold.is_empty()) {
+        return Ok(());
+    }
+    let mut reasons = BTreeMap::<&str, u32>::new();
+    for reason in outcome.untold {
+        *reasons.entry(reason.as_str()).or_default() += 1;
+    }
+    let (count, none) = (i32::try_from(outcome.untold.len()).unwrap_or(i32::MAX), 0);
+    let reasons = serde_json::to_string(&reasons).unwrap_or_default();
+    session
+        .execute_exactly(
+            1,
+            batch::INSERT_BATCH,
+            &[
+                &outcome.id,
+                &outcome.worker,
+                &"dead",
+                &outcome.now,
+                &count,
+                &none,
+                &none,
+                &none,
+                &count,
+                &reasons,
+            ],
+        )
+        .await
+}
+
+/// The entries that are new, or those that are not, in order of id.
+fn entries<'a>(outcome: &'a FilingOutcome<'_>, are_new: bool) -> Vec<(Uuid, &'a Entry)> {
+    let entries = outcome.filing.entries.iter().map(|(id, entry)| (*id, entry));
+    entries.filter(|(_, entry)| entry.is_new == are_new).collect()
+}
+
+async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+    let entries = entries(outcome, true);
+    if session.skips(entries.is_empty()) {
+        return Ok(());
+    }
+    let rows: Vec<(Uuid, &Entry, &Arrival<'_>)> = entries
+        .into_iter()
+        .filter_map(|(id, entry)| Some((id, entry, outcome.arrivals.get(entry.last?)?)))
+        .collect();
+    let each = || rows.iter().map(|(_, _, arrival)| arrival);
+    let deliveries = || each().map(|arrival| arrival.message.delivery);
+    let facts = || each().map(|arrival| arrival.message.facts);
+    let updates = || facts().map(|facts| facts.content.as_ref().ok().map(|content| &content.update));
+    let ids: Vec<Uuid> = rows.iter().map(|(id, _, _)| *id).collect();
+    let exchanges: Vec<&str> = deliveries().map(|delivery| delivery.exchange.as_str()).collect();
+    let routing_keys: Vec<&str> = deliveries().map(|delivery| delivery.routing_key.as_str()).collect();
+    let digests: Vec<&[u8]> = facts().map(|facts| facts.message_digest.as_slice()).collect();
+    let properties: Vec<String> = deliveries()
+        .map(|delivery| outbox::properties_text(&delivery.properties))
+        .collect();
+    let bodies: Vec<&[u8]> = deliveries().map(|delivery| delivery.body.as_slice()).collect();
+    let enterprises: Vec<Option<&str>> = facts().map(|facts| facts.enterprise_id.as_deref()).collect();
+    let nonces: Vec<Option<&str>> = updates()
+        .map(|update| update.map(|update| update.nonce.as_str()))
+        .collect();
+    let allocations: Vec<Option<Uuid>> = updates().map(|update| update.map(|update| update.id)).collect();
+    let reasons: Vec<&str> = each().map(|arrival| arrival.cause.reason.as_str()).collect();
+    let details: Vec<String> = each().map(|arrival| storable(&arrival.cause.detail)).collect();
+    let groups: Vec<String> = each().map(|arrival| group(arrival)).collect();
+    let makers: Vec<&str> = each().map(|arrival| arrival.cause.made_by.as_str()).collect();
+    let first: Vec<Timestamp> = rows.iter().map(|(_, entry, _)| entry.first_failed_at).collect();
+    let last: Vec<Timestamp> = rows.iter().map(|(_, entry, _)| entry.last_failed_at).collect();
+    let seen: Vec<i64> = rows.iter().map(|(_, entry, _)| i64::from(entry.seen)).collect();
+    session
+        .execute_exactly(
+            rows.len(),
+            INSERT,
+            &[
+                &ids,
+                &exchanges,
+                &routing_keys,
+                &digests,
+                &properties,
+                &bodies,
+                &enterprises,
+                &nonces,
+                &allocations,
+                &reasons,
+                &details,
+                &groups,
+                &makers,
+                &first,
+                &last,
+                &seen,
+                &outbox::FORMAT,
+                &outcome.now,
+            ],
+        )
+        .await
+}
+
+async fn update(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+    let rows = entries(outcome, false);
+    if session.skips(rows.is_empty()) {
+        return Ok(());
+    }
+    let last: Vec<Option<&Arrival<'_>>> = rows
+        .iter()
+        .map(|(_, entry)| entry.last.and_then(|index| outcome.arrivals.get(index)))
+        .collect();
+    let each = || rows.iter().map(|(_, entry)| entry);
+    let ids: Vec<Uuid> = rows.iter().map(|(id, _)| *id).collect();
+    let states: Vec<&str> = each().map(|entry| entry.state.as_str()).collect();
+    let first_failed: Vec<Timestamp> = each().map(|entry| entry.first_failed_at).collect();
+    let last_failed: Vec<Timestamp> = each().map(|entry| entry.last_failed_at).collect();
+    let discarded: Vec<Option<Timestamp>> = each().map(|entry| entry.discarded_at).collect();
+    let seen: Vec<i64> = each().map(|entry| i64::from(entry.seen)).collect();
+    let reasons: Vec<Option<&str>> = last
+        .iter()
+        .map(|last| last.map(|arrival| arrival.cause.reason.as_str()))
+        .collect();
+    let details: Vec<Option<String>> = last
+        .iter()
+        .map(|last| last.map(|arrival| storable(&arrival.cause.detail)))
+        .collect();
+    let groups: Vec<Option<String>> = last.iter().map(|last| last.map(group)).collect();
+    let makers: Vec<Option<&str>> = last
+        .iter()
+        .map(|last| last.map(|arrival| arrival.cause.made_by.as_str()))
+        .collect();
+    session
+        .execute_exactly(
+            rows.len(),
+            UPDATE,
+            &[
+                &ids,
+                &states,
+                &first_failed,
+                &last_failed,
+                &discarded,
+                &seen,
+                &reasons,
+                &details,
+                &groups,
+                &makers,
+            ],
+        )
+        .await
+}
+
+fn group(arrival: &Arrival<'_>) -> String {
+    group_of(
+        arrival.message.facts.enterprise_id.as_deref(),
+        arrival.cause.reason,
+        &arrival.cause.detail,
+    )
+}
+
+/// A detail comes in a header: one made by hand may hold what PostgreSQL can not.
+fn storable(detail: &str) -> String {
+    detail.replace('\0', "\u{fffd}")
+}
+
+/// How many dead letters wait, and what is being replayed.
+#[derive(Clone, Debug, Default)]
+pub struct Desk {
+    /// Open ones by reason.
+    pub open: Vec<(Reason, u64)>,
+    /// How long ago the oldest open one was collected.
+    pub oldest: Option<Duration>,
+    /// Runs by state.
+    pub runs: Vec<(String, u64)>,
+}
+
+impl Store {
+    /// Measures the desk. One index is read from end to end: not for every few seconds.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn measure_desk(&self) -> Result<Desk, StoreError> {
+        let session = self.session("measure_desk").await?;
+        let natural = |number: i64| u64::try_from(number).unwrap_or_default();
+        let rows = session
+            .query(
+                "/* dead_letters::measure_desk open */
+                SELECT reason, count(*)
+                FROM settled.dead_letters
+                WHERE state = 'open'
+                GROUP BY reason",
+                &[],
+            )
+            .await?;
+        let open = rows
+            .iter()
+            .filter_map(|row| Some((Reason::parse(row.get(0))?, natural(row.get(1)))))
+            .collect();
+        let rows = session
+            .query(
+                "/* dead_letters::measure_desk oldest */
+                SELECT extract(epoch FROM clock_timestamp() - collected_at)::float8
+                FROM settled.dead_letters
+                WHERE state = 'open'
+                ORDER BY seq
+                LIMIT 1",
+                &[],
+            )
+            .await?;
+        let oldest = rows
+            .first()
+            .map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0)));
+        let rows = session
+            .query(
+                "/* dead_letters::measure_desk runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
+                &[],
+            )
+            .await?;
+        let runs = rows.iter().map(|row| (row.get(0), natural(row.get(1)))).collect();
+        Ok(Desk { open, oldest, runs })
+    }
+}
