@@ -65,7 +65,8 @@ pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
         name: WHO.to_owned(),
         queue: topology::DEAD.to_owned(),
         // While one batch is being stored the next one arrives.
-        prefetch: u16::try_from(batch_max.saturating_mul(2)).map_or(PREFETCH_MAX, |prefetch| prefetch.min(PREFETCH_MAX)),
+        prefetch: u16::try_from(batch_max.saturating_mul(2))
+            .map_or(PREFETCH_MAX, |prefetch| prefetch.min(PREFETCH_MAX)),
         batch_max,
         gate: gate.clone(),
         work: Storing {
@@ -135,7 +136,12 @@ impl Letters {
     /// What can be stored, and what no database could hold, which is told why.
     fn sort(self) -> (Self, Vec<(Delivery, &'static str)>) {
         let mut unstorable = Vec::new();
-        if !self.batch.deliveries.iter().any(|delivery| dead_letter::unstorable(delivery).is_some()) {
+        if !self
+            .batch
+            .deliveries
+            .iter()
+            .any(|delivery| dead_letter::unstorable(delivery).is_some())
+        {
             return (self, unstorable);
         }
         let mut kept = Self {
@@ -426,12 +432,7 @@ impl Work for Storing {
         }
     }
 
-    async fn finish(
-        &self,
-        letters: Letters,
-        received: Instant,
-        disposer: &Disposer,
-    ) -> Result<(), HandBack<Letters>> {
+    async fn finish(&self, letters: Letters, received: Instant, disposer: &Disposer) -> Result<(), HandBack<Letters>> {
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
         let Ok(place) = self.committed.reserve().await else {
             return Err(HandBack::no_publisher());

@@ -572,7 +572,10 @@ impl Signal<'_> {
             }
             Signal::UnreadableGrew { messages } => {
                 counter!("settled_unreadable_alarms_total").increment(1);
-                error!(messages, "dead letters that nobody could read are in settlement.unreadable");
+                error!(
+                    messages,
+                    "dead letters that nobody could read are in settlement.unreadable"
+                );
             }
             Signal::HandedBack { lane, why } => {
                 counter!("settled_handed_back_total").increment(1);

@@ -918,9 +918,7 @@ impl<W: Work> Consumer<W> {
                     Err(error) => return Err(error),
                 }
             }
-            self.gate
-                .handed_back()
-                .retain(|other| !Arc::ptr_eq(other, &hand_back));
+            self.gate.handed_back().retain(|other| !Arc::ptr_eq(other, &hand_back));
         }
         Ok(())
     }

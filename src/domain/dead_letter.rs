@@ -62,11 +62,7 @@ pub fn id_of(routing_key: &str, body_digest: &[u8; 32]) -> Uuid {
 
 /// The same for all of one partner, reason and kind of detail.
 pub fn group_of(enterprise_id: Option<&str>, reason: Reason, detail: &str) -> String {
-    let name = format!(
-        "{}\0{reason}\0{}",
-        enterprise_id.unwrap_or_default(),
-        shape_of(detail)
-    );
+    let name = format!("{}\0{reason}\0{}", enterprise_id.unwrap_or_default(), shape_of(detail));
     hex::encode(message::sha256(name).first_chunk::<8>().unwrap_or(&[0; 8]))
 }
 
@@ -123,7 +119,9 @@ pub fn open(mut delivery: Delivery) -> (Delivery, Cause) {
             Err(header) => Cause {
                 made_by: MadeBy::Unknown,
                 reason: Reason::Internal,
-                detail: format!("nobody knows why: the header {header} is missing or not what a dead letter of ours has"),
+                detail: format!(
+                    "nobody knows why: the header {header} is missing or not what a dead letter of ours has"
+                ),
                 failed_at: None,
             },
         },
@@ -264,13 +262,7 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [State; 5] = [
-        State::Open,
-        State::Due,
-        State::Parked,
-        State::Settled,
-        State::Discarded,
-    ];
+    pub const ALL: [State; 5] = [State::Open, State::Due, State::Parked, State::Settled, State::Discarded];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -369,7 +361,8 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
                 last: Some(index),
             },
             Some(entry) => {
-                let is_later = failed_at > entry.last_failed_at && (arrival.cause.failed_at.is_some() || !arrival.again);
+                let is_later =
+                    failed_at > entry.last_failed_at && (arrival.cause.failed_at.is_some() || !arrival.again);
                 if arrival.again && !is_later {
                     continue;
                 }

@@ -1,9 +1,6 @@
 //! Dead letters: taken in from the queue, one row a message.
 
-use std::{
-    collections::BTreeMap,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::join;
 use jiff::Timestamp;
@@ -115,11 +112,9 @@ impl Store {
         for sql in [LOAD, LOAD_NOW] {
             session.prepare(sql).await?;
         }
-        let (begun, rows, now) = join!(
-            session.begin(),
-            async { session.query(LOAD, &[&ids]).await },
-            async { session.query(LOAD_NOW, &[]).await },
-        );
+        let (begun, rows, now) = join!(session.begin(), async { session.query(LOAD, &[&ids]).await }, async {
+            session.query(LOAD_NOW, &[]).await
+        },);
         begun?;
         let mut known = BTreeMap::new();
         for row in rows? {

@@ -108,13 +108,7 @@ pub(super) async fn insert(
         .execute_exactly(
             1,
             INSERT,
-            &[
-                &id,
-                &FORMAT,
-                &encode(publications),
-                &count,
-                &lease.as_secs_f64(),
-            ],
+            &[&id, &FORMAT, &encode(publications), &count, &lease.as_secs_f64()],
         )
         .await?;
     session.pass(Point::OutboxInserted).await

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The lines about the database, where all is well.
-const DATABASE: [&str; 10] = [
+const DATABASE: [&str; 11] = [
     "database",
     "schema",
     "append_only",
@@ -31,6 +31,7 @@ const DATABASE: [&str; 10] = [
     "standbys",
     "fsync",
     "keys",
+    "open_dead_letters",
 ];
 
 /// The lines about the broker.
@@ -278,7 +279,10 @@ async fn the_schema_is_the_one_that_is_needed() {
     }
     execute(&db, "DROP SCHEMA settled CASCADE").await;
     let found = visit(&ground).await;
-    found.assert_problems(&["schema"], &["append_only", "grants", "rehearsal", "keys"]);
+    found.assert_problems(
+        &["schema"],
+        &["append_only", "grants", "rehearsal", "keys", "open_dead_letters"],
+    );
     assert!(
         found.line("schema").hint.contains("settled migrate"),
         "{}",
@@ -300,6 +304,8 @@ async fn what_keeps_the_books_unchanged_is_there_and_switched_on() {
         ("deposits", "append_only"),
         ("parkings", "append_only"),
         ("receipts", "never_forgotten"),
+        ("audit", "append_only"),
+        ("audit_subjects", "append_only"),
     ];
     for (table, name) in guards {
         let piece = format!("trigger {name} on settled.{table}");
@@ -378,6 +384,9 @@ async fn the_user_may_do_what_the_worker_does() {
         ("UPDATE", "settled.accounts", &["rehearsal"]),
         ("INSERT", "settled.outbox_refused", &["rehearsal"]),
         ("DELETE", "settled.outbox", &["rehearsal"]),
+        ("INSERT", "settled.dead_letters", &["rehearsal"]),
+        ("SELECT", "settled.runs", &["open_dead_letters"]),
+        ("INSERT", "settled.audit_subjects", &[]),
         ("SELECT", "settled.partner_keys", &["rehearsal", "keys"]),
         ("SELECT", "settled.refinery_schema_history", &["schema"]),
         ("EXECUTE", "settled.reserve(jsonb)", &[]),
@@ -385,7 +394,7 @@ async fn the_user_may_do_what_the_worker_does() {
         (
             "USAGE",
             "schema settled",
-            &["schema", "rehearsal", "keys", "append_only"],
+            &["schema", "rehearsal", "keys", "append_only", "open_dead_letters"],
         ),
     ] {
         let what = match privilege {

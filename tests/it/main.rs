@@ -6,6 +6,7 @@
 mod amqp;
 mod auditor;
 mod batch;
+mod collector;
 mod commands;
 mod doctor;
 mod drain;

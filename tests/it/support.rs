@@ -624,6 +624,16 @@ impl Ground {
         connect(&self.database_url).await
     }
 
+    /// A command of `settled`, yet to be run.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = settled();
+        command
+            .env("SETTLED_DATABASE_URL", &self.database_url)
+            .env("SETTLED_BROKER_URL", &self.broker_url)
+            .args(arguments);
+        command
+    }
+
     /// Runs a command of `settled`.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Output {
         self.run_with(arguments, "").await

@@ -54,8 +54,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
         .await
         .map_err(Failure::no_broker)?;
     topology::depths(&connection).await?;
-    let mut signals =
-        Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
+    let mut signals = Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
 
     let account = Arc::new(Account::default());
     let (stopper, stop) = watch::channel(false);
@@ -88,7 +87,11 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
             done.new, done.again, done.copies, done.unreadable, done.left
         ))
     })?;
-    Ok(if left == 0 || wish.follow { Exit::Done } else { Exit::Partly })
+    Ok(if left == 0 || wish.follow {
+        Exit::Done
+    } else {
+        Exit::Partly
+    })
 }
 
 /// Resolves once nothing is in the queue. What is handed out and not acknowledged does not count: it is somebody's, perhaps

@@ -13,7 +13,10 @@ fn time(seconds: i64) -> Timestamp {
 }
 
 fn headers<const N: usize>(entries: [(&str, HeaderValue); N]) -> Headers {
-    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    entries
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn text(value: &str) -> HeaderValue {
@@ -104,7 +107,10 @@ fn by_the_broker(deaths: Vec<HeaderValue>) -> Delivery {
 
 #[test]
 fn what_the_worker_made_opens_to_what_the_partner_sent() {
-    for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::MessageTooLarge) {
+    for reason in Reason::ALL
+        .into_iter()
+        .filter(|reason| *reason != Reason::MessageTooLarge)
+    {
         let (message, cause) = open(ours(reason));
         assert_eq!(message, sent());
         let expected = Cause {
@@ -148,7 +154,11 @@ fn what_does_not_say_what_ours_says_is_nobodys() {
             None => headers.remove(name),
         };
         let (message, cause) = open(letter);
-        assert_eq!((cause.made_by, cause.reason), (MadeBy::Unknown, Reason::Internal), "{name}");
+        assert_eq!(
+            (cause.made_by, cause.reason),
+            (MadeBy::Unknown, Reason::Internal),
+            "{name}"
+        );
         assert!(cause.detail.contains(name) && cause.failed_at.is_none(), "{cause:?}");
         assert_eq!(message.properties.user_id, None);
         assert_eq!(message.properties.headers, sent().properties.headers, "{name}");
@@ -266,11 +276,20 @@ fn an_id_is_the_message() {
 fn a_shape_is_what_details_have_in_common() {
     for (detail, shape) in [
         ("", ""),
-        ("amount.quantity: differs from the record", "amount.quantity: differs from the record"),
-        ("the body has 262145 bytes, at most 262144", "the body has <n> bytes, at most <n>"),
+        (
+            "amount.quantity: differs from the record",
+            "amount.quantity: differs from the record",
+        ),
+        (
+            "the body has 262145 bytes, at most 262144",
+            "the body has <n> bytes, at most <n>",
+        ),
         ("no 3f2504e0-4f89-41d3-9a0c-0305e82c3301 here", "no <id> here"),
         ("3F2504E0-4F89-41D3-9A0C-0305E82C3301", "<id>"),
-        ("x3f2504e0-4f89-41d3-9a0c-0305e82c3301", "x<n>f<n>e<n>-<n>f<n>-<n>d<n>-<n>a<n>c-<n>e<n>c<n>"),
+        (
+            "x3f2504e0-4f89-41d3-9a0c-0305e82c3301",
+            "x<n>f<n>e<n>-<n>f<n>-<n>d<n>-<n>a<n>c-<n>e<n>c<n>",
+        ),
         ("key 033df510d350f873be0b78806104683194536b57 is", "key <hex> is"),
         ("nonce-17 and 18446744073709551616", "nonce-<n> and <n>"),
         ("defaced facade", "defaced facade"),
@@ -371,7 +390,10 @@ fn a_message_is_one_row_however_often_it_fails() {
     for (failed_at, state) in [(25, State::Discarded), (30, State::Discarded), (31, State::Open)] {
         let entry = filed(Some(known(State::Discarded, Some(30))), &[(Some(failed_at), first)]).0;
         let entry = entry.expect("an entry");
-        assert_eq!((entry.state, entry.discarded_at.is_some()), (state, state == State::Discarded));
+        assert_eq!(
+            (entry.state, entry.discarded_at.is_some()),
+            (state, state == State::Discarded)
+        );
     }
     // What is under way or over stays so.
     for state in [State::Due, State::Parked, State::Settled] {

@@ -230,7 +230,10 @@ impl Sent {
     /// The same as it comes back when it is due.
     fn due(&self) -> Self {
         let mut due = self.clone();
-        due.delivery.source = Source::Parked { key: self.key().0, dead_letter: None };
+        due.delivery.source = Source::Parked {
+            key: self.key().0,
+            dead_letter: None,
+        };
         due
     }
 }

@@ -258,7 +258,8 @@ pub(crate) async fn batches(db: &Client, story: &Story, observed: &Observed) -> 
             "I1: the batches settled {settled}, {outcomes} allocations have an outcome"
         ));
     }
-    // Every copy is delivered at least once, except those that wait still or that the broker took away before.
+    // Every copy is delivered at least once, except those that wait still or that the broker took away before: those the
+    // collector counts, where there is one.
     let before = |expect| matches!(expect, Expect::Refused("delivery_limit" | "expired"));
     let delivered = story.sent.iter().filter(|sent| !before(sent.expect)).count();
     let delivered = delivered.saturating_sub(observed.queued.len());

@@ -71,6 +71,15 @@ impl Amounts {
                 .map_or(default, |(_, value)| value.parse().ok())
                 .unwrap_or_else(|| panic!("{room}.{name} is a number"))
         };
+        let collects = settings
+            .iter()
+            .rev()
+            .find(|(name, _)| *name == "SETTLED_DEAD_LETTERS__COLLECT");
+        let collector = if collects.is_some_and(|(_, value)| *value == "true") {
+            2
+        } else {
+            0
+        };
         let (lanes, prefetch) = (setting("worker", "lanes"), setting("worker", "prefetch"));
         Self {
             memory: EMPTY_KIB + lanes * prefetch * MESSAGE_KIB,
@@ -80,10 +89,10 @@ impl Amounts {
                 0 => lanes + 4,
                 pool_size => pool_size,
             },
-            // A lane consumes on one and publishes on another; due messages and relay publish, the gauges ask.
-            broker_connections: 2 * lanes + 3,
-            // Two of a lane, and two of the messages that were parked and came due.
-            outbox_rows: 2 * lanes + 2,
+            // A lane and the collector consume on one and publish on another; due messages and relay publish, the gauges ask.
+            broker_connections: 2 * lanes + 3 + collector,
+            // Two of a lane, two of the messages that were parked and came due, two of the collector.
+            outbox_rows: 2 * lanes + 2 + collector,
         }
     }
 
