@@ -411,6 +411,10 @@ async fn what_can_not_be_stored_is_set_apart() {
         (place.line().depth("settlement.unreadable").await == 2).then_some(())
     })
     .await;
+    until("it is noticed in the queue too", PATIENCE, async || {
+        (metric(&worker, "settled_unreadable_alarms_total").await >= 1.0).then_some(())
+    })
+    .await;
     let apart = [
         place.line().get("settlement.unreadable").await.body,
         place.line().get("settlement.unreadable").await.body,
@@ -420,10 +424,6 @@ async fn what_can_not_be_stored_is_set_apart() {
         "{apart:?}"
     );
     assert_eq!(metric(&worker, "settled_dead_letters_set_apart_total").await, 2.0);
-    until("it is noticed in the queue too", PATIENCE, async || {
-        (metric(&worker, "settled_unreadable_alarms_total").await >= 1.0).then_some(())
-    })
-    .await;
     assert!(worker.is_ready().await);
     nothing_left(&place, worker).await;
 }

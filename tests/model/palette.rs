@@ -213,7 +213,10 @@ impl Draft {
         Letter {
             facts: message::facts(&queued),
             due: Delivery {
-                source: Source::Parked { key: row.0 },
+                source: Source::Parked {
+                    key: row.0,
+                    dead_letter: None,
+                },
                 ..queued.clone()
             },
             queued,
