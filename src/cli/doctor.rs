@@ -72,7 +72,7 @@ pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output) -
     let checks = match settings {
         Err(error) => vec![Check::bad("settings", error.message()).hint(error.hint())],
         Ok(settings) => {
-            let mut checks = vec![Check::good("settings", "every setting is known and in its range")];
+            let mut checks = vec![known(&settings)];
             let (database, broker) = tokio::join!(database(&settings), broker(&settings));
             checks.extend(database);
             checks.extend(broker);
@@ -80,6 +80,14 @@ pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output) -
         }
     };
     report(&checks, out)
+}
+
+fn known(settings: &Settings) -> Check {
+    let known = Check::good("settings", "every setting is known and in its range");
+    if settings.allow_plaintext {
+        return known.hint("allow_plaintext is on: passwords and messages may travel in the open to another machine");
+    }
+    known
 }
 
 fn report(checks: &[Check], out: &Output) -> Result<Exit, Failure> {
@@ -142,6 +150,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
     if version.is_some() || !grants.ok {
         checks.push(append_only(&store, &vitals).await);
         checks.push(grants);
+        checks.push(ownership(&store, &vitals).await);
     }
     if version.is_some() && !vitals.read_only {
         checks.push(rehearsal(&worker::clerk(settings, store.clone())).await);
@@ -218,6 +227,21 @@ async fn grants(store: &Store, vitals: &Vitals) -> Check {
         }
         Check::bad("grants", format!("user {} lacks {}", vitals.user, missing.join(", ")))
             .hint("grant it as the owner of the schema")
+    })
+}
+
+/// Not a problem by itself: on a developer's machine one user does everything.
+async fn ownership(store: &Store, vitals: &Vitals) -> Check {
+    let user = &vitals.user;
+    asked("ownership", store.owns_tables().await, |owns| {
+        if owns {
+            return Check::good(
+                "ownership",
+                format!("user {user} owns tables, and could switch off what refuses change"),
+            )
+            .hint("give the worker a user of its own that owns nothing");
+        }
+        Check::good("ownership", format!("user {user} owns no table"))
     })
 }
 

@@ -475,6 +475,27 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    /// Whether this user could switch off what refuses change: it owns tables of ours, or may do anything.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn owns_tables(&self) -> Result<bool, StoreError> {
+        let session = self.session("owns_tables").await?;
+        let rows = session
+            .query(
+                "/* audit::owns_tables */
+                SELECT EXISTS (
+                    SELECT
+                    FROM pg_class AS c
+                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                    WHERE c.relkind = 'r' AND pg_has_role(current_user, c.relowner, 'MEMBER')
+                )",
+                &[],
+            )
+            .await?;
+        Ok(one(&session, &rows)?.get(0))
+    }
+
     /// What this user is not allowed and needs, as `UPDATE on settled.receipts`.
     ///
     /// # Errors

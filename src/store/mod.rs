@@ -173,7 +173,8 @@ impl Store {
         let (mut config, encrypted) = parse_url(settings.url.expose())?;
         config.connect_timeout(settings.connect_timeout);
         config.tcp_user_timeout(settings.client_deadline);
-        config.keepalives_idle(settings.client_deadline);
+        // The socket counts whole seconds, and refuses none of them.
+        config.keepalives_idle(settings.client_deadline.max(Duration::from_secs(1)));
         if config.get_application_name().is_none() {
             config.application_name("settled");
         }
@@ -604,6 +605,83 @@ mod tests {
 
     fn read(url: &str) -> Result<(bool, bool), String> {
         parse_url(url).map(|(config, encrypted)| (encrypted, is_local(&config)))
+    }
+
+    /// A store of the database that the tests are given.
+    fn store(flags: &[(&str, &str)]) -> Store {
+        let sources = crate::config::Sources {
+            file: None,
+            environment: std::env::vars().filter(|(name, _)| name == "SETTLED_DATABASE_URL"),
+            flags: flags
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        let settings = Settings::load(sources).expect("settings");
+        Store::new(&settings).expect("SETTLED_DATABASE_URL is set: run these tests with `make test`")
+    }
+
+    async fn backend(session: &Session) -> i32 {
+        let rows = session.query("SELECT pg_backend_pid()", &[]).await.expect("an answer");
+        rows.first().expect("a row").get(0)
+    }
+
+    /// The server answers COMMIT with success where a statement failed before, and has rolled back.
+    #[tokio::test]
+    async fn a_swallowed_error_keeps_a_transaction_from_committing() {
+        let store = store(&[]);
+        let session = store.session("raw").await.expect("a connection");
+        session.begin().await.expect("begun");
+        assert!(session.query("SELECT 1 / 0", &[]).await.is_err());
+        let client = session.client().expect("it is there");
+        assert!(client.batch_execute("COMMIT").await.is_ok(), "as if nothing had been");
+        drop(session);
+
+        let session = store.session("ours").await.expect("a connection");
+        session.begin().await.expect("begun");
+        assert!(session.query("SELECT 1 / 0", &[]).await.is_err());
+        let error = session.commit().await.expect_err("refused");
+        assert!(error.fate == Fate::Ours && !error.at_commit, "{error}");
+    }
+
+    /// A dropped question goes on at the server; its connection is nobody's any more.
+    #[tokio::test]
+    async fn a_connection_that_did_not_answer_leaves_the_pool() {
+        let store = store(&[
+            ("database.statement_timeout", "10ms"),
+            ("database.client_deadline", "100ms"),
+        ]);
+        let session = store.session("first").await.expect("a connection");
+        session.query("SET statement_timeout = 0", &[]).await.expect("no limit");
+        let first = backend(&session).await;
+        let error = session.query("SELECT pg_sleep(60)", &[]).await.expect_err("too late");
+        assert_eq!(error.fate, Fate::Away, "{error}");
+        drop(session);
+        let session = store.session("second").await.expect("a connection");
+        let second = backend(&session).await;
+        assert_ne!(first, second);
+        let end = session.query("SELECT pg_terminate_backend($1)", &[&first]).await;
+        assert!(end.is_ok(), "{end:?}");
+    }
+
+    /// deadpool's own settings would leave these out.
+    #[test]
+    fn the_url_is_read_by_tokio_postgres_itself() {
+        let url =
+            "postgres://u:p@a,b/db?target_session_attrs=read-write&channel_binding=require&load_balance_hosts=random";
+        let (config, _) = parse_url(url).expect("a URL");
+        assert_eq!(
+            (
+                config.get_target_session_attrs(),
+                config.get_channel_binding(),
+                config.get_load_balance_hosts()
+            ),
+            (
+                tokio_postgres::config::TargetSessionAttrs::ReadWrite,
+                tokio_postgres::config::ChannelBinding::Require,
+                tokio_postgres::config::LoadBalanceHosts::Random,
+            )
+        );
     }
 
     #[test]

@@ -20,11 +20,12 @@ use crate::{
 };
 
 /// The lines about the database, where all is well.
-const DATABASE: [&str; 11] = [
+const DATABASE: [&str; 12] = [
     "database",
     "schema",
     "append_only",
     "grants",
+    "ownership",
     "rehearsal",
     "clock",
     "synchronous_commit",
@@ -203,7 +204,8 @@ async fn where_all_is_well_every_line_says_so() {
     let output = ground.run(&["doctor"]).await;
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &[][..]));
-    assert_eq!(text.lines().count(), expected.len() + 1, "{text}");
+    // The user of these tests owns everything: one hint more.
+    assert_eq!(text.lines().count(), expected.len() + 2, "{text}");
     assert!(
         text.lines().last().is_some_and(|last| last.contains("all well")),
         "{text}"
@@ -216,7 +218,7 @@ async fn where_all_is_well_every_line_says_so() {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("PROBLEM"));
     assert!(lines.next().is_some_and(|line| line.contains("append_only")), "{text}");
     assert!(lines.next().is_some_and(|line| line.contains("hint: ")), "{text}");
-    assert!(text.contains("1 of 29 checks found a problem"), "{text}");
+    assert!(text.contains("1 of 30 checks found a problem"), "{text}");
 }
 
 #[tokio::test]
@@ -281,7 +283,14 @@ async fn the_schema_is_the_one_that_is_needed() {
     let found = visit(&ground).await;
     found.assert_problems(
         &["schema"],
-        &["append_only", "grants", "rehearsal", "keys", "open_dead_letters"],
+        &[
+            "append_only",
+            "grants",
+            "ownership",
+            "rehearsal",
+            "keys",
+            "open_dead_letters",
+        ],
     );
     assert!(
         found.line("schema").hint.contains("settled migrate"),
@@ -376,7 +385,26 @@ async fn the_user_may_do_what_the_worker_does() {
         .database_url
         .replace(&format!("{user}:{password}@"), &format!("{role}:secret@"));
     let visit = async || visit_with(&url, &ground.broker_url, &[]).await;
-    visit().await.assert_problems(&[], &[]);
+    let found = visit().await;
+    found.assert_problems(&[], &[]);
+    let line = found.line("ownership");
+    assert!(
+        line.detail.contains("owns no table") && line.hint.is_empty(),
+        "{}",
+        found.said()
+    );
+    // One who owns a single table, by being a member of its owner, could switch off what guards it.
+    let owner = format!("{}_owner", ground.name);
+    let give = format!("CREATE ROLE {owner}; GRANT {owner} TO {role}; ALTER TABLE settled.entries OWNER TO {owner}");
+    execute(&db, &give).await;
+    let found = visit().await;
+    let line = found.line("ownership");
+    assert!(line.ok && line.hint.contains("owns nothing"), "{}", found.said());
+    execute(
+        &db,
+        &format!("ALTER TABLE settled.entries OWNER TO CURRENT_USER; DROP ROLE {owner}"),
+    )
+    .await;
     // What the batch itself needs, its rehearsal misses as well.
     for (privilege, object, others) in [
         ("UPDATE", "settled.receipts", &["rehearsal"][..]),
@@ -426,6 +454,22 @@ async fn the_user_may_do_what_the_worker_does() {
     }
     visit().await.assert_problems(&[], &[]);
     execute(&db, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn plaintext_that_is_allowed_is_said() {
+    let ground = well("plaintext").await;
+    for (allowed, piece) in [("false", ""), ("true", "in the open")] {
+        let settings = [("SETTLED_ALLOW_PLAINTEXT", allowed)];
+        let found = visit_with(&ground.database_url, &ground.broker_url, &settings).await;
+        found.assert_problems(&[], &[]);
+        let hint = &found.line("settings").hint;
+        assert!(
+            hint.contains(piece) && hint.is_empty() == piece.is_empty(),
+            "{}",
+            found.said()
+        );
+    }
 }
 
 #[tokio::test]

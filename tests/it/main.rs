@@ -27,4 +27,5 @@ mod support;
 mod tidy;
 mod tls;
 mod traffic;
+mod traps;
 mod worker;

@@ -13,17 +13,64 @@ use crate::{
 /// Low, so that a message that is in the wrong hands too often shows.
 const DELIVERY_LIMIT: u32 = 3;
 
-/// A place whose dead letters nobody reads, since reading these is what kills.
-async fn place(test: &str) -> (Place, Partner, Vec<Reservation>) {
-    let ground = Ground::new(test).await;
+/// Properties that break whoever reads them with lapin.
+pub(crate) struct Poison {
+    flags: u16,
+    properties: Vec<u8>,
+    /// What must be found of them in the dead letter.
+    mark: Vec<u8>,
+}
+
+impl Poison {
+    pub(crate) fn message_id() -> Self {
+        let mark = short(b"\xff\xfe");
+        Self {
+            flags: DELIVERY_MODE | MESSAGE_ID,
+            properties: [&[2], mark.as_slice()].concat(),
+            mark,
+        }
+    }
+
+    pub(crate) fn content_type() -> Self {
+        let mark = short(b"application/json\xff");
+        Self {
+            flags: CONTENT_TYPE | DELIVERY_MODE,
+            properties: [mark.as_slice(), &[2]].concat(),
+            mark,
+        }
+    }
+
+    pub(crate) fn nested_headers() -> Self {
+        let table = nested(2_000);
+        Self {
+            flags: HEADERS | DELIVERY_MODE,
+            properties: [table.as_slice(), &[2]].concat(),
+            // The broker adds its own headers to the table; the nested one in it stays.
+            mark: table.get(4..).expect("a length stands before it").to_vec(),
+        }
+    }
+
+    pub(crate) async fn publish(&self, raw: &mut Raw, exchange: &str, key: &str, body: &[u8]) {
+        raw.publish(exchange, key, self.flags, &self.properties, body).await;
+    }
+}
+
+/// A low delivery limit for the queues of this place whose names fit.
+pub(crate) async fn limit_deliveries(ground: &Ground, queues: &str) {
     let policy = json!({
-        "pattern": "^settlement\\.updates$",
+        "pattern": queues,
         "definition": {"delivery-limit": DELIVERY_LIMIT},
         "apply-to": "queues",
     });
     let path = format!("/api/policies/{}/limit", ground.name);
     let (status, answer) = ground.services.manage("PUT", &path, Some(policy)).await;
     assert_eq!(status, 201, "{answer}");
+}
+
+/// A place whose dead letters nobody reads, since reading these is what kills.
+async fn place(test: &str) -> (Place, Partner, Vec<Reservation>) {
+    let ground = Ground::new(test).await;
+    limit_deliveries(&ground, "^settlement\\.updates$").await;
     let place = Place::on(ground).await;
     place.line().delete("test.dead").await;
     let partner = Partner::new("acme");
@@ -75,7 +122,7 @@ const SETTINGS: [(&str, &str); 3] = [
 
 /// Innocents before and behind the poison, in the queue before the worker comes and again while it works at full pace.
 /// Returns how often the worker died.
-async fn survives(test: &str, flags: u16, properties: &[u8], mark: &[u8], judged: Option<&str>) -> u32 {
+async fn survives(test: &str, poison: &Poison, judged: Option<&str>) -> u32 {
     let (place, partner, reservations) = place(test).await;
     let body = b"the poison";
     let cleared = |reservations: &[Reservation]| -> Vec<Message> {
@@ -86,7 +133,8 @@ async fn survives(test: &str, flags: u16, properties: &[u8], mark: &[u8], judged
     };
     let mut raw = Raw::open(&place.broker_url).await;
     let mut publish = async || {
-        raw.publish("settlement.updates", "acme.allocation.update", flags, properties, body)
+        poison
+            .publish(&mut raw, "settlement.updates", "acme.allocation.update", body)
             .await;
     };
     place.publish(&cleared(&reservations[..20])).await;
@@ -100,7 +148,8 @@ async fn survives(test: &str, flags: u16, properties: &[u8], mark: &[u8], judged
         .await
         .expect("the poison");
     assert_eq!(found, body, "byte for byte");
-    let kept = header.windows(mark.len()).any(|window| window == mark);
+    let mut windows = header.windows(poison.mark.len());
+    let kept = windows.any(|window| window == poison.mark);
     assert!(kept, "with the property that it came with");
 
     worker.ready().await;
@@ -144,17 +193,13 @@ async fn survives(test: &str, flags: u16, properties: &[u8], mark: &[u8], judged
 /// lapin ends the connection over it, at every redelivery, before we see it: the broker gives it up in the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_id_that_is_not_utf8() {
-    let mark = short(b"\xff\xfe");
-    let properties = [&[2], mark.as_slice()].concat();
-    let deaths = survives("poison_id", DELIVERY_MODE | MESSAGE_ID, &properties, &mark, None).await;
+    let deaths = survives("poison_id", &Poison::message_id(), None).await;
     assert_eq!(deaths, 0, "it costs connections, not the process");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_content_type_that_is_not_utf8() {
-    let mark = short(b"application/json\xff");
-    let properties = [mark.as_slice(), &[2]].concat();
-    let deaths = survives("poison_type", CONTENT_TYPE | DELIVERY_MODE, &properties, &mark, None).await;
+    let deaths = survives("poison_type", &Poison::content_type(), None).await;
     assert_eq!(deaths, 0, "it costs connections, not the process");
 }
 
@@ -162,10 +207,6 @@ async fn a_content_type_that_is_not_utf8() {
 /// large by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_nested_two_thousand_deep() {
-    let table = nested(2_000);
-    let properties = [table.as_slice(), &[2]].concat();
-    // The broker adds its own headers to the table; the nested one in it stays.
-    let (flags, mark) = (HEADERS | DELIVERY_MODE, &table[4..]);
-    let deaths = survives("poison_deep", flags, &properties, mark, Some("message_too_large")).await;
+    let deaths = survives("poison_deep", &Poison::nested_headers(), Some("message_too_large")).await;
     assert_eq!(deaths, 0);
 }

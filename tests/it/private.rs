@@ -73,6 +73,12 @@ impl Private {
         let output = self.tell(&["restart", name]).await;
         assert!(output.status.success(), "restart {name}: {}", said(&output));
     }
+
+    /// The broker's own tool, on this broker.
+    pub(crate) async fn rabbitmqctl(&self, arguments: &[&str]) {
+        let output = self.tell(&[&["rabbitmqctl"], arguments].concat()).await;
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {}", said(&output));
+    }
 }
 
 impl Drop for Private {

@@ -100,32 +100,102 @@ fn the_settings_named_are_settings() {
     assert!(found > 3, "the README names settings");
 }
 
-/// Every promise names a test that is there.
+/// Every metric that the README names is one.
+#[test]
+fn the_metrics_named_are_metrics() {
+    const TELEMETRY: &str = include_str!("../../src/telemetry.rs");
+    let codes = README.split('`').skip(1).step_by(2);
+    let metrics: Vec<&str> = codes.filter(|code| code.starts_with("settled_")).collect();
+    assert!(!metrics.is_empty(), "the README names metrics");
+    for metric in metrics {
+        assert!(TELEMETRY.contains(&format!("\"{metric}\"")), "{metric} is no metric");
+    }
+}
+
+/// The tests that a text names, like `worker::sigterm_settles...`, and where there is none of that name.
+fn named_tests(text: &str) -> (Vec<&str>, Vec<&str>) {
+    let is_there = |path: &str| {
+        let modules: Vec<&str> = path.split("::").filter(|module| *module != "tests").collect();
+        let (name, modules) = modules.split_last()?;
+        let room = modules.join("/");
+        let files = [
+            format!("src/{room}.rs"),
+            format!("src/{room}/mod.rs"),
+            format!("src/{room}/tests.rs"),
+            format!("tests/it/{room}.rs"),
+            format!("tests/{room}/main.rs"),
+        ];
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let texts = files
+            .iter()
+            .filter_map(|file| std::fs::read_to_string(root.join(file)).ok());
+        let test = format!("fn {name}(");
+        texts.into_iter().any(|text| text.contains(&test)).then_some(())
+    };
+    let is_path = |code: &&str| {
+        code.contains("::")
+            && code
+                .bytes()
+                .all(|byte| byte == b':' || byte == b'_' || byte.is_ascii_alphanumeric())
+    };
+    let codes = text.split('`').skip(1).step_by(2);
+    codes.filter(is_path).partition(|path| is_there(path).is_some())
+}
+
+/// The first cells of the table that a heading opens.
+fn first_cells(heading: &str) -> Vec<&'static str> {
+    let (_, section) = README.split_once(heading).expect(heading);
+    let section = section.split("\n#").next().unwrap_or_default();
+    let rows = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    rows.skip(1).collect()
+}
+
+/// Every promise names a test that is there, and what voids it.
 #[test]
 fn every_promise_names_its_test() {
     let (_, section) = README.split_once("## What is promised").expect("the heading is there");
     let section = section.split("\n## ").next().unwrap_or_default();
-    let sources: String = [
-        include_str!("faults.rs"),
-        include_str!("worker.rs"),
-        include_str!("proof.rs"),
-        include_str!("commands.rs"),
-        include_str!("tls.rs"),
-        include_str!("outage.rs"),
-        include_str!("../model/main.rs"),
-        include_str!("../../src/domain/decide/tests.rs"),
-        include_str!("../../src/domain/event/tests.rs"),
-        include_str!("../../src/broker/intake.rs"),
-    ]
-    .concat();
-    let tests: Vec<&str> = section
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter_map(|code| code.split_once("::").map(|_| code.rsplit("::").next().unwrap_or(code)))
-        .collect();
-    assert!(tests.len() > 10, "promises name tests: {tests:?}");
-    for test in tests {
-        assert!(sources.contains(&format!("fn {test}(")), "{test} is not there");
+    let (found, missing) = named_tests(section);
+    assert!(found.len() > 10, "promises name tests: {found:?}");
+    assert!(missing.is_empty(), "these tests are not there: {missing:?}");
+    for row in section
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| promise"))
+    {
+        let cells = row.split(" | ").nth(1).unwrap_or_default();
+        let is_promise = section
+            .split("### How to break")
+            .next()
+            .is_some_and(|table| table.contains(row));
+        assert!(
+            !is_promise || !named_tests(cells).0.is_empty(),
+            "a promise without a test: {row}"
+        );
+    }
+    let (promises, breaks) = (
+        first_cells("## What is promised"),
+        first_cells("### How to break our promise"),
+    );
+    assert!(promises.len() > 10, "{promises:?}");
+    assert_eq!(promises, breaks, "for each promise, in the same order, what voids it");
+}
+
+/// Every trap names a test that is there.
+#[test]
+fn every_trap_names_its_test() {
+    const TRAPS: &str = include_str!("../../docs/traps.md");
+    let (found, missing) = named_tests(TRAPS);
+    assert!(
+        found.len() > 30 && missing.is_empty(),
+        "these tests are not there: {missing:?}"
+    );
+    let rows = TRAPS
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| what"));
+    for row in rows {
+        let tests = row.rsplit(" | ").next().unwrap_or_default();
+        assert!(!named_tests(tests).0.is_empty(), "a trap without a test: {row}");
     }
 }
