@@ -165,6 +165,14 @@ pub struct DeadLetterSettings {
     pub batch_max: usize,
     #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
     pub confirm_above: usize,
+    #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
+    pub plan_max: usize,
+    #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
+    pub due_max: usize,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub verdict_deadline: Duration,
+    #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
+    pub driver_lease: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -1017,6 +1025,9 @@ mod tests {
         assert_eq!(http.listen, SocketAddr::from(([127, 0, 0, 1], 9464)));
         assert!(dead_letters.collect);
         assert_eq!((dead_letters.batch_max, dead_letters.confirm_above), (100, 100));
+        assert_eq!((dead_letters.plan_max, dead_letters.due_max), (100_000, 1_000));
+        assert_eq!(dead_letters.verdict_deadline, Duration::from_secs(60));
+        assert_eq!(dead_letters.driver_lease, Duration::from_secs(15));
         assert_eq!((log.format, log.level), (LogFormat::Auto, LogLevel::Info));
         assert!(
             worker.name.ends_with(&format!("-{}", std::process::id())),

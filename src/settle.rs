@@ -1,6 +1,8 @@
 //! The walk of one batch: facts, load, decide, write. Worker, parked messages and tests settle by [`process_batch`];
 //! `explain` runs the same steps without the write.
 
+pub mod plan;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,

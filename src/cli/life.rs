@@ -17,7 +17,10 @@ use crate::{
         event::rfc3339,
         message::parse_uuid,
     },
-    store::audit::{Life, ReceiptRecord, Subject},
+    store::{
+        audit::{Life, ReceiptRecord, Subject},
+        desk::{DeadLetter, Replayed},
+    },
 };
 
 // Receipt ------------------------------------------------------------------------------------------------------------
@@ -32,10 +35,19 @@ pub(super) struct ReceiptQuestion {
 }
 
 pub(super) async fn receipt(context: &Context, question: ReceiptQuestion) -> Result<Exit, Failure> {
-    let found = context
-        .store()?
-        .receipt(&question.enterprise_id, &question.nonce)
-        .await?;
+    /// What is told, with the dead letter that the message is or was.
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Document<'a> {
+        #[serde(flatten)]
+        receipt: &'a ReceiptRecord,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dead_letter_id: Option<Uuid>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dead_letter_state: Option<&'a str>,
+    }
+    let store = context.store()?;
+    let found = store.receipt(&question.enterprise_id, &question.nonce).await?;
     let Some(receipt) = found else {
         return Err(Failure::refused(format!(
             "no authentic message of {} with the nonce {:?} was ever seen",
@@ -43,7 +55,20 @@ pub(super) async fn receipt(context: &Context, question: ReceiptQuestion) -> Res
         ))
         .hint("what is refused before its sender is proven leaves no receipt; its event and its dead letter say why"));
     };
-    context.out.say(&receipt, |out| {
+    let refused = match digest(&receipt.message_digest) {
+        Some(digest) => {
+            store
+                .dead_letter_of(&receipt.enterprise_id, &receipt.nonce, &digest)
+                .await?
+        }
+        None => None,
+    };
+    let document = Document {
+        receipt: &receipt,
+        dead_letter_id: refused.as_ref().map(|(id, _)| *id),
+        dead_letter_state: refused.as_ref().map(|(_, state)| state.as_str()),
+    };
+    context.out.say(&document, |out| {
         let rows = [
             ("partner", Some(receipt.enterprise_id.clone())),
             ("nonce", Some(receipt.nonce.clone())),
@@ -55,6 +80,10 @@ pub(super) async fn receipt(context: &Context, question: ReceiptQuestion) -> Res
             ("SHA-256 of the message", Some(receipt.message_digest.clone())),
             ("first seen", Some(rfc3339(receipt.first_seen))),
             ("last seen", Some(rfc3339(receipt.last_seen))),
+            (
+                "dead letter",
+                refused.as_ref().map(|(id, state)| format!("{id}, {state}")),
+            ),
         ];
         let rows = rows
             .into_iter()
@@ -100,10 +129,13 @@ impl Delivery {
 
 /// Everything that happened to an allocation.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct History {
     receipts: Vec<ReceiptRecord>,
     transfers: Vec<Movement>,
     events: Vec<Told>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dead_letters: Vec<DeadLetter>,
 }
 
 #[derive(Debug, Serialize)]
@@ -184,6 +216,7 @@ impl History {
                 })
                 .collect(),
             events,
+            dead_letters: life.dead_letters.clone(),
         }
     }
 
@@ -225,7 +258,21 @@ impl History {
             ]
         };
         let header = ["at", "event", "id", "published"];
-        out.table(&header, self.events.iter().map(row).collect(), "no event")
+        out.table(&header, self.events.iter().map(row).collect(), "no event")?;
+        if self.dead_letters.is_empty() {
+            return Ok(());
+        }
+        out.line("")?;
+        let row = |dead_letter: &DeadLetter| {
+            vec![
+                rfc3339(dead_letter.last_failed_at),
+                dead_letter.id.to_string(),
+                dead_letter.why.reason.to_string(),
+                dead_letter.state.clone(),
+            ]
+        };
+        let header = ["failed last", "dead letter", "reason", "state"];
+        out.table(&header, self.dead_letters.iter().map(row).collect(), "")
     }
 }
 
@@ -246,7 +293,8 @@ struct Moment {
     at: String,
     what: &'static str,
     detail: String,
-    allocation_id: Uuid,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocation_id: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     enterprise_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,12 +308,17 @@ struct Moment {
 }
 
 impl Moment {
-    fn new(at: Timestamp, what: &'static str, allocation_id: Uuid, detail: impl Into<String>) -> Self {
+    fn new(
+        at: Timestamp,
+        what: &'static str,
+        allocation_id: impl Into<Option<Uuid>>,
+        detail: impl Into<String>,
+    ) -> Self {
         Self {
             at: rfc3339(at),
             what,
             detail: detail.into(),
-            allocation_id,
+            allocation_id: allocation_id.into(),
             enterprise_id: None,
             nonce: None,
             batch_id: None,
@@ -293,10 +346,11 @@ impl Moment {
 
     /// What comes first of things of the same moment.
     fn rank(&self) -> usize {
-        const ORDER: [&str; 10] = [
+        const ORDER: [&str; 13] = [
             "reserved",
             "woken",
             "received",
+            "replayed",
             "parked",
             "left",
             "judged",
@@ -304,6 +358,8 @@ impl Moment {
             "transfer",
             "event",
             "dead-lettered",
+            "collected",
+            "discarded",
         ];
         // The reservation's own transfer comes with it.
         if self.what == "transfer" && self.batch_id.is_none() {
@@ -322,7 +378,7 @@ fn subjects(text: &str) -> Vec<Subject> {
     }
 }
 
-fn digest(text: &str) -> Option<[u8; 32]> {
+pub(super) fn digest(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(bytes)
@@ -339,6 +395,7 @@ pub(super) async fn timeline(context: &Context, question: Timeline) -> Result<Ex
     let mut life = store.life(&subjects(&question.subject)).await?;
     if let Some(digest) = digest(&question.subject)
         && life.receipts.is_empty()
+        && life.dead_letters.is_empty()
     {
         life = store.life(&[Subject::Digest(digest)]).await?;
     }
@@ -348,7 +405,7 @@ pub(super) async fn timeline(context: &Context, question: Timeline) -> Result<Ex
             "nothing is known of {:?}: no allocation, no nonce and no digest of an authentic message",
             question.subject
         ))
-        .hint("messages refused before their sender was proven are found among the dead letters"));
+        .hint("a dead letter that still waits in its queue is not collected yet: `settled dead-letters collect`"));
     }
     let document = Document {
         timeline: &moments,
@@ -361,7 +418,7 @@ pub(super) async fn timeline(context: &Context, question: Timeline) -> Result<Ex
         let row = |moment: &Moment| {
             let mut row = vec![moment.at.clone(), moment.what.to_owned(), moment.detail.clone()];
             if several {
-                row.push(moment.allocation_id.to_string());
+                row.push(moment.allocation_id.map(|id| id.to_string()).unwrap_or_default());
             }
             row
         };
@@ -428,8 +485,62 @@ fn moments(life: &Life) -> Vec<Moment> {
             None => moment,
         });
     }
+    for dead_letter in &life.dead_letters {
+        moments.extend(refusal_moments(life, dead_letter));
+    }
     moments.sort_by(|left, right| (&left.at, left.rank()).cmp(&(&right.at, right.rank())));
     moments
+}
+
+/// What happened to a dead letter.
+fn refusal_moments(life: &Life, dead_letter: &DeadLetter) -> Vec<Moment> {
+    let moment = |at, what, detail: String| Moment {
+        enterprise_id: dead_letter.enterprise_id.clone(),
+        nonce: dead_letter.nonce.clone(),
+        ..Moment::new(at, what, dead_letter.allocation_id, detail)
+    };
+    let mut moments = Vec::new();
+    let reason = dead_letter.why.reason;
+    let digest = &dead_letter.message_digest;
+    // A receipt tells of it with the batch; a message whose sender was not proven has none.
+    let is_told = life
+        .receipts
+        .iter()
+        .any(|receipt| receipt.verdict == "rejected" && receipt.message_digest == *digest);
+    if !is_told {
+        let from = dead_letter.enterprise_id.as_deref().unwrap_or("nobody known");
+        let detail = format!("{reason}: message {digest} of {from}");
+        moments.push(moment(dead_letter.first_failed_at, "dead-lettered", detail));
+    }
+    if dead_letter.last_failed_at > dead_letter.first_failed_at {
+        let detail = format!("{reason}: {} times so far", dead_letter.times_seen);
+        moments.push(moment(dead_letter.last_failed_at, "dead-lettered", detail));
+    }
+    let detail = format!("dead letter {}, {} now", dead_letter.id, dead_letter.state);
+    moments.push(moment(dead_letter.collected_at, "collected", detail));
+    let replays = life.replays.iter().filter(|(id, _)| *id == dead_letter.id);
+    for (_, replay) in replays {
+        if let (Some(at), Some(verdict)) = (replay.judged_at, &replay.verdict) {
+            moments.push(moment(at, "replayed", replayed(replay, verdict)));
+        }
+    }
+    if let Some(at) = dead_letter.discarded_at {
+        moments.push(moment(at, "discarded", format!("dead letter {}", dead_letter.id)));
+    }
+    moments
+}
+
+fn replayed(replay: &Replayed, verdict: &str) -> String {
+    let reason = replay
+        .reason
+        .as_ref()
+        .map(|reason| format!(", {reason}"))
+        .unwrap_or_default();
+    format!(
+        "{verdict}{reason}, in run {} of {}",
+        replay.run,
+        plain(&replay.operator)
+    )
 }
 
 /// What happened to one message.
@@ -463,6 +574,7 @@ fn receipt_moments(life: &Life, receipt: &ReceiptRecord) -> Vec<Moment> {
             .unwrap_or_default();
         let from = match batch.source.as_str() {
             "parked" => ", after waiting",
+            "replayed" => ", replayed",
             _ => "",
         };
         let detail = format!(

@@ -2,6 +2,7 @@
 //! the worker. Answers go to stdout: for people, or with `--json` one JSON document. Everything else goes to stderr.
 
 mod allocation;
+mod audit;
 mod dead_letters;
 mod demo;
 mod doctor;
@@ -106,6 +107,9 @@ enum Command {
     /// Refused messages: keep them, look at them, have them judged again
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// What operators did to dead letters
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Publish signed updates, right and wrong ones, and account for every one
     Simulate(simulate::Simulate),
     /// The whole story on a fresh database and broker, in under a minute
@@ -159,6 +163,7 @@ impl Cli {
             Command::Explain(question) => explain::run(context, question).await,
             Command::Ledger(command) => ledger::run(context, command).await,
             Command::DeadLetters(command) => dead_letters::run(context, command).await,
+            Command::Audit(command) => audit::run(context, command).await,
             Command::Simulate(wish) => simulate::run(context, wish).await,
             Command::Demo(wish) => demo::run(context, wish).await,
         }
@@ -319,6 +324,19 @@ fn time(text: &str) -> Result<Timestamp, String> {
         .parse()
         .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z".to_owned())?;
     Timestamp::from_millisecond(time.as_millisecond()).map_err(|_| "out of range".to_owned())
+}
+
+/// A moment: RFC 3339, or how long ago it was.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let ago = jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text);
+    match ago {
+        Ok(ago) => Timestamp::now()
+            .checked_sub(ago)
+            .map_err(|_| "that is too long ago".to_owned()),
+        Err(_) => text
+            .parse()
+            .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as a time ago, such as 2h".to_owned()),
+    }
 }
 
 /// Text that the database can hold, of a length.

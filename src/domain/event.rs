@@ -131,8 +131,10 @@ fn settlement_type(kind: Kind, status: Status) -> Option<&'static str> {
     }
 }
 
-const PARKED: &str = "update.parked";
-const REJECTED: &str = "update.rejected";
+/// The type of the event of a message that waits.
+pub const PARKED: &str = "update.parked";
+/// The type of the event of a message that is refused.
+pub const REJECTED: &str = "update.rejected";
 
 /// The id of the event of an allocation that left `reserved`: the same for every copy.
 pub fn settlement_id(allocation: &Allocation) -> Option<Uuid> {
@@ -141,11 +143,17 @@ pub fn settlement_id(allocation: &Allocation) -> Option<Uuid> {
 }
 
 fn refusal_id(kind: &str, message: Judged<'_>, reason: Reason) -> Uuid {
-    let name = format!(
-        "{kind}|{}|{}|{reason}",
-        message.delivery.routing_key,
-        hex::encode(message.facts.message_digest)
-    );
+    refusal_id_of(
+        kind,
+        &message.delivery.routing_key,
+        &message.facts.message_digest,
+        reason,
+    )
+}
+
+/// The id of the event by which a message is refused or parked, from what is kept of it.
+pub fn refusal_id_of(kind: &str, routing_key: &str, message_digest: &[u8; 32], reason: Reason) -> Uuid {
+    let name = format!("{kind}|{routing_key}|{}|{reason}", hex::encode(message_digest));
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
 }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{
     Session, Store, StoreError,
     batch::{allocation, select_allocations},
+    desk::{self, DeadLetter, Replayed},
     registry::time,
 };
 use crate::domain::{allocation::Allocation, decide::ReceiptKey, ledger::AccountKind};
@@ -125,6 +126,9 @@ pub struct Life {
     pub transfers: Vec<TransferRecord>,
     pub settlements: Vec<SettlementRecord>,
     pub batches: BTreeMap<Uuid, BatchRecord>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// With the dead letter that each is of.
+    pub replays: Vec<(Uuid, Replayed)>,
     /// Batch and event of what the broker refused.
     pub set_aside: HashSet<(Uuid, Uuid)>,
     /// There was more than is shown.
@@ -305,6 +309,10 @@ impl Store {
         }
         life.receipts.sort_by_key(|receipt| (receipt.first_seen, receipt.key));
         life.receipts.dedup_by_key(|receipt| receipt.key);
+        let (dead_letters, replays) = desk::refusals(&session, subjects, LIFE_MAX + 1).await?;
+        life.cut |= dead_letters.len() > LIFE_MAX as usize;
+        (life.dead_letters, life.replays) = (dead_letters, replays);
+        life.dead_letters.truncate(LIFE_MAX as usize);
         fill(&session, &mut life, ids.into_iter().collect()).await?;
         session.rollback().await;
         Ok(life)

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod batch;
 pub mod dead_letters;
+pub mod desk;
 pub mod due;
 pub mod outbox;
 pub mod registry;

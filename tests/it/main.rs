@@ -8,6 +8,7 @@ mod auditor;
 mod batch;
 mod collector;
 mod commands;
+mod desk;
 mod doctor;
 mod drain;
 #[cfg(feature = "faults")]

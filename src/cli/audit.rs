@@ -1,0 +1,105 @@
+//! `settled audit`: who did what, why, and what came of it.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{Context, Exit, Failure, moment};
+use crate::{
+    domain::event::rfc3339,
+    store::desk::{AuditFilter, AuditRecord},
+};
+
+#[derive(Subcommand)]
+pub(super) enum AuditCommand {
+    /// Every act of an operator, the newest first; with --json one line each
+    List(List),
+}
+
+#[derive(Args)]
+pub(super) struct List {
+    /// Only those of this operator
+    #[arg(long, value_name = "NAME")]
+    operator: Option<String>,
+    /// Only this act: plan, replay, replay ended, resume, cancel, discard, restore, export, purge
+    #[arg(long)]
+    act: Option<String>,
+    /// At this time or later: RFC 3339, or so long ago, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<Timestamp>,
+    /// Before this time: RFC 3339, or so long ago, such as 30m
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<Timestamp>,
+    /// So many at most
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=10_000))]
+    limit: i64,
+    /// Go on after the act of this number
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<i64>,
+}
+
+pub(super) async fn run(context: &Context, command: AuditCommand) -> Result<Exit, Failure> {
+    let AuditCommand::List(question) = command;
+    let filter = AuditFilter {
+        operator: question.operator,
+        act: question.act,
+        since: question.since,
+        until: question.until,
+    };
+    let store = context.store()?;
+    // One more than is shown says whether there are more.
+    let mut acts = store
+        .audit(&filter, question.after.unwrap_or(i64::MAX), question.limit + 1)
+        .await?;
+    let shown = usize::try_from(question.limit).unwrap_or(usize::MAX);
+    let more = acts.len() > shown;
+    acts.truncate(shown);
+    if context.out.json {
+        for act in &acts {
+            context.out.document(act)?;
+        }
+        return Ok(Exit::Done);
+    }
+    print(context, &acts)?;
+    if let (true, Some(last)) = (more, acts.last()) {
+        context.out.line(format!("there are more: --after {}", last.id))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn print(context: &Context, acts: &[AuditRecord]) -> Result<(), Failure> {
+    let row = |act: &AuditRecord| {
+        vec![
+            act.id.to_string(),
+            rfc3339(act.at),
+            act.operator.clone(),
+            act.act.clone(),
+            act.why.clone().unwrap_or_default(),
+            brief(&act.filters),
+            brief(&act.outcome),
+        ]
+    };
+    let header = ["audit", "at", "operator", "act", "why", "filters", "outcome"];
+    context
+        .out
+        .table(&header, acts.iter().map(row).collect(), "nobody did anything yet")
+}
+
+/// An object as `name value, name value`.
+pub(super) fn brief(value: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) => {
+            let texts: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
+            texts.join("+")
+        }
+        other => other.to_string(),
+    };
+    value.as_object().map_or_else(String::new, |object| {
+        let members: Vec<String> = object
+            .iter()
+            .map(|(name, value)| format!("{name} {}", text(value)))
+            .collect();
+        members.join(", ")
+    })
+}

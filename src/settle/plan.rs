@@ -1,0 +1,163 @@
+//! What a selection of dead letters would come to if it were replayed now: the same steps as for the worker's batches,
+//! slice by slice, and nothing is written. Each slice sees what those before it would have changed.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use uuid::Uuid;
+
+use super::Batch;
+use crate::{
+    domain::{
+        allocation::Status,
+        decide::{self, Changeset, Judged, Parked, Reason, Receipt, ReceiptKey, Rules, Snapshot, Verdict, VerdictKind},
+        ledger::Amount,
+    },
+    store::{
+        Store, StoreError,
+        desk::plans::{PlanItem, Stored},
+    },
+};
+
+/// Messages that are judged at a time.
+pub const SLICE: usize = 256;
+
+/// What the slices judged so far would have changed.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    allocations: HashMap<Uuid, Moved>,
+    receipts: HashMap<ReceiptKey, Receipt>,
+    parked: HashMap<ReceiptKey, Parked>,
+    /// Messages that would be parked, by enterprise.
+    parked_counts: HashMap<String, u64>,
+}
+
+/// The part of a settled allocation that later messages are judged by.
+#[derive(Debug)]
+struct Moved {
+    status: Status,
+    partner_external_id: Option<String>,
+    settled_nonce: Option<String>,
+}
+
+impl Ahead {
+    /// The snapshot of these messages as it would be after the slices before them.
+    fn lay_over(&self, snapshot: &mut Snapshot, messages: &[Judged<'_>]) {
+        for (id, allocation) in &mut snapshot.allocations {
+            // What settled meanwhile in truth stands as it is.
+            if let Some(moved) = self.allocations.get(id)
+                && allocation.status == Status::Reserved
+            {
+                allocation.status = moved.status;
+                allocation.partner_external_id.clone_from(&moved.partner_external_id);
+                allocation.settled_nonce.clone_from(&moved.settled_nonce);
+            }
+        }
+        for key in messages.iter().flat_map(keys) {
+            let is_settled = |receipt: &Receipt| receipt.verdict == VerdictKind::Settled;
+            if let Some(receipt) = self.receipts.get(&key)
+                && !snapshot.receipts.get(&key).is_some_and(is_settled)
+            {
+                snapshot.receipts.insert(key, receipt.clone());
+            }
+            if let Some(parked) = self.parked.get(&key) {
+                snapshot.parked.entry(key).or_insert_with(|| parked.clone());
+            }
+        }
+        for (enterprise_id, count) in &self.parked_counts {
+            let known = snapshot.parked_counts.entry(enterprise_id.clone()).or_default();
+            *known = known.saturating_add(*count);
+        }
+    }
+
+    fn take(&mut self, changes: Changeset) {
+        for settlement in changes.settlements {
+            let allocation = settlement.allocation;
+            let moved = Moved {
+                status: allocation.status,
+                partner_external_id: allocation.partner_external_id,
+                settled_nonce: allocation.settled_nonce,
+            };
+            self.allocations.insert(allocation.id, moved);
+        }
+        self.receipts.extend(changes.new_receipts);
+        self.receipts.extend(changes.changed_receipts);
+        for (key, new) in changes.newly_parked {
+            let count = self.parked_counts.entry(new.enterprise_id).or_default();
+            *count = count.saturating_add(1);
+            self.parked.insert(key, new.parked);
+        }
+    }
+}
+
+/// The receipts that a message may touch: of the nonce that it says, and of the one that is signed.
+fn keys(message: &Judged<'_>) -> Vec<ReceiptKey> {
+    let Ok(content) = &message.facts.content else {
+        return Vec::new();
+    };
+    let update = &content.update;
+    [Some(update.nonce.as_str()), content.signed_nonce.as_deref()]
+        .into_iter()
+        .flatten()
+        .map(|nonce| ReceiptKey::new(&update.enterprise_id, nonce))
+        .collect()
+}
+
+/// Judges one slice, in order.
+///
+/// # Errors
+/// The database is away.
+pub async fn slice(
+    store: &Store,
+    rules: &Rules,
+    ahead: &mut Ahead,
+    stored: Vec<Stored>,
+) -> Result<Vec<PlanItem>, StoreError> {
+    let ids: Vec<(Uuid, bool)> = stored.iter().map(|(id, delivery)| (*id, delivery.is_some())).collect();
+    let batch = Batch::read(stored.into_iter().filter_map(|(_, delivery)| delivery).collect()).await;
+    let messages = batch.judged();
+    let mut snapshot = store.snapshot(&messages).await?;
+    ahead.lay_over(&mut snapshot, &messages);
+    let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, rules)))
+        .map_err(|_| StoreError::blame_the_batch("deciding the slice panicked"))?;
+    let mut amounts: HashMap<Uuid, Amount> = changes
+        .settlements
+        .iter()
+        .map(|settlement| (settlement.allocation.id, settlement.transfer.amount.clone()))
+        .collect();
+    let mut verdicts = judgements.into_iter().map(|judgement| judgement.verdict);
+    let items = ids
+        .into_iter()
+        .map(
+            |(id, is_readable)| match is_readable.then(|| verdicts.next()).flatten() {
+                Some(verdict) => {
+                    let amount = match &verdict {
+                        Verdict::Settled { allocation } => amounts.remove(&allocation.id),
+                        Verdict::Duplicate { .. } | Verdict::Parked { .. } | Verdict::Rejected { .. } => None,
+                    };
+                    PlanItem {
+                        id,
+                        verdict: verdict.kind(),
+                        reason: verdict.reason(),
+                        detail: match verdict {
+                            Verdict::Rejected { detail, .. } => Some(detail),
+                            Verdict::Settled { .. } | Verdict::Duplicate { .. } | Verdict::Parked { .. } => None,
+                        },
+                        amount,
+                    }
+                }
+                None => PlanItem {
+                    id,
+                    verdict: VerdictKind::Rejected,
+                    reason: Some(Reason::Internal),
+                    detail: Some("it is kept in a format that this version does not read".into()),
+                    amount: None,
+                },
+            },
+        )
+        .collect();
+    ahead.take(changes);
+    Ok(items)
+}

@@ -1,0 +1,749 @@
+//! The operator's desk: what is asked about dead letters, and in the rooms below what is done to them. Every act writes
+//! its audit row in its own transaction.
+//!
+//! Whatever is asked names its states: one branch each, so that every branch walks an index in its order.
+
+pub mod acts;
+pub mod plans;
+pub mod runs;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+use tokio_postgres::{Row, types::ToSql};
+use uuid::Uuid;
+
+use super::{
+    Session, Store, StoreError,
+    audit::Subject,
+    outbox,
+    registry::{maybe_time, time},
+};
+use crate::domain::{
+    dead_letter::State,
+    decide::Reason,
+    delivery::{Delivery, Properties, Source},
+};
+
+/// Which dead letters.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Filter {
+    #[serde(serialize_with = "states")]
+    pub states: Vec<State>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Reason>,
+    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
+    pub is_final: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Failed last at this time or later ...
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
+    pub since: Option<Timestamp>,
+    /// ... and before this one.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
+    pub until: Option<Timestamp>,
+}
+
+fn states<S: Serializer>(states: &[State], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(states.iter().map(|state| state.as_str()))
+}
+
+/// A filter, ready to become SQL.
+struct Asked<'f> {
+    filter: &'f Filter,
+    /// By name and by being final, in one.
+    reasons: Option<Vec<&'static str>>,
+}
+
+type Parameters<'p> = Vec<&'p (dyn ToSql + Sync)>;
+
+impl<'f> Asked<'f> {
+    fn of(filter: &'f Filter) -> Self {
+        let is_asked = |reason: &Reason| {
+            (filter.reasons.is_empty() || filter.reasons.contains(reason))
+                && filter.is_final.is_none_or(|is_final| reason.is_final() == is_final)
+        };
+        let any = filter.reasons.is_empty() && filter.is_final.is_none();
+        let reasons = || Reason::ALL.into_iter().filter(is_asked).map(Reason::as_str).collect();
+        Self {
+            filter,
+            reasons: (!any).then(reasons),
+        }
+    }
+
+    /// What follows the state in a WHERE. Parameters are added to those there are.
+    fn conditions<'p>(&'p self, parameters: &mut Parameters<'p>) -> String {
+        let filter = self.filter;
+        let mut sql = String::new();
+        let mut add = |condition: &str, parameter: Option<&'p (dyn ToSql + Sync)>| {
+            if let Some(parameter) = parameter {
+                parameters.push(parameter);
+                let place = format!("${}", parameters.len());
+                sql.push_str(" AND ");
+                sql.push_str(&condition.replace('?', &place));
+            }
+        };
+        fn sql_of<T: ToSql + Sync>(value: &Option<T>) -> Option<&(dyn ToSql + Sync)> {
+            value.as_ref().map(|value| value as &(dyn ToSql + Sync))
+        }
+        add("d.enterprise_id = ?", sql_of(&filter.partner));
+        match self.reasons.as_deref() {
+            // An equality lets the planner walk the reason's own index in order.
+            Some([one]) => add("d.reason = ?", Some(one)),
+            Some(_) => add("d.reason = ANY (?)", sql_of(&self.reasons)),
+            None => {}
+        }
+        add("d.allocation_id = ?", sql_of(&filter.allocation));
+        add("d.nonce = ?", sql_of(&filter.nonce));
+        add("d.group_id = ?", sql_of(&filter.group));
+        add("d.last_failed_at >= ?", sql_of(&filter.since));
+        add("d.last_failed_at < ?", sql_of(&filter.until));
+        sql
+    }
+
+    /// One SELECT for each state, put together.
+    fn branches(&self, branch: impl Fn(&str) -> String) -> String {
+        let branches: Vec<String> = self
+            .filter
+            .states
+            .iter()
+            .map(|state| format!("({})", branch(state.as_str())))
+            .collect();
+        branches.join("\n        UNION ALL ")
+    }
+
+    /// A page of ids in order of arrival: after $1, $2 of them at most.
+    fn page(&self, conditions: &str) -> String {
+        let branches = self.branches(|state| {
+            format!(
+                "SELECT d.id, d.seq
+                FROM settled.dead_letters AS d
+                WHERE d.state = '{state}' AND d.seq > $1{conditions}
+                ORDER BY d.seq
+                LIMIT $2"
+            )
+        });
+        format!("SELECT b.id, b.seq FROM ({branches}) AS b ORDER BY b.seq LIMIT $2")
+    }
+}
+
+/// A dead letter without its body.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetter {
+    pub id: Uuid,
+    /// Where a list goes on: `--after`.
+    pub cursor: i64,
+    pub state: String,
+    #[serde(flatten)]
+    pub why: Why,
+    pub enterprise_id: Option<String>,
+    pub nonce: Option<String>,
+    pub allocation_id: Option<Uuid>,
+    /// The same for all of one partner, reason and kind of detail: `--group`.
+    pub group: String,
+    pub exchange: String,
+    pub routing_key: String,
+    pub message_digest: String,
+    pub body_bytes: i32,
+    pub made_by: String,
+    #[serde(serialize_with = "time")]
+    pub first_failed_at: Timestamp,
+    #[serde(serialize_with = "time")]
+    pub last_failed_at: Timestamp,
+    pub times_seen: i64,
+    #[serde(serialize_with = "time")]
+    pub collected_at: Timestamp,
+    pub run_id: Option<i64>,
+    pub replays: i32,
+    /// What the last replay came to.
+    pub verdict: Option<String>,
+    #[serde(serialize_with = "maybe_time")]
+    pub judged_at: Option<Timestamp>,
+    pub batch_id: Option<Uuid>,
+    #[serde(serialize_with = "maybe_time")]
+    pub discarded_at: Option<Timestamp>,
+}
+
+/// A reason with everything that follows from it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Why {
+    pub reason: Reason,
+    pub class: u16,
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    pub detail: String,
+}
+
+impl Why {
+    fn new(reason: Reason, detail: String) -> Self {
+        Self {
+            reason,
+            class: reason.class(),
+            is_final: reason.is_final(),
+            detail,
+        }
+    }
+}
+
+const COLUMNS: &str = "\
+    d.id, d.seq, d.state, d.reason, d.detail, d.enterprise_id, d.nonce, d.allocation_id, d.group_id, d.exchange,
+    d.routing_key, d.digest, octet_length(d.body) AS body_bytes, d.made_by, d.first_failed_at, d.last_failed_at,
+    d.times_seen, d.collected_at, d.run_id, d.replays, d.verdict, d.judged_at, d.batch_id, d.discarded_at";
+
+/// Reads a reason. One that this version does not know is `internal` to it.
+fn reason(row: &Row) -> Reason {
+    Reason::parse(row.get("reason")).unwrap_or(Reason::Internal)
+}
+
+fn dead_letter(row: &Row) -> DeadLetter {
+    DeadLetter {
+        id: row.get("id"),
+        cursor: row.get("seq"),
+        state: row.get("state"),
+        why: Why::new(reason(row), row.get("detail")),
+        enterprise_id: row.get("enterprise_id"),
+        nonce: row.get("nonce"),
+        allocation_id: row.get("allocation_id"),
+        group: row.get("group_id"),
+        exchange: row.get("exchange"),
+        routing_key: row.get("routing_key"),
+        message_digest: hex::encode(row.get::<_, &[u8]>("digest")),
+        body_bytes: row.get("body_bytes"),
+        made_by: row.get("made_by"),
+        first_failed_at: row.get("first_failed_at"),
+        last_failed_at: row.get("last_failed_at"),
+        times_seen: row.get("times_seen"),
+        collected_at: row.get("collected_at"),
+        run_id: row.get("run_id"),
+        replays: row.get("replays"),
+        verdict: row.get("verdict"),
+        judged_at: row.get("judged_at"),
+        batch_id: row.get("batch_id"),
+        discarded_at: row.get("discarded_at"),
+    }
+}
+
+/// A dead letter with the message itself: complete enough to publish it again.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exported {
+    #[serde(flatten)]
+    pub dead_letter: DeadLetter,
+    pub properties: Option<Properties>,
+    /// In base64.
+    pub body: String,
+}
+
+const BODY_COLUMNS: &str = "d.format, d.properties, translate(encode(d.body, 'base64'), E'\\n', '') AS body";
+
+fn exported(row: &Row) -> Exported {
+    Exported {
+        dead_letter: dead_letter(row),
+        properties: properties(row),
+        body: row.get("body"),
+    }
+}
+
+/// The message's properties, unless they are in a format that this version does not read.
+fn properties(row: &Row) -> Option<Properties> {
+    (row.get::<_, i16>("format") == outbox::FORMAT)
+        .then(|| outbox::parse_properties(row.get("properties")))
+        .flatten()
+}
+
+/// Messages of one partner, reason and kind of detail.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Group {
+    pub group: String,
+    pub enterprise_id: Option<String>,
+    #[serde(flatten)]
+    pub why: Why,
+    pub messages: i64,
+    #[serde(serialize_with = "time")]
+    pub first_failed_at: Timestamp,
+    #[serde(serialize_with = "time")]
+    pub last_failed_at: Timestamp,
+    /// The message that the detail is of.
+    pub example: Uuid,
+}
+
+/// How many there are of something.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Count {
+    pub messages: i64,
+    #[serde(serialize_with = "time")]
+    pub first_failed_at: Timestamp,
+    #[serde(serialize_with = "time")]
+    pub last_failed_at: Timestamp,
+}
+
+/// A count of one state and one reason; or of one partner.
+#[derive(Clone, Debug)]
+pub struct Stat {
+    pub state: Option<String>,
+    pub reason: Option<Reason>,
+    pub partner: Option<String>,
+    pub count: Count,
+}
+
+/// What an operator named.
+#[derive(Clone, Debug)]
+pub enum Name {
+    /// All ids between the two: what begins with a prefix.
+    Ids(Uuid, Uuid),
+    /// SHA-256 of the body.
+    Digest([u8; 32]),
+}
+
+/// A replay of a message, as its run has it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replayed {
+    pub run: i64,
+    pub plan: i64,
+    pub operator: String,
+    pub why: String,
+    pub planned: String,
+    pub state: String,
+    pub verdict: Option<String>,
+    pub reason: Option<String>,
+    pub note: Option<String>,
+    #[serde(serialize_with = "maybe_time")]
+    pub judged_at: Option<Timestamp>,
+}
+
+/// What somebody did.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditRecord {
+    /// Also where a list goes on: `--after`.
+    pub id: i64,
+    #[serde(serialize_with = "time")]
+    pub at: Timestamp,
+    pub operator: String,
+    pub act: String,
+    pub why: Option<String>,
+    pub filters: serde_json::Value,
+    pub outcome: serde_json::Value,
+    pub run_id: Option<i64>,
+}
+
+const AUDIT_COLUMNS: &str = "\
+    a.id, a.at, a.operator, a.act, a.why, a.filters::text AS filters, a.outcome::text AS outcome, a.run_id";
+
+fn audit_record(row: &Row) -> AuditRecord {
+    let json = |column: &str| serde_json::from_str(row.get(column)).unwrap_or_default();
+    AuditRecord {
+        id: row.get("id"),
+        at: row.get("at"),
+        operator: row.get("operator"),
+        act: row.get("act"),
+        why: row.get("why"),
+        filters: json("filters"),
+        outcome: json("outcome"),
+        run_id: row.get("run_id"),
+    }
+}
+
+/// Which acts.
+#[derive(Clone, Debug, Default)]
+pub struct AuditFilter {
+    pub operator: Option<String>,
+    pub act: Option<String>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+}
+
+impl Store {
+    /// A page of dead letters, oldest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn dead_letters(&self, filter: &Filter, after: i64, limit: i64) -> Result<Vec<DeadLetter>, StoreError> {
+        let session = self.session("dead_letters").await?;
+        let rows = page(&session, "dead_letters", COLUMNS, filter, after, limit).await?;
+        Ok(rows.iter().map(dead_letter).collect())
+    }
+
+    /// The same with the messages themselves.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn exported(&self, filter: &Filter, after: i64, limit: i64) -> Result<Vec<Exported>, StoreError> {
+        let session = self.session("exported").await?;
+        let columns = format!("{COLUMNS}, {BODY_COLUMNS}");
+        let rows = page(&session, "exported", &columns, filter, after, limit).await?;
+        Ok(rows.iter().map(exported).collect())
+    }
+
+    /// How many there are.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn count_dead_letters(&self, filter: &Filter) -> Result<i64, StoreError> {
+        let asked = Asked::of(filter);
+        let mut parameters = Parameters::new();
+        let conditions = asked.conditions(&mut parameters);
+        let branches = asked.branches(|state| {
+            format!("SELECT count(*) AS n FROM settled.dead_letters AS d WHERE d.state = '{state}'{conditions}")
+        });
+        let sql = format!("/* desk::count_dead_letters */ SELECT sum(n)::bigint FROM ({branches}) AS b");
+        let rows = self
+            .session("count_dead_letters")
+            .await?
+            .query(&sql, &parameters)
+            .await?;
+        Ok(rows.first().and_then(|row| row.get(0)).unwrap_or_default())
+    }
+
+    /// The ids of a selection in order of arrival, up to a number.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn select_dead_letters(&self, filter: &Filter, limit: i64) -> Result<Vec<Uuid>, StoreError> {
+        let asked = Asked::of(filter);
+        let mut parameters: Parameters<'_> = vec![&0_i64, &limit];
+        let conditions = asked.conditions(&mut parameters);
+        let sql = format!("/* desk::select_dead_letters */ {}", asked.page(&conditions));
+        let rows = self
+            .session("select_dead_letters")
+            .await?
+            .query(&sql, &parameters)
+            .await?;
+        Ok(rows.iter().map(|row| row.get("id")).collect())
+    }
+
+    /// The largest groups, and how many groups there are.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn dead_letter_groups(&self, filter: &Filter, limit: i64) -> Result<(Vec<Group>, i64), StoreError> {
+        let asked = Asked::of(filter);
+        let mut parameters: Parameters<'_> = vec![&limit];
+        let conditions = asked.conditions(&mut parameters);
+        let sql = format!(
+            "/* desk::dead_letter_groups */
+            SELECT g.*, e.id AS example, e.detail
+            FROM (
+                SELECT b.group_id, b.enterprise_id, b.reason, sum(b.messages)::bigint AS messages,
+                       min(b.first_failed_at) AS first_failed_at, max(b.last_failed_at) AS last_failed_at,
+                       count(*) OVER () AS groups
+                FROM ({}) AS b
+                GROUP BY b.group_id, b.enterprise_id, b.reason
+                ORDER BY messages DESC, b.group_id
+                LIMIT $1
+            ) AS g
+            CROSS JOIN LATERAL (
+                SELECT d.id, d.detail
+                FROM settled.dead_letters AS d
+                WHERE d.state = ANY ('{{{}}}') AND d.group_id = g.group_id{conditions}
+                LIMIT 1
+            ) AS e
+            ORDER BY g.messages DESC, g.group_id",
+            asked.branches(|state| grouped(state, &conditions)),
+            asked
+                .filter
+                .states
+                .iter()
+                .map(|state| state.as_str())
+                .collect::<Vec<_>>()
+                .join(",")
+        );
+        let session = self.session("dead_letter_groups").await?;
+        let rows = session.query(&sql, &parameters).await?;
+        let groups = rows.iter().map(|row| Group {
+            group: row.get("group_id"),
+            enterprise_id: row.get("enterprise_id"),
+            why: Why::new(reason(row), row.get("detail")),
+            messages: row.get("messages"),
+            first_failed_at: row.get("first_failed_at"),
+            last_failed_at: row.get("last_failed_at"),
+            example: row.get("example"),
+        });
+        Ok((groups.collect(), rows.first().map_or(0, |row| row.get("groups"))))
+    }
+
+    /// Counts by state and reason, and of the partners with the most, the largest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn dead_letter_stats(&self, filter: &Filter, partners: i64) -> Result<Vec<Stat>, StoreError> {
+        let asked = Asked::of(filter);
+        let mut parameters: Parameters<'_> = vec![&partners];
+        let conditions = asked.conditions(&mut parameters);
+        let sql = format!(
+            "/* desk::dead_letter_stats */
+            WITH grouped AS MATERIALIZED ({})
+            SELECT state, reason, NULL::text AS enterprise_id, sum(messages)::bigint AS messages,
+                   min(first_failed_at) AS first_failed_at, max(last_failed_at) AS last_failed_at
+            FROM grouped
+            GROUP BY state, reason
+            UNION ALL (
+                SELECT NULL, NULL, enterprise_id, sum(messages)::bigint, min(first_failed_at), max(last_failed_at)
+                FROM grouped
+                GROUP BY enterprise_id
+                ORDER BY 4 DESC, 3
+                LIMIT $1
+            )",
+            asked.branches(|state| grouped(state, &conditions))
+        );
+        let session = self.session("dead_letter_stats").await?;
+        let rows = session.query(&sql, &parameters).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Stat {
+                state: row.get("state"),
+                reason: row.get::<_, Option<&str>>("reason").and_then(Reason::parse),
+                partner: row.get("enterprise_id"),
+                count: Count {
+                    messages: row.get("messages"),
+                    first_failed_at: row.get("first_failed_at"),
+                    last_failed_at: row.get("last_failed_at"),
+                },
+            })
+            .collect())
+    }
+
+    /// The dead letters that a name may mean, up to a number.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn find_dead_letters(&self, name: &Name, limit: i64) -> Result<Vec<Uuid>, StoreError> {
+        let session = self.session("find_dead_letters").await?;
+        let rows = match name {
+            Name::Ids(first, last) => {
+                let sql = "/* desk::find_dead_letters by id */
+                    SELECT id FROM settled.dead_letters WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3";
+                session.query(sql, &[first, last, &limit]).await?
+            }
+            Name::Digest(digest) => {
+                let sql = "/* desk::find_dead_letters by digest */
+                    SELECT id FROM settled.dead_letters WHERE digest = $1 ORDER BY id LIMIT $2";
+                session.query(sql, &[&digest.as_slice(), &limit]).await?
+            }
+        };
+        Ok(rows.iter().map(|row| row.get("id")).collect())
+    }
+
+    /// The dead letter of a message: its id and state.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn dead_letter_of(
+        &self,
+        enterprise_id: &str,
+        nonce: &str,
+        digest: &[u8; 32],
+    ) -> Result<Option<(Uuid, String)>, StoreError> {
+        let rows = self
+            .session("dead_letter_of")
+            .await?
+            .query(
+                "/* desk::dead_letter_of */
+                SELECT id, state
+                FROM settled.dead_letters
+                WHERE digest = $1 AND enterprise_id = $2 AND nonce = $3
+                ORDER BY seq
+                LIMIT 1",
+                &[&digest.as_slice(), &enterprise_id, &nonce],
+            )
+            .await?;
+        Ok(rows.first().map(|row| (row.get("id"), row.get("state"))))
+    }
+
+    /// One dead letter with its message, and the body's bytes.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn dead_letter(&self, id: Uuid) -> Result<Option<(Exported, Vec<u8>)>, StoreError> {
+        let sql = format!(
+            "/* desk::dead_letter */
+            SELECT {COLUMNS}, {BODY_COLUMNS}, d.body AS bytes FROM settled.dead_letters AS d WHERE d.id = $1"
+        );
+        let rows = self.session("dead_letter").await?.query(&sql, &[&id]).await?;
+        Ok(rows.first().map(|row| (exported(row), row.get("bytes"))))
+    }
+
+    /// What became of a dead letter at people's hands: its replays, and the acts on it. The newest ones, in order.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn lineage(&self, id: Uuid, limit: i64) -> Result<(Vec<Replayed>, Vec<AuditRecord>), StoreError> {
+        let session = self.session("lineage").await?;
+        let replays = replays_of(&session, &[id], limit).await?;
+        let replays: Vec<Replayed> = replays.into_iter().map(|(_, replay)| replay).collect();
+        let runs: Vec<i64> = replays.iter().map(|replay| replay.run).collect();
+        let rows = session
+            .query(
+                &format!(
+                    "/* desk::lineage acts */
+                    SELECT {AUDIT_COLUMNS}
+                    FROM settled.audit AS a
+                    WHERE a.run_id = ANY ($2)
+                       OR a.id IN (SELECT s.audit_id FROM settled.audit_subjects AS s WHERE s.dead_letter_id = $1)
+                    ORDER BY a.id DESC
+                    LIMIT $3"
+                ),
+                &[&id, &runs, &limit],
+            )
+            .await?;
+        let mut acts: Vec<AuditRecord> = rows.iter().map(audit_record).collect();
+        acts.reverse();
+        Ok((replays, acts))
+    }
+
+    /// A page of acts, the newest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn audit(&self, filter: &AuditFilter, before: i64, limit: i64) -> Result<Vec<AuditRecord>, StoreError> {
+        let rows = self
+            .session("audit")
+            .await?
+            .query(
+                &format!(
+                    "/* desk::audit */
+                    SELECT {AUDIT_COLUMNS}
+                    FROM settled.audit AS a
+                    WHERE a.id < $1
+                      AND ($3::text IS NULL OR a.operator = $3)
+                      AND ($4::text IS NULL OR a.act = $4)
+                      AND ($5::timestamptz IS NULL OR a.at >= $5)
+                      AND ($6::timestamptz IS NULL OR a.at < $6)
+                    ORDER BY a.id DESC
+                    LIMIT $2"
+                ),
+                &[
+                    &before,
+                    &limit,
+                    &filter.operator,
+                    &filter.act,
+                    &filter.since,
+                    &filter.until,
+                ],
+            )
+            .await?;
+        Ok(rows.iter().map(audit_record).collect())
+    }
+}
+
+/// The groups of one state, summed along the index in its order.
+fn grouped(state: &str, conditions: &str) -> String {
+    format!(
+        "SELECT '{state}' AS state, d.group_id, d.enterprise_id, d.reason, count(*) AS messages,
+                min(d.first_failed_at) AS first_failed_at, max(d.last_failed_at) AS last_failed_at
+        FROM settled.dead_letters AS d
+        WHERE d.state = '{state}'{conditions}
+        GROUP BY d.group_id, d.enterprise_id, d.reason"
+    )
+}
+
+async fn page(
+    session: &Session,
+    function: &str,
+    columns: &str,
+    filter: &Filter,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Row>, StoreError> {
+    let asked = Asked::of(filter);
+    let mut parameters: Parameters<'_> = vec![&after, &limit];
+    let conditions = asked.conditions(&mut parameters);
+    let sql = format!(
+        "/* desk::{function} */
+        SELECT {columns}
+        FROM ({}) AS page
+        JOIN settled.dead_letters AS d ON d.id = page.id
+        ORDER BY page.seq",
+        asked.page(&conditions)
+    );
+    session.query(&sql, &parameters).await
+}
+
+/// The newest replays of some messages, in order.
+async fn replays_of(session: &Session, ids: &[Uuid], limit: i64) -> Result<Vec<(Uuid, Replayed)>, StoreError> {
+    let rows = session
+        .query(
+            "/* desk::replays_of */
+            SELECT i.dead_letter_id, i.run_id, r.plan_id, r.operator, r.why, i.planned, i.state, i.verdict, i.reason,
+                   i.note, i.judged_at
+            FROM settled.run_items AS i
+            JOIN settled.runs AS r ON r.id = i.run_id
+            WHERE i.dead_letter_id = ANY ($1)
+            ORDER BY i.run_id DESC, i.position DESC
+            LIMIT $2",
+            &[&ids, &limit],
+        )
+        .await?;
+    let replay = |row: &Row| Replayed {
+        run: row.get("run_id"),
+        plan: row.get("plan_id"),
+        operator: row.get("operator"),
+        why: row.get("why"),
+        planned: row.get("planned"),
+        state: row.get("state"),
+        verdict: row.get("verdict"),
+        reason: row.get("reason"),
+        note: row.get("note"),
+        judged_at: row.get("judged_at"),
+    };
+    Ok(rows
+        .iter()
+        .rev()
+        .map(|row| (row.get("dead_letter_id"), replay(row)))
+        .collect())
+}
+
+/// The dead letters of some subjects, in order of arrival, and their replays.
+pub(super) async fn refusals(
+    session: &Session,
+    subjects: &[Subject],
+    limit: i64,
+) -> Result<(Vec<DeadLetter>, Vec<(Uuid, Replayed)>), StoreError> {
+    let (mut allocations, mut nonces, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+    for subject in subjects {
+        match subject {
+            Subject::Allocation(id) => allocations.push(*id),
+            Subject::Nonce(nonce) => nonces.push(nonce.as_str()),
+            Subject::Digest(digest) => digests.push(digest.as_slice()),
+        }
+    }
+    let rows = session
+        .query(
+            &format!(
+                "/* desk::refusals */
+                SELECT {COLUMNS}
+                FROM settled.dead_letters AS d
+                WHERE d.allocation_id = ANY ($1) OR d.nonce = ANY ($2) OR d.digest = ANY ($3)
+                ORDER BY d.seq
+                LIMIT $4"
+            ),
+            &[&allocations, &nonces, &digests, &limit],
+        )
+        .await?;
+    let dead_letters: Vec<DeadLetter> = rows.iter().map(dead_letter).collect();
+    let ids: Vec<Uuid> = dead_letters.iter().map(|dead_letter| dead_letter.id).collect();
+    let replays = replays_of(session, &ids, limit).await?;
+    Ok((dead_letters, replays))
+}
+
+/// A row as the message it is, for judgement. None where this version does not read its format.
+fn delivery(row: &Row, source: Source) -> Option<Delivery> {
+    Some(Delivery {
+        exchange: row.get("exchange"),
+        routing_key: row.get("routing_key"),
+        properties: properties(row)?,
+        body: row.get("body"),
+        redelivered: false,
+        source,
+    })
+}

@@ -1,0 +1,242 @@
+//! What an operator does to dead letters directly: discard, restore, purge. Rows are locked in id order, and whether a row
+//! is as it was thought to be stands in the WHERE, so that two operators at once do everything once.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::{Session, Store, StoreError};
+
+/// Rows that one statement changes.
+const SLICE: usize = 5_000;
+
+/// Who does what, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Act<'a> {
+    pub name: &'static str,
+    pub operator: &'a str,
+    /// Looking needs no why.
+    pub why: Option<&'a str>,
+    pub filters: &'a Value,
+}
+
+/// What an act came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    pub audit_id: i64,
+    /// Rows that it changed.
+    pub changed: usize,
+    /// Plans that it deleted.
+    pub plans: usize,
+}
+
+/// Writes down an act, in the transaction that did it.
+pub(super) async fn write_audit(
+    session: &Session,
+    act: Act<'_>,
+    outcome: &Value,
+    run_id: Option<i64>,
+) -> Result<i64, StoreError> {
+    let rows = session
+        .query(
+            "/* desk::write_audit */
+            INSERT INTO settled.audit (at, operator, act, why, filters, outcome, run_id)
+            VALUES (date_trunc('milliseconds', clock_timestamp()), $1, $2, $3, $4::text::jsonb, $5::text::jsonb, $6)
+            RETURNING id",
+            &[
+                &act.operator,
+                &act.name,
+                &act.why,
+                &act.filters.to_string(),
+                &outcome.to_string(),
+                &run_id,
+            ],
+        )
+        .await?;
+    Ok(rows.first().map_or(0, |row| row.get("id")))
+}
+
+async fn write_subjects(session: &Session, audit_id: i64, ids: &[Uuid]) -> Result<(), StoreError> {
+    for slice in ids.chunks(SLICE) {
+        session
+            .execute_exactly(
+                slice.len(),
+                "/* desk::write_subjects */
+                INSERT INTO settled.audit_subjects (dead_letter_id, audit_id)
+                SELECT id, $1 FROM unnest($2::uuid[]) AS s (id)",
+                &[&audit_id, &slice],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+const DISCARD: &str = "\
+    /* desk::discard */
+    WITH mine AS MATERIALIZED (
+        SELECT id
+        FROM settled.dead_letters
+        WHERE id = ANY ($1) AND state = 'open'
+        ORDER BY id
+        FOR NO KEY UPDATE
+    )
+    UPDATE settled.dead_letters AS d
+    SET state = 'discarded',
+        discarded_at = date_trunc('milliseconds', now())
+    FROM mine
+    WHERE d.id = mine.id
+    RETURNING d.id";
+
+const RESTORE: &str = "\
+    /* desk::restore */
+    WITH mine AS MATERIALIZED (
+        SELECT id
+        FROM settled.dead_letters
+        WHERE id = ANY ($1) AND state = 'discarded'
+        ORDER BY id
+        FOR NO KEY UPDATE
+    )
+    UPDATE settled.dead_letters AS d
+    SET state = 'open',
+        discarded_at = NULL
+    FROM mine
+    WHERE d.id = mine.id
+    RETURNING d.id";
+
+const PURGE: &str = "\
+    /* desk::purge */
+    WITH mine AS MATERIALIZED (
+        SELECT id
+        FROM settled.dead_letters
+        WHERE state = 'discarded' AND discarded_at < $1 AND id > $2
+        ORDER BY id
+        LIMIT $3
+        FOR UPDATE
+    )
+    DELETE FROM settled.dead_letters AS d
+    USING mine
+    WHERE d.id = mine.id
+    RETURNING d.id";
+
+const PURGE_PLAN: &str = "\
+    /* desk::purge plan */
+    DELETE FROM settled.plans
+    WHERE id = (
+        SELECT p.id
+        FROM settled.plans AS p
+        WHERE p.at < $1
+          AND NOT EXISTS (SELECT FROM settled.runs AS r WHERE r.plan_id = p.id)
+        ORDER BY p.id
+        LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id";
+
+impl Store {
+    /// Sets open messages aside; the rest of the selection stays as it is.
+    ///
+    /// # Errors
+    /// The database is away or refuses; nothing is changed then, unless `at_commit` says that it is unknown.
+    pub async fn discard(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Done, StoreError> {
+        self.change("discard", "discarded", DISCARD, act, ids).await
+    }
+
+    /// Opens discarded messages again.
+    ///
+    /// # Errors
+    /// As [`Store::discard`].
+    pub async fn restore(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Done, StoreError> {
+        self.change("restore", "restored", RESTORE, act, ids).await
+    }
+
+    async fn change(
+        &self,
+        during: &'static str,
+        word: &str,
+        sql: &str,
+        act: Act<'_>,
+        ids: &[Uuid],
+    ) -> Result<Done, StoreError> {
+        let session = self.session(during).await?;
+        session.begin().await?;
+        let mut sorted = ids.to_vec();
+        sorted.sort_unstable();
+        let mut changed: Vec<Uuid> = Vec::new();
+        for slice in sorted.chunks(SLICE) {
+            let rows = session.query(sql, &[&slice]).await?;
+            changed.extend(rows.iter().map(|row| row.get::<_, Uuid>("id")));
+        }
+        let outcome = json!({"selected": ids.len(), word: changed.len()});
+        let audit_id = write_audit(&session, act, &outcome, None).await?;
+        write_subjects(&session, audit_id, &changed).await?;
+        session.commit().await?;
+        Ok(Done {
+            audit_id,
+            changed: changed.len(),
+            plans: 0,
+        })
+    }
+
+    /// How many messages and plans [`Store::purge`] would delete.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn count_purgeable(&self, before: jiff::Timestamp) -> Result<(i64, i64), StoreError> {
+        let rows = self
+            .session("count_purgeable")
+            .await?
+            .query(
+                "/* desk::count_purgeable */
+                SELECT (SELECT count(*) FROM settled.dead_letters WHERE state = 'discarded' AND discarded_at < $1),
+                       (SELECT count(*)
+                        FROM settled.plans AS p
+                        WHERE p.at < $1
+                          AND NOT EXISTS (SELECT FROM settled.runs AS r WHERE r.plan_id = p.id))",
+                &[&before],
+            )
+            .await?;
+        Ok(rows.first().map_or((0, 0), |row| (row.get(0), row.get(1))))
+    }
+
+    /// Deletes for ever what was discarded before a time, and plans older than it that no run names.
+    ///
+    /// # Errors
+    /// As [`Store::discard`].
+    pub async fn purge(&self, act: Act<'_>, before: jiff::Timestamp) -> Result<Done, StoreError> {
+        let session = self.session("purge").await?;
+        session.begin().await?;
+        let limit = i64::try_from(SLICE).unwrap_or(i64::MAX);
+        let mut purged: Vec<Uuid> = Vec::new();
+        loop {
+            let last = purged.last().copied().unwrap_or(Uuid::nil());
+            let rows = session.query(PURGE, &[&before, &last, &limit]).await?;
+            if rows.is_empty() {
+                break;
+            }
+            purged.extend(rows.iter().map(|row| row.get::<_, Uuid>("id")));
+            // RETURNING has no order; the next slice begins after the greatest.
+            purged.sort_unstable();
+        }
+        let mut plans = 0;
+        while !session.query(PURGE_PLAN, &[&before]).await?.is_empty() {
+            plans += 1;
+        }
+        let outcome = json!({"purged": purged.len(), "plans": plans});
+        let audit_id = write_audit(&session, act, &outcome, None).await?;
+        write_subjects(&session, audit_id, &purged).await?;
+        session.commit().await?;
+        Ok(Done {
+            audit_id,
+            changed: purged.len(),
+            plans,
+        })
+    }
+
+    /// Writes down an act that changes nothing.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn record(&self, act: Act<'_>, outcome: &Value) -> Result<i64, StoreError> {
+        let session = self.session("record").await?;
+        write_audit(&session, act, outcome, None).await
+    }
+}

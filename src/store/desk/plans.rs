@@ -1,0 +1,185 @@
+//! Plans: a selection, frozen, with what each message would come to.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    super::{Store, StoreError, registry::time},
+    acts::{Act, write_audit},
+    delivery,
+};
+use crate::domain::{
+    decide::{Reason, VerdictKind},
+    delivery::{Delivery, Source},
+    ledger::Amount,
+};
+
+/// Items that one statement writes.
+const SLICE: usize = 5_000;
+
+/// What a message would come to.
+#[derive(Clone, Debug)]
+pub struct PlanItem {
+    pub id: Uuid,
+    pub verdict: VerdictKind,
+    pub reason: Option<Reason>,
+    pub detail: Option<String>,
+    /// What would move.
+    pub amount: Option<Amount>,
+}
+
+/// A plan, as it was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    pub id: i64,
+    #[serde(serialize_with = "time")]
+    pub at: Timestamp,
+    pub operator: String,
+    pub filters: Value,
+    pub messages: i32,
+    /// Those that would settle.
+    pub settled: i64,
+}
+
+/// A stored message for judgement: none where this version does not read its format.
+pub type Stored = (Uuid, Option<Delivery>);
+
+impl Store {
+    /// Messages as they were received, in the order asked. What is gone meanwhile is left out.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn dead_letter_deliveries(&self, ids: &[Uuid]) -> Result<Vec<Stored>, StoreError> {
+        let rows = self
+            .session("dead_letter_deliveries")
+            .await?
+            .query(
+                "/* desk::dead_letter_deliveries */
+                SELECT id, exchange, routing_key, format, properties, body
+                FROM settled.dead_letters
+                WHERE id = ANY ($1)",
+                &[&ids],
+            )
+            .await?;
+        let mut stored: HashMap<Uuid, Option<Delivery>> = rows
+            .iter()
+            .map(|row| {
+                let id = row.get("id");
+                (id, delivery(row, Source::Replayed { id }))
+            })
+            .collect();
+        Ok(ids.iter().filter_map(|id| Some((*id, stored.remove(id)?))).collect())
+    }
+
+    /// Keeps a plan, and answers its number.
+    ///
+    /// # Errors
+    /// The database is away or refuses; nothing is kept then, unless `at_commit` says that it is unknown.
+    pub async fn save_plan(&self, act: Act<'_>, items: &[PlanItem]) -> Result<i64, StoreError> {
+        let session = self.session("save_plan").await?;
+        session.begin().await?;
+        let messages = i32::try_from(items.len()).unwrap_or(i32::MAX);
+        let rows = session
+            .query(
+                "/* desk::save_plan */
+                INSERT INTO settled.plans (at, operator, filters, messages)
+                VALUES (date_trunc('milliseconds', now()), $1, $2::text::jsonb, $3)
+                RETURNING id",
+                &[&act.operator, &act.filters.to_string(), &messages],
+            )
+            .await?;
+        let plan_id: i64 = rows.first().map_or(0, |row| row.get("id"));
+        let mut position = 0_i32;
+        for slice in items.chunks(SLICE) {
+            let ids: Vec<Uuid> = slice.iter().map(|item| item.id).collect();
+            let verdicts: Vec<&str> = slice.iter().map(|item| item.verdict.as_str()).collect();
+            let reasons: Vec<Option<&str>> = slice.iter().map(|item| item.reason.map(Reason::as_str)).collect();
+            let details: Vec<Option<&str>> = slice.iter().map(|item| item.detail.as_deref()).collect();
+            let amounts = || slice.iter().map(|item| item.amount.as_ref());
+            let currencies: Vec<Option<&str>> = amounts()
+                .map(|amount| amount.map(|amount| amount.currency.as_str()))
+                .collect();
+            let quantities: Vec<Option<String>> = amounts()
+                .map(|amount| amount.map(|amount| amount.quantity.to_string()))
+                .collect();
+            session
+                .execute_exactly(
+                    slice.len(),
+                    "/* desk::save_plan items */
+                    INSERT INTO settled.plan_items (
+                        plan_id, position, dead_letter_id, verdict, reason, detail, currency, quantity
+                    )
+                    SELECT $1, $2 + n.position, n.id, n.verdict, n.reason, n.detail, n.currency, n.quantity::numeric
+                    FROM unnest(
+                        $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[]
+                    ) WITH ORDINALITY AS n (id, verdict, reason, detail, currency, quantity, position)",
+                    &[
+                        &plan_id,
+                        &i64::from(position),
+                        &ids,
+                        &verdicts,
+                        &reasons,
+                        &details,
+                        &currencies,
+                        &quantities,
+                    ],
+                )
+                .await?;
+            position = position.saturating_add(i32::try_from(slice.len()).unwrap_or(i32::MAX));
+        }
+        let outcome = json!({"plan": plan_id, "messages": items.len()});
+        write_audit(&session, act, &outcome, None).await?;
+        session.commit().await?;
+        Ok(plan_id)
+    }
+
+    /// A plan.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plan(&self, id: i64) -> Result<Option<Plan>, StoreError> {
+        let rows = self
+            .session("plan")
+            .await?
+            .query(
+                "/* desk::plan */
+                SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages,
+                       (SELECT count(*)
+                        FROM settled.plan_items AS i
+                        WHERE i.plan_id = p.id AND i.verdict = 'settled') AS settled
+                FROM settled.plans AS p
+                WHERE p.id = $1",
+                &[&id],
+            )
+            .await?;
+        Ok(rows.first().map(|row| Plan {
+            id: row.get("id"),
+            at: row.get("at"),
+            operator: row.get("operator"),
+            filters: serde_json::from_str(row.get("filters")).unwrap_or_default(),
+            messages: row.get("messages"),
+            settled: row.get("settled"),
+        }))
+    }
+
+    /// The messages of a plan, in its order.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plan_messages(&self, id: i64) -> Result<Vec<Uuid>, StoreError> {
+        let rows = self
+            .session("plan_messages")
+            .await?
+            .query(
+                "/* desk::plan_messages */
+                SELECT dead_letter_id FROM settled.plan_items WHERE plan_id = $1 ORDER BY position",
+                &[&id],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get("dead_letter_id")).collect())
+    }
+}

@@ -1,0 +1,615 @@
+//! Replays of plans. A run's messages wait, are due, and are judged or skipped; the worker that judges a due one writes the
+//! verdict. Locks are taken in one order: the run, dead letters by id, items.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{
+    super::{Session, Store, StoreError, registry::maybe_time, registry::time},
+    acts::{Act, write_audit},
+};
+
+/// A run's state as its row has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    Running,
+    Cancelled,
+    /// By itself.
+    Stopped,
+    Done,
+}
+
+impl RunState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Cancelled => "cancelled",
+            RunState::Stopped => "stopped",
+            RunState::Done => "done",
+        }
+    }
+
+    fn of(row: &Row) -> Self {
+        match row.get("state") {
+            "running" => RunState::Running,
+            "cancelled" => RunState::Cancelled,
+            "stopped" => RunState::Stopped,
+            _ => RunState::Done,
+        }
+    }
+}
+
+/// A run as it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRun {
+    pub plan: i64,
+    pub canary: Option<i32>,
+    /// Messages a second.
+    pub rate: Option<f64>,
+    pub all_verdicts: bool,
+}
+
+/// A program that drives a run, and for how long it is believed to live without a sign.
+#[derive(Clone, Copy, Debug)]
+pub struct Driver {
+    pub id: Uuid,
+    pub lease: Duration,
+}
+
+/// A run.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    pub id: i64,
+    pub plan: i64,
+    /// `running`, `stalled` (running, and its program is gone), `cancelled`, `stopped` or `done`.
+    pub state: &'static str,
+    pub note: Option<String>,
+    pub operator: String,
+    pub why: String,
+    pub canary: Option<i32>,
+    pub rate: Option<f64>,
+    pub all_verdicts: bool,
+    #[serde(serialize_with = "time")]
+    pub started_at: Timestamp,
+    #[serde(serialize_with = "time")]
+    pub changed_at: Timestamp,
+    /// Until when its program is taken to be alive.
+    #[serde(serialize_with = "maybe_time")]
+    pub driven_until: Option<Timestamp>,
+    pub messages: i64,
+    pub waiting: i64,
+    pub due: i64,
+    pub judged: i64,
+    pub skipped: i64,
+    /// Judged, and not as planned.
+    pub differ: i64,
+}
+
+const RUN: &str = "\
+    SELECT r.id, r.plan_id, r.state, r.note, r.operator, r.why, r.canary, r.rate, r.all_verdicts, r.started_at,
+           r.changed_at, r.driven_until, coalesce(r.driven_until < clock_timestamp(), true) AS stalled, i.*
+    FROM settled.runs AS r
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS messages,
+               count(*) FILTER (WHERE i.state = 'waiting') AS waiting,
+               count(*) FILTER (WHERE i.state = 'due') AS due,
+               count(*) FILTER (WHERE i.state = 'judged') AS judged,
+               count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+               count(*) FILTER (WHERE i.verdict <> i.planned) AS differ
+        FROM settled.run_items AS i
+        WHERE i.run_id = r.id
+    ) AS i";
+
+fn run(row: &Row) -> Run {
+    let state = RunState::of(row);
+    Run {
+        id: row.get("id"),
+        plan: row.get("plan_id"),
+        state: if state == RunState::Running && row.get("stalled") {
+            "stalled"
+        } else {
+            state.as_str()
+        },
+        note: row.get("note"),
+        operator: row.get("operator"),
+        why: row.get("why"),
+        canary: row.get("canary"),
+        rate: row.get("rate"),
+        all_verdicts: row.get("all_verdicts"),
+        started_at: row.get("started_at"),
+        changed_at: row.get("changed_at"),
+        driven_until: row.get("driven_until"),
+        messages: row.get("messages"),
+        waiting: row.get("waiting"),
+        due: row.get("due"),
+        judged: row.get("judged"),
+        skipped: row.get("skipped"),
+        differ: row.get("differ"),
+    }
+}
+
+/// How many messages of a run, planned so, came to what.
+#[derive(Clone, Debug, Serialize)]
+pub struct Came {
+    pub planned: String,
+    /// `waiting`, `due`, `judged` or `skipped`.
+    pub state: String,
+    pub verdict: Option<String>,
+    pub reason: Option<String>,
+    pub note: Option<String>,
+    pub messages: i64,
+}
+
+/// Money of a currency, as the plan has it and as it moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    pub currency: String,
+    pub planned: String,
+    pub moved: String,
+}
+
+/// What became of a slice of waiting messages.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marked {
+    pub due: usize,
+    /// They are not open any more.
+    pub skipped: usize,
+}
+
+/// Whether a run is still ours to drive.
+#[derive(Clone, Copy, Debug)]
+pub enum Driven<T> {
+    Ours(T),
+    /// Cancelled, or taken over.
+    Lost,
+}
+
+/// What came of an attempt to take up or cancel a run.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    /// It was in this state, and is changed.
+    From(RunState),
+    /// It is as it was: its state, and until when its program is believed to live.
+    Refused(RunState, Option<Timestamp>),
+    NoSuchRun,
+}
+
+impl Store {
+    /// Begins a run of a plan, and answers its number. None if there is no such plan.
+    ///
+    /// # Errors
+    /// The database is away or refuses; nothing has begun then, unless `at_commit` says that it is unknown.
+    pub async fn begin_run(&self, act: Act<'_>, wish: NewRun, driver: Driver) -> Result<Option<i64>, StoreError> {
+        let session = self.session("begin_run").await?;
+        session.begin().await?;
+        // Held against a purge.
+        let plan = session
+            .query(
+                "/* desk::begin_run plan */ SELECT FROM settled.plans WHERE id = $1 FOR KEY SHARE",
+                &[&wish.plan],
+            )
+            .await?;
+        if plan.is_empty() {
+            session.rollback().await;
+            return Ok(None);
+        }
+        let rows = session
+            .query(
+                "/* desk::begin_run */
+                INSERT INTO settled.runs (
+                    plan_id, state, operator, why, canary, rate, all_verdicts, started_at, changed_at, driver, driven_until
+                )
+                VALUES (
+                    $1, 'running', $2, $3, $4, $5, $6, date_trunc('milliseconds', now()),
+                    date_trunc('milliseconds', now()), $7, clock_timestamp() + make_interval(secs => $8)
+                )
+                RETURNING id",
+                &[
+                    &wish.plan,
+                    &act.operator,
+                    &act.why.unwrap_or_default(),
+                    &wish.canary,
+                    &wish.rate,
+                    &wish.all_verdicts,
+                    &driver.id,
+                    &driver.lease.as_secs_f64(),
+                ],
+            )
+            .await?;
+        let run_id: i64 = rows.first().map_or(0, |row| row.get("id"));
+        let messages = session
+            .execute(
+                "/* desk::begin_run items */
+                INSERT INTO settled.run_items (run_id, position, dead_letter_id, planned)
+                SELECT $1, position, dead_letter_id, verdict
+                FROM settled.plan_items
+                WHERE plan_id = $2
+                  AND ($3 OR verdict = 'settled')",
+                &[&run_id, &wish.plan, &wish.all_verdicts],
+            )
+            .await?;
+        let outcome = json!({"run": run_id, "plan": wish.plan, "messages": messages});
+        write_audit(&session, act, &outcome, Some(run_id)).await?;
+        session.commit().await?;
+        Ok(Some(run_id))
+    }
+
+    /// Takes up a run that was cancelled, stopped, or whose program is gone.
+    ///
+    /// # Errors
+    /// As [`Store::begin_run`].
+    pub async fn resume_run(&self, act: Act<'_>, id: i64, driver: Driver) -> Result<Changed, StoreError> {
+        let session = self.session("resume_run").await?;
+        session.begin().await?;
+        let Some((state, until, stalled)) = lock_run(&session, id).await? else {
+            session.rollback().await;
+            return Ok(Changed::NoSuchRun);
+        };
+        let free = match state {
+            RunState::Cancelled | RunState::Stopped => true,
+            RunState::Running => stalled,
+            RunState::Done => false,
+        };
+        if !free {
+            session.rollback().await;
+            return Ok(Changed::Refused(state, until));
+        }
+        session
+            .execute_exactly(
+                1,
+                "/* desk::resume_run */
+                UPDATE settled.runs
+                SET state = 'running',
+                    note = NULL,
+                    changed_at = date_trunc('milliseconds', now()),
+                    driver = $2,
+                    driven_until = clock_timestamp() + make_interval(secs => $3)
+                WHERE id = $1",
+                &[&id, &driver.id, &driver.lease.as_secs_f64()],
+            )
+            .await?;
+        let was = if state == RunState::Running {
+            "stalled"
+        } else {
+            state.as_str()
+        };
+        write_audit(&session, act, &json!({"run": id, "was": was}), Some(id)).await?;
+        session.commit().await?;
+        Ok(Changed::From(state))
+    }
+
+    /// Cancels a run: what is due waits again. What a worker judges at this moment gets its verdict all the same.
+    ///
+    /// # Errors
+    /// As [`Store::begin_run`].
+    pub async fn cancel_run(&self, act: Act<'_>, id: i64) -> Result<Changed, StoreError> {
+        let session = self.session("cancel_run").await?;
+        session.begin().await?;
+        let Some((state, until, _)) = lock_run(&session, id).await? else {
+            session.rollback().await;
+            return Ok(Changed::NoSuchRun);
+        };
+        if state != RunState::Running {
+            session.rollback().await;
+            return Ok(Changed::Refused(state, until));
+        }
+        end(&session, act, id, RunState::Cancelled, None).await?;
+        session.commit().await?;
+        Ok(Changed::From(state))
+    }
+
+    /// Ends a run that is ours: done, or stopped or cancelled, and then what is due waits again.
+    ///
+    /// # Errors
+    /// As [`Store::begin_run`].
+    pub async fn end_run(
+        &self,
+        act: Act<'_>,
+        id: i64,
+        driver: Uuid,
+        state: RunState,
+        note: Option<&str>,
+    ) -> Result<Driven<()>, StoreError> {
+        let session = self.session("end_run").await?;
+        session.begin().await?;
+        let ours = session
+            .query(
+                "/* desk::end_run */
+                SELECT FROM settled.runs WHERE id = $1 AND driver = $2 AND state = 'running' FOR NO KEY UPDATE",
+                &[&id, &driver],
+            )
+            .await?;
+        if ours.is_empty() {
+            session.rollback().await;
+            return Ok(Driven::Lost);
+        }
+        end(&session, act, id, state, note).await?;
+        session.commit().await?;
+        Ok(Driven::Ours(()))
+    }
+
+    /// Marks the next waiting messages of a run as due. One that is not open any more is skipped.
+    ///
+    /// # Errors
+    /// As [`Store::begin_run`].
+    pub async fn mark_due(&self, id: i64, driver: Driver, limit: usize) -> Result<Driven<Marked>, StoreError> {
+        let session = self.session("mark_due").await?;
+        session.begin().await?;
+        if !sign_of_life(&session, id, driver).await? {
+            session.rollback().await;
+            return Ok(Driven::Lost);
+        }
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = session
+            .query(
+                "/* desk::mark_due next */
+                SELECT dead_letter_id
+                FROM settled.run_items
+                WHERE run_id = $1 AND state = 'waiting'
+                ORDER BY position
+                LIMIT $2",
+                &[&id, &limit],
+            )
+            .await?;
+        let next: Vec<Uuid> = rows.iter().map(|row| row.get("dead_letter_id")).collect();
+        let rows = session
+            .query(
+                "/* desk::mark_due lock */
+                SELECT id, state, run_id
+                FROM settled.dead_letters
+                WHERE id = ANY ($1)
+                ORDER BY id
+                FOR NO KEY UPDATE",
+                &[&next],
+            )
+            .await?;
+        let open: Vec<Uuid> = rows
+            .iter()
+            .filter(|row| row.get::<_, &str>("state") == "open")
+            .map(|row| row.get("id"))
+            .collect();
+        session
+            .execute_exactly(
+                open.len(),
+                "/* desk::mark_due */
+                UPDATE settled.dead_letters SET state = 'due', run_id = $1 WHERE id = ANY ($2)",
+                &[&id, &open],
+            )
+            .await?;
+        session
+            .execute_exactly(
+                next.len(),
+                "/* desk::mark_due items */
+                UPDATE settled.run_items AS i
+                SET state = CASE WHEN w.id = ANY ($3) THEN 'due' ELSE 'skipped' END,
+                    note = CASE
+                        WHEN w.id = ANY ($3) THEN NULL
+                        WHEN d.id IS NULL THEN 'it was purged'
+                        WHEN d.state = 'due' THEN 'it is due in run ' || d.run_id
+                        ELSE 'it is ' || d.state
+                    END
+                FROM unnest($2::uuid[]) AS w (id)
+                LEFT JOIN settled.dead_letters AS d ON d.id = w.id
+                WHERE i.run_id = $1 AND i.dead_letter_id = w.id",
+                &[&id, &next, &open],
+            )
+            .await?;
+        session.commit().await?;
+        Ok(Driven::Ours(Marked {
+            due: open.len(),
+            skipped: next.len() - open.len(),
+        }))
+    }
+
+    /// Says that the program that drives a run is alive, and asks how far the run is.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn drive_on(&self, id: i64, driver: Driver) -> Result<Driven<Run>, StoreError> {
+        let session = self.session("drive_on").await?;
+        if !sign_of_life(&session, id, driver).await? {
+            return Ok(Driven::Lost);
+        }
+        let rows = session
+            .query(&format!("/* desk::drive_on */ {RUN} WHERE r.id = $1"), &[&id])
+            .await?;
+        Ok(rows.first().map_or(Driven::Lost, |row| Driven::Ours(run(row))))
+    }
+
+    /// One run.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn run(&self, id: i64) -> Result<Option<Run>, StoreError> {
+        let rows = self
+            .session("run")
+            .await?
+            .query(&format!("/* desk::run */ {RUN} WHERE r.id = $1"), &[&id])
+            .await?;
+        Ok(rows.first().map(run))
+    }
+
+    /// A page of runs, the newest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn runs(&self, before: i64, limit: i64) -> Result<Vec<Run>, StoreError> {
+        let rows = self
+            .session("runs")
+            .await?
+            .query(
+                &format!("/* desk::runs */ {RUN} WHERE r.id < $1 ORDER BY r.id DESC LIMIT $2"),
+                &[&before, &limit],
+            )
+            .await?;
+        Ok(rows.iter().map(run).collect())
+    }
+
+    /// What a run's messages came to, and the money.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn run_outcome(&self, id: i64) -> Result<(Vec<Came>, Vec<Moved>), StoreError> {
+        let session = self.session("run_outcome").await?;
+        let rows = session
+            .query(
+                "/* desk::run_outcome */
+                SELECT planned, state, verdict, reason, note, count(*) AS messages
+                FROM settled.run_items
+                WHERE run_id = $1
+                GROUP BY planned, state, verdict, reason, note
+                ORDER BY planned, state, verdict, reason, note",
+                &[&id],
+            )
+            .await?;
+        let came = rows
+            .iter()
+            .map(|row| Came {
+                planned: row.get("planned"),
+                state: row.get("state"),
+                verdict: row.get("verdict"),
+                reason: row.get("reason"),
+                note: row.get("note"),
+                messages: row.get("messages"),
+            })
+            .collect();
+        // What moved is asked of the transfers, not of the plan: of those that the judging batches made.
+        let rows = session
+            .query(
+                "/* desk::run_outcome money */
+                SELECT m.currency, sum(m.planned)::text AS planned, sum(m.moved)::text AS moved
+                FROM (
+                    SELECT p.currency, p.quantity AS planned, 0 AS moved
+                    FROM settled.run_items AS i
+                    JOIN settled.runs AS r ON r.id = i.run_id
+                    JOIN settled.plan_items AS p ON p.plan_id = r.plan_id AND p.position = i.position
+                    WHERE i.run_id = $1 AND p.quantity IS NOT NULL
+                    UNION ALL
+                    SELECT a.currency, 0, t.amount
+                    FROM settled.run_items AS i
+                    JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+                    JOIN settled.transfers AS t
+                      ON t.subject_id = d.allocation_id AND t.step = 1 AND t.batch_id = d.batch_id
+                    JOIN settled.accounts AS a ON a.id = t.debit_account
+                    WHERE i.run_id = $1 AND i.verdict = 'settled'
+                ) AS m
+                GROUP BY m.currency
+                ORDER BY m.currency",
+                &[&id],
+            )
+            .await?;
+        let moved = rows
+            .iter()
+            .map(|row| Moved {
+                currency: row.get("currency"),
+                planned: row.get("planned"),
+                moved: row.get("moved"),
+            })
+            .collect();
+        Ok((came, moved))
+    }
+}
+
+async fn lock_run(session: &Session, id: i64) -> Result<Option<(RunState, Option<Timestamp>, bool)>, StoreError> {
+    let rows = session
+        .query(
+            "/* desk::lock_run */
+            SELECT state, driven_until, coalesce(driven_until < clock_timestamp(), true) AS stalled
+            FROM settled.runs
+            WHERE id = $1
+            FOR NO KEY UPDATE",
+            &[&id],
+        )
+        .await?;
+    Ok(rows
+        .first()
+        .map(|row| (RunState::of(row), row.get("driven_until"), row.get("stalled"))))
+}
+
+/// Renews the driver's lease. False if the run is no longer its own.
+async fn sign_of_life(session: &Session, id: i64, driver: Driver) -> Result<bool, StoreError> {
+    let renewed = session
+        .execute(
+            "/* desk::sign_of_life */
+            UPDATE settled.runs
+            SET driven_until = clock_timestamp() + make_interval(secs => $3)
+            WHERE id = $1 AND driver = $2 AND state = 'running'",
+            &[&id, &driver.id, &driver.lease.as_secs_f64()],
+        )
+        .await?;
+    Ok(renewed == 1)
+}
+
+/// Ends a locked run; what is due waits again.
+async fn end(session: &Session, act: Act<'_>, id: i64, state: RunState, note: Option<&str>) -> Result<(), StoreError> {
+    session
+        .execute_exactly(
+            1,
+            "/* desk::end */
+            UPDATE settled.runs
+            SET state = $2,
+                note = $3,
+                changed_at = date_trunc('milliseconds', now()),
+                driver = NULL,
+                driven_until = NULL
+            WHERE id = $1",
+            &[&id, &state.as_str(), &note],
+        )
+        .await?;
+    session
+        .query(
+            "/* desk::end lock */
+            SELECT
+            FROM settled.dead_letters
+            WHERE id IN (SELECT dead_letter_id FROM settled.run_items WHERE run_id = $1 AND state = 'due')
+            ORDER BY id
+            FOR NO KEY UPDATE",
+            &[&id],
+        )
+        .await?;
+    session
+        .execute(
+            "/* desk::end messages */
+            UPDATE settled.dead_letters AS d
+            SET state = 'open'
+            FROM settled.run_items AS i
+            WHERE i.run_id = $1 AND i.state = 'due' AND d.id = i.dead_letter_id AND d.state = 'due' AND d.run_id = $1",
+            &[&id],
+        )
+        .await?;
+    session
+        .execute(
+            "/* desk::end items */
+            UPDATE settled.run_items SET state = 'waiting' WHERE run_id = $1 AND state = 'due'",
+            &[&id],
+        )
+        .await?;
+    let rows = session
+        .query(
+            "/* desk::end outcome */
+            SELECT coalesce(verdict, state) AS word, count(*) AS messages
+            FROM settled.run_items
+            WHERE run_id = $1
+            GROUP BY 1",
+            &[&id],
+        )
+        .await?;
+    let mut outcome: serde_json::Map<String, Value> = rows
+        .iter()
+        .map(|row| (row.get("word"), json!(row.get::<_, i64>("messages"))))
+        .collect();
+    outcome.insert("run".into(), json!(id));
+    outcome.insert("state".into(), json!(state.as_str()));
+    if let Some(note) = note {
+        outcome.insert("note".into(), json!(note));
+    }
+    write_audit(session, act, &Value::Object(outcome), Some(id))
+        .await
+        .map(drop)
+}
