@@ -21,6 +21,7 @@ use crate::{
         delivery::{BatchId, Delivery, Publication},
         event,
     },
+    fail::{self, Point},
     publish::{Entrance, Owned, PublishStage, send_all},
     settle::{Batch, Clerk, Settled},
     store::{Fate, StoreError, dead_letters::FilingOutcome},
@@ -418,6 +419,7 @@ impl Work for Storing {
     type Batch = Letters;
 
     async fn read(&self, deliveries: Vec<Delivery>) -> Letters {
+        fail::point(Point::CollectorReceived).await;
         let (deliveries, causes): (Vec<_>, Vec<_>) = deliveries.into_iter().map(dead_letter::open).unzip();
         let batch = Batch::read(deliveries).await;
         let causes = causes
@@ -445,8 +447,10 @@ impl Work for Storing {
         }
         let stored = self.store_all(letters, &mut done, &mut refused).await;
         if stored.is_ok() {
+            fail::point(Point::CollectorCommitted).await;
             let acks: Vec<u64> = tags.into_iter().filter(|tag| !refused.contains(tag)).collect();
             dispose(disposer, self.number, &refused, &acks).await;
+            fail::point(Point::CollectorAcked).await;
         }
         done.retain(|settled| !settled.publications.is_empty());
         send_all(place, &self.committed, done, received).await;

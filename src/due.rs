@@ -1,13 +1,14 @@
-//! The second intake: parked messages that are due, judged by the same batch walk.
+//! The second intake: parked messages that are due and dead letters to be replayed, judged by the same batch walk.
 
 use std::time::Instant;
 
 use crate::{
-    domain::{decide::VerdictKind, message::BODY_MAX},
+    domain::decide::VerdictKind,
     fail::{self, Point},
     publish::{Entrance, Owned, PublishStage, send_all},
     retry::{self, Backoff, Waited},
     settle::{Batch, Settled},
+    store::StoreError,
     telemetry::{Dependency, Intake as Door, Signal},
     worker::Worker,
 };
@@ -28,50 +29,23 @@ pub async fn run(mut worker: Worker) {
 
 async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
     let settings = worker.settings.clone();
-    // Lanes count from zero; in logs this intake is the one after them.
-    let lane = settings.worker.lanes;
     let mut backoff = Backoff::new(&settings.retry);
-    // Bounded as a queue's batch is, by number and by bytes; bodies are counted as if each were as large as it may be.
-    let most = settings
-        .worker
-        .batch_max
-        .min(settings.worker.batch_max_bytes / BODY_MAX)
-        .max(1);
     loop {
-        let Ok(place) = entrance.reserve().await else { break };
-        let waited = match worker.clerk.store.claim_due(most, settings.park.lease).await {
-            Ok(claimed) if claimed.deliveries.is_empty() && claimed.unreadable.is_empty() => {
+        // Parked messages first, since somebody waits for them; then replays. A batch of each in turn: neither waits for more
+        // than that of the other.
+        let worked = async {
+            let parked = judge_some(worker, Door::Parked, owned, entrance).await?;
+            let replayed = !*worker.stop.borrow() && judge_some(worker, Door::Replayed, owned, entrance).await?;
+            Ok::<_, StoreError>(parked || replayed)
+        };
+        let waited = match worked.await {
+            Ok(_) if *worker.stop.borrow() => Waited::Stopping,
+            Ok(true) => Waited::Over,
+            Ok(false) => {
                 backoff.reset();
-                drop(place);
                 retry::sleep(settings.park.poll, &mut worker.stop).await
             }
-            Ok(claimed) => {
-                for key in claimed.unreadable {
-                    Signal::ParkedUnreadable { key }.emit();
-                }
-                let received = Instant::now();
-                let batch = Batch::read(claimed.deliveries).await;
-                let mut done = Vec::new();
-                // Handed back means: due again when the lease runs out.
-                let patience = Some(settings.worker.pause_release);
-                if let Err(why) = worker
-                    .settle(lane, Door::Parked, batch, owned, patience, &mut done)
-                    .await
-                {
-                    Signal::HandedBack { lane, why: &why.why }.emit();
-                }
-                if done.iter().any(ends_a_wait) {
-                    fail::point(Point::Woken).await;
-                }
-                send_all(place, entrance, done, received).await;
-                if *worker.stop.borrow() {
-                    Waited::Stopping
-                } else {
-                    Waited::Over
-                }
-            }
             Err(error) => {
-                drop(place);
                 worker
                     .wait_for(Dependency::Database, &error.to_string(), &mut backoff)
                     .await
@@ -81,6 +55,47 @@ async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
             break;
         }
     }
+}
+
+/// Claims and judges what is due, bounded as a queue's batch is; says whether there was anything.
+async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entrance) -> Result<bool, StoreError> {
+    let settings = &worker.settings;
+    // Lanes count from zero; in logs this intake is the one after them.
+    let lane = settings.worker.lanes;
+    let (max, max_bytes) = (settings.worker.batch_max, settings.worker.batch_max_bytes);
+    // A place in the publish stage first: the outbox must not grow while the broker takes nothing. It closes with the program.
+    let Ok(place) = entrance.reserve().await else {
+        return Ok(false);
+    };
+    let (store, lease) = (&worker.clerk.store, settings.park.lease);
+    let claimed = match door {
+        Door::Replayed => store.claim_replays(max, max_bytes, lease).await?,
+        Door::Parked | Door::Queue | Door::Dead => store.claim_due(max, max_bytes, lease).await?,
+    };
+    if claimed.is_empty() {
+        return Ok(false);
+    }
+    for key in claimed.unreadable {
+        match door {
+            Door::Replayed => Signal::ReplayUnreadable { id: key }.emit(),
+            Door::Parked | Door::Queue | Door::Dead => Signal::ParkedUnreadable { key }.emit(),
+        }
+    }
+    let received = Instant::now();
+    let batch = Batch::read(claimed.deliveries).await;
+    let mut done = Vec::new();
+    // Handed back means: due again when the lease runs out.
+    let patience = Some(settings.worker.pause_release);
+    if let Err(why) = worker.settle(lane, door, batch, owned, patience, &mut done).await {
+        Signal::HandedBack { lane, why: &why.why }.emit();
+    }
+    match door {
+        Door::Replayed => fail::point(Point::ReplayCommitted).await,
+        Door::Parked | Door::Queue | Door::Dead if done.iter().any(ends_a_wait) => fail::point(Point::Woken).await,
+        Door::Parked | Door::Queue | Door::Dead => {}
+    }
+    send_all(place, entrance, done, received).await;
+    Ok(true)
 }
 
 /// Whether a message of this batch waits no longer.

@@ -39,6 +39,20 @@ macro_rules! points {
                 match self { $(Point::$point => $name),+ }
             }
 
+            /// Whether it is passed only where dead letters are collected or replayed.
+            pub const fn is_of_the_desk(self) -> bool {
+                matches!(
+                    self,
+                    Point::CollectorReceived
+                        | Point::DeadLettersFiled
+                        | Point::CollectorCommitted
+                        | Point::CollectorAcked
+                        | Point::ReplayClaimed
+                        | Point::ReplayJudged
+                        | Point::ReplayCommitted
+                )
+            }
+
             /// What `error` means there.
             pub const fn on_error(self) -> OnError {
                 match self { $(Point::$point => $on_error),+ }
@@ -112,6 +126,20 @@ points! {
     RelayTaken = "relay_taken": Database;
     /// The relay has published it.
     RelayPublished = "relay_published": Database;
+    /// The collector took dead letters from its consumer.
+    CollectorReceived = "collector_received": Nothing("the dead letters are in memory; a consumer that ends says so by itself");
+    /// Dead letters are written, and the transaction not committed.
+    DeadLettersFiled = "dead_letters_filed": Database;
+    /// They are committed and not yet acknowledged.
+    CollectorCommitted = "collector_committed": Nothing("the answer to COMMIT was read");
+    /// They are acknowledged.
+    CollectorAcked = "collector_acked": Nothing("an acknowledgement is not answered");
+    /// Dead letters to be replayed were claimed; an error here loses the answer.
+    ReplayClaimed = "replay_claimed": Database;
+    /// The batch has given them their verdicts, and is not committed.
+    ReplayJudged = "replay_judged": Database;
+    /// It is committed.
+    ReplayCommitted = "replay_committed": Nothing("the answer to COMMIT was read");
 }
 
 /// Something was made to fail. What that means says the room in which it happens.

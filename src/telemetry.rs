@@ -130,6 +130,10 @@ pub enum Signal<'a> {
     ParkedUnreadable {
         key: Uuid,
     },
+    /// The same of a dead letter that is to be replayed. An alarm.
+    ReplayUnreadable {
+        id: Uuid,
+    },
     /// Dead letters were stored: messages that had no row, further failures of messages that had one, and copies of what
     /// was stored before; the last one failed this long ago.
     DeadLettersCollected {
@@ -543,6 +547,10 @@ impl Signal<'_> {
                 counter!("settled_parked_unreadable_total").increment(1);
                 error!(%key, "a parked message is of a format that this version can not read; start a newer worker");
             }
+            Signal::ReplayUnreadable { id } => {
+                counter!("settled_replays_unreadable_total").increment(1);
+                error!(%id, "a dead letter is of a format that this version can not read; start a newer worker");
+            }
             Signal::DeadLettersCollected {
                 new,
                 again,
@@ -871,6 +879,10 @@ fn describe() {
             "Times a due message was of a format that this version can not read.",
         ),
         (
+            "settled_replays_unreadable_total",
+            "Times a dead letter to be replayed was of a format that this version can not read.",
+        ),
+        (
             "settled_dead_letters_collected_total",
             "Dead letters taken from their queue: messages new to the database, further failures, copies of what was stored.",
         ),
@@ -996,6 +1008,7 @@ fn start_at_zero() {
         "settled_acks_lost_total",
         "settled_own_queues_unserved_total",
         "settled_parked_unreadable_total",
+        "settled_replays_unreadable_total",
         "settled_dead_letters_set_apart_total",
         "settled_unreadable_alarms_total",
         "settled_handed_back_total",
@@ -1146,6 +1159,7 @@ mod tests {
                 error: "closed",
             },
             Signal::ParkedUnreadable { key: batch },
+            Signal::ReplayUnreadable { id: batch },
             Signal::HandedBack {
                 lane: 0,
                 why: "paused for long",
@@ -1271,6 +1285,7 @@ mod tests {
             "settled_acks_lost_total 1",
             "settled_own_queues_unserved_total 1",
             "settled_parked_unreadable_total 1",
+            "settled_replays_unreadable_total 1",
             "settled_handed_back_total 1",
             "settled_queue_messages{queue=\"settlement.updates\"} 6",
             "settled_queue_messages{queue=\"settlement.dead\"} 7",
@@ -1381,7 +1396,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 10, "{alarms}");
+        assert_eq!(alarms.lines().count(), 11, "{alarms}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip; one statement a
-//! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, parked, accounts.
+//! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, parked, dead
+//! letters, accounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, outbox};
+use super::{Fate, Session, Store, StoreError, dead_letters, outbox};
 use crate::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
@@ -366,7 +367,7 @@ impl OpenBatch {
 }
 
 /// Every statement of the write, in the order in which they are sent.
-const WRITES: [&str; 14] = [
+const WRITES: [&str; 16] = [
     INSERT_BATCH,
     INSERT_RECEIPTS,
     UPDATE_RECEIPTS,
@@ -377,6 +378,8 @@ const WRITES: [&str; 14] = [
     UNPARK,
     PARK,
     PARK_ON,
+    dead_letters::LOCK,
+    dead_letters::JUDGE,
     outbox::INSERT,
     outbox::DELETE,
     LOCK_ACCOUNTS,
@@ -386,6 +389,7 @@ const WRITES: [&str; 14] = [
 /// Every statement of the write, sent together, in the order of the locks.
 async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
     let changes = outcome.changes;
+    let rulings = dead_letters::rulings(outcome);
     // On a fresh connection too they leave in this order, so that the first error is the cause.
     for sql in WRITES {
         session.prepare(sql).await?;
@@ -401,6 +405,8 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         unpark(session, outcome),
         park(session, outcome),
         park_on(session, changes),
+        dead_letters::lock(session, &rulings),
+        dead_letters::judge(session, outcome, &rulings),
         outbox::insert(session, outcome.id, outcome.publications, outcome.lease),
         delete_published(session, outcome.published),
         lock_accounts(session, changes),
@@ -408,7 +414,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
     );
     let results = [
         written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8, written.9,
-        written.10, written.11, written.12, written.13,
+        written.10, written.11, written.12, written.13, written.14, written.15,
     ];
     results.into_iter().collect()
 }
@@ -496,12 +502,12 @@ const PARK: &str = "\
     WITH made AS (
         INSERT INTO settled.parked (
             key, enterprise_id, nonce, allocation_id, exchange, routing_key, properties, body,
-            parked_at, until, due_at, format, attempts
+            parked_at, until, due_at, dead_letter_id, format, attempts
         )
-        SELECT n.*, $12::smallint, 0
+        SELECT n.*, $13::smallint, 0
         FROM unnest(
             $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-            $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]
+            $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::uuid[]
         ) AS n
         RETURNING key, allocation_id, parked_at
     )
@@ -832,6 +838,7 @@ async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError
     let parked_at: Vec<Timestamp> = rows.iter().map(|(new, _)| new.parked.parked_at).collect();
     let until: Vec<Timestamp> = rows.iter().map(|(new, _)| new.parked.until).collect();
     let due_at: Vec<Timestamp> = rows.iter().map(|(new, _)| new.due_at).collect();
+    let dead_letters: Vec<Option<Uuid>> = rows.iter().map(|(_, delivery)| delivery.source.dead_letter()).collect();
     session
         .execute_exactly(
             parked.len(),
@@ -848,6 +855,7 @@ async fn park(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError
                 &parked_at,
                 &until,
                 &due_at,
+                &dead_letters,
                 &outbox::FORMAT,
             ],
         )

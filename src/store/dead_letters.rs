@@ -1,4 +1,5 @@
-//! Dead letters: taken in from the queue, one row a message.
+//! Dead letters: taken in from the queue, one row a message; claimed for their replay, and ruled on by the batch that
+//! judges it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,11 +7,19 @@ use futures_util::join;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, batch, outbox};
-use crate::domain::{
-    dead_letter::{Arrival, Entry, Filing, Known, State, group_of},
-    decide::Reason,
-    delivery::{BatchId, Publication},
+use super::{
+    Fate, Session, Store, StoreError,
+    batch::{self, Outcome},
+    due::Claimed,
+    outbox,
+};
+use crate::{
+    domain::{
+        dead_letter::{Arrival, Entry, Filing, Known, Ruling, State, group_of, ruling},
+        decide::Reason,
+        delivery::{BatchId, Publication, Source},
+    },
+    fail::Point,
 };
 
 const LOAD: &str = "\
@@ -155,6 +164,7 @@ impl OpenFiling {
             self.session.rollback().await;
             return Err(error);
         }
+        self.session.pass(Point::DeadLettersFiled).await?;
         self.session.commit().await
     }
 }
@@ -331,6 +341,144 @@ fn group(arrival: &Arrival<'_>) -> String {
 /// A detail comes in a header: one made by hand may hold what PostgreSQL can not.
 fn storable(detail: &str) -> String {
     detail.replace('\0', "\u{fffd}")
+}
+
+/// An UPDATE FROM takes its rows in any order: in order of id they are locked before.
+pub(super) const LOCK: &str = "\
+    /* dead_letters::lock */
+    SELECT FROM settled.dead_letters WHERE id = ANY ($1) ORDER BY id FOR UPDATE";
+
+/// What settled stays settled, whatever a slower worker found. Of what is discarded, or parked by a replay, a further
+/// replay's refusal is noted, and it stays where it is.
+pub(super) const JUDGE: &str = "\
+    /* dead_letters::judge */
+    WITH judged AS (
+        UPDATE settled.dead_letters AS d
+        SET state = CASE WHEN n.state = 'open' AND (d.state = 'discarded' OR d.state = 'parked' AND n.is_replay)
+                         THEN d.state ELSE n.state END,
+            discarded_at = CASE WHEN n.state = 'open' THEN d.discarded_at END,
+            leased_until = NULL,
+            reason = CASE WHEN n.verdict = 'rejected' THEN n.reason ELSE d.reason END,
+            detail = coalesce(n.detail, d.detail),
+            group_id = coalesce(n.group_id, d.group_id),
+            last_failed_at = CASE WHEN n.verdict = 'rejected' THEN greatest(d.last_failed_at, $8)
+                                  ELSE d.last_failed_at END,
+            times_seen = d.times_seen + CASE WHEN n.verdict = 'rejected' THEN 1 ELSE 0 END,
+            replays = d.replays + CASE WHEN n.is_replay THEN 1 ELSE 0 END,
+            verdict = n.verdict,
+            judged_at = $8,
+            batch_id = $9
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
+             AS n (id, state, verdict, reason, detail, group_id, is_replay)
+        WHERE d.id = n.id
+          AND (d.state <> 'settled' OR n.state = 'settled')
+        RETURNING d.id, d.run_id, n.verdict, n.reason
+    )
+    UPDATE settled.run_items AS i
+    SET state = 'judged',
+        verdict = j.verdict,
+        reason = j.reason,
+        judged_at = $8
+    FROM judged AS j
+    WHERE i.run_id = j.run_id
+      AND i.dead_letter_id = j.id
+      AND i.state IN ('waiting', 'due')";
+
+/// What a batch says of stored dead letters, one ruling a row, in order of id.
+pub(super) fn rulings<'a>(outcome: &Outcome<'a>) -> Vec<Ruling<'a>> {
+    let judged = outcome.batch.iter().zip(outcome.judgements);
+    let rulings: BTreeMap<Uuid, Ruling<'_>> = judged
+        .filter_map(|(message, judgement)| ruling(*message, judgement))
+        .map(|ruling| (ruling.id, ruling))
+        .collect();
+    rulings.into_values().collect()
+}
+
+pub(super) async fn lock(session: &Session, rulings: &[Ruling<'_>]) -> Result<(), StoreError> {
+    if session.skips(rulings.is_empty()) {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = rulings.iter().map(|ruling| ruling.id).collect();
+    session.query(LOCK, &[&ids]).await.map(drop)
+}
+
+/// Gives rows their verdict, and the items of their runs. Rows are not counted: one may have been purged.
+pub(super) async fn judge(session: &Session, outcome: &Outcome<'_>, rulings: &[Ruling<'_>]) -> Result<(), StoreError> {
+    if session.skips(rulings.is_empty()) {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = rulings.iter().map(|ruling| ruling.id).collect();
+    let states: Vec<&str> = rulings.iter().map(|ruling| ruling.state.as_str()).collect();
+    let verdicts: Vec<&str> = rulings.iter().map(|ruling| ruling.verdict.as_str()).collect();
+    let reasons: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.reason.map(Reason::as_str)).collect();
+    let details: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.detail).collect();
+    let groups: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.group.as_deref()).collect();
+    let are_replays: Vec<bool> = rulings.iter().map(|ruling| ruling.is_replay).collect();
+    session
+        .execute(
+            JUDGE,
+            &[
+                &ids,
+                &states,
+                &verdicts,
+                &reasons,
+                &details,
+                &groups,
+                &are_replays,
+                &outcome.now,
+                &outcome.id,
+            ],
+        )
+        .await?;
+    session.pass(Point::ReplayJudged).await
+}
+
+impl Store {
+    /// Claims dead letters that a running run asks to be replayed, in order of arrival: at most so many, and so many bytes,
+    /// except that one always fits. Until the lease ends no other worker takes them.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn claim_replays(&self, max: usize, max_bytes: usize, lease: Duration) -> Result<Claimed, StoreError> {
+        let session = self.session("claim_replays").await?;
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+        let mut rows = session
+            .query(
+                "/* dead_letters::claim_replays */
+                WITH due AS MATERIALIZED (
+                    SELECT d.id, d.seq, octet_length(d.body) + octet_length(d.properties) AS size
+                    FROM settled.dead_letters AS d
+                    JOIN settled.runs AS r ON r.id = d.run_id AND r.state = 'running'
+                    WHERE d.state = 'due'
+                      AND (d.leased_until IS NULL OR d.leased_until <= statement_timestamp())
+                    ORDER BY d.seq
+                    LIMIT $1
+                    FOR UPDATE OF d SKIP LOCKED
+                ), total AS (
+                    SELECT id, size, sum(size) OVER (ORDER BY seq) AS bytes
+                    FROM due
+                )
+                UPDATE settled.dead_letters AS d
+                SET leased_until = statement_timestamp() + make_interval(secs => $3)
+                FROM total AS t
+                WHERE d.id = t.id
+                  AND (t.bytes <= $2 OR t.bytes = t.size)
+                RETURNING d.seq, d.id, d.exchange, d.routing_key, d.format, d.properties, d.body",
+                &[&limit, &bytes, &lease.as_secs_f64()],
+            )
+            .await?;
+        if !rows.is_empty() {
+            session.pass(Point::ReplayClaimed).await?;
+        }
+        rows.sort_by_key(|row| row.get::<_, i64>("seq"));
+        let mut claimed = Claimed::default();
+        for row in rows {
+            let id: Uuid = row.get("id");
+            claimed.take(&row, id, Source::Replayed { id });
+        }
+        Ok(claimed)
+    }
 }
 
 /// How many dead letters wait, and what is being replayed.

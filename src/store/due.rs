@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{Store, StoreError, outbox};
@@ -10,7 +11,7 @@ use crate::{
     fail::Point,
 };
 
-/// Parked messages that are ours to judge, for as long as the lease runs.
+/// Stored messages that are ours to judge, for as long as the lease runs.
 #[derive(Debug, Default)]
 pub struct Claimed {
     /// Oldest first.
@@ -19,33 +20,63 @@ pub struct Claimed {
     pub unreadable: Vec<Uuid>,
 }
 
+impl Claimed {
+    pub fn is_empty(&self) -> bool {
+        self.deliveries.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// One row, with its message.
+    pub(super) fn take(&mut self, row: &Row, id: Uuid, source: Source) {
+        let properties = (row.get::<_, i16>("format") == outbox::FORMAT)
+            .then(|| outbox::parse_properties(row.get("properties")))
+            .flatten();
+        match properties {
+            Some(properties) => self.deliveries.push(Delivery {
+                exchange: row.get("exchange"),
+                routing_key: row.get("routing_key"),
+                body: row.get("body"),
+                properties,
+                redelivered: false,
+                source,
+            }),
+            None => self.unreadable.push(id),
+        }
+    }
+}
+
 impl Store {
-    /// Claims parked messages that are due, oldest first. Until the lease ends no other worker takes them. Both times are
-    /// the statement's, and so equal: a `due_at` below `leased_until` says that the message was woken.
+    /// Claims parked messages that are due, oldest first: at most so many, and so many bytes, except that one always fits.
+    /// Until the lease ends no other worker takes them. Both times are the statement's, and so equal: a `due_at` below
+    /// `leased_until` says that the message was woken.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn claim_due(&self, max: usize, lease: Duration) -> Result<Claimed, StoreError> {
+    pub async fn claim_due(&self, max: usize, max_bytes: usize, lease: Duration) -> Result<Claimed, StoreError> {
         let session = self.session("claim_due").await?;
         let limit = i64::try_from(max).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
         let mut rows = session
             .query(
                 "/* due::claim_due */
                 WITH due AS MATERIALIZED (
-                    SELECT key
+                    SELECT key, seq, octet_length(body) + octet_length(properties) AS size
                     FROM settled.parked
                     WHERE due_at <= statement_timestamp()
                     ORDER BY seq
                     LIMIT $1
                     FOR UPDATE SKIP LOCKED
+                ), total AS (
+                    SELECT key, size, sum(size) OVER (ORDER BY seq) AS bytes
+                    FROM due
                 )
                 UPDATE settled.parked AS p
-                SET due_at = statement_timestamp() + make_interval(secs => $2),
-                    leased_until = statement_timestamp() + make_interval(secs => $2)
-                FROM due
-                WHERE p.key = due.key
+                SET due_at = statement_timestamp() + make_interval(secs => $3),
+                    leased_until = statement_timestamp() + make_interval(secs => $3)
+                FROM total AS t
+                WHERE p.key = t.key
+                  AND (t.bytes <= $2 OR t.bytes = t.size)
                 RETURNING p.seq, p.key, p.exchange, p.routing_key, p.format, p.properties, p.body, p.dead_letter_id",
-                &[&limit, &lease.as_secs_f64()],
+                &[&limit, &bytes, &lease.as_secs_f64()],
             )
             .await?;
         if !rows.is_empty() {
@@ -55,23 +86,8 @@ impl Store {
         let mut claimed = Claimed::default();
         for row in rows {
             let key: Uuid = row.get("key");
-            let properties = (row.get::<_, i16>("format") == outbox::FORMAT)
-                .then(|| outbox::parse_properties(row.get("properties")))
-                .flatten();
-            match properties {
-                Some(properties) => claimed.deliveries.push(Delivery {
-                    exchange: row.get("exchange"),
-                    routing_key: row.get("routing_key"),
-                    body: row.get("body"),
-                    properties,
-                    redelivered: false,
-                    source: Source::Parked {
-                        key,
-                        dead_letter: row.get("dead_letter_id"),
-                    },
-                }),
-                None => claimed.unreadable.push(key),
-            }
+            let dead_letter = row.get("dead_letter_id");
+            claimed.take(&row, key, Source::Parked { key, dead_letter });
         }
         Ok(claimed)
     }

@@ -222,10 +222,17 @@ impl Places {
             let at = |seen: &Seen| (seen.routing_key.clone(), sha256(&seen.body));
             seen.iter().map(at).collect()
         };
+        // A dead letter that was replayed is where its replay brought it.
+        let sql = "SELECT routing_key, digest FROM settled.dead_letters WHERE state IN ('settled', 'parked')";
+        let mut dead: BTreeSet<(String, [u8; 32])> = at(dead);
+        for row in db.query(sql, &[]).await.expect("dead letters") {
+            let digest: &[u8] = row.get(1);
+            dead.remove(&(row.get(0), digest.try_into().expect("a digest")));
+        }
         Self {
             settled,
             parked,
-            dead: at(dead),
+            dead,
             queued: at(queued),
         }
     }
@@ -296,6 +303,7 @@ pub(crate) async fn audit(db: &Client, story: &Story, observed: &Observed) -> Ve
         story,
         known: &known,
         observed,
+        refused_again: refused_again(db).await,
         records: records(db).await,
         places: Places::look(db, &observed.dead, &observed.queued).await,
         problems: Vec::new(),
@@ -483,6 +491,8 @@ struct Audit<'a> {
     records: BTreeMap<Uuid, Record>,
     places: Places,
     problems: Vec<String>,
+    /// Replayed dead letters that were refused anew: routing key, digest, reason.
+    refused_again: BTreeSet<(String, String, String)>,
 }
 
 impl Audit<'_> {
@@ -787,6 +797,8 @@ impl Audit<'_> {
             }
             dead.insert((seen.routing_key.clone(), digest, reason));
         }
+        // A replay that is refused is told, and is no second dead letter.
+        dead.extend(self.refused_again.iter().cloned());
         for missing in dead.difference(&told) {
             problems.push(format!("I4: a dead letter without its event: {missing:?}"));
         }
@@ -795,6 +807,35 @@ impl Audit<'_> {
         }
         self.problems.extend(problems);
     }
+}
+
+/// What replays were refused for, as their runs have it, and the rows of those that waited in between.
+async fn refused_again(db: &Client) -> BTreeSet<(String, String, String)> {
+    let sql = "SELECT d.routing_key, encode(d.digest, 'hex'), i.reason
+               FROM settled.run_items AS i JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+               WHERE i.verdict = 'rejected'
+               UNION
+               SELECT routing_key, encode(digest, 'hex'), reason FROM settled.dead_letters WHERE verdict = 'rejected'";
+    let rows = db.query(sql, &[]).await.expect("replays");
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// Of the dead letters that were published each is a row, once none waits to be collected; and no row is of anything else.
+pub(crate) async fn uncollected(db: &Client, dead: &[Seen]) -> Vec<String> {
+    let published: BTreeSet<(String, Vec<u8>)> = dead
+        .iter()
+        .map(|seen| (seen.routing_key.clone(), sha256(&seen.body).to_vec()))
+        .collect();
+    let sql = "SELECT routing_key, digest FROM settled.dead_letters";
+    let rows = db.query(sql, &[]).await.expect("dead letters");
+    let stored: BTreeSet<(String, Vec<u8>)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let name = |(key, digest): &(String, Vec<u8>)| format!("{key} {}", hex::encode(digest));
+    let lost = published.difference(&stored);
+    let lost = lost.map(|letter| format!("I3: a dead letter was taken and not stored: {}", name(letter)));
+    let made = stored.difference(&published);
+    lost.chain(made.map(|letter| format!("I3: a dead letter is stored that never was: {}", name(letter))))
+        .take(5)
+        .collect()
 }
 
 /// Class and finality of each reason.

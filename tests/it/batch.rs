@@ -122,7 +122,7 @@ async fn locks_are_taken_in_the_order_of_keys() {
     db.execute("UPDATE settled.parked SET due_at = now()", &[])
         .await
         .expect("they are due");
-    let due = clerk.store.claim_due(10, PATIENCE).await.expect("claimed");
+    let due = clerk.store.claim_due(10, 1 << 20, PATIENCE).await.expect("claimed");
     assert_eq!(due.deliveries.len(), 2);
     let due = Batch::read(due.deliveries).await;
 
@@ -221,7 +221,7 @@ async fn a_message_woken_while_it_is_judged_stays_due() {
     db.execute("UPDATE settled.parked SET due_at = now()", &[])
         .await
         .expect("it is due");
-    let due = clerk.store.claim_due(10, PATIENCE).await.expect("claimed");
+    let due = clerk.store.claim_due(10, 1 << 20, PATIENCE).await.expect("claimed");
     let due = Batch::read(due.deliveries).await;
 
     // Allocations are read before receipts are locked.
@@ -240,7 +240,7 @@ async fn a_message_woken_while_it_is_judged_stays_due() {
     let judged = judging.await.expect("no panic").expect("judged");
     assert_eq!(verdict(&judged).kind(), VerdictKind::Parked, "it was not there yet");
 
-    let due = clerk.store.claim_due(10, PATIENCE).await.expect("claimed");
+    let due = clerk.store.claim_due(10, 1 << 20, PATIENCE).await.expect("claimed");
     assert_eq!(due.deliveries.len(), 1, "it was woken, and must not sleep again");
     let settled = settle(&clerk, &Batch::read(due.deliveries).await)
         .await

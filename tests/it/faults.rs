@@ -207,7 +207,9 @@ enum Fault {
 
 impl Fault {
     fn all() -> Vec<Self> {
-        let points = Point::ALL.iter().flat_map(|point| {
+        // Those of the desk have a run of their own, see `replays`.
+        let walk = Point::ALL.iter().filter(|point| !point.is_of_the_desk());
+        let points = walk.flat_map(|point| {
             let acts = Act::ALL.into_iter().filter(|act| match point.on_error() {
                 OnError::Nothing(_) => *act != Act::Error,
                 OnError::Database | OnError::Broker => true,
@@ -722,7 +724,8 @@ fn killed_at_every_point() {
         .into_iter()
         .filter(|fault| matches!(fault, Fault::At(_, Act::Kill)))
         .collect();
-    assert_eq!(kills.len(), Point::ALL.len(), "every point");
+    let walk = Point::ALL.iter().filter(|point| !point.is_of_the_desk());
+    assert_eq!(kills.len(), walk.count(), "every point");
     once(&kills);
 }
 

@@ -559,7 +559,10 @@ impl Place {
             "I3: dead letters nobody could read"
         );
         let observed = self.observed().await;
-        let problems = auditor::audit(&self.db().await, &self.told(), &observed).await;
+        let mut problems = auditor::audit(&self.db().await, &self.told(), &observed).await;
+        if self.line.depth("settlement.dead").await == 0 {
+            problems.extend(auditor::uncollected(&self.db().await, &observed.dead).await);
+        }
         assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
     }
 

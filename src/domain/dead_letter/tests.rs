@@ -401,3 +401,74 @@ fn a_message_is_one_row_however_often_it_fails() {
         assert_eq!(entry.expect("an entry").state, state);
     }
 }
+
+#[test]
+fn a_verdict_on_a_dead_letter_says_where_it_stands() {
+    let id = Uuid::from_u128(7);
+    let key = Uuid::from_u128(8);
+    let replayed = Source::Replayed { id };
+    let waited = Source::Parked {
+        key,
+        dead_letter: Some(id),
+    };
+    let at = time(0);
+    let parked = |again| Verdict::Parked {
+        parked_at: at,
+        until: at,
+        again,
+    };
+    let refused = Verdict::Rejected {
+        reason: Reason::AllocationNotFound,
+        detail: "no allocation of this id was reserved in time".into(),
+    };
+    for (source, verdict, expected) in [
+        (
+            replayed,
+            parked(false),
+            Some((State::Parked, VerdictKind::Parked, true)),
+        ),
+        (replayed, parked(true), Some((State::Open, VerdictKind::Parked, true))),
+        (
+            replayed,
+            refused.clone(),
+            Some((State::Open, VerdictKind::Rejected, true)),
+        ),
+        (waited, parked(true), None),
+        (
+            waited,
+            refused.clone(),
+            Some((State::Open, VerdictKind::Rejected, false)),
+        ),
+        (Source::Queue { delivery_tag: 1 }, refused.clone(), None),
+        (Source::Plain, refused.clone(), None),
+        (Source::Parked { key, dead_letter: None }, refused.clone(), None),
+    ] {
+        let mut message = sent();
+        message.source = source;
+        let facts = facts(&message);
+        let judged = Judged {
+            delivery: &message,
+            facts: &facts,
+        };
+        let judgement = Judgement { verdict, proven: true };
+        let ruling = ruling(judged, &judgement);
+        let found = ruling
+            .as_ref()
+            .map(|ruling| (ruling.state, ruling.verdict, ruling.is_replay));
+        assert_eq!(found, expected, "{source:?} {judgement:?}");
+        let is_refusal = judgement.verdict.kind() == VerdictKind::Rejected;
+        if let Some(ruling) = ruling {
+            assert_eq!(ruling.id, id);
+            assert_eq!(
+                (ruling.detail.is_some(), ruling.group.is_some()),
+                (is_refusal, is_refusal)
+            );
+        }
+        // What is a dead letter already is not published as one again; its refusal is told.
+        let publications = event::publications(judged, &judgement, at, &rules());
+        let kind = crate::domain::delivery::PublicationKind::DeadLetter;
+        let again = publications.iter().any(|publication| publication.kind == kind);
+        assert_eq!(again, is_refusal && source.dead_letter().is_none(), "{source:?}");
+        assert!(!is_refusal || !publications.is_empty());
+    }
+}
