@@ -440,16 +440,17 @@ impl Worker {
         let mut unreadable = 0;
         loop {
             let store = &self.clerk.store;
-            if desk_measured.is_none_or(|time| time.elapsed() >= DESK_INTERVAL)
-                && let Ok(desk) = store.measure_desk().await
-            {
+            if desk_measured.is_none_or(|time| time.elapsed() >= DESK_INTERVAL) {
+                // One that takes longer than statements may is not asked for again at once.
                 desk_measured = Some(Instant::now());
-                Signal::DeskMeasured {
-                    open: &desk.open,
-                    oldest: desk.oldest,
-                    runs: &desk.runs,
+                if let Ok(desk) = store.measure_desk().await {
+                    Signal::DeskMeasured {
+                        open: &desk.open,
+                        oldest: desk.oldest,
+                        runs: &desk.runs,
+                    }
+                    .emit();
                 }
-                .emit();
             }
             let measured = async { Ok::<_, StoreError>((store.backlog().await?, store.count_parked().await?)) };
             match measured.await {
