@@ -11,6 +11,7 @@ mod failure;
 mod ledger;
 mod life;
 mod output;
+mod reconcile;
 mod registry;
 mod setup;
 mod simulate;
@@ -110,6 +111,8 @@ enum Command {
     /// What operators did to dead letters
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// What the batches counted, against what they wrote
+    Reconcile(reconcile::Reconcile),
     /// Publish signed updates, right and wrong ones, and account for every one
     Simulate(simulate::Simulate),
     /// The whole story on a fresh database and broker, in under a minute
@@ -164,6 +167,7 @@ impl Cli {
             Command::Ledger(command) => ledger::run(context, command).await,
             Command::DeadLetters(command) => dead_letters::run(context, command).await,
             Command::Audit(command) => audit::run(context, command).await,
+            Command::Reconcile(wish) => reconcile::run(context, wish).await,
             Command::Simulate(wish) => simulate::run(context, wish).await,
             Command::Demo(wish) => demo::run(context, wish).await,
         }

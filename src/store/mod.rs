@@ -6,6 +6,7 @@ pub mod dead_letters;
 pub mod desk;
 pub mod due;
 pub mod outbox;
+pub mod reconcile;
 pub mod registry;
 
 use std::{

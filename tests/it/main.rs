@@ -24,6 +24,7 @@ mod proof;
 mod proxy;
 mod raw;
 mod readme;
+mod reconcile;
 mod replays;
 mod support;
 mod tidy;

@@ -1,0 +1,122 @@
+//! `settled reconcile`: what the batches counted, against what they wrote.
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    Context, Exit, Failure,
+    output::{Mood, plain},
+    time,
+};
+use crate::{
+    domain::event::rfc3339,
+    store::reconcile::{Line, Moment, Reconciliation},
+};
+
+#[derive(Args)]
+pub(super) struct Reconcile {
+    /// The first moment that counts: RFC 3339, or so long ago, such as 24h
+    #[arg(long, value_name = "T", value_parser = moment)]
+    since: Moment,
+    /// The first moment that does not count any more; now, if it is left out
+    #[arg(long, value_name = "T", value_parser = moment)]
+    until: Option<Moment>,
+}
+
+/// RFC 3339, or a duration ago.
+fn moment(text: &str) -> Result<Moment, String> {
+    if let Ok(time) = time(text) {
+        return Ok(Moment::At(time));
+    }
+    let ago = jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text);
+    ago.map(Moment::Ago)
+        .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as so long ago, such as 90m or 24h".into())
+}
+
+pub(super) async fn run(context: &Context, wish: Reconcile) -> Result<Exit, Failure> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        ok: bool,
+        #[serde(flatten)]
+        found: &'a Reconciliation,
+    }
+    if let (Moment::At(since), Some(Moment::At(until))) = (wish.since, wish.until) {
+        in_order(since, until)?;
+    }
+    let found = context.store()?.reconcile(wish.since, wish.until).await?;
+    in_order(found.since, found.until)?;
+    let ok = found.lines.iter().all(|line| line.ok);
+    context.out.say(&Told { ok, found: &found }, |out| {
+        out.line(format!("from {} until {}", rfc3339(found.since), rfc3339(found.until)))?;
+        for line in &found.lines {
+            let (mood, word) = if line.ok {
+                (Mood::Good, "ok   ")
+            } else {
+                (Mood::Bad, "wrong")
+            };
+            out.line(format!("{}  {}", out.coloured(mood, word), sentence(line)))?;
+            if !line.ok {
+                out.line(format!("       {}", out.coloured(Mood::Dim, line.advice)))?;
+            }
+        }
+        for problem in &found.problems {
+            out.line(plain(problem))?;
+        }
+        Ok(())
+    })?;
+    Ok(if ok { Exit::Done } else { Exit::Failed })
+}
+
+fn in_order(since: Timestamp, until: Timestamp) -> Result<(), Failure> {
+    if since < until {
+        return Ok(());
+    }
+    Err(Failure::usage("the window ends before it begins").hint("--since is the earlier one"))
+}
+
+/// `settled 120 = settlements 120`; with the difference, where there is one.
+fn sentence(line: &Line) -> String {
+    let both = format!(
+        "{} {} {} {} {}",
+        line.left.what,
+        line.left.count,
+        line.relation.as_str(),
+        line.right.what,
+        line.right.count
+    );
+    if line.ok {
+        return both;
+    }
+    format!("{both}: differs by {}", line.differs_by)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_so_long_ago() {
+        assert_eq!(
+            moment("2030-01-31T01:00:00.1234+01:00").map(|moment| match moment {
+                Moment::At(time) => rfc3339(time),
+                Moment::Ago(_) => String::new(),
+            }),
+            Ok("2030-01-31T00:00:00.123Z".to_owned())
+        );
+        for (text, seconds) in [
+            ("24h", 86_400),
+            ("90m", 5_400),
+            ("1h 30m", 5_400),
+            ("15s", 15),
+            ("0s", 0),
+        ] {
+            assert_eq!(moment(text), Ok(Moment::Ago(Duration::from_secs(seconds))), "{text}");
+        }
+        for text in ["", "24", "yesterday", "2030-01-31", "-24h", "24h ago"] {
+            assert!(moment(text).is_err(), "{text}");
+        }
+    }
+}
