@@ -504,7 +504,14 @@ async fn on_a_wire(
         Wire::Broker => ("SETTLED_BROKER_URL", &place.broker_url),
     };
     let proxy = Proxy::to(&address(url)).await;
-    let worker = start(place, &[(variable, with_address(url, proxy.address))], None);
+    // What it waits for in vain, one worker keeps and another hands back.
+    let patience = ["100ms", "60s"][dice.below(2)];
+    let settings = [
+        (variable, with_address(url, proxy.address)),
+        ("SETTLED_WORKER__PAUSE_RELEASE", patience.to_owned()),
+        ("SETTLED_WORKER__DRAIN_DEADLINE", "1s".to_owned()),
+    ];
+    let mut worker = start(place, &settings, None);
     worker.ready().await;
     match trouble {
         Trouble::Refused | Trouble::Cut | Trouble::Stalled => {}
@@ -524,14 +531,18 @@ async fn on_a_wire(
     let passing = Duration::from_millis(dice.below(400) as u64);
     match trouble {
         Trouble::Cut => proxy.cut(),
-        Trouble::Refused => {
-            proxy.refuse();
-            tokio::time::sleep(passing).await;
-            proxy.open();
-        }
-        Trouble::Stalled => {
-            proxy.stall();
+        Trouble::Refused | Trouble::Stalled => {
+            match trouble {
+                Trouble::Refused => proxy.refuse(),
+                _ => proxy.stall(),
+            }
             tokio::time::sleep(5 * passing).await;
+            if dice.below(3) == 0 {
+                // SIGTERM does not wait for those who do not answer.
+                let status = worker.terminate().await;
+                assert_eq!(status.code(), Some(0), "SIGTERM ends the worker in order");
+                worker = start(place, &settings, None);
+            }
             proxy.open();
         }
         Trouble::Slow | Trouble::Bytewise | Trouble::AtByte(..) | Trouble::AtFrame(..) => {}
