@@ -532,9 +532,10 @@ async fn on_a_wire(
     match trouble {
         Trouble::Cut => proxy.cut(),
         Trouble::Refused | Trouble::Stalled => {
-            match trouble {
-                Trouble::Refused => proxy.refuse(),
-                _ => proxy.stall(),
+            if matches!(trouble, Trouble::Refused) {
+                proxy.refuse();
+            } else {
+                proxy.stall();
             }
             tokio::time::sleep(5 * passing).await;
             if dice.below(3) == 0 {

@@ -112,7 +112,7 @@ pub(crate) mod looks {
     }
 }
 
-/// Bytes that travel alone before the proxy has had enough of it.
+/// How many bytes travel alone: enough to cut up some hundreds of frames.
 const ALONE: usize = 20_000;
 
 #[derive(Default)]
@@ -131,8 +131,8 @@ enum Fate {
 }
 
 impl Shared {
-    fn count(&self, how_many: usize) -> usize {
-        self.injected.fetch_add(how_many, Ordering::SeqCst)
+    fn count(&self, how_many: usize) {
+        self.injected.fetch_add(how_many, Ordering::SeqCst);
     }
 
     fn judge(&self, way: Way, frame: &[u8]) -> Fate {
@@ -421,7 +421,8 @@ impl Passing<'_> {
 
     async fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
         let is_bytewise = self.state.borrow().mode == Mode::Bytewise;
-        if is_bytewise && self.shared.count(frame.len()) < ALONE {
+        if is_bytewise && self.shared.injected.load(Ordering::SeqCst) < ALONE {
+            self.shared.count(frame.len());
             for byte in frame {
                 self.to.write_all(&[*byte]).await?;
             }
