@@ -623,10 +623,15 @@ impl<'a> Matrix<'a> {
     }
 
     fn go(&self, jobs: usize, told: &(impl Fn(usize, usize) + Sync)) {
-        // To drop a database takes a checkpoint: longer than a run, and nobody has to wait for it.
+        // To drop a database takes a checkpoint: nobody has to wait for it, and several that drop at once share one.
         let (used, to_clear) = mpsc::channel::<Ground>();
         std::thread::scope(|scope| {
-            scope.spawn(|| to_clear.into_iter().for_each(drop));
+            scope.spawn(move || {
+                while let Ok(first) = to_clear.recv() {
+                    let lot: Vec<Ground> = std::iter::once(first).chain(to_clear.try_iter()).collect();
+                    std::thread::scope(|scope| lot.into_iter().for_each(|ground| drop(scope.spawn(|| drop(ground)))));
+                }
+            });
             for _ in 0..jobs {
                 let used = used.clone();
                 scope.spawn(move || {
