@@ -1,6 +1,6 @@
 //! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip; one statement a
-//! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, parked, dead
-//! letters, accounts.
+//! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, who parks,
+//! parked, dead letters, accounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +27,8 @@ struct Wanted {
     allocations: BTreeSet<Uuid>,
     receipts: BTreeSet<Uuid>,
     enterprises: BTreeSet<String>,
+    /// Who speaks of which allocation: the message is parked where it is not there.
+    spoken_of: BTreeSet<(String, Uuid)>,
 }
 
 impl Wanted {
@@ -43,6 +45,7 @@ impl Wanted {
                 .map(|nonce| ReceiptKey::new(&update.enterprise_id, nonce).0);
             wanted.receipts.extend(keys);
             wanted.enterprises.insert(update.enterprise_id.clone());
+            wanted.spoken_of.insert((update.enterprise_id.clone(), update.id));
         }
         wanted
     }
@@ -88,6 +91,19 @@ const LOAD_PARKED: &str = "\
     FROM settled.parked
     WHERE key = ANY ($1)";
 
+/// Where messages may be parked, one batch at a time counts and parks for a partner: others that counted at the same
+/// moment would each fill the same room. In the order of the keys, so that two batches never wait for each other. What is
+/// locked is a number of ours, since there may be no row yet; it goes with the transaction.
+const LOCK_PARKING: &str = "\
+    /* batch::load lock parking */
+    SELECT pg_advisory_xact_lock(7236102, w.key)
+    FROM (
+        SELECT DISTINCT hashtext(w.enterprise_id) AS key
+        FROM unnest($1::text[], $2::uuid[]) AS w (enterprise_id, id)
+        WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = w.id)
+        ORDER BY key
+    ) AS w";
+
 /// Counted only where a message of the batch names an allocation that is not there: that is rare.
 const LOAD_PARKED_COUNTS: &str = "\
     /* batch::load parked counts */
@@ -128,6 +144,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
     for sql in [
         &allocations,
         &receipts,
+        LOCK_PARKING,
         LOAD_PARTNERS,
         LOAD_PARKED,
         LOAD_PARKED_COUNTS,
@@ -138,6 +155,11 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
     let allocation_ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
     let keys: Vec<Uuid> = wanted.receipts.iter().copied().collect();
     let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
+    let (speakers, subjects): (Vec<&str>, Vec<Uuid>) = wanted
+        .spoken_of
+        .iter()
+        .map(|(enterprise, id)| (enterprise.as_str(), *id))
+        .unzip();
     let begin = async {
         if lock {
             session.begin().await?;
@@ -150,6 +172,12 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
         begin,
         async { session.query(&allocations, &[&allocation_ids]).await },
         async { session.query(&receipts, &[&keys]).await },
+        async {
+            if !lock {
+                return Ok(Vec::new());
+            }
+            session.query(LOCK_PARKING, &[&speakers, &subjects]).await
+        },
         async { session.query(LOAD_PARTNERS, &[&enterprises]).await },
         async { session.query(LOAD_PARKED, &[&keys]).await },
         async {
@@ -170,7 +198,8 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
             .receipts
             .insert(ReceiptKey(row.get("key")), receipt(session, &row)?);
     }
-    for row in answers.3? {
+    answers.3?;
+    for row in answers.4? {
         let partner = snapshot
             .partners
             .entry(row.get("enterprise_id"))
@@ -185,7 +214,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
             partner.keys.push(public_key(session, bytes)?);
         }
     }
-    for row in answers.4? {
+    for row in answers.5? {
         let attempts: i32 = row.get("attempts");
         let parked = Parked {
             parked_at: row.get("parked_at"),
@@ -194,13 +223,13 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
         };
         snapshot.parked.insert(ReceiptKey(row.get("key")), parked);
     }
-    for row in answers.5? {
+    for row in answers.6? {
         let count: i64 = row.get(1);
         snapshot
             .parked_counts
             .insert(row.get(0), u64::try_from(count).unwrap_or_default());
     }
-    snapshot.now = answers.6?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
+    snapshot.now = answers.7?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
     session.pass(Point::AfterLoad).await?;
     Ok(snapshot)
 }

@@ -378,6 +378,29 @@ async fn what_waits_keeps_its_properties() {
     place.settle_up(worker).await;
 }
 
+/// However many count at the same moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_lanes_park_no_more_than_one_would() {
+    let (place, partner) = with_partner("so_many_at_once").await;
+    let draft = || partner.draft(&partner.allocation("BTC", "5"), "cleared");
+    let messages: Vec<Message> = (0..200).map(|_| draft().message(Expect::Any)).collect();
+    place.publish(&messages).await;
+    let settings = [
+        ("SETTLED_PARK__MAX_PER_PARTNER", "5"),
+        ("SETTLED_WORKER__LANES", "4"),
+        ("SETTLED_WORKER__PREFETCH", "4"),
+    ];
+    let (one, other) = (place.worker(&settings), place.worker(&settings));
+    place.rest().await;
+    let db = place.db().await;
+    let row = db.query_one("SELECT count(*) FROM settled.parked", &[]).await;
+    let parked: i64 = row.expect("parked").get(0);
+    assert_eq!(parked, 5);
+    one.ready().await;
+    assert_eq!(one.terminate().await.code(), Some(0));
+    place.settle_up(other).await;
+}
+
 // What may be said ---------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
