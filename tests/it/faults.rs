@@ -303,7 +303,7 @@ impl<'a> Shift<'a> {
     async fn watch(&self) {
         loop {
             self.look();
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -314,8 +314,7 @@ impl<'a> Shift<'a> {
             && !self.has_fired.get()
         {
             let worker = self.worker.borrow();
-            let said = worker.lines().iter().any(|line| line["fault"] == fault.as_str());
-            if said {
+            if worker.said().contains(&format!("{{\"fault\":\"{fault}\"}}")) {
                 self.has_fired.set(true);
                 self.fired.borrow_mut().push(fault.clone());
                 match act {
@@ -537,6 +536,10 @@ async fn on_a_wire(
             } else {
                 proxy.stall();
             }
+            until("something is in its way", PATIENCE, async || {
+                (proxy.injected() > 0).then_some(())
+            })
+            .await;
             tokio::time::sleep(5 * passing).await;
             if dice.below(3) == 0 {
                 // SIGTERM does not wait for those who do not answer.
