@@ -380,7 +380,17 @@ mod tests {
             .collect();
         assert_eq!(
             refused,
-            ["after_receive", "after_facts", "after_ack", "after_confirm", "woken"]
+            [
+                "after_receive",
+                "after_facts",
+                "after_ack",
+                "after_confirm",
+                "woken",
+                "collector_received",
+                "collector_committed",
+                "collector_acked",
+                "replay_committed"
+            ]
         );
     }
 
