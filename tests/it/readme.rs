@@ -117,17 +117,21 @@ fn named_tests(text: &str) -> (Vec<&str>, Vec<&str>) {
     let is_there = |path: &str| {
         let modules: Vec<&str> = path.split("::").filter(|module| *module != "tests").collect();
         let (name, modules) = modules.split_last()?;
-        let room = modules.join("/");
-        let files = [
-            format!("src/{room}.rs"),
-            format!("src/{room}/mod.rs"),
-            format!("src/{room}/tests.rs"),
-            format!("tests/it/{room}.rs"),
-            format!("tests/{room}/main.rs"),
-        ];
+        // The last module may stand in the file of the one before it.
+        let outer = modules.split_last().map_or(modules, |(_, outer)| outer);
+        let files = [modules, outer].map(|modules| modules.join("/")).map(|room| {
+            [
+                format!("src/{room}.rs"),
+                format!("src/{room}/mod.rs"),
+                format!("src/{room}/tests.rs"),
+                format!("tests/it/{room}.rs"),
+                format!("tests/{room}/main.rs"),
+            ]
+        });
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let texts = files
             .iter()
+            .flatten()
             .filter_map(|file| std::fs::read_to_string(root.join(file)).ok());
         let test = format!("fn {name}(");
         texts.into_iter().any(|text| text.contains(&test)).then_some(())
