@@ -527,11 +527,11 @@ impl Worker {
         }
     }
 
-    /// Waits, for a moment, until no lane has a consumer: what is handed back must not go to a neighbour.
+    /// Waits, for a moment, until no lane has a consumer: what goes back must not go to a neighbour, which would only give it
+    /// back once more. Once intake is open again there is nothing to wait for.
     async fn wait_for_detached(&self) {
-        self.gate.close();
         let detached = async {
-            while self.health.consumers_attached() > 0 {
+            while self.health.consumers_attached() > 0 && *self.gate.closed.borrow() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -783,7 +783,7 @@ pub(crate) trait Work: Sized {
     /// Why no consumer is attached yet; None: nothing is in the way.
     fn held_up(&self, why: Option<String>);
 
-    /// Waits until what is handed back goes to none of our own consumers.
+    /// Waits until what goes back goes to none of our own consumers.
     async fn detached(&self);
 }
 
@@ -980,10 +980,13 @@ impl<W: Work> Consumer<W> {
                 .emit();
                 self.gate.handed_back().push(Arc::new(handed_back));
                 self.gate.close();
-                self.work.detached().await;
                 SessionEnd::Closed
             }
         };
+        // Also where nothing is handed back: what was on its way to the consumer while it was cancelled goes back too.
+        if matches!(end, SessionEnd::Closed) {
+            self.work.detached().await;
+        }
         // Closing the connection gives back, once, whatever is not acknowledged. One that can not close in order is cut.
         drop(connection.close().await);
         Ok(end)
@@ -1035,6 +1038,23 @@ impl<W: Work> Consumer<W> {
         let mut closed = self.gate.closed.subscribe();
         let (lane, queue) = (self.number, self.queue.as_str());
         loop {
+            // A place for the batch first: the one before may be held up for long, and while it is nothing is taken, a
+            // consumer that must go goes, and a connection that breaks is told.
+            let place = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return SessionEnd::Stopping,
+                _ = is_over.wait_for(|over| *over) => return SessionEnd::Closed,
+                _ = closed.wait_for(|closed| *closed) => return SessionEnd::Closed,
+                place = taken.reserve() => place,
+                () = connection.closed() => {
+                    let error = "the connection broke while the batch before was being settled";
+                    Signal::ConsumerLost { lane, queue, error }.emit();
+                    return SessionEnd::Lost;
+                }
+            };
+            let Ok(place) = place else {
+                return SessionEnd::Closed;
+            };
             let next = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return SessionEnd::Stopping,
@@ -1043,22 +1063,7 @@ impl<W: Work> Consumer<W> {
                 next = intake.next() => next,
             };
             match next {
-                Ok(batch) => {
-                    let read = self.read(batch.deliveries).await;
-                    // The batch before may be held up for long; a connection that breaks meanwhile must be told all the same.
-                    let sent = tokio::select! {
-                        biased;
-                        sent = taken.send(read) => sent,
-                        () = connection.closed() => {
-                            let error = "the connection broke while the batch before was being settled";
-                            Signal::ConsumerLost { lane, queue, error }.emit();
-                            return SessionEnd::Lost;
-                        }
-                    };
-                    if sent.is_err() {
-                        return SessionEnd::Closed;
-                    }
-                }
+                Ok(batch) => place.send(self.read(batch.deliveries).await),
                 Err(IntakeEnd::Cancelled) => {
                     Signal::ConsumerCancelled { lane, queue }.emit();
                     return SessionEnd::Lost;
