@@ -1,13 +1,15 @@
 //! `settled audit`: who did what, why, and what came of it.
 
 use clap::{Args, Subcommand};
-use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Context, Exit, Failure, moment};
+use super::{Context, Exit, Failure, maybe_when, reconcile::moment};
 use crate::{
     domain::event::rfc3339,
-    store::desk::{AuditFilter, AuditRecord},
+    store::{
+        desk::{AuditFilter, AuditRecord},
+        reconcile::Moment,
+    },
 };
 
 #[derive(Subcommand)]
@@ -26,10 +28,10 @@ pub(super) struct List {
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    since: Option<Timestamp>,
+    since: Option<Moment>,
     /// Before this time: RFC 3339, or so long ago, such as 30m
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    until: Option<Timestamp>,
+    until: Option<Moment>,
     /// So many at most
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
@@ -40,13 +42,13 @@ pub(super) struct List {
 
 pub(super) async fn run(context: &Context, command: AuditCommand) -> Result<Exit, Failure> {
     let AuditCommand::List(question) = command;
+    let store = context.store()?;
     let filter = AuditFilter {
         operator: question.operator,
         act: question.act,
-        since: question.since,
-        until: question.until,
+        since: maybe_when(&store, question.since).await?,
+        until: maybe_when(&store, question.until).await?,
     };
-    let store = context.store()?;
     // One more than is shown says whether there are more.
     let mut acts = store
         .audit(&filter, question.after.unwrap_or(i64::MAX), question.limit + 1)

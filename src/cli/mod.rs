@@ -34,7 +34,7 @@ use crate::{
         message::{is_enterprise_id, parse_uuid},
     },
     retry::Backoff,
-    store::{Fate, Store, StoreError},
+    store::{Fate, Store, StoreError, reconcile::Moment},
 };
 
 /// Settles asynchronous allocations from partners' signed messages on RabbitMQ, in PostgreSQL.
@@ -330,16 +330,19 @@ fn time(text: &str) -> Result<Timestamp, String> {
     Timestamp::from_millisecond(time.as_millisecond()).map_err(|_| "out of range".to_owned())
 }
 
-/// A moment: RFC 3339, or how long ago it was.
-fn moment(text: &str) -> Result<Timestamp, String> {
-    let ago = jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text);
-    match ago {
-        Ok(ago) => Timestamp::now()
-            .checked_sub(ago)
-            .map_err(|_| "that is too long ago".to_owned()),
-        Err(_) => text
-            .parse()
-            .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as a time ago, such as 2h".to_owned()),
+/// When a moment is, by the database's clock.
+async fn when(store: &Store, moment: Moment) -> Result<Timestamp, Failure> {
+    Ok(match moment {
+        Moment::At(time) => time,
+        Moment::Ago(ago) => store.clock().await?.saturating_sub(ago).unwrap_or(Timestamp::MIN),
+    })
+}
+
+/// The same of one that may be left out.
+async fn maybe_when(store: &Store, moment: Option<Moment>) -> Result<Option<Timestamp>, Failure> {
+    match moment {
+        Some(moment) => when(store, moment).await.map(Some),
+        None => Ok(None),
     }
 }
 

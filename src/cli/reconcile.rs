@@ -25,7 +25,7 @@ pub(super) struct Reconcile {
 }
 
 /// RFC 3339, or a duration ago.
-fn moment(text: &str) -> Result<Moment, String> {
+pub(super) fn moment(text: &str) -> Result<Moment, String> {
     if let Ok(time) = time(text) {
         return Ok(Moment::At(time));
     }

@@ -225,10 +225,13 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
     if session.skips(entries.is_empty()) {
         return Ok(());
     }
-    let rows: Vec<(Uuid, &Entry, &Arrival<'_>)> = entries
+    let mut rows: Vec<(Uuid, &Entry, &Arrival<'_>)> = entries
         .into_iter()
         .filter_map(|(id, entry)| Some((id, entry, outcome.arrivals.get(entry.last?)?)))
         .collect();
+    // In order of arrival, which seq keeps: pages and replays go by it. Two collectors with the same new messages, which
+    // only a broken connection brings about, may be in each other's way then; one of them loads again.
+    rows.sort_by_key(|(_, entry, _)| entry.last);
     let each = || rows.iter().map(|(_, _, arrival)| arrival);
     let deliveries = || each().map(|arrival| arrival.message.delivery);
     let facts = || each().map(|arrival| arrival.message.facts);

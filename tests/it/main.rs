@@ -9,6 +9,7 @@ mod batch;
 mod collector;
 mod commands;
 mod desk;
+mod desk_page;
 mod doctor;
 mod drain;
 #[cfg(feature = "faults")]

@@ -3,14 +3,13 @@
 use std::io::{BufRead, IsTerminal, stdin};
 
 use clap::Args;
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::filters::Acting;
 use crate::{
-    cli::{Context, Exit, Failure, bounded, moment, output::complain},
+    cli::{Context, Exit, Failure, bounded, output::complain, reconcile::moment, when},
     domain::{dead_letter::State, event::rfc3339},
     store::{
         Store,
@@ -18,6 +17,7 @@ use crate::{
             Filter,
             acts::{Act, Done},
         },
+        reconcile::Moment,
     },
 };
 
@@ -133,7 +133,7 @@ struct Selection {
 pub(in crate::cli) struct Purge {
     /// RFC 3339, or so long ago, such as 720h
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    discarded_before: Timestamp,
+    discarded_before: Moment,
     #[command(flatten)]
     author: Author,
     /// Do not ask back, however many there are
@@ -185,7 +185,7 @@ impl Selection {
             None if !self.filters.is_given() => Err(Failure::usage("no messages are selected")
                 .hint("name a plan, or give a filter; --state open means every open one")),
             None => {
-                let filter = self.filters.filter(states);
+                let filter = self.filters.filter(store, states).await?;
                 let (ids, more) = select(context, store, &filter, None).await?;
                 Ok(Selected {
                     ids,
@@ -294,7 +294,7 @@ pub(super) async fn purge(context: &Context, wish: Purge) -> Result<Exit, Failur
         operator: String,
     }
     let store = context.store()?;
-    let before = wish.discarded_before;
+    let before = when(&store, wish.discarded_before).await?;
     let (messages, _) = store.count_purgeable(before).await?;
     confirm(
         context,

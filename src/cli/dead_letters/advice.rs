@@ -60,3 +60,19 @@ pub(in crate::cli) fn advice(reason: Reason) -> &'static str {
         Reason::Internal => "Nothing: the fault is here. Find it, mend it and replay.",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The operator's page says what `show` says.
+    #[test]
+    fn the_page_lists_every_reason_with_its_advice() {
+        let page = include_str!("../../../docs/dead-letters.md");
+        for reason in Reason::ALL {
+            let is_final = if reason.is_final() { "yes" } else { "no" };
+            let row = format!("| `{reason}` | {is_final} | {} |", advice(reason));
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+}

@@ -1,13 +1,12 @@
 //! Which messages: the flags that all commands share.
 
 use clap::Args;
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    cli::{bounded, enterprise_id, moment, uuid},
+    cli::{Failure, bounded, enterprise_id, maybe_when, reconcile::moment, uuid},
     domain::{dead_letter::State, decide::Reason},
-    store::desk::Filter,
+    store::{Store, desk::Filter, reconcile::Moment},
 };
 
 /// Everything but the reason.
@@ -24,10 +23,10 @@ pub(super) struct Filters {
     nonce: Option<String>,
     /// Only those that failed last at this time or later: RFC 3339, or so long ago, such as 2h
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    since: Option<Timestamp>,
+    since: Option<Moment>,
     /// Only those that failed last before this time: RFC 3339, or so long ago, such as 30m
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    until: Option<Timestamp>,
+    until: Option<Moment>,
     /// Only those in this state: open, due, parked, settled, discarded, or all; may be repeated
     #[arg(long, value_name = "STATE", value_parser = state)]
     state: Vec<States>,
@@ -63,14 +62,14 @@ pub(super) struct Acting {
 }
 
 impl Looking {
-    pub(super) fn filter(&self, states: &[State]) -> Filter {
-        self.others.filter(&self.reason, states)
+    pub(super) async fn filter(&self, store: &Store, states: &[State]) -> Result<Filter, Failure> {
+        self.others.filter(store, &self.reason, states).await
     }
 }
 
 impl Acting {
-    pub(super) fn filter(&self, states: &[State]) -> Filter {
-        self.others.filter(&self.reason_code, states)
+    pub(super) async fn filter(&self, store: &Store, states: &[State]) -> Result<Filter, Failure> {
+        self.others.filter(store, &self.reason_code, states).await
     }
 
     /// Whether any flag was given.
@@ -91,12 +90,12 @@ impl Acting {
 
 impl Filters {
     /// The filter, with these states where none was named.
-    fn filter(&self, reasons: &[Reason], states: &[State]) -> Filter {
+    async fn filter(&self, store: &Store, reasons: &[Reason], states: &[State]) -> Result<Filter, Failure> {
         let named: Vec<State> = State::ALL
             .into_iter()
             .filter(|state| self.state.iter().any(|named| named.holds(*state)))
             .collect();
-        Filter {
+        Ok(Filter {
             states: if named.is_empty() { states.to_vec() } else { named },
             reasons: reasons.to_vec(),
             is_final: (self.is_final || self.not_final).then_some(self.is_final),
@@ -104,9 +103,9 @@ impl Filters {
             allocation: self.allocation,
             nonce: self.nonce.clone(),
             group: self.group.clone(),
-            since: self.since,
-            until: self.until,
-        }
+            since: maybe_when(store, self.since).await?,
+            until: maybe_when(store, self.until).await?,
+        })
     }
 }
 

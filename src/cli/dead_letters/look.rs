@@ -56,8 +56,8 @@ pub(in crate::cli) struct List {
 }
 
 pub(super) async fn list(context: &Context, question: List) -> Result<Exit, Failure> {
-    let filter = question.filters.filter(&[State::Open, State::Due]);
     let store = context.store()?;
+    let filter = question.filters.filter(&store, &[State::Open, State::Due]).await?;
     // One more than is shown says whether there are more.
     let mut found = store.dead_letters(&filter, question.after, question.limit + 1).await?;
     let shown = usize::try_from(question.limit).unwrap_or(usize::MAX);
@@ -374,8 +374,9 @@ pub(super) async fn groups(context: &Context, question: Groups) -> Result<Exit, 
         total: i64,
         groups: &'a [Group],
     }
-    let filter = question.filters.filter(&[State::Open]);
-    let (groups, total) = context.store()?.dead_letter_groups(&filter, question.limit).await?;
+    let store = context.store()?;
+    let filter = question.filters.filter(&store, &[State::Open]).await?;
+    let (groups, total) = store.dead_letter_groups(&filter, question.limit).await?;
     let document = Document { total, groups: &groups };
     context.out.say(&document, |out| {
         let row = |group: &Group| {
@@ -443,8 +444,9 @@ pub(super) async fn stats(context: &Context, question: Stats) -> Result<Exit, Fa
         first_failed_at: String,
         last_failed_at: String,
     }
-    let filter = question.filters.filter(&[State::Open]);
-    let stats = context.store()?.dead_letter_stats(&filter, PARTNERS_MAX).await?;
+    let store = context.store()?;
+    let filter = question.filters.filter(&store, &[State::Open]).await?;
+    let stats = store.dead_letter_stats(&filter, PARTNERS_MAX).await?;
     let (by_reason, by_partner): (Vec<&Stat>, Vec<&Stat>) = stats.iter().partition(|stat| stat.state.is_some());
     let mut reasons: Vec<ByReason> = by_reason
         .iter()
@@ -523,8 +525,8 @@ pub(in crate::cli) struct Export {
 }
 
 pub(super) async fn export(context: &Context, wish: Export) -> Result<Exit, Failure> {
-    let filter = wish.filters.filter(&[State::Open]);
     let store = context.store()?;
+    let filter = wish.filters.filter(&store, &[State::Open]).await?;
     let wanted = std::io::stderr().is_terminal() && !std::io::stdout().is_terminal();
     let total = store.count_dead_letters(&filter).await?;
     let progress = progress(wanted, "exporting", usize::try_from(total).unwrap_or_default());

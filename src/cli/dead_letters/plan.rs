@@ -70,8 +70,8 @@ struct Line {
 }
 
 pub(super) async fn run(context: &Context, wish: PlanWish) -> Result<Exit, Failure> {
-    let filter = wish.filters.filter(&[State::Open]);
     let store = context.store()?;
+    let filter = wish.filters.filter(&store, &[State::Open]).await?;
     let limit = wish.limit.and_then(|limit| usize::try_from(limit).ok());
     let (ids, more) = select(context, &store, &filter, limit).await?;
     // Asking for the oldest N, one knows that there may be more.

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::{
@@ -70,7 +70,7 @@ pub(in crate::cli) enum RunsCommand {
     /// Stop a run between two messages, wherever it is driven
     Cancel(ActOnRun),
     /// Go on with a run that was cancelled, stopped, or whose program is gone
-    Resume(ActOnRun),
+    Resume(Resume),
 }
 
 #[derive(Args)]
@@ -93,6 +93,17 @@ pub(in crate::cli) struct OneRun {
 pub(in crate::cli) struct ActOnRun {
     /// The run's number
     run: i64,
+    #[command(flatten)]
+    author: Author,
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct Resume {
+    /// The run's number
+    run: i64,
+    /// Messages a second from now on; as before if left out
+    #[arg(long, value_name = "R", value_parser = rate)]
+    rate: Option<f64>,
     #[command(flatten)]
     author: Author,
 }
@@ -309,8 +320,8 @@ fn print(out: &Output, document: &Document<'_>) -> Result<(), Failure> {
     out.numbers(&header, document.came_to.iter().map(row).collect(), "no message")?;
     for money in document.money {
         out.line(format!(
-            "moved {} of {} {} as planned",
-            money.moved, money.planned, money.currency
+            "moved {} {} of {} planned",
+            money.moved, money.currency, money.planned
         ))?;
     }
     let (mood, sentence) = if document.as_planned {
@@ -399,7 +410,7 @@ async fn list(context: &Context, question: &ListRuns) -> Result<Exit, Failure> {
 async fn cancel(context: &Context, wish: &ActOnRun) -> Result<Exit, Failure> {
     let store = context.store()?;
     let operator = wish.author.operator.name();
-    let filters = about(wish.run);
+    let filters = json!({"run": wish.run});
     let act = Act {
         name: "cancel",
         operator: &operator,
@@ -424,14 +435,10 @@ async fn cancel(context: &Context, wish: &ActOnRun) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn about(run: i64) -> Value {
-    json!({ "run": run })
-}
-
-async fn resume(context: &Context, wish: &ActOnRun) -> Result<Exit, Failure> {
+async fn resume(context: &Context, wish: &Resume) -> Result<Exit, Failure> {
     let store = context.store()?;
     let operator = wish.author.operator.name();
-    let filters = about(wish.run);
+    let filters = json!({"run": wish.run, "rate": wish.rate});
     let act = Act {
         name: "resume",
         operator: &operator,
@@ -440,7 +447,7 @@ async fn resume(context: &Context, wish: &ActOnRun) -> Result<Exit, Failure> {
     };
     let driver = driver(context);
     let was = match context
-        .patiently(async || store.resume_run(act, wish.run, driver).await)
+        .patiently(async || store.resume_run(act, wish.run, wish.rate, driver).await)
         .await?
     {
         Changed::From(state) => state,
@@ -463,6 +470,7 @@ async fn resume(context: &Context, wish: &ActOnRun) -> Result<Exit, Failure> {
     };
     let run = find(&store, wish.run).await?;
     // Whoever goes on with a run that its canary stopped has seen what it came to.
-    let is_seen = was == RunState::Stopped && run.canary.is_some_and(|canary| run.judged >= i64::from(canary));
+    let is_judged = run.canary.is_some_and(|canary| run.judged >= i64::from(canary));
+    let is_seen = is_judged && (was == RunState::Stopped || run.differ == 0);
     drive(context, &store, run.id, driver, act, run.canary.filter(|_| !is_seen)).await
 }

@@ -240,11 +240,17 @@ impl Store {
         Ok(Some(run_id))
     }
 
-    /// Takes up a run that was cancelled, stopped, or whose program is gone.
+    /// Takes up a run that was cancelled, stopped, or whose program is gone; at another rate, if one is given.
     ///
     /// # Errors
     /// As [`Store::begin_run`].
-    pub async fn resume_run(&self, act: Act<'_>, id: i64, driver: Driver) -> Result<Changed, StoreError> {
+    pub async fn resume_run(
+        &self,
+        act: Act<'_>,
+        id: i64,
+        rate: Option<f64>,
+        driver: Driver,
+    ) -> Result<Changed, StoreError> {
         let session = self.session("resume_run").await?;
         session.begin().await?;
         let Some((state, until, stalled)) = lock_run(&session, id).await? else {
@@ -269,9 +275,10 @@ impl Store {
                     note = NULL,
                     changed_at = date_trunc('milliseconds', now()),
                     driver = $2,
-                    driven_until = clock_timestamp() + make_interval(secs => $3)
+                    driven_until = clock_timestamp() + make_interval(secs => $3),
+                    rate = coalesce($4, rate)
                 WHERE id = $1",
-                &[&id, &driver.id, &driver.lease.as_secs_f64()],
+                &[&id, &driver.id, &driver.lease.as_secs_f64(), &rate],
             )
             .await?;
         let was = if state == RunState::Running {
