@@ -13,11 +13,8 @@ use crate::{
     auditor::{self, Expect, Reservation},
     partner::Partner,
     raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, nested, short},
-    support::{Ground, PATIENCE, Place, Worker, said, until, userinfo},
+    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, said, until, userinfo},
 };
-
-/// A worker that collects.
-const COLLECT: (&str, &str) = ("SETTLED_DEAD_LETTERS__COLLECT", "true");
 
 async fn with_partner(test: &str) -> (Place, Partner) {
     let place = Place::new(test).await;
@@ -106,7 +103,7 @@ async fn a_dead_letter_is_stored_with_everything_it_came_with() {
                 .with_message_id("m-1".into())
                 .with_user_id(user.as_str().into())
         });
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     place.publish(std::slice::from_ref(&message)).await;
     rows(&place, 1).await;
     let row = row(&place, &message.body).await;
@@ -162,7 +159,7 @@ async fn a_dead_letter_is_stored_with_everything_it_came_with() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_one_row_however_often_it_fails() {
     let (place, _) = with_partner("one_row").await;
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     let message = junk(1);
     for times in 1..=3 {
         place.publish(std::slice::from_ref(&message)).await;
@@ -278,7 +275,7 @@ async fn what_the_broker_gave_up_is_stored_told_and_counted() {
         .await;
         sent.push(message);
     }
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     for forging in [None, Some(false)] {
         let message = made("rejected", vec![b' '; 262_145 + usize::from(forging.is_some())]);
         let message = match forging {
@@ -354,7 +351,7 @@ async fn what_the_broker_gave_up_is_stored_told_and_counted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_judged_is_stored_as_of_unknown_origin() {
     let (place, _) = with_partner("by_hand").await;
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     let mut headers = FieldTable::default();
     headers.insert("settled-reason".into(), AMQPValue::LongString("expired".into()));
     headers.insert("settled-origin-user-id".into(), AMQPValue::LongString("victim".into()));
@@ -405,7 +402,7 @@ async fn what_can_not_be_stored_is_set_apart() {
     let nul = to_dead(Message::new("a\0b", "nul", Expect::Any));
     messages.insert(20, nul);
     place.line().publish(&messages).await;
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     rows(&place, 39).await;
     until("both are set apart", PATIENCE, async || {
         (place.line().depth("settlement.unreadable").await == 2).then_some(())
@@ -438,7 +435,6 @@ async fn a_collector_that_can_not_store_stops_nobody_else() {
                     $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '42501'; END $$";
     db.batch_execute(function).await.expect(function);
     let settings = [
-        COLLECT,
         ("SETTLED_WORKER__PAUSE_RELEASE", "300ms"),
         ("SETTLED_RETRY__MAX", "100ms"),
     ];
@@ -532,11 +528,7 @@ async fn survives(test: &str, flags: u16, properties: &[u8], readable: bool) {
             .collect()
     };
     let mut raw = Raw::open(&place.broker_url).await;
-    let settings = [
-        COLLECT,
-        ("SETTLED_RETRY__INITIAL", "10ms"),
-        ("SETTLED_RETRY__MAX", "100ms"),
-    ];
+    let settings = [("SETTLED_RETRY__INITIAL", "10ms"), ("SETTLED_RETRY__MAX", "100ms")];
     let mut worker = None;
     for round in 0..2 {
         place.line().publish(&innocents(round * 40)).await;
@@ -615,7 +607,7 @@ async fn collecting_by_hand_ends_with_an_empty_queue() {
     let nothing = json!({"new": 0, "again": 0, "copies": 0, "unreadable": 0, "left": 0});
     assert_eq!(place.json(&["dead-letters", "collect"]).await, nothing);
     // A worker that leaves the dead letters where they are, beside it.
-    let worker = place.ready_worker(&[("SETTLED_DEAD_LETTERS__COLLECT", "false")]).await;
+    let worker = place.ready_worker(&[LEAVE_DEAD_LETTERS]).await;
     let letters: Vec<Message> = (0..250).map(junk).collect();
     place.publish(&letters).await;
     until("they are in the queue", PATIENCE, async || {
@@ -691,7 +683,7 @@ async fn collecting_without_a_database_or_a_broker_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_an_operator_is_measured() {
     let (place, _) = with_partner("measured").await;
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     place.publish(&(0..5).map(junk).collect::<Vec<_>>()).await;
     rows(&place, 5).await;
     until("nothing lags", PATIENCE, async || {
@@ -707,7 +699,7 @@ async fn what_waits_for_an_operator_is_measured() {
                SELECT id, 'running', 'x', 'x', false, now(), now() FROM settled.plans";
     db.batch_execute(sql).await.expect("some history");
     // Measured at once, and then every half minute.
-    let worker = place.ready_worker(&[COLLECT]).await;
+    let worker = place.ready_worker(&[]).await;
     until("it is measured", PATIENCE, async || {
         let open = "settled_dead_letters_open{reason=\"malformed_message\"}";
         (metric(&worker, open).await == 4.0).then_some(())

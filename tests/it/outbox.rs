@@ -5,10 +5,11 @@ use crate::{
     auditor::Expect,
     batch::{clerk, read, settle},
     partner::Partner,
-    support::{PATIENCE, Place, Worker, until},
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until},
 };
 
-const SETTINGS: [(&str, &str); 3] = [
+const SETTINGS: [(&str, &str); 4] = [
+    LEAVE_DEAD_LETTERS,
     ("SETTLED_OUTBOX__LEASE", "1s"),
     ("SETTLED_OUTBOX__RELAY_INTERVAL", "50ms"),
     ("SETTLED_RETRY__MAX", "200ms"),

@@ -7,7 +7,7 @@ use crate::{
     auditor::Reservation,
     partner::Partner,
     raw::{DELIVERY_MODE, MESSAGE_ID, Raw, short},
-    support::{PATIENCE, Place, until},
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, until},
 };
 
 /// Consumers of the common queue are not disturbed for a moment by what these tests do, or this says why not.
@@ -155,7 +155,7 @@ async fn a_poison_in_it_harms_no_other_partner() {
     let settings = [
         ("SETTLED_RETRY__INITIAL", "10ms"),
         ("SETTLED_RETRY__MAX", "100ms"),
-        ("SETTLED_DEAD_LETTERS__COLLECT", "false"),
+        LEAVE_DEAD_LETTERS,
     ];
     let worker = place.ready_worker(&settings).await;
     consumed(&place, "settlement.updates.beta").await;

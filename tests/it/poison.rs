@@ -7,7 +7,7 @@ use crate::{
     auditor::{self, Expect, Observed, Reservation},
     partner::Partner,
     raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, nested, short},
-    support::{Ground, PATIENCE, Place, Worker, until},
+    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until},
 };
 
 /// Low, so that a message that is in the wrong hands too often shows.
@@ -114,7 +114,8 @@ async fn outlive(place: &Place, mut worker: Worker, innocents: i64) -> (Worker, 
     }
 }
 
-const SETTINGS: [(&str, &str); 3] = [
+const SETTINGS: [(&str, &str); 4] = [
+    LEAVE_DEAD_LETTERS,
     ("SETTLED_RETRY__INITIAL", "10ms"),
     ("SETTLED_RETRY__MAX", "100ms"),
     ("SETTLED_WORKER__PREFETCH", "100"),

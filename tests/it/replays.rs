@@ -12,11 +12,8 @@ use crate::{
     support::{PATIENCE, Place, until, userinfo},
 };
 
-pub(crate) const COLLECT: (&str, &str) = ("SETTLED_DEAD_LETTERS__COLLECT", "true");
-
 /// Short, so that what a dead worker had is soon taken over.
-const SETTINGS: [(&str, &str); 6] = [
-    COLLECT,
+const SETTINGS: [(&str, &str); 5] = [
     ("SETTLED_PARK__LEASE", "1s"),
     ("SETTLED_PARK__POLL", "20ms"),
     ("SETTLED_OUTBOX__LEASE", "1s"),
@@ -29,7 +26,7 @@ async fn number(db: &Client, sql: &str) -> i64 {
 }
 
 /// Waits for so many dead letters in a state.
-pub(crate) async fn in_state(place: &Place, state: &str, expected: i64) {
+async fn in_state(place: &Place, state: &str, expected: i64) {
     let db = place.db().await;
     let mut seen = String::new();
     until(&format!("{expected} are {state}"), PATIENCE, async || {

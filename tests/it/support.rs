@@ -6,7 +6,7 @@ use std::{
     process::{ExitStatus, Output, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -29,6 +29,9 @@ use crate::{
     },
     partner::Partner,
 };
+
+/// Of a worker that leaves dead letters in their queue, for tests that look at them there.
+pub(crate) const LEAVE_DEAD_LETTERS: (&str, &str) = ("SETTLED_DEAD_LETTERS__COLLECT", "false");
 
 /// Longer than anything here takes on a busy machine. Where tests are meant to fail (`dev/mutants`), the seconds are said
 /// when they are compiled.
@@ -473,6 +476,9 @@ impl Place {
             if problems.is_empty() && self.line.depth("settlement.updates").await > 0 {
                 problems.push("I7: messages in the queue".to_owned());
             }
+            if problems.is_empty() && self.collects() && self.line.depth("settlement.dead").await > 0 {
+                problems.push("I7: dead letters in the queue".to_owned());
+            }
             if problems.is_empty() {
                 return;
             }
@@ -546,6 +552,13 @@ impl Place {
         // With no consumer left, what was not acknowledged is in the queue again and counts as ready.
         let left = self.line.depth("settlement.updates").await;
         assert_eq!(left, 0, "I7: messages were left in the queue, or never acknowledged");
+        if self.collects() {
+            let left = self.line.depth("settlement.dead").await;
+            assert_eq!(
+                left, 0,
+                "I7: dead letters were left in the queue, or never acknowledged"
+            );
+        }
         self.audit_midway().await;
         let problems = auditor::unrest(&self.db().await, &self.told(), &self.dead.seen()).await;
         assert!(problems.is_empty(), "the auditor found:\n{}", problems.join("\n"));
@@ -586,6 +599,8 @@ pub(crate) struct Ground {
     pub(crate) broker_url: String,
     directory: PathBuf,
     workers: AtomicUsize,
+    /// A worker here collects dead letters.
+    collects: AtomicBool,
 }
 
 impl Ground {
@@ -606,6 +621,7 @@ impl Ground {
             services,
             directory,
             workers: AtomicUsize::new(0),
+            collects: AtomicBool::new(false),
         }
     }
 
@@ -620,6 +636,10 @@ impl Ground {
         let admin = connect(&self.services.database).await;
         let sql = format!("CREATE DATABASE {} TEMPLATE {template}", self.name);
         admin.batch_execute(&sql).await.expect("a database");
+    }
+
+    fn collects(&self) -> bool {
+        self.collects.load(Ordering::Relaxed)
     }
 
     /// A connection to the database, for looking at it and for breaking it.
@@ -672,10 +692,12 @@ impl Ground {
             .env("SETTLED_WORKER__NAME", format!("w{number}"))
             .env("SETTLED_HTTP__LISTEN", "127.0.0.1:0")
             .env("SETTLED_LOG__LEVEL", "debug")
-            .env("SETTLED_LOG__FORMAT", "json")
-            .env("SETTLED_DEAD_LETTERS__COLLECT", "false");
+            .env("SETTLED_LOG__FORMAT", "json");
         for (name, value) in settings {
             command.env(name, value);
+        }
+        if !settings.contains(&LEAVE_DEAD_LETTERS) {
+            self.collects.store(true, Ordering::Relaxed);
         }
         let name = settings.iter().rev().find(|(name, _)| *name == "SETTLED_WORKER__NAME");
         let name = name.map_or_else(|| format!("w{number}"), |(_, name)| (*name).to_owned());

@@ -12,7 +12,7 @@ use crate::{
     amqp::{Message, Seen},
     auditor::{Expect, Reservation},
     partner::{Partner, new_key, sign},
-    support::{Ground, PATIENCE, Place, said, until},
+    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, said, until},
     traffic,
 };
 
@@ -1182,7 +1182,8 @@ async fn replies_go_where_they_may() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_queue_events_are_done_and_dead_letters_wait() {
     let (place, partner, reservations) = with_reserved("no_queue", 3).await;
-    let worker = place.ready_worker(&[("SETTLED_RETRY__MAX", "200ms")]).await;
+    let settings = [LEAVE_DEAD_LETTERS, ("SETTLED_RETRY__MAX", "200ms")];
+    let worker = place.ready_worker(&settings).await;
     for queue in ["test.dead", "settlement.dead", "test.events"] {
         place.line().delete(queue).await;
     }

@@ -75,7 +75,7 @@ impl Amounts {
             .iter()
             .rev()
             .find(|(name, _)| *name == "SETTLED_DEAD_LETTERS__COLLECT");
-        let collector = if collects.is_some_and(|(_, value)| *value == "true") {
+        let collector = if collects.is_none_or(|(_, value)| *value == "true") {
             2
         } else {
             0
