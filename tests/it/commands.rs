@@ -15,7 +15,7 @@ use crate::{
     amqp::Message,
     auditor::{Expect, Reservation, event_id, sha256},
     partner::{Draft, Partner, new_key},
-    support::{Ground, PATIENCE, Place, settled, until, userinfo},
+    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, settled, until, userinfo},
     traffic::partner_signature,
 };
 
@@ -866,7 +866,7 @@ async fn lives_are_told_from_every_side() {
     let released = partner.allocation("BTC", "30");
     let late = partner.allocation("BTC", "40");
     place.reserve(&[noted.clone(), waiting.clone(), released.clone()]).await;
-    let worker = place.ready_worker(&[]).await;
+    let worker = place.ready_worker(&[LEAVE_DEAD_LETTERS]).await;
     let clears = partner
         .draft(&noted, "cleared")
         .set("evaluationId", "ev-1")
