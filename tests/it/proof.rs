@@ -509,7 +509,9 @@ async fn the_gauge_sees_what_a_worker_takes() {
     let worker = place.ready_worker(&[("SETTLED_WORKER__PREFETCH", "20")]).await;
     until("both lanes consume", PATIENCE, async || {
         let lines = worker.lines();
-        let attached = lines.iter().filter(|line| line["message"] == "consumer attached");
+        let attached = lines
+            .iter()
+            .filter(|line| line["message"] == "consumer attached" && line["queue"] == "settlement.updates");
         (attached.count() == 2).then_some(())
     })
     .await;

@@ -78,9 +78,11 @@ async fn bodies_are_stored_as_they_are() {
 /// A statement prepared before a column changed is refused (0A000): it is prepared again, and nobody pauses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_plan_costs_a_retry() {
-    let (place, messages) = place_with("traps_plan", 10).await;
-    let worker = place.ready_worker(&[]).await;
-    let (before, after) = messages.split_at(5);
+    let (place, messages) = place_with("traps_plan", 20).await;
+    // Batches of one go round the few connections there are: each of these has the old statement before it changes.
+    let settings = [("SETTLED_WORKER__LANES", "1"), ("SETTLED_WORKER__BATCH_MAX", "1")];
+    let worker = place.ready_worker(&settings).await;
+    let (before, after) = messages.split_at(10);
     place.publish(before).await;
     place.rest().await;
     let alter = "ALTER TABLE settled.allocations ALTER COLUMN notes TYPE varchar(5000)";

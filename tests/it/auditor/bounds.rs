@@ -7,8 +7,11 @@ use tokio::sync::watch;
 
 use crate::support::{Beside, Ground, Services, Worker, connect};
 
-/// A worker of a debug build with nothing in its hands, in KiB: program, stacks, what the allocator keeps.
-const EMPTY_KIB: u64 = 96 * 1024;
+/// A worker of a debug build with nothing in its hands and no connection, in KiB: program, stacks, what the allocator keeps.
+const EMPTY_KIB: u64 = 48 * 1024;
+
+/// What a connection takes, in KiB: its buffers, its thread, the statements it knows.
+const CONNECTION_KIB: u64 = 4 * 1024;
 
 /// A message at its largest, in KiB: body, properties and headers.
 const MESSAGE_KIB: u64 = 272;
@@ -75,24 +78,42 @@ impl Amounts {
             .iter()
             .rev()
             .find(|(name, _)| *name == "SETTLED_DEAD_LETTERS__COLLECT");
-        let collector = if collects.is_none_or(|(_, value)| *value == "true") {
-            2
+        let collects = collects.is_none_or(|(_, value)| *value == "true");
+        let collector = if collects { 2 } else { 0 };
+        // The collector lets two of its batches come: one is stored while the other arrives.
+        let collected = if collects {
+            2 * setting("dead_letters", "batch_max")
         } else {
             0
         };
         let (lanes, prefetch) = (setting("worker", "lanes"), setting("worker", "prefetch"));
+        let database_connections = match setting("database", "pool_size") {
+            0 => lanes + 4,
+            pool_size => pool_size,
+        };
+        // A lane and the collector consume on one and publish on another; due messages and relay publish, the gauges ask.
+        let broker_connections = 2 * lanes + 3 + collector;
+        let connections = database_connections + broker_connections;
         Self {
-            memory: EMPTY_KIB + lanes * prefetch * MESSAGE_KIB,
+            memory: EMPTY_KIB + connections * CONNECTION_KIB + (lanes * prefetch + collected) * MESSAGE_KIB,
             unacked: lanes * prefetch,
             ahead: lanes * prefetch,
-            database_connections: match setting("database", "pool_size") {
-                0 => lanes + 4,
-                pool_size => pool_size,
-            },
-            // A lane and the collector consume on one and publish on another; due messages and relay publish, the gauges ask.
-            broker_connections: 2 * lanes + 3 + collector,
+            database_connections,
+            broker_connections,
             // Two of a lane, two of the messages that were parked and came due, two of the collector.
             outbox_rows: 2 * lanes + 2 + collector,
+        }
+    }
+
+    /// The same with so many lanes more, one for each partner's own queue. They share the pool of the others.
+    pub(crate) fn with_lanes(self, more: u64, prefetch: u64) -> Self {
+        Self {
+            memory: self.memory + more * (prefetch * MESSAGE_KIB + 2 * CONNECTION_KIB),
+            unacked: self.unacked + more * prefetch,
+            ahead: self.ahead + more * prefetch,
+            broker_connections: self.broker_connections + 2 * more,
+            outbox_rows: self.outbox_rows + 2 * more,
+            ..self
         }
     }
 
