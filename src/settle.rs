@@ -198,8 +198,8 @@ pub async fn reject_culprit(
         .collect();
     let mut changes = Changeset::default();
     for message in &messages {
-        if let Source::Parked { key, .. } = message.delivery.source {
-            changes.unparked.insert(ReceiptKey(key));
+        if let Source::Parked { key, seq, .. } = message.delivery.source {
+            changes.unparked.insert(ReceiptKey(key), seq);
         }
     }
     let settled = say(id, &messages, judgements, now, &clerk.rules);

@@ -1,7 +1,7 @@
 //! The table of reasons, walked in one place.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
 };
 
@@ -249,6 +249,8 @@ impl Receipt {
 /// A message that waits for its allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parked {
+    /// Which waiting under its key, as in `Source::Parked`; 0 where the database has not numbered it yet.
+    pub seq: i64,
     pub parked_at: Timestamp,
     /// When waiting ends in a rejection.
     pub until: Timestamp,
@@ -376,8 +378,8 @@ pub struct Changeset {
     pub newly_parked: BTreeMap<ReceiptKey, NewlyParked>,
     /// Parked messages that go on waiting: attempts so far and when they are due.
     pub parked_later: BTreeMap<ReceiptKey, (u32, Timestamp)>,
-    /// Parked messages that wait no more.
-    pub unparked: BTreeSet<ReceiptKey>,
+    /// Parked messages that wait no more, each with which waiting under its key it was.
+    pub unparked: BTreeMap<ReceiptKey, i64>,
     /// What each account's balance changes by.
     pub balances: BTreeMap<AccountId, BigInt>,
 }
@@ -414,13 +416,30 @@ struct Desk<'a> {
 impl Desk<'_> {
     /// One verdict; and whatever it is, a parked message that came to more than waiting waits no more.
     fn judge(&mut self, index: usize, message: Judged<'_>) -> Judgement {
+        if let Some(verdict) = self.overtaken(message) {
+            return Judgement { verdict, proven: true };
+        }
         let judgement = self.walk(index, message);
-        if let Source::Parked { key, .. } = message.delivery.source
+        if let Source::Parked { key, seq, .. } = message.delivery.source
             && judgement.verdict.kind() != VerdictKind::Parked
         {
-            self.unpark(ReceiptKey(key), message.facts.enterprise_id.as_deref());
+            self.unpark(ReceiptKey(key), seq, message.facts.enterprise_id.as_deref());
         }
         judgement
+    }
+
+    /// A parked message that was taken so long ago that another worker judged it, and that another copy waits in its
+    /// place by now: that one has its own verdict to come, and this one had it.
+    fn overtaken(&self, message: Judged<'_>) -> Option<Verdict> {
+        let Source::Parked { key, seq, .. } = message.delivery.source else {
+            return None;
+        };
+        let parked = self.snapshot.parked.get(&ReceiptKey(key))?;
+        (parked.seq != seq).then_some(Verdict::Parked {
+            parked_at: parked.parked_at,
+            until: parked.until,
+            again: true,
+        })
     }
 
     fn walk(&mut self, index: usize, message: Judged<'_>) -> Judgement {
@@ -696,6 +715,7 @@ impl Desk<'_> {
         *count = count.saturating_add(1);
         let until = now.saturating_add(self.rules.park_deadline).unwrap_or(Timestamp::MAX);
         let parked = Parked {
+            seq: 0,
             parked_at: now,
             until,
             attempts: 0,
@@ -729,7 +749,7 @@ impl Desk<'_> {
     }
 
     /// Ends the waiting, and makes room for another message of the partner.
-    fn unpark(&mut self, key: ReceiptKey, enterprise_id: Option<&str>) {
+    fn unpark(&mut self, key: ReceiptKey, seq: i64, enterprise_id: Option<&str>) {
         if self.snapshot.parked.remove(&key).is_some()
             && let Some(count) = enterprise_id.and_then(|id| self.snapshot.parked_counts.get_mut(id))
         {
@@ -738,7 +758,7 @@ impl Desk<'_> {
         self.changes.parked_later.remove(&key);
         // A row that this batch made is not made; one that was there is taken away.
         if self.changes.newly_parked.remove(&key).is_none() {
-            self.changes.unparked.insert(key);
+            self.changes.unparked.insert(key, seq);
         }
     }
 

@@ -53,6 +53,8 @@ pub enum Source {
     Parked {
         /// The row's key: the head of a hash over enterprise and nonce, see `decide::ReceiptKey`.
         key: Uuid,
+        /// Which waiting under that key: another copy may be parked after the first has left.
+        seq: i64,
         /// The dead letter whose replay parked it.
         dead_letter: Option<Uuid>,
     },

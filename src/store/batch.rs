@@ -87,7 +87,7 @@ const LOAD_PARTNERS: &str = "\
 
 const LOAD_PARKED: &str = "\
     /* batch::load parked */
-    SELECT key, parked_at, until, attempts
+    SELECT key, seq, parked_at, until, attempts
     FROM settled.parked
     WHERE key = ANY ($1)";
 
@@ -217,6 +217,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
     for row in answers.5? {
         let attempts: i32 = row.get("attempts");
         let parked = Parked {
+            seq: row.get("seq"),
             parked_at: row.get("parked_at"),
             until: row.get("until"),
             attempts: u32::try_from(attempts).unwrap_or_default(),
@@ -555,7 +556,11 @@ const PARK_ON: &str = "\
 const UNPARK: &str = "\
     /* batch::unpark */
     WITH gone AS (
-        DELETE FROM settled.parked WHERE key = ANY ($1) RETURNING key, allocation_id
+        DELETE FROM settled.parked AS p
+        USING unnest($1::uuid[], $3::bigint[]) AS n (key, seq)
+        WHERE p.key = n.key
+          AND p.seq = n.seq
+        RETURNING p.key, p.allocation_id
     )
     INSERT INTO settled.parkings (key, allocation_id, step, at)
     SELECT key, allocation_id, 'left', $2 FROM gone";
@@ -832,7 +837,7 @@ const LOCK_PARKED: &str = "\
 async fn lock_parked(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
     let keys: BTreeSet<Uuid> = changes
         .unparked
-        .iter()
+        .keys()
         .chain(changes.parked_later.keys())
         .map(|key| key.0)
         .collect();
@@ -913,8 +918,9 @@ async fn unpark(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreErr
     if session.skips(outcome.changes.unparked.is_empty()) {
         return Ok(());
     }
-    let keys: Vec<Uuid> = outcome.changes.unparked.iter().map(|key| key.0).collect();
-    session.execute(UNPARK, &[&keys, &outcome.now]).await?;
+    let keys: Vec<Uuid> = outcome.changes.unparked.keys().map(|key| key.0).collect();
+    let seqs: Vec<i64> = outcome.changes.unparked.values().copied().collect();
+    session.execute(UNPARK, &[&keys, &outcome.now, &seqs]).await?;
     session.pass(Point::Unparked).await
 }
 

@@ -86,8 +86,8 @@ impl Store {
         let mut claimed = Claimed::default();
         for row in rows {
             let key: Uuid = row.get("key");
-            let dead_letter = row.get("dead_letter_id");
-            claimed.take(&row, key, Source::Parked { key, dead_letter });
+            let (seq, dead_letter) = (row.get("seq"), row.get("dead_letter_id"));
+            claimed.take(&row, key, Source::Parked { key, seq, dead_letter });
         }
         Ok(claimed)
     }

@@ -215,6 +215,7 @@ impl Draft {
             due: Delivery {
                 source: Source::Parked {
                     key: row.0,
+                    seq: 0,
                     dead_letter: None,
                 },
                 ..queued.clone()

@@ -788,7 +788,7 @@ impl World {
 
     fn park(&mut self, held: &[Held], judgements: &[Judgement], changes: &Changeset) -> Result<(), Wrong> {
         if self.flaw != Some(Flaw::LeavesParkedRowsBehind) {
-            self.parked.retain(|key, _| !changes.unparked.contains(key));
+            self.parked.retain(|key, _| !changes.unparked.contains_key(key));
         }
         for (key, new) in &changes.newly_parked {
             let held = held

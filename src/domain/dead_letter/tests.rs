@@ -409,6 +409,7 @@ fn a_verdict_on_a_dead_letter_says_where_it_stands() {
     let replayed = Source::Replayed { id };
     let waited = Source::Parked {
         key,
+        seq: 0,
         dead_letter: Some(id),
     };
     let at = time(0);
@@ -441,7 +442,15 @@ fn a_verdict_on_a_dead_letter_says_where_it_stands() {
         ),
         (Source::Queue { delivery_tag: 1 }, refused.clone(), None),
         (Source::Plain, refused.clone(), None),
-        (Source::Parked { key, dead_letter: None }, refused.clone(), None),
+        (
+            Source::Parked {
+                key,
+                seq: 0,
+                dead_letter: None,
+            },
+            refused.clone(),
+            None,
+        ),
     ] {
         let mut message = sent();
         message.source = source;

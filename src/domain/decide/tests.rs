@@ -5,7 +5,7 @@
     reason = "a test that overflows has failed, and sums are BigInt"
 )]
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::BTreeSet};
 
 use proptest::{
     prelude::*,
@@ -156,7 +156,11 @@ impl Letter {
     /// The door it comes back through when it is due.
     fn parked(&self) -> Source {
         let key = ReceiptKey::new(&self.draft.enterprise_id, &self.draft.nonce).0;
-        Source::Parked { key, dead_letter: None }
+        Source::Parked {
+            key,
+            seq: 0,
+            dead_letter: None,
+        }
     }
 
     fn cleared(id: Uuid, nonce: &str) -> Self {
@@ -232,6 +236,7 @@ impl Sent {
         let mut due = self.clone();
         due.delivery.source = Source::Parked {
             key: self.key().0,
+            seq: 0,
             dead_letter: None,
         };
         due
@@ -367,7 +372,7 @@ impl Model {
             }
         }
         self.apply_money(changes);
-        for key in &changes.unparked {
+        for key in changes.unparked.keys() {
             self.parked.remove(key);
         }
         for (key, new) in &changes.newly_parked {
@@ -1100,6 +1105,7 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
             let sent = letter.send();
             let row = Row {
                 parked: Parked {
+                    seq: 0,
                     parked_at: model.now,
                     until: model.now,
                     attempts: 0,
@@ -1507,6 +1513,36 @@ fn the_same_bytes_while_parked_write_nothing() {
         assert!(changes.new_receipts.is_empty() && changes.changed_receipts.is_empty());
         assert!(changes.newly_parked.is_empty() && changes.parked_later.is_empty() && changes.unparked.is_empty());
         assert_eq!(model, expected);
+    }
+}
+
+/// A worker that stood still for longer than its lease comes back with a message that another judged, while another copy
+/// of the same signed text waits: the copy keeps its place and its verdict to come, whatever the old one would come to.
+#[test]
+fn a_claim_that_was_overtaken_takes_nothing_from_the_copy_that_waits_now() {
+    let mut model = Model::new();
+    let sent = Letter::cleared(LATE, "n").send();
+    assert_eq!(line(&model.judge(&sent)), "parked");
+    model.parked.get_mut(&sent.key()).expect("it waits").parked.seq = 2;
+    let mut old = sent.due();
+    old.delivery.source = Source::Parked {
+        key: sent.key().0,
+        seq: 1,
+        dead_letter: None,
+    };
+    let twists: [fn(&mut Model); 3] = [
+        |model| model.reserve(LATE),
+        |model| model.acme().suspended = true,
+        |model| model.pass(seconds(900)),
+    ];
+    for twist in twists {
+        let mut model = model.clone();
+        twist(&mut model);
+        let before = model.clone();
+        let (judgements, changes) = model.post(&rules(), std::slice::from_ref(&old));
+        assert_eq!(lines(&judgements), ["parked again"]);
+        assert!(changes.parked_later.is_empty() && changes.unparked.is_empty());
+        assert_eq!(model, before);
     }
 }
 
