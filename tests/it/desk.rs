@@ -1294,6 +1294,46 @@ async fn a_discard_during_a_replay_skips_what_it_took() {
     incident.ends_well().await;
 }
 
+/// A worker still judges what it claimed before a run was cancelled, while the run that is taken up again waits for its lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_judged_while_its_lock_is_awaited_is_not_marked() {
+    let incident = incident("desk_late_hand", 2).await;
+    let (place, db) = (&incident.place, &incident.db);
+    let hand = place.db().await;
+    hand.batch_execute(
+        "BEGIN; SELECT FROM settled.dead_letters WHERE seq = (SELECT min(seq) FROM settled.dead_letters) FOR UPDATE",
+    )
+    .await
+    .expect("a lock");
+    let child = start(place, &["replay", &incident.plan, "--reason", "key added"]);
+    until("the run waits for the lock", PATIENCE, async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'
+                     AND query LIKE '/* desk::mark_due lock */%'";
+        let waiting: i64 = db.query_one(sql, &[]).await.expect("activity").get(0);
+        (waiting == 1).then_some(())
+    })
+    .await;
+    // As the worker writes it: the one that was under way is refused, and is open again.
+    hand.batch_execute(
+        "UPDATE settled.run_items
+         SET state = 'judged', verdict = 'rejected', reason = 'signature_mismatch', judged_at = now()
+         WHERE dead_letter_id = (SELECT id FROM settled.dead_letters ORDER BY seq LIMIT 1);
+         COMMIT",
+    )
+    .await
+    .expect("a verdict");
+    let run = ended(child).await.document(3);
+    let counts = ["judged", "differ", "skipped", "waiting", "due"].map(|word| run["run"][word].as_i64());
+    assert_eq!(counts, [2, 1, 0, 0, 0].map(Some), "{run}");
+    assert_eq!(states(db).await, in_states([("open", 1), ("settled", 1)]));
+    let plan = desk(place, &["plan"]).await.document(0);
+    desk(place, &["replay", &plan["plan"].to_string(), "--reason", "the rest"])
+        .await
+        .document(0);
+    incident.ends_well().await;
+}
+
 // Discard, restore, purge, audit ------------------------------------------------------------------------------------------
 
 #[tokio::test]

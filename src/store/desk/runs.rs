@@ -376,10 +376,23 @@ impl Store {
                 &[&next],
             )
             .await?;
+        // Items change only under the locks of their messages. Before this one was had, a worker may have judged what it
+        // claimed before the run was cancelled: its item waits no more, whatever became of the message.
+        let waiting = session
+            .query(
+                "/* desk::mark_due still waiting */
+                SELECT dead_letter_id
+                FROM settled.run_items
+                WHERE run_id = $1 AND state = 'waiting' AND dead_letter_id = ANY ($2)",
+                &[&id, &next],
+            )
+            .await?;
+        let next: Vec<Uuid> = waiting.iter().map(|row| row.get("dead_letter_id")).collect();
         let open: Vec<Uuid> = rows
             .iter()
             .filter(|row| row.get::<_, &str>("state") == "open")
             .map(|row| row.get("id"))
+            .filter(|id| next.contains(id))
             .collect();
         session
             .execute_exactly(
