@@ -366,8 +366,12 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
                 if arrival.again && !is_later {
                     continue;
                 }
-                // Discarded stays discarded, unless the message failed anew after that.
-                let reopened = entry.discarded_at.is_some_and(|time| failed_at > time);
+                // Discarded stays discarded, unless the message failed anew after that. The broker tells whole seconds
+                // only: of a failure that is surely a new one, the second that it shares with the discard is after it.
+                let is_surely_new = !arrival.again && arrival.cause.made_by == MadeBy::Broker;
+                let reopened = entry
+                    .discarded_at
+                    .is_some_and(|time| failed_at > time || is_surely_new && failed_at.as_second() == time.as_second());
                 Entry {
                     state: if reopened { State::Open } else { entry.state },
                     discarded_at: entry.discarded_at.filter(|_| !reopened),

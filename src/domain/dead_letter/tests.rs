@@ -312,12 +312,16 @@ fn a_shape_is_what_details_have_in_common() {
 
 /// Failures of one message at these times, handed out before or not; what they leave in a row.
 fn filed(known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<Entry>, usize) {
+    filed_by(MadeBy::Settled, known, failures)
+}
+
+fn filed_by(made_by: MadeBy, known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<Entry>, usize) {
     let message = sent();
     let facts = facts(&message);
     let causes: Vec<Cause> = failures
         .iter()
         .map(|(failed_at, _)| Cause {
-            made_by: MadeBy::Settled,
+            made_by,
             reason: Reason::UnknownPartner,
             detail: String::new(),
             failed_at: failed_at.map(time),
@@ -394,6 +398,21 @@ fn a_message_is_one_row_however_often_it_fails() {
             (entry.state, entry.discarded_at.is_some()),
             (state, state == State::Discarded)
         );
+    }
+    // The broker tells whole seconds only: one that it says of the second of the discard is taken for a later one, unless
+    // it may be a copy of what is known.
+    let mut discarded = known(State::Discarded, None);
+    discarded.discarded_at = Some(Timestamp::from_millisecond(30_500).expect("a time"));
+    for (made_by, failed_at, is_again, state) in [
+        (MadeBy::Broker, 30, first, State::Open),
+        (MadeBy::Broker, 30, again, State::Discarded),
+        (MadeBy::Broker, 29, first, State::Discarded),
+        (MadeBy::Settled, 30, first, State::Discarded),
+    ] {
+        let entry = filed_by(made_by, Some(discarded.clone()), &[(Some(failed_at), is_again)]).0;
+        let entry = entry.expect("an entry");
+        assert_eq!(entry.state, state, "{made_by:?} {failed_at} {is_again}");
+        assert_eq!(entry.discarded_at.is_some(), state == State::Discarded);
     }
     // What is under way or over stays so.
     for state in [State::Due, State::Parked, State::Settled] {
