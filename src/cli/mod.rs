@@ -224,7 +224,9 @@ impl Context {
         loop {
             match work().await {
                 Err(error)
-                    if error.fate == Fate::Retry && backoff.attempts() < self.settings.retry.transient_attempts =>
+                    if error.fate == Fate::Retry
+                        && !error.at_commit
+                        && backoff.attempts() < self.settings.retry.transient_attempts =>
                 {
                     tokio::time::sleep(backoff.next()).await;
                 }

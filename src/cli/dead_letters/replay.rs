@@ -195,7 +195,9 @@ async fn drive(
     let mut signals = Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
     let stalled = |failure: Failure| {
         failure.hint(format!(
-            "run {id} goes on where it stands: `settled dead-letters runs resume {id} --reason ...`"
+            "run {id} goes on where it stands: `settled dead-letters runs resume {id} --reason ...`, which is refused until \
+             the lease of this program, {:?}, is over",
+            driver.lease
         ))
     };
     let mut watch = Watch::new(context, id);
