@@ -534,11 +534,18 @@ const PARK: &str = "\
             key, enterprise_id, nonce, allocation_id, exchange, routing_key, properties, body,
             parked_at, until, due_at, dead_letter_id, format, attempts
         )
-        SELECT n.*, $13::smallint, 0
+        SELECT n.key, n.enterprise_id, n.nonce, n.allocation_id, n.exchange, n.routing_key, n.properties, n.body,
+               n.parked_at, n.until, n.due_at,
+               -- What was purged meanwhile takes no verdict: a refusal later makes a dead letter, as of any other message.
+               (SELECT d.id FROM settled.dead_letters AS d WHERE d.id = n.dead_letter_id),
+               $13::smallint, 0
         FROM unnest(
             $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bytea[],
             $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::uuid[]
-        ) AS n
+        ) AS n (
+            key, enterprise_id, nonce, allocation_id, exchange, routing_key, properties, body, parked_at, until, due_at,
+            dead_letter_id
+        )
         RETURNING key, allocation_id, parked_at
     )
     INSERT INTO settled.parkings (key, allocation_id, step, at)

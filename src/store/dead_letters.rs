@@ -351,7 +351,8 @@ pub(super) const LOCK: &str = "\
     /* dead_letters::lock */
     SELECT FROM settled.dead_letters WHERE id = ANY ($1) ORDER BY id FOR UPDATE";
 
-/// What settled stays settled, whatever a slower worker found. Of what is discarded, or parked by a replay, a further
+/// What settled stays settled, with the verdict and the batch that the money is found by: a slower worker finds a duplicate
+/// at best, and that is not what became of it. Of what is discarded, or parked by a replay, a further
 /// replay's refusal is noted, and it stays where it is.
 pub(super) const JUDGE: &str = "\
     /* dead_letters::judge */
@@ -374,7 +375,7 @@ pub(super) const JUDGE: &str = "\
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
              AS n (id, state, verdict, reason, detail, group_id, is_replay)
         WHERE d.id = n.id
-          AND (d.state <> 'settled' OR n.state = 'settled')
+          AND d.state <> 'settled'
         RETURNING d.id, d.run_id, n.verdict, n.reason
     )
     UPDATE settled.run_items AS i

@@ -451,6 +451,44 @@ async fn a_late_verdict_undoes_nothing() {
     }
 }
 
+/// A claim that another one overtook finds a duplicate: the row keeps the verdict and the batch that its money is found by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_duplicate_does_not_hide_what_settled() {
+    let (place, partner, reservations) = refused("late_duplicate", 1).await;
+    collected(&place, &[partner.cleared(&reservations[0])]).await;
+    place.add_key(&partner).await;
+    let run = replay_all(&place).await;
+    let worker = place.ready_worker(&SETTINGS).await;
+    in_state(&place, "settled", 1).await;
+    let db = place.db().await;
+    let row = async || {
+        let sql = "SELECT concat_ws(' ', state, verdict, replays, batch_id, judged_at) FROM settled.dead_letters";
+        db.query_one(sql, &[]).await.expect("a row").get::<_, String>(0)
+    };
+    let settled = row().await;
+    assert!(settled.starts_with("settled settled 1 "), "{settled}");
+    // A trigger plays the quicker hand: what is claimed as due settled before its verdict is written.
+    let sql = "CREATE FUNCTION overtake() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                   NEW.state := 'settled';
+                   NEW.run_id := OLD.run_id;
+                   RETURN NEW;
+               END $$;
+               CREATE TRIGGER overtake BEFORE UPDATE ON settled.dead_letters FOR EACH ROW
+                   WHEN (NEW.leased_until IS NOT NULL) EXECUTE FUNCTION overtake();
+               UPDATE settled.dead_letters SET state = 'open'";
+    db.batch_execute(sql).await.expect("a trigger");
+    replay_all(&place).await;
+    until("the late one is judged", PATIENCE, async || {
+        let sql = "SELECT count(*) FROM settled.batches WHERE source = 'replayed' AND duplicate = 1";
+        (number(&db, sql).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(row().await, settled);
+    let shown = place.json(&["dead-letters", "runs", "show", &run.to_string()]).await;
+    assert_eq!(shown["money"][0]["moved"], json!("1"), "{shown}");
+    place.settle_up(worker).await;
+}
+
 #[cfg(feature = "faults")]
 mod killed {
     use std::os::unix::process::ExitStatusExt;
@@ -603,5 +641,35 @@ async fn a_purged_row_takes_no_verdict() {
     })
     .await;
     assert_eq!(number(&db, "SELECT count(*) FROM settled.dead_letters").await, 0);
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}
+
+/// Nobody is told by a row that is gone: what its replay parked ends as a dead letter again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_parked_after_a_purge_can_fail_again() {
+    let (place, partner, _) = refused("purged_parked", 0).await;
+    let never = partner.allocation("BTC", "1");
+    collected(&place, &[partner.cleared(&never).expecting(Expect::Any)]).await;
+    place.add_key(&partner).await;
+    let db = place.db().await;
+    // Gone as soon as it is claimed.
+    let sql = "CREATE FUNCTION purge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                   DELETE FROM settled.dead_letters WHERE id = NEW.id;
+                   RETURN NULL;
+               END $$;
+               CREATE TRIGGER purge AFTER UPDATE ON settled.dead_letters FOR EACH ROW
+                   WHEN (NEW.leased_until IS NOT NULL) EXECUTE FUNCTION purge()";
+    db.batch_execute(sql).await.expect("a trigger");
+    replay_all(&place).await;
+    let settings = [&SETTINGS[..], &[("SETTLED_PARK__DEADLINE", "2s")]].concat();
+    let worker = place.ready_worker(&settings).await;
+    in_state(&place, "open", 1).await;
+    let sql = "SELECT count(*) FROM settled.parkings WHERE step = 'parked'";
+    assert_eq!(number(&db, sql).await, 1, "its replay parked it");
+    let sql = "SELECT count(*) FROM settled.dead_letters WHERE reason = 'allocation_not_found' AND times_seen = 1";
+    until("its time is up", PATIENCE, async || {
+        (number(&db, sql).await == 1).then_some(())
+    })
+    .await;
     assert_eq!(worker.terminate().await.code(), Some(0));
 }
