@@ -533,8 +533,9 @@ async fn the_gauge_sees_what_a_worker_takes() {
     assert_eq!(peak.outbox_rows, 1);
     assert!(peak.broker_connections >= 3, "two consumers, and the gauges: {peak:?}");
     assert!(peak.memory > 1024, "a process has its megabytes: {peak:?}");
-    // The message that came first is not counted by the consumers that were attached after it.
-    assert_eq!(peak.ahead, 38);
+    // The message that came first is not counted by the consumers that were attached after it; the broker may show the
+    // consumer before them for a moment longer.
+    assert!((38..=40).contains(&peak.ahead), "{peak:?}");
     let above = peak.above(&Amounts::default());
     for what in [
         "KiB of memory",
