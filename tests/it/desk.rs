@@ -1351,6 +1351,13 @@ async fn many_messages_are_touched_only_when_that_is_meant() {
     );
     assert!(hint.contains("--yes"), "{hint}");
     assert_eq!(count(&db, "audit").await, 0, "nothing was done");
+    // The flag that selects elsewhere says why here: a slip would discard everything of a partner.
+    let slip = ["discard", "--partner", "partner-1", "--reason", "internal"];
+    let (message, _) = desk(&place, &slip).await.refusal(2);
+    assert!(message.contains("--reason-code"), "{message}");
+    let future = ["purge", "--discarded-before", "2999-01-01T00:00:00Z", "--reason", "why"];
+    desk(&place, &future).await.refusal(2);
+    assert_eq!(count(&db, "audit").await, 0, "nothing was done");
     let few = [
         "discard",
         "--partner",

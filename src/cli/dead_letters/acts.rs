@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::filters::Acting;
 use crate::{
     cli::{Context, Exit, Failure, bounded, output::complain, reconcile::moment, when},
-    domain::{dead_letter::State, event::rfc3339},
+    domain::{dead_letter::State, decide::Reason, event::rfc3339},
     store::{
         Store,
         desk::{
@@ -46,6 +46,10 @@ fn name(text: &str) -> Result<String, String> {
 fn why(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         return Err("say why".into());
+    }
+    // Elsewhere --reason selects. Taken for the why, it would act on far more than was meant.
+    if Reason::parse(text.trim()).is_some() {
+        return Err("this is the code of a reason, not why you act: --reason-code selects by it".into());
     }
     bounded(text, 1024).map(|()| text.to_owned())
 }
@@ -295,6 +299,12 @@ pub(super) async fn purge(context: &Context, wish: Purge) -> Result<Exit, Failur
     }
     let store = context.store()?;
     let before = when(&store, wish.discarded_before).await?;
+    if before > store.clock().await? {
+        return Err(
+            Failure::usage("--discarded-before lies in the future; nothing was purged")
+                .hint("what was discarded a moment ago would go for ever: name a time that is over"),
+        );
+    }
     let (messages, _) = store.count_purgeable(before).await?;
     confirm(
         context,
