@@ -208,24 +208,29 @@ fn file(
             publications: Vec::new(),
             lag: Duration::ZERO,
         };
-        for arrival in filed.filing.counted.iter().filter_map(|index| arrivals.get(*index)) {
+        for (index, arrival) in arrivals.iter().enumerate() {
+            let is_counted = filed.filing.counted.binary_search(&index).is_ok();
             let failed_at = dead_letter::failed_at(arrival, now);
             // A broker's record may be forged; the worker's word counts where there is one.
-            if arrival.cause.made_by == MadeBy::Settled || filed.lag.is_zero() {
+            if is_counted && (arrival.cause.made_by == MadeBy::Settled || filed.lag.is_zero()) {
                 filed.lag = Duration::try_from(now.duration_since(failed_at)).unwrap_or_default();
             }
             if !arrival.cause.is_untold() {
                 continue;
             }
             let Cause { reason, detail, .. } = arrival.cause;
-            filed.untold.push(*reason);
-            filed.judgements.push(Judgement {
-                verdict: Verdict::Rejected {
-                    reason: *reason,
-                    detail: detail.clone(),
-                },
-                proven: false,
-            });
+            if is_counted {
+                filed.untold.push(*reason);
+                filed.judgements.push(Judgement {
+                    verdict: Verdict::Rejected {
+                        reason: *reason,
+                        detail: detail.clone(),
+                    },
+                    proven: false,
+                });
+            }
+            // Told also where it looks like a copy: one that was handed out before is not for certain stored, and nobody
+            // else tells of it. Told twice it is the same event, with the same id.
             filed.publications.push(event::given_up(
                 arrival.message,
                 *reason,
@@ -264,7 +269,7 @@ impl Storing {
         let mut patience = Patience::new(&self.worker, &self.gate, WHO.to_owned(), limit);
         while let Some(mut part) = parts.pop() {
             let began = Instant::now();
-            let id = Uuid::now_v7();
+            let mut id = Uuid::now_v7();
             let mut attempts = 0;
             loop {
                 if part.causes.is_empty() {
@@ -282,8 +287,12 @@ impl Storing {
                     }
                     Err(error) => error,
                 };
-                // What is stored by now must not count as another failure; its events are in the outbox, for the relay.
-                part.again = part.again || error.at_commit;
+                // What is stored by now must not count as another failure; its events are in the outbox, for the relay, and
+                // those of the next attempt need a row of their own beside them.
+                if error.at_commit {
+                    part.again = true;
+                    id = Uuid::now_v7();
+                }
                 match error.fate {
                     Fate::Retry | Fate::CommittedBefore if attempts < settings.retry.transient_attempts => {
                         attempts += 1;

@@ -36,10 +36,14 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Histograms collect every sample until they are folded; without a scrape nobody else does.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+const NO_CONSUMER: &str = "no consumer is attached to settlement.updates";
+
 /// What the worker knows of itself, and `/readyz` tells.
 #[derive(Debug, Default)]
 pub struct Health {
     consumers_attached: AtomicUsize,
+    /// Those of them that consume the common queue.
+    common_attached: AtomicUsize,
     database_ok: AtomicBool,
     /// By whom, and why.
     paused: Mutex<BTreeMap<String, String>>,
@@ -60,21 +64,28 @@ impl Health {
         Self::default()
     }
 
-    pub fn set_consumers_attached(&self, count: usize) {
-        self.consumers_attached.store(count, Ordering::Release);
-    }
-
-    pub fn consumer_attached(&self) {
+    /// A lane's consumer is attached, to the common queue or to a partner's own.
+    pub fn consumer_attached(&self, is_common: bool) {
         self.consumers_attached.fetch_add(1, Ordering::AcqRel);
+        if is_common {
+            self.common_attached.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
-    pub fn consumer_gone(&self) {
+    pub fn consumer_gone(&self, is_common: bool) {
         // Saturating: a consumer that is reported gone twice must not make the worker look ready for ever.
-        self.consumers_attached
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1))
-            .unwrap_or_default();
+        let less = |counter: &AtomicUsize| {
+            counter
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1))
+                .unwrap_or_default();
+        };
+        less(&self.consumers_attached);
+        if is_common {
+            less(&self.common_attached);
+        }
     }
 
+    /// Of all queues.
     pub fn consumers_attached(&self) -> usize {
         self.consumers_attached.load(Ordering::Acquire)
     }
@@ -114,8 +125,9 @@ impl Health {
     /// Why the worker is not ready; empty if it is.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.consumers_attached() == 0 {
-            reasons.push("no consumer is attached".to_owned());
+        // A partner's own queue settles that partner alone: everybody else waits for the common one.
+        if self.common_attached.load(Ordering::Acquire) == 0 {
+            reasons.push(NO_CONSUMER.to_owned());
         }
         if !self.database_ok() {
             reasons.push("the database does not answer".to_owned());
@@ -400,12 +412,15 @@ mod tests {
         assert_eq!((status, &body["ready"]), (503, &serde_json::Value::Bool(false)));
         assert_eq!(
             body["reasons"],
-            serde_json::json!(["no consumer is attached", "the database does not answer"])
+            serde_json::json!([NO_CONSUMER, "the database does not answer"])
         );
 
         health.set_database_ok(true);
-        health.consumer_attached();
-        health.consumer_attached();
+        // One of a partner's own queue does not hide that nobody serves the rest.
+        health.consumer_attached(false);
+        let (status, body) = ready().await;
+        assert_eq!((status, &body["reasons"]), (503, &serde_json::json!([NO_CONSUMER])));
+        health.consumer_attached(true);
         let (status, body) = ready().await;
         assert_eq!(status, 200);
         assert_eq!(
@@ -428,12 +443,13 @@ mod tests {
         assert_eq!(ready().await.0, 503);
         health.set_paused_by("lane 0", None);
         assert_eq!(ready().await.0, 200);
-        health.consumer_gone();
-        health.consumer_gone();
-        health.consumer_gone();
+        health.consumer_gone(true);
+        assert_eq!((health.consumers_attached(), ready().await.0), (1, 503));
+        health.consumer_gone(false);
+        health.consumer_gone(true);
         assert_eq!(health.consumers_attached(), 0);
         assert_eq!(ready().await.0, 503);
-        health.set_consumers_attached(1);
+        health.consumer_attached(true);
         assert_eq!(ready().await.0, 200);
         assert_eq!(ask(server.address, "GET", "/livez").await.0, 200);
     }

@@ -305,15 +305,10 @@ impl Worker {
         Ok(())
     }
 
-    /// The input queues that partners have for themselves, no more than the settings allow to be consumed.
-    async fn own_queues(&self) -> Result<Vec<String>, StoreError> {
-        let partners = self.clerk.store.own_queues().await?;
-        let queues = partners.iter().map(|enterprise_id| topology::own_queue(enterprise_id));
-        Ok(queues.take(self.settings.worker.own_queues_max).collect())
-    }
-
-    /// A lane for each partner's own queue: a consumer on a connection of its own, so that a partner whose messages break
-    /// connections, or who floods, harms nobody else.
+    /// A lane for each partner's own queue: consumer, publisher and their connections are its own, so that a partner whose
+    /// messages break connections breaks nobody else's, and a backlog of one partner's is nobody else's wait. What the lanes
+    /// share is the pool of database connections, the gate and the count of culprits: a batch that can not be settled closes
+    /// intake for every lane, whoever sent it.
     async fn serve_own_queues(mut self) {
         let mut lanes = JoinSet::new();
         let mut seen = BTreeSet::new();
@@ -472,7 +467,9 @@ impl Worker {
                     }
                 }
             }
-            let own_queues = self.own_queues().await.unwrap_or_default();
+            // Those too that nobody consumes.
+            let own_queues = self.clerk.store.own_queues().await.unwrap_or_default();
+            let mut is_missing = false;
             let depths = async {
                 let link = match connection.take().filter(Connection::is_connected) {
                     Some(link) => link,
@@ -485,14 +482,21 @@ impl Worker {
                     (topology::DEAD.to_owned(), common.dead),
                     (topology::UNREADABLE.to_owned(), common.unreadable),
                 ];
-                for queue in own_queues {
-                    let depth = topology::depth_of(link, &queue).await?;
-                    depths.push((queue, depth));
+                for queue in own_queues
+                    .iter()
+                    .map(|enterprise_id| topology::own_queue(enterprise_id))
+                {
+                    match topology::depth_of(link, &queue).await {
+                        Ok(depth) => depths.push((queue, depth)),
+                        // One that is missing hides no other.
+                        Err(BrokerError::Refused { .. }) => is_missing = true,
+                        Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => return Err(error),
+                    }
                 }
                 Ok::<_, BrokerError>(depths)
             };
             let depths = depths.await;
-            if depths.is_err() {
+            if depths.is_err() || is_missing {
                 // A refused question costs the connection a channel number for good.
                 connection = None;
             }
@@ -805,6 +809,8 @@ pub(crate) struct Consumer<W: Work> {
 struct Settling {
     worker: Worker,
     number: usize,
+    /// It serves the common queue, which readiness is about.
+    is_common: bool,
     owned: Owned,
     committed: Entrance,
 }
@@ -831,16 +837,17 @@ async fn lane(worker: Worker, number: usize, queue: String) {
     let mut consumer = Consumer {
         number,
         name: format!("lane {number}"),
-        queue,
         prefetch: worker.settings.worker.prefetch,
         batch_max: worker.settings.worker.batch_max,
         gate: worker.gate.clone(),
         work: Settling {
             worker: worker.clone(),
             number,
+            is_common: queue == topology::UPDATES,
             owned,
             committed: stage.entrance(),
         },
+        queue,
         worker,
     };
     tokio::select! {
@@ -1144,9 +1151,9 @@ impl Work for Settling {
 
     fn attached(&self, is: bool) {
         if is {
-            self.worker.health.consumer_attached();
+            self.worker.health.consumer_attached(self.is_common);
         } else {
-            self.worker.health.consumer_gone();
+            self.worker.health.consumer_gone(self.is_common);
         }
     }
 

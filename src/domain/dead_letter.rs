@@ -333,7 +333,8 @@ pub fn failed_at(arrival: &Arrival<'_>, now: Timestamp) -> Timestamp {
 }
 
 /// Files arrivals by what is known, one row a message. One that was handed out before and tells of no later failure than
-/// is known was stored then: it changes nothing.
+/// is known changes nothing: it was stored then, or what it says is out of date. Nor does one with a verdict of the very
+/// time that is known: its publisher, not sure of the first, sent it a second time.
 pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timestamp) -> Filing {
     let mut filing = Filing::default();
     for (index, arrival) in arrivals.iter().enumerate() {
@@ -363,7 +364,9 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
             Some(entry) => {
                 let is_later =
                     failed_at > entry.last_failed_at && (arrival.cause.failed_at.is_some() || !arrival.again);
-                if arrival.again && !is_later {
+                let is_second_copy = arrival.cause.made_by == MadeBy::Settled
+                    && [entry.first_failed_at, entry.last_failed_at].contains(&failed_at);
+                if is_second_copy || arrival.again && !is_later {
                     continue;
                 }
                 // Discarded stays discarded, unless the message failed anew after that. The broker tells whole seconds

@@ -7,7 +7,7 @@ use crate::{
     auditor::Reservation,
     partner::Partner,
     raw::{DELIVERY_MODE, MESSAGE_ID, Raw, short},
-    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, until},
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until},
 };
 
 /// Consumers of the common queue are not disturbed for a moment by what these tests do, or this says why not.
@@ -34,6 +34,16 @@ async fn partner(place: &Place, enterprise: &str, flags: &[&str], count: usize) 
 async fn queue_info(place: &Place, queue: &str) -> (u16, serde_json::Value) {
     let path = format!("/api/queues/{}/{queue}", place.name);
     place.services.manage("GET", &path, None).await
+}
+
+/// Waits until the worker's gauge of the queue says so many.
+async fn measured(worker: &Worker, queue: &str, messages: u32) {
+    let line = format!("settled_queue_messages{{queue=\"{queue}\"}} {messages}");
+    until(&line, PATIENCE, async || {
+        let (_, text) = worker.get("/metrics").await?;
+        text.lines().any(|said| said == line).then_some(())
+    })
+    .await;
 }
 
 /// Whether a running worker consumes the queue.
@@ -128,12 +138,29 @@ async fn one_that_is_missing_holds_up_nobody() {
         "{said}"
     );
     assert!(worker.is_ready().await, "{}", worker.said());
+    // Nor does it hide how much is in the others.
+    measured(&worker, "settlement.updates", 0).await;
 
     place.json(&["topology"]).await;
     consumed(&place, "settlement.updates.beta").await;
     place.publish(&[&common[10..], &own[10..]].concat()).await;
     place.rest().await;
     undisturbed(&worker.lines());
+    place.settle_up(worker).await;
+}
+
+/// Who serves one partner does not hide that nobody serves the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ready_is_a_consumer_of_the_common_queue() {
+    let place = Place::new("own_ready").await;
+    partner(&place, "beta", &["--own-queue"], 0).await;
+    let worker = place.ready_worker(&[("SETTLED_RETRY__MAX", "200ms")]).await;
+    consumed(&place, "settlement.updates.beta").await;
+    place.line().delete("settlement.updates").await;
+    let why = worker.not_ready().await;
+    assert!(why.contains("no consumer is attached to settlement.updates"), "{why}");
+    assert!(place.run(&["topology"]).await.status.success());
+    worker.ready().await;
     place.settle_up(worker).await;
 }
 
@@ -200,6 +227,7 @@ async fn more_than_the_bound_are_an_alarm() {
     })
     .await;
     assert_eq!(place.line().depth("settlement.updates.gamma").await, 5);
+    measured(&worker, "settlement.updates.gamma", 5).await;
     assert_eq!(worker.terminate().await.code(), Some(0));
     let worker = place.ready_worker(&[]).await;
     place.settle_up(worker).await;

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     broker::{BrokerError, Connection, topology},
@@ -59,17 +59,24 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
     let account = Arc::new(Account::default());
     let (stopper, stop) = watch::channel(false);
     let worker = Worker::new(&context.settings, store, broker, stop);
-    let collecting = collector::collect(worker, &account);
-    let waiting = async {
-        let why = tokio::select! {
-            _ = signals.next() => Ok(()),
-            looked = drained(&connection, wish.follow) => looked,
-        };
-        stopper.send_replace(true);
-        why
+    let mut tasks = JoinSet::new();
+    let counts = Arc::clone(&account);
+    tasks.spawn(async move { collector::collect(worker, &counts).await });
+    let looked = tokio::select! {
+        _ = signals.next() => Ok(()),
+        looked = drained(&connection, wish.follow) => looked,
     };
-    // What is in hand when it stops is stored; what is not acknowledged comes again.
-    let ((), looked) = tokio::join!(collecting, waiting);
+    stopper.send_replace(true);
+    // What is in hand when it stops is stored and told, unless a dependency is away for too long or a second signal comes.
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(context.settings.worker.drain_deadline, tasks.join_next()) => ended.unwrap_or(None),
+        _ = signals.next() => None,
+    };
+    // What is aborted is not lost: unacknowledged messages come again, outbox rows are a relay's.
+    tasks.shutdown().await;
+    if let Some(Err(error)) = &ended {
+        return Err(Failure::ours(format!("the collector's own code failed: {error}")));
+    }
     looked?;
     let left = topology::depths(&connection).await?.dead;
     drop(connection.close().await);
@@ -87,7 +94,8 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
             done.new, done.again, done.copies, done.unreadable, done.left
         ))
     })?;
-    Ok(if left == 0 || wish.follow {
+    // Cut short, messages may be in hand that are not in the queue yet.
+    Ok(if ended.is_some() && (left == 0 || wish.follow) {
         Exit::Done
     } else {
         Exit::Partly

@@ -375,6 +375,12 @@ fn a_message_is_one_row_however_often_it_fails() {
         let (entry, counted) = filed(Some(known(State::Open, None)), &[(failed_at, again)]);
         assert_eq!((entry, counted), (None, 0), "{failed_at:?}");
     }
+    // Nor does the second copy that a relay publishes, which the broker does not mark: it has the time of the first.
+    for failed_at in [10, 20] {
+        let (entry, counted) = filed(Some(known(State::Open, None)), &[(Some(failed_at), first)]);
+        assert_eq!((entry, counted), (None, 0), "{failed_at}");
+    }
+    assert_eq!(filed(None, &[(Some(5), first), (Some(5), first)]).1, 1);
     // A late copy that the broker does not mark counts, and changes no reason.
     let (entry, _) = filed(Some(known(State::Open, None)), &[(Some(8), first)]);
     let entry = entry.expect("an entry");
