@@ -1,4 +1,4 @@
-//! The reference: what PROTOCOL says of one message after another, written from its prose and tables (sections 2 to 5) and
+//! The reference: what the public contract says of one message after another, written from its prose and tables and
 //! from nothing else. It is slow, plain and without bounds, and shares nothing with the program: it names no type and no
 //! function of it (`the_reference_asks_the_program_nothing` holds that). It has no batches, no snapshots, no crashes: what
 //! committed is told to it, message by message, and it says what must have come of it.
@@ -85,7 +85,7 @@ pub(crate) enum Signature {
     By(Key),
 }
 
-/// One message as PROTOCOL sees it. It is written down when the message is made, never read from its bytes.
+/// One message as the contract sees it. It is written down when the message is made, never read from its bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Word {
     pub(crate) routing_key: &'static str,
@@ -225,7 +225,7 @@ pub(crate) struct Answer {
     pub(crate) reply: Option<&'static str>,
 }
 
-/// PROTOCOL section 2: reason, class, final.
+/// Reason, class, final.
 pub(crate) const REASONS: [(&str, u16, bool); 15] = [
     ("message_too_large", 400, true),
     ("malformed_message", 400, true),
@@ -257,13 +257,13 @@ fn is_final(reason: Option<&str>) -> bool {
     reason.is_some_and(|reason| class_of(reason).1)
 }
 
-/// PROTOCOL section 4.
+/// Events.
 fn uuid_of(name: &str) -> Uuid {
     let namespace = Uuid::from_u128(0x6f1d_0c52_0e0b_5c7e_9a53_3c1c_8a2d_7f10);
     Uuid::new_v5(&namespace, name.as_bytes())
 }
 
-/// The whole state, as PROTOCOL's words have it.
+/// The whole state, as the words of the contract have it.
 #[derive(Clone, Debug)]
 pub(crate) struct Books {
     pub(crate) now: Millis,
@@ -296,7 +296,7 @@ impl Books {
         self.allocations.insert(reservation.id, record);
     }
 
-    /// PROTOCOL section 3, the table of transfers.
+    /// The table of transfers.
     fn transfer(&mut self, record: &Record, event: &str) {
         let Reservation {
             kind,

@@ -1244,7 +1244,7 @@ fn describe(letter: u16) -> String {
     )
 }
 
-/// PROTOCOL section 5, the properties of a dead letter.
+/// The properties of a dead letter.
 fn compare_dead_letter(letter: &Letter, dead: &Publication, now: Millis, answer: &Answer) -> Result<(), Wrong> {
     let reason = answer.reason.unwrap_or_default();
     let (class, is_final) = class_of(reason);

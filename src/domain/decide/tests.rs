@@ -486,7 +486,7 @@ fn lines(judgements: &[Judgement]) -> Vec<String> {
 
 // The table of reasons -----------------------------------------------------------------------------------------------
 
-/// PROTOCOL section 2, column by column.
+/// Reason, class and finality, column by column.
 #[test]
 fn code_class_and_finality_of_every_reason() {
     let table = [
@@ -972,7 +972,7 @@ fn the_earliest_broken_rule_names_the_reason() {
 
 // What settles -------------------------------------------------------------------------------------------------------
 
-/// The rows of PROTOCOL section 3.
+/// The movements of money, row by row.
 #[test]
 fn the_funds_move_as_the_table_says() {
     use AccountKind::{Allocated, Available};
@@ -1407,7 +1407,7 @@ fn a_stranger_changes_no_receipt() {
     }
 }
 
-/// PROTOCOL, "Receipts": the newest verdict, but never out of `settled` or a final reason.
+/// Receipts: the newest verdict, but never out of `settled` or a final reason.
 #[test]
 fn a_receipt_takes_the_newest_verdict_until_it_is_closed() {
     let mut model = Model::new();
@@ -1951,7 +1951,7 @@ fn parked_by_partner(model: &Model) -> impl Iterator<Item = u64> {
     counts.into_values()
 }
 
-/// HOUSE section 6: a batch of n equals n batches of one, entries sum to zero, an allocation settles once, a replay writes
+/// A batch of n equals n batches of one, entries sum to zero, an allocation settles once, a replay writes
 /// no settlement. What [`Model::apply`] asserts is part of it.
 #[test]
 fn a_batch_of_n_is_n_batches_of_one() {
