@@ -1910,17 +1910,30 @@ fn tell(pool: &[Sent], steps: &[Step], seen: &RefCell<BTreeMap<String, usize>>) 
             .cloned()
             .collect();
         let (again, changes) = replayed.post(&rules, &queued);
-        prop_assert!(changes.balances.is_empty());
-        prop_assert_eq!(&replayed.allocations, &together.allocations);
-        prop_assert_eq!(&replayed.settled, &together.settled);
-        let first = batch
+        let first: Vec<&Judgement> = batch
             .iter()
             .zip(&judgements)
             .filter(|(sent, _)| !sent.delivery.source.is_parked())
-            .map(|(_, judgement)| judgement);
-        for (first, again) in first.zip(&again) {
-            let moved = first.verdict.kind() == VerdictKind::Settled;
-            prop_assert!(!moved || again.verdict.kind() == VerdictKind::Duplicate, "{again:?}");
+            .map(|(_, judgement)| judgement)
+            .collect();
+        // A copy of what waited left nothing behind. If that came to its end later in the batch, the copy may settle now;
+        // nothing else may.
+        let copied = |judgement: &Judgement| matches!(judgement.verdict, Verdict::Parked { again: true, .. });
+        for (first, again) in first.iter().zip(&again) {
+            let (before, now) = (first.verdict.kind(), again.verdict.kind());
+            prop_assert!(now != VerdictKind::Settled || copied(first), "{first:?} then {again:?}");
+            prop_assert!(
+                before != VerdictKind::Settled || now == VerdictKind::Duplicate,
+                "{again:?}"
+            );
+        }
+        for settlement in &changes.settlements {
+            prop_assert_eq!(together.allocations[&settlement.allocation.id].status, Status::Reserved);
+        }
+        if changes.settlements.is_empty() {
+            prop_assert!(changes.balances.is_empty());
+            prop_assert_eq!(&replayed.allocations, &together.allocations);
+            prop_assert_eq!(&replayed.settled, &together.settled);
         }
     }
     for (id, (nonce, digest, key)) in &together.settled {
@@ -1971,4 +1984,18 @@ fn a_batch_of_n_is_n_batches_of_one() {
     let seen = seen.into_inner();
     let missing: Vec<&str> = expected.into_iter().filter(|name| !seen.contains_key(*name)).collect();
     assert!(missing.is_empty(), "never met: {missing:?} of {seen:?}");
+}
+
+/// A copy of what waits is acknowledged with nothing kept, and what waited may then be refused in the same batch, its key
+/// withdrawn. If that batch comes again, the copy is judged for itself.
+#[test]
+fn a_copy_may_settle_once_what_waited_was_refused() {
+    let pool = pool();
+    let steps = [
+        Step::Batch(vec![Post::Queue(28), Post::Queue(65)]),
+        Step::Reserve(0),
+        Step::Key(false),
+        Step::Batch(vec![Post::Queue(45), Post::Due(1)]),
+    ];
+    tell(&pool, &steps, &RefCell::default()).expect("the copy settles, and nothing else");
 }
