@@ -448,14 +448,24 @@ async fn a_backlog_stays_in_the_queue() {
         place.publish(lot).await;
     }
     let worker = place.worker(&SETTINGS);
-    let watch = Watch::over(Gauge::of(&place, &worker));
+    let gauge = Gauge::of(&place, &worker);
+    let watch = Watch::over(gauge.clone());
+    // The broker counts what is in hand every five seconds only, so its hands are kept full until it has.
+    let locks = place.db().await;
+    worker.ready().await;
+    locks
+        .batch_execute("BEGIN; LOCK TABLE settled.batches")
+        .await
+        .expect("locked");
+    until("the broker counts what is in hand", PATIENCE, async || {
+        (gauge.read().await.unacked > 0).then_some(())
+    })
+    .await;
+    locks.batch_execute("ROLLBACK").await.expect("unlocked");
     place.rest().await;
     let peak = watch.peak();
     eprintln!("{peak:?} of {:?}", worker.bounds);
     assert_eq!(peak.above(&worker.bounds), Vec::<String>::new());
-    assert!(
-        peak.unacked > 0 && peak.ahead > 0,
-        "it was looked at while it worked: {peak:?}"
-    );
+    assert!(peak.ahead > 0, "it was looked at while it worked: {peak:?}");
     place.settle_up(worker).await;
 }
