@@ -17,7 +17,7 @@ use crate::{
     broker::{intake::Disposer, topology},
     domain::{
         dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy},
-        decide::{Judged, Judgement, Reason, Verdict},
+        decide::{Judged, Judgement, Verdict},
         delivery::{BatchId, Delivery, Publication},
         event,
     },
@@ -203,7 +203,6 @@ fn file(
             id,
             now,
             filing: dead_letter::file(known, arrivals, now),
-            untold: Vec::new(),
             judgements: Vec::new(),
             publications: Vec::new(),
             lag: Duration::ZERO,
@@ -220,7 +219,6 @@ fn file(
             }
             let Cause { reason, detail, .. } = arrival.cause;
             if is_counted {
-                filed.untold.push(*reason);
                 filed.judgements.push(Judgement {
                     verdict: Verdict::Rejected {
                         reason: *reason,
@@ -296,17 +294,7 @@ impl Storing {
                 match error.fate {
                     Fate::Retry | Fate::CommittedBefore if attempts < settings.retry.transient_attempts => {
                         attempts += 1;
-                        let (lane, attempt, sqlstate) = (self.number, attempts, error.sqlstate.as_deref());
-                        let error = error.to_string();
-                        Signal::BatchRetried {
-                            batch: id,
-                            lane,
-                            attempt,
-                            sqlstate,
-                            error: &error,
-                        }
-                        .emit();
-                        patience.short().await;
+                        patience.short(id, self.number, attempts, &error).await;
                     }
                     Fate::Bisect => {
                         if let Some((left, right)) = part.halves() {
@@ -388,7 +376,6 @@ struct Filed {
     id: BatchId,
     now: Timestamp,
     filing: Filing,
-    untold: Vec<Reason>,
     judgements: Vec<Judgement>,
     publications: Vec<Publication>,
     lag: Duration,
@@ -402,7 +389,7 @@ impl Filed {
             now: self.now,
             arrivals,
             filing: &self.filing,
-            untold: &self.untold,
+            judgements: &self.judgements,
             publications: &self.publications,
             lease: clerk.outbox_lease,
         }
@@ -466,11 +453,8 @@ impl Work for Storing {
         stored
     }
 
-    async fn rehearse(&self, refused: Option<&Letters>) -> Result<(), StoreError> {
-        match refused {
-            None => rehearse(&self.worker.clerk).await,
-            Some(refused) => rehearse_with(&self.worker.clerk, refused).await,
-        }
+    async fn rehearse(&self, letters: &Letters) -> Result<(), StoreError> {
+        rehearse_with(&self.worker.clerk, letters).await
     }
 
     /// Readiness is about settling: it asks for the lanes' consumers.

@@ -25,7 +25,7 @@ use crate::{
     config::{ConfigError, Settings},
     domain::{
         decide::{Reason, Rules, Verdict},
-        delivery::{Delivery, Source},
+        delivery::{BatchId, Delivery, Source},
     },
     due,
     fail::{self, Point},
@@ -609,20 +609,10 @@ impl Worker {
                     }
                     Err(error) => error,
                 };
-                let sqlstate = error.sqlstate.as_deref();
                 match error.fate {
                     Fate::Retry if attempts < self.settings.retry.transient_attempts => {
                         attempts += 1;
-                        let error = error.to_string();
-                        Signal::BatchRetried {
-                            batch: id,
-                            lane,
-                            attempt: attempts,
-                            sqlstate,
-                            error: &error,
-                        }
-                        .emit();
-                        patience.short().await;
+                        patience.short(id, lane, attempts, &error).await;
                     }
                     Fate::Bisect if !culprit => {
                         if let Some((left, right)) = part.halves() {
@@ -631,7 +621,8 @@ impl Worker {
                         }
                         if self.culprits.blame(self.settings.worker.culprits_per_minute) {
                             let digest = part.facts.first().map(|facts| hex::encode(facts.message_digest));
-                            let (digest, error) = (digest.unwrap_or_default(), error.to_string());
+                            let (digest, sqlstate) = (digest.unwrap_or_default(), error.sqlstate.as_deref());
+                            let error = error.to_string();
                             Signal::CulpritIsolated {
                                 batch: id,
                                 digest: &digest,
@@ -719,8 +710,18 @@ impl<'a, B: Clone> Patience<'a, B> {
         }
     }
 
-    /// A jittered moment, for a fault that passes by itself.
-    pub async fn short(&mut self) {
+    /// A jittered moment before the batch is tried again, for a fault that passes by itself.
+    pub async fn short(&mut self, batch: BatchId, lane: usize, attempt: u32, error: &StoreError) {
+        let sqlstate = error.sqlstate.as_deref();
+        let error = error.to_string();
+        Signal::BatchRetried {
+            batch,
+            lane,
+            attempt,
+            sqlstate,
+            error: &error,
+        }
+        .emit();
         tokio::time::sleep(self.backoff.next()).await;
     }
 
@@ -765,7 +766,7 @@ impl<'a, B: Clone> Patience<'a, B> {
 /// What a consumer's messages are taken for: a lane settles updates, the collector stores dead letters.
 pub(crate) trait Work: Sized {
     /// Messages that were read.
-    type Batch: Clone;
+    type Batch: Clone + Default;
 
     /// Reads what each message tells by itself.
     async fn read(&self, deliveries: Vec<Delivery>) -> Self::Batch;
@@ -778,8 +779,8 @@ pub(crate) trait Work: Sized {
         disposer: &Disposer,
     ) -> Result<(), HandBack<Self::Batch>>;
 
-    /// Does, and undoes, everything that a batch does: an empty one, or the very one that was refused.
-    async fn rehearse(&self, refused: Option<&Self::Batch>) -> Result<(), StoreError>;
+    /// Does, and undoes, everything that a batch does.
+    async fn rehearse(&self, batch: &Self::Batch) -> Result<(), StoreError>;
 
     /// A consumer is attached, or gone.
     fn attached(&self, is: bool);
@@ -915,11 +916,11 @@ impl<W: Work> Consumer<W> {
     }
 
     async fn rehearse_once(&self) -> Result<(), StoreError> {
-        self.work.rehearse(None).await?;
+        self.work.rehearse(&W::Batch::default()).await?;
         let handed_back = self.gate.handed_back().clone();
         for hand_back in handed_back {
             if let Some(refused) = &hand_back.refused {
-                match self.work.rehearse(Some(refused)).await {
+                match self.work.rehearse(refused).await {
                     Ok(()) => {}
                     // One message's fault: that is what bisecting is for, once blame is to be had again.
                     Err(error) if error.fate == Fate::Bisect && self.may_blame() => {}
@@ -1142,11 +1143,8 @@ impl Work for Settling {
         settled
     }
 
-    async fn rehearse(&self, refused: Option<&Batch>) -> Result<(), StoreError> {
-        match refused {
-            None => settle::rehearse(&self.worker.clerk, &Batch::default()).await,
-            Some(refused) => settle::rehearse(&self.worker.clerk, refused).await,
-        }
+    async fn rehearse(&self, batch: &Batch) -> Result<(), StoreError> {
+        settle::rehearse(&self.worker.clerk, batch).await
     }
 
     fn attached(&self, is: bool) {

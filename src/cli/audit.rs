@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Context, Exit, Failure, maybe_when, reconcile::moment};
+use super::{Context, Exit, Failure, cut, maybe_when, reconcile::moment};
 use crate::{
     domain::event::rfc3339,
     store::{
@@ -49,13 +49,10 @@ pub(super) async fn run(context: &Context, command: AuditCommand) -> Result<Exit
         since: maybe_when(&store, question.since).await?,
         until: maybe_when(&store, question.until).await?,
     };
-    // One more than is shown says whether there are more.
     let mut acts = store
         .audit(&filter, question.after.unwrap_or(i64::MAX), question.limit + 1)
         .await?;
-    let shown = usize::try_from(question.limit).unwrap_or(usize::MAX);
-    let more = acts.len() > shown;
-    acts.truncate(shown);
+    let more = cut(&mut acts, usize::try_from(question.limit).unwrap_or(usize::MAX));
     if context.out.json {
         for act in &acts {
             context.out.document(act)?;

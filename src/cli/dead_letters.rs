@@ -32,9 +32,12 @@ pub(super) enum DeadLettersCommand {
     #[command(subcommand)]
     Runs(replay::RunsCommand),
     /// Be done with messages; they are kept and can be restored
-    Discard(acts::Discard),
+    #[command(after_help = "\
+Messages are selected by filters or by a plan. Discarded ones are kept: they are not listed, planned or counted as open,
+and `restore` opens them again. So does a new failure of the same message.")]
+    Discard(acts::Change),
     /// Open discarded messages again
-    Restore(acts::Restore),
+    Restore(acts::Change),
     /// Messages with their bodies, as NDJSON
     Export(look::Export),
     /// Delete for ever what was discarded before a time

@@ -332,6 +332,13 @@ fn time(text: &str) -> Result<Timestamp, String> {
     Timestamp::from_millisecond(time.as_millisecond()).map_err(|_| "out of range".to_owned())
 }
 
+/// Cuts what was found down to so many. One more than is shown was asked for: whether it came says whether there are more.
+fn cut<T>(found: &mut Vec<T>, shown: usize) -> bool {
+    let more = found.len() > shown;
+    found.truncate(shown);
+    more
+}
+
 /// When a moment is, by the database's clock.
 async fn when(store: &Store, moment: Moment) -> Result<Timestamp, Failure> {
     Ok(match moment {

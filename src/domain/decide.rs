@@ -188,6 +188,15 @@ impl ReceiptKey {
         head.copy_from_slice(digest.first_chunk::<16>().unwrap_or(&[0; 16]));
         Self(Uuid::from_bytes(head))
     }
+
+    /// Those that a message may touch: of the nonce that it says, and of the one that is signed.
+    pub fn of(content: &Content) -> impl Iterator<Item = Self> + '_ {
+        let update = &content.update;
+        [Some(update.nonce.as_str()), content.signed_nonce.as_deref()]
+            .into_iter()
+            .flatten()
+            .map(|nonce| Self::new(&update.enterprise_id, nonce))
+    }
 }
 
 /// The four verdicts, by name.

@@ -55,7 +55,10 @@ impl Ahead {
                 allocation.settled_nonce.clone_from(&moved.settled_nonce);
             }
         }
-        for key in messages.iter().flat_map(keys) {
+        let contents = messages
+            .iter()
+            .filter_map(|message| message.facts.content.as_ref().ok());
+        for key in contents.flat_map(|content| ReceiptKey::of(content)) {
             let is_settled = |receipt: &Receipt| receipt.verdict == VerdictKind::Settled;
             if let Some(receipt) = self.receipts.get(&key)
                 && !snapshot.receipts.get(&key).is_some_and(is_settled)
@@ -90,19 +93,6 @@ impl Ahead {
             self.parked.insert(key, new.parked);
         }
     }
-}
-
-/// The receipts that a message may touch: of the nonce that it says, and of the one that is signed.
-fn keys(message: &Judged<'_>) -> Vec<ReceiptKey> {
-    let Ok(content) = &message.facts.content else {
-        return Vec::new();
-    };
-    let update = &content.update;
-    [Some(update.nonce.as_str()), content.signed_nonce.as_deref()]
-        .into_iter()
-        .flatten()
-        .map(|nonce| ReceiptKey::new(&update.enterprise_id, nonce))
-        .collect()
 }
 
 /// Judges one slice, in order.

@@ -38,12 +38,7 @@ impl Wanted {
             let update = &content.update;
             wanted.allocations.insert(update.id);
             wanted.allocations.extend(&content.signed_ids);
-            let nonces = [Some(update.nonce.as_str()), content.signed_nonce.as_deref()];
-            let keys = nonces
-                .into_iter()
-                .flatten()
-                .map(|nonce| ReceiptKey::new(&update.enterprise_id, nonce).0);
-            wanted.receipts.extend(keys);
+            wanted.receipts.extend(ReceiptKey::of(content).map(|key| key.0));
             wanted.enterprises.insert(update.enterprise_id.clone());
             wanted.spoken_of.insert((update.enterprise_id.clone(), update.id));
         }
@@ -592,9 +587,23 @@ async fn delete_published(session: &Session, ids: &[BatchId]) -> Result<(), Stor
 }
 
 async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let Outcome { id, worker, source, .. } = *outcome;
+    count_batch(session, id, worker, source, outcome.now, outcome.judgements).await?;
+    session.pass(Point::BatchInserted).await
+}
+
+/// Writes the batch's own row: how many came, and to what.
+pub(super) async fn count_batch(
+    session: &Session,
+    id: BatchId,
+    worker: &str,
+    source: &str,
+    now: Timestamp,
+    judgements: &[Judgement],
+) -> Result<(), StoreError> {
     let mut verdicts = BTreeMap::<VerdictKind, i32>::new();
     let mut reasons = BTreeMap::<&str, u32>::new();
-    for Judgement { verdict, .. } in outcome.judgements {
+    for Judgement { verdict, .. } in judgements {
         *verdicts.entry(verdict.kind()).or_default() += 1;
         if verdict.kind() == VerdictKind::Rejected
             && let Some(reason) = verdict.reason()
@@ -603,17 +612,17 @@ async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), St
         }
     }
     let count = |kind| verdicts.get(&kind).copied().unwrap_or_default();
-    let received = i32::try_from(outcome.judgements.len()).unwrap_or(i32::MAX);
+    let received = i32::try_from(judgements.len()).unwrap_or(i32::MAX);
     let reasons = serde_json::to_string(&reasons).unwrap_or_default();
     session
         .execute_exactly(
             1,
             INSERT_BATCH,
             &[
-                &outcome.id,
-                &outcome.worker,
-                &outcome.source,
-                &outcome.now,
+                &id,
+                &worker,
+                &source,
+                &now,
                 &received,
                 &count(VerdictKind::Settled),
                 &count(VerdictKind::Duplicate),
@@ -622,8 +631,7 @@ async fn insert_batch(session: &Session, outcome: &Outcome<'_>) -> Result<(), St
                 &reasons,
             ],
         )
-        .await?;
-    session.pass(Point::BatchInserted).await
+        .await
 }
 
 /// Receipts as columns.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     domain::{
         dead_letter::{Arrival, Entry, Filing, Known, Ruling, State, group_of, ruling},
-        decide::Reason,
+        decide::{Judgement, Reason},
         delivery::{BatchId, Publication, Source},
     },
     fail::Point,
@@ -79,8 +79,8 @@ pub struct FilingOutcome<'a> {
     pub now: Timestamp,
     pub arrivals: &'a [Arrival<'a>],
     pub filing: &'a Filing,
-    /// The reasons of what the broker gave up: messages that are in no batch yet.
-    pub untold: &'a [Reason],
+    /// Of what the broker gave up: messages that are in no batch yet.
+    pub judgements: &'a [Judgement],
     /// Their events.
     pub publications: &'a [Publication],
     /// How long the writer owns the outbox row.
@@ -185,33 +185,11 @@ async fn write_all(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(),
 
 /// What the broker gave up came to us here for the first time: it is received, and rejected.
 async fn insert_batch(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
-    if session.skips(outcome.untold.is_empty()) {
+    if session.skips(outcome.judgements.is_empty()) {
         return Ok(());
     }
-    let mut reasons = BTreeMap::<&str, u32>::new();
-    for reason in outcome.untold {
-        *reasons.entry(reason.as_str()).or_default() += 1;
-    }
-    let (count, none) = (i32::try_from(outcome.untold.len()).unwrap_or(i32::MAX), 0);
-    let reasons = serde_json::to_string(&reasons).unwrap_or_default();
-    session
-        .execute_exactly(
-            1,
-            batch::INSERT_BATCH,
-            &[
-                &outcome.id,
-                &outcome.worker,
-                &"dead",
-                &outcome.now,
-                &count,
-                &none,
-                &none,
-                &none,
-                &count,
-                &reasons,
-            ],
-        )
-        .await
+    let FilingOutcome { id, worker, now, .. } = *outcome;
+    batch::count_batch(session, id, worker, "dead", now, outcome.judgements).await
 }
 
 /// The entries that are new, or those that are not, in order of id.

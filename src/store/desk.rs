@@ -18,11 +18,7 @@ use super::{
     outbox,
     registry::{maybe_time, time},
 };
-use crate::domain::{
-    dead_letter::State,
-    decide::Reason,
-    delivery::{Delivery, Properties, Source},
-};
+use crate::domain::{dead_letter::State, decide::Reason, delivery::Properties};
 
 /// Which dead letters.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -246,16 +242,9 @@ const BODY_COLUMNS: &str = "d.format, d.properties, translate(encode(d.body, 'ba
 fn exported(row: &Row) -> Exported {
     Exported {
         dead_letter: dead_letter(row),
-        properties: properties(row),
+        properties: outbox::properties(row),
         body: row.get("body"),
     }
-}
-
-/// The message's properties, unless they are in a format that this version does not read.
-fn properties(row: &Row) -> Option<Properties> {
-    (row.get::<_, i16>("format") == outbox::FORMAT)
-        .then(|| outbox::parse_properties(row.get("properties")))
-        .flatten()
 }
 
 /// Messages of one partner, reason and kind of detail.
@@ -734,16 +723,4 @@ pub(super) async fn refusals(
     let ids: Vec<Uuid> = dead_letters.iter().map(|dead_letter| dead_letter.id).collect();
     let replays = replays_of(session, &ids, limit).await?;
     Ok((dead_letters, replays))
-}
-
-/// A row as the message it is, for judgement. None where this version does not read its format.
-fn delivery(row: &Row, source: Source) -> Option<Delivery> {
-    Some(Delivery {
-        exchange: row.get("exchange"),
-        routing_key: row.get("routing_key"),
-        properties: properties(row)?,
-        body: row.get("body"),
-        redelivered: false,
-        source,
-    })
 }

@@ -27,21 +27,23 @@ impl Claimed {
 
     /// One row, with its message.
     pub(super) fn take(&mut self, row: &Row, id: Uuid, source: Source) {
-        let properties = (row.get::<_, i16>("format") == outbox::FORMAT)
-            .then(|| outbox::parse_properties(row.get("properties")))
-            .flatten();
-        match properties {
-            Some(properties) => self.deliveries.push(Delivery {
-                exchange: row.get("exchange"),
-                routing_key: row.get("routing_key"),
-                body: row.get("body"),
-                properties,
-                redelivered: false,
-                source,
-            }),
+        match delivery(row, source) {
+            Some(delivery) => self.deliveries.push(delivery),
             None => self.unreadable.push(id),
         }
     }
+}
+
+/// A row as the message it is, for judgement. None where this version does not read its format.
+pub(super) fn delivery(row: &Row, source: Source) -> Option<Delivery> {
+    Some(Delivery {
+        exchange: row.get("exchange"),
+        routing_key: row.get("routing_key"),
+        properties: outbox::properties(row)?,
+        body: row.get("body"),
+        redelivered: false,
+        source,
+    })
 }
 
 impl Store {

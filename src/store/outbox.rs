@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{Fate, Session, Store, StoreError};
@@ -81,9 +82,11 @@ pub(super) fn properties_text(properties: &Properties) -> String {
     serde_json::to_string(properties).unwrap_or_default()
 }
 
-/// Reads what [`properties_text`] wrote.
-pub(super) fn parse_properties(text: &str) -> Option<Properties> {
-    serde_json::from_str(text).ok()
+/// Reads what [`properties_text`] wrote, unless it is in a format that this version does not read.
+pub(super) fn properties(row: &Row) -> Option<Properties> {
+    (row.get::<_, i16>("format") == FORMAT)
+        .then(|| serde_json::from_str(row.get("properties")).ok())
+        .flatten()
 }
 
 pub(super) const INSERT: &str = "\

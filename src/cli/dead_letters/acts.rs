@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::filters::Acting;
 use crate::{
-    cli::{Context, Exit, Failure, bounded, output::complain, reconcile::moment, when},
+    cli::{Context, Exit, Failure, bounded, cut, output::complain, reconcile::moment, when},
     domain::{dead_letter::State, decide::Reason, event::rfc3339},
     store::{
-        Store,
+        Store, StoreError,
         desk::{
             Filter,
             acts::{Act, Done},
@@ -98,22 +98,9 @@ pub(super) fn confirm(context: &Context, messages: usize, yes: bool, what: &str)
     Err(Failure::usage(format!("that is not {messages}; nothing was done")))
 }
 
+/// A change of state: of what, by whom and why.
 #[derive(Args)]
-#[command(after_help = "\
-Messages are selected by filters or by a plan. Discarded ones are kept: they are not listed, planned or counted as open,
-and `restore` opens them again. So does a new failure of the same message.")]
-pub(in crate::cli) struct Discard {
-    #[command(flatten)]
-    selection: Selection,
-    #[command(flatten)]
-    author: Author,
-    /// Do not ask back, however many there are
-    #[arg(long)]
-    yes: bool,
-}
-
-#[derive(Args)]
-pub(in crate::cli) struct Restore {
+pub(in crate::cli) struct Change {
     #[command(flatten)]
     selection: Selection,
     #[command(flatten)]
@@ -166,8 +153,7 @@ pub(super) async fn select(
     let mut ids = context
         .patiently(async || store.select_dead_letters(filter, ask).await)
         .await?;
-    let more = ids.len() > limit;
-    ids.truncate(limit);
+    let more = cut(&mut ids, limit);
     Ok((ids, more))
 }
 
@@ -225,11 +211,73 @@ struct Told {
     operator: String,
 }
 
-fn tell(context: &Context, word: &str, why_not: &str, told: &Told) -> Result<Exit, Failure> {
-    context.out.say(told, |out| {
-        out.line(format!("{word} {} messages (audit {})", told.changed, told.audit_id))?;
+pub(super) async fn discard(context: &Context, wish: Change) -> Result<Exit, Failure> {
+    let store = context.store()?;
+    let words = Words {
+        name: "discard",
+        doing: "discarding",
+        done: "discarded",
+        why_not: "only open messages are discarded",
+    };
+    let change = async |act: Act<'_>, ids: &[Uuid]| store.discard(act, ids).await;
+    change_all(context, &store, wish, State::Open, &words, change).await
+}
+
+pub(super) async fn restore(context: &Context, wish: Change) -> Result<Exit, Failure> {
+    let store = context.store()?;
+    let words = Words {
+        name: "restore",
+        doing: "restoring",
+        done: "restored",
+        why_not: "only discarded messages are restored",
+    };
+    let change = async |act: Act<'_>, ids: &[Uuid]| store.restore(act, ids).await;
+    change_all(context, &store, wish, State::Discarded, &words, change).await
+}
+
+/// How an act is called, and why it may leave messages as they are.
+struct Words {
+    name: &'static str,
+    doing: &'static str,
+    done: &'static str,
+    why_not: &'static str,
+}
+
+/// Changes what is selected, of which messages in `state` are the ones that can be.
+async fn change_all(
+    context: &Context,
+    store: &Store,
+    wish: Change,
+    state: State,
+    words: &Words,
+    change: impl AsyncFn(Act<'_>, &[Uuid]) -> Result<Done, StoreError>,
+) -> Result<Exit, Failure> {
+    let selected = wish.selection.select(context, store, &[state]).await?;
+    confirm(context, selected.ids.len(), wish.yes, words.doing)?;
+    let operator = wish.author.operator.name();
+    let act = Act {
+        name: words.name,
+        operator: &operator,
+        why: Some(&wish.author.reason),
+        filters: &selected.filters,
+    };
+    let done = context.patiently(async || change(act, &selected.ids).await).await?;
+    let told = Told {
+        act: words.name,
+        selected: selected.ids.len(),
+        changed: done.changed,
+        unchanged: selected.ids.len() - done.changed,
+        more: selected.more,
+        audit_id: done.audit_id,
+        operator: operator.clone(),
+    };
+    context.out.say(&told, |out| {
+        out.line(format!(
+            "{} {} messages (audit {})",
+            words.done, told.changed, told.audit_id
+        ))?;
         if told.unchanged > 0 {
-            out.line(format!("left {} as they are: {why_not}", told.unchanged))?;
+            out.line(format!("left {} as they are: {}", told.unchanged, words.why_not))?;
         }
         if told.more {
             out.line("there are more of them: the same command again takes the next")?;
@@ -237,54 +285,6 @@ fn tell(context: &Context, word: &str, why_not: &str, told: &Told) -> Result<Exi
         Ok(())
     })?;
     Ok(Exit::Done)
-}
-
-pub(super) async fn discard(context: &Context, wish: Discard) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let selected = wish.selection.select(context, &store, &[State::Open]).await?;
-    confirm(context, selected.ids.len(), wish.yes, "discarding")?;
-    let operator = wish.author.operator.name();
-    let act = Act {
-        name: "discard",
-        operator: &operator,
-        why: Some(&wish.author.reason),
-        filters: &selected.filters,
-    };
-    let done = context
-        .patiently(async || store.discard(act, &selected.ids).await)
-        .await?;
-    let told = told("discard", &selected, done, &operator);
-    tell(context, "discarded", "only open messages are discarded", &told)
-}
-
-pub(super) async fn restore(context: &Context, wish: Restore) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let selected = wish.selection.select(context, &store, &[State::Discarded]).await?;
-    confirm(context, selected.ids.len(), wish.yes, "restoring")?;
-    let operator = wish.author.operator.name();
-    let act = Act {
-        name: "restore",
-        operator: &operator,
-        why: Some(&wish.author.reason),
-        filters: &selected.filters,
-    };
-    let done = context
-        .patiently(async || store.restore(act, &selected.ids).await)
-        .await?;
-    let told = told("restore", &selected, done, &operator);
-    tell(context, "restored", "only discarded messages are restored", &told)
-}
-
-fn told(act: &'static str, selected: &Selected, done: Done, operator: &str) -> Told {
-    Told {
-        act,
-        selected: selected.ids.len(),
-        changed: done.changed,
-        unchanged: selected.ids.len() - done.changed,
-        more: selected.more,
-        audit_id: done.audit_id,
-        operator: operator.to_owned(),
-    }
 }
 
 pub(super) async fn purge(context: &Context, wish: Purge) -> Result<Exit, Failure> {
@@ -305,7 +305,7 @@ pub(super) async fn purge(context: &Context, wish: Purge) -> Result<Exit, Failur
                 .hint("what was discarded a moment ago would go for ever: name a time that is over"),
         );
     }
-    let (messages, _) = store.count_purgeable(before).await?;
+    let messages = store.count_purgeable(before).await?;
     confirm(
         context,
         usize::try_from(messages).unwrap_or_default(),

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cli::{
-        Context, Exit, Failure, audit,
+        Context, Exit, Failure, audit, cut,
         life::digest,
         output::{Output, complain, plain},
     },
@@ -58,11 +58,8 @@ pub(in crate::cli) struct List {
 pub(super) async fn list(context: &Context, question: List) -> Result<Exit, Failure> {
     let store = context.store()?;
     let filter = question.filters.filter(&store, &[State::Open, State::Due]).await?;
-    // One more than is shown says whether there are more.
     let mut found = store.dead_letters(&filter, question.after, question.limit + 1).await?;
-    let shown = usize::try_from(question.limit).unwrap_or(usize::MAX);
-    let more = found.len() > shown;
-    found.truncate(shown);
+    let more = cut(&mut found, usize::try_from(question.limit).unwrap_or(usize::MAX));
     if context.out.json {
         for dead_letter in &found {
             context.out.document(dead_letter)?;

@@ -89,11 +89,11 @@ pub(super) async fn run(context: &Context, wish: PlanWish) -> Result<Exit, Failu
     let mut ahead = Ahead::default();
     let mut items: Vec<PlanItem> = Vec::with_capacity(ids.len());
     for ids in ids.chunks(SLICE) {
-        let stored = context
-            .patiently(async || store.dead_letter_deliveries(ids).await)
-            .await?;
         let judged = context
-            .patiently(async || slice(&store, &rules, &mut ahead, stored.clone()).await)
+            .patiently(async || {
+                let stored = store.dead_letter_deliveries(ids).await?;
+                slice(&store, &rules, &mut ahead, stored).await
+            })
             .await?;
         items.extend(judged);
         bar.set_position(items.len() as u64);

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cli::{
-        Context, Exit, Failure,
+        Context, Exit, Failure, cut,
         output::{Mood, Output, complain},
     },
     domain::event::rfc3339,
@@ -374,9 +374,7 @@ async fn list(context: &Context, question: &ListRuns) -> Result<Exit, Failure> {
     let mut runs = store
         .runs(question.after.unwrap_or(i64::MAX), question.limit + 1)
         .await?;
-    let shown = usize::try_from(question.limit).unwrap_or(usize::MAX);
-    let more = runs.len() > shown;
-    runs.truncate(shown);
+    let more = cut(&mut runs, usize::try_from(question.limit).unwrap_or(usize::MAX));
     context.out.say(&runs, |out| {
         let row = |run: &Run| {
             vec![

@@ -176,25 +176,23 @@ impl Store {
         })
     }
 
-    /// How many messages and plans [`Store::purge`] would delete.
+    /// How many messages [`Store::purge`] would delete.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn count_purgeable(&self, before: jiff::Timestamp) -> Result<(i64, i64), StoreError> {
+    pub async fn count_purgeable(&self, before: jiff::Timestamp) -> Result<i64, StoreError> {
         let rows = self
             .session("count_purgeable")
             .await?
             .query(
                 "/* desk::count_purgeable */
-                SELECT (SELECT count(*) FROM settled.dead_letters WHERE state = 'discarded' AND discarded_at < $1),
-                       (SELECT count(*)
-                        FROM settled.plans AS p
-                        WHERE p.at < $1
-                          AND NOT EXISTS (SELECT FROM settled.runs AS r WHERE r.plan_id = p.id))",
+                SELECT count(*)
+                FROM settled.dead_letters
+                WHERE state = 'discarded' AND discarded_at < $1",
                 &[&before],
             )
             .await?;
-        Ok(rows.first().map_or((0, 0), |row| (row.get(0), row.get(1))))
+        Ok(rows.first().map_or(0, |row| row.get(0)))
     }
 
     /// Deletes for ever what was discarded before a time, and plans older than it that no run names.

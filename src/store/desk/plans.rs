@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    super::{Store, StoreError, registry::time},
+    super::{Store, StoreError, due, registry::time},
     acts::{Act, write_audit},
-    delivery,
 };
 use crate::domain::{
     decide::{Reason, VerdictKind},
@@ -69,7 +68,7 @@ impl Store {
             .iter()
             .map(|row| {
                 let id = row.get("id");
-                (id, delivery(row, Source::Replayed { id }))
+                (id, due::delivery(row, Source::Replayed { id }))
             })
             .collect();
         Ok(ids.iter().filter_map(|id| Some((*id, stored.remove(id)?))).collect())
