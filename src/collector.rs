@@ -237,6 +237,7 @@ fn file(
                 &clerk.rules,
             ));
         }
+        filed.publications = event::in_format(filed.publications, clerk.event_format);
         filed
     }));
     filed.map_err(|_| StoreError::blame_the_batch("filing the batch panicked"))

@@ -146,6 +146,16 @@ pub struct RetrySettings {
 pub struct EventSettings {
     #[serde(deserialize_with = "short_text::<1, 255, _>")]
     pub source: String,
+    pub format: EventFormat,
+    #[serde(deserialize_with = "within::<1024, 16_777_216, _, _>")]
+    pub batch_max_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventFormat {
+    Single,
+    Batched,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -1022,6 +1032,7 @@ mod tests {
         assert_eq!((park.max_per_partner, retry.transient_attempts), (10_000, 8));
         assert_eq!((retry.multiplier, retry.jitter), (2.0, 0.3));
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
+        assert_eq!((events.format, events.batch_max_bytes), (EventFormat::Single, 262_144));
         assert_eq!(http.listen, SocketAddr::from(([127, 0, 0, 1], 9464)));
         assert!(dead_letters.collect);
         assert_eq!((dead_letters.batch_max, dead_letters.confirm_above), (100, 100));
@@ -1247,6 +1258,9 @@ mod tests {
             ("http.listen", "localhost", "must be an IP address and a port"),
             ("events.source", "", "must be 1 to 255 bytes long"),
             ("events.source", "a b", "no white space"),
+            ("events.format", "batch", "unknown variant `batch`"),
+            ("events.format", "Batched", "unknown variant `Batched`"),
+            ("events.batch_max_bytes", "1023", "must be from 1024 to 16777216"),
             ("log.format", "xml", "unknown variant `xml`"),
             ("worker", "3", "`worker` is a section, not a setting"),
             (

@@ -15,7 +15,10 @@ use crate::{
         publisher::{Fate, Publisher},
     },
     config::{OutboxSettings, Settings},
-    domain::delivery::{BatchId, Publication, PublicationKind},
+    domain::{
+        delivery::{BatchId, Publication, PublicationKind},
+        event,
+    },
     fail::{self, Point},
     http::Health,
     pause::Paused,
@@ -339,12 +342,20 @@ fn slices(publications: &[Publication], pending: &BTreeSet<usize>, most_bytes: u
 fn is_done(id: BatchId, publication: &Publication, fate: Fate, told: &mut Published) -> bool {
     match (publication.kind, fate) {
         (PublicationKind::Event | PublicationKind::Reply, Fate::Confirmed) => {
-            told.event(EventType::of_routing_key(&publication.routing_key), Routed::Confirmed);
+            told.events(
+                EventType::of_routing_key(&publication.routing_key),
+                Routed::Confirmed,
+                event::count_of(publication),
+            );
             true
         }
         // Nobody subscribed: counted, and done.
         (PublicationKind::Event | PublicationKind::Reply, Fate::Returned) => {
-            told.event(EventType::of_routing_key(&publication.routing_key), Routed::Unrouted);
+            told.events(
+                EventType::of_routing_key(&publication.routing_key),
+                Routed::Unrouted,
+                event::count_of(publication),
+            );
             true
         }
         (PublicationKind::DeadLetter, Fate::Confirmed) => {

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict},
         delivery::{BatchId, Delivery, Publication, PublicationKind, Source},
-        event,
+        event::{self, Format},
         message::{self, Facts, Refusal},
     },
     fail::{self, Point},
@@ -127,6 +127,7 @@ pub struct Clerk {
     pub worker: String,
     /// How long the writer owns an outbox row.
     pub outbox_lease: Duration,
+    pub event_format: Format,
 }
 
 /// One attempt: load, decide, write, commit. `earlier` holds what an attempt whose commit is unknown came to: if the
@@ -168,7 +169,7 @@ fn judge(
     let now = snapshot.now;
     let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, messages, &clerk.rules)))
         .map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
-    Ok((say(id, messages, judgements, now, &clerk.rules), changes, now))
+    Ok((say(clerk, id, messages, judgements, now), changes, now))
 }
 
 /// Gives one message the verdict `internal`: the database refused it alone. Only the batch's own row and what is
@@ -202,12 +203,12 @@ pub async fn reject_culprit(
             changes.unparked.insert(ReceiptKey(key), seq);
         }
     }
-    let settled = say(id, &messages, judgements, now, &clerk.rules);
+    let settled = say(clerk, id, &messages, judgements, now);
     commit(clerk, open, &messages, settled, &changes, now, &[], earlier).await
 }
 
 /// Everything there is to say about a judged batch.
-fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Timestamp, rules: &Rules) -> Settled {
+fn say(clerk: &Clerk, id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Timestamp) -> Settled {
     let mut settled = Settled {
         id,
         judgements,
@@ -217,7 +218,7 @@ fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Ti
         replies_ignored: 0,
     };
     for (message, judgement) in messages.iter().zip(&settled.judgements) {
-        for publication in event::publications(*message, judgement, now, rules) {
+        for publication in event::publications(*message, judgement, now, &clerk.rules) {
             match publication.kind {
                 PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
                 PublicationKind::Reply => settled.replies.push(publication),
@@ -231,6 +232,7 @@ fn say(id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Ti
             settled.replies_ignored += 1;
         }
     }
+    settled.publications = event::in_format(settled.publications, clerk.event_format);
     settled
 }
 

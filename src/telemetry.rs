@@ -432,8 +432,9 @@ impl Published {
         Self::default()
     }
 
-    pub fn event(&mut self, kind: EventType, fate: Fate) {
-        *self.events.entry((kind, fate)).or_default() += 1;
+    /// So many of a type: a message may hold several.
+    pub fn events(&mut self, kind: EventType, fate: Fate, count: u64) {
+        *self.events.entry((kind, fate)).or_default() += count;
     }
 
     pub fn dead_letter(&mut self) {
@@ -1070,8 +1071,8 @@ mod tests {
             Some(Reason::AllocationNotFound),
         );
         let mut published = Published::new();
-        published.event(EventType::AllocationCleared, Fate::Confirmed);
-        published.event(EventType::UpdateRejected, Fate::Unrouted);
+        published.events(EventType::AllocationCleared, Fate::Confirmed, 3);
+        published.events(EventType::UpdateRejected, Fate::Unrouted, 1);
         published.dead_letter();
         let second = Duration::from_secs(1);
         let milli = Duration::from_millis(1);
@@ -1251,7 +1252,7 @@ mod tests {
             "settled_stage_seconds_count{stage=\"settle\"} 1",
             "settled_stage_seconds_count{stage=\"publish\"} 1",
             "settled_end_to_end_seconds_count 2",
-            "settled_events_total{type=\"allocation.cleared\",fate=\"confirmed\"} 1",
+            "settled_events_total{type=\"allocation.cleared\",fate=\"confirmed\"} 3",
             "settled_events_total{type=\"update.rejected\",fate=\"unrouted\"} 1",
             "settled_events_total{type=\"update.parked\",fate=\"unrouted\"} 0",
             "settled_dead_letters_published_total 1",

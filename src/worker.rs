@@ -22,10 +22,11 @@ use crate::{
         topology,
     },
     collector,
-    config::{ConfigError, Settings},
+    config::{ConfigError, EventFormat, Settings},
     domain::{
         decide::{Reason, Rules, Verdict},
         delivery::{BatchId, Delivery, Source},
+        event::Format,
     },
     due,
     fail::{self, Point},
@@ -90,6 +91,12 @@ pub fn clerk(settings: &Settings, store: Store) -> Clerk {
         rules: rules(settings),
         worker: settings.worker.name.clone(),
         outbox_lease: settings.outbox.lease,
+        event_format: match settings.events.format {
+            EventFormat::Single => Format::Single,
+            EventFormat::Batched => Format::Batched {
+                max_bytes: settings.events.batch_max_bytes,
+            },
+        },
     }
 }
 

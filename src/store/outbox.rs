@@ -8,7 +8,10 @@ use uuid::Uuid;
 
 use super::{Fate, Session, Store, StoreError};
 use crate::{
-    domain::delivery::{BatchId, Properties, Publication, PublicationKind},
+    domain::{
+        delivery::{BatchId, Properties, Publication, PublicationKind},
+        event,
+    },
     fail::Point,
 };
 
@@ -106,7 +109,8 @@ pub(super) async fn insert(
     if session.skips(publications.is_empty()) {
         return Ok(());
     }
-    let count = i32::try_from(publications.len()).unwrap_or(i32::MAX);
+    let count: u64 = publications.iter().map(event::count_of).sum();
+    let count = i32::try_from(count).unwrap_or(i32::MAX);
     session
         .execute_exactly(
             1,

@@ -16,6 +16,7 @@ use crate::{
     domain::{
         decide::{Reason, VerdictKind},
         delivery::Delivery,
+        event,
         message::sha256,
     },
 };
@@ -272,15 +273,26 @@ impl Account {
                 self.state().dead_letters.insert(digest);
             }
         } else {
-            self.hear_event(delivery, now);
+            match event::read(delivery.properties.content_type.as_deref(), &delivery.body) {
+                Ok(events) => {
+                    for event in events {
+                        self.hear_event(&delivery.routing_key, event, now);
+                    }
+                }
+                Err(_) => self.unreadable(&delivery.routing_key),
+            }
         }
         self.changed.notify_waiters();
     }
 
-    fn hear_event(&self, delivery: &Delivery, now: Instant) {
-        let Ok(event) = serde_json::from_slice::<Event>(&delivery.body) else {
-            self.state()
-                .problem(format!("an event that can not be read, under {}", delivery.routing_key));
+    fn unreadable(&self, routing_key: &str) {
+        self.state()
+            .problem(format!("an event that can not be read, under {routing_key}"));
+    }
+
+    fn hear_event(&self, routing_key: &str, body: &[u8], now: Instant) {
+        let Ok(event) = serde_json::from_slice::<Event>(body) else {
+            self.unreadable(routing_key);
             return;
         };
         let data = &event.data;
@@ -336,21 +348,21 @@ impl Account {
             }
             return;
         };
-        let body = sha256(&delivery.body);
+        let digest = sha256(body);
         match state.events.get(&event.id) {
             None => {
-                state.events.insert(event.id, body);
+                state.events.insert(event.id, digest);
                 *state.by_type.entry(event.kind.clone()).or_default() += 1;
                 if self.items.get(base).is_some_and(|item| item.event != event.kind) {
                     state.problem(format!("{} instead of what nonce {} said", event.kind, key.1));
                 }
                 if state.sample.is_none()
-                    && let Ok(text) = String::from_utf8(delivery.body.clone())
+                    && let Ok(text) = String::from_utf8(body.to_vec())
                 {
-                    state.sample = Some((delivery.routing_key.clone(), text));
+                    state.sample = Some((routing_key.to_owned(), text));
                 }
             }
-            Some(first) if *first != body => {
+            Some(first) if *first != digest => {
                 state.problem(format!("two copies of event {} are not the same", event.id));
             }
             Some(_) => {}
