@@ -15,6 +15,7 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
+use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
 use crate::{
@@ -263,6 +264,37 @@ impl Seen {
 
     pub(crate) fn message_id(&self) -> Option<&str> {
         self.properties.message_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// The events in it, each as if it had come alone. What is no array of as many events as it says is left as it is, for
+    /// the auditor to complain of.
+    pub(crate) fn events(self) -> Vec<Self> {
+        let Some(bodies) = self.array() else {
+            return vec![self];
+        };
+        let alone = |body: &Box<RawValue>| {
+            let event: Value = serde_json::from_str(body.get()).unwrap_or_default();
+            let id = event["id"].as_str().unwrap_or_default();
+            Self {
+                routing_key: self.routing_key.clone(),
+                body: body.get().as_bytes().to_vec(),
+                properties: self
+                    .properties
+                    .clone()
+                    .with_content_type("application/cloudevents+json".into())
+                    .with_message_id(id.into()),
+            }
+        };
+        bodies.iter().map(alone).collect()
+    }
+
+    /// The events of an array, if it is one.
+    fn array(&self) -> Option<Vec<Box<RawValue>>> {
+        let kind = self.properties.content_type().as_ref()?.as_str();
+        let events: Vec<Box<RawValue>> = serde_json::from_slice(&self.body).ok()?;
+        let count = AMQPValue::LongLongInt(i64::try_from(events.len()).ok()?);
+        let is_one = kind == "application/cloudevents-batch+json" && self.header("settled-events") == Some(&count);
+        is_one.then_some(events)
     }
 
     /// What the broker wrote down when it dead-lettered this itself: from which queue, and why.

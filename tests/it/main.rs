@@ -12,6 +12,7 @@ mod desk;
 mod desk_page;
 mod doctor;
 mod drain;
+mod event_format;
 #[cfg(feature = "faults")]
 mod faults;
 mod mutants;

@@ -21,7 +21,7 @@ use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use crate::{
-    amqp::{Line, Message, Tap},
+    amqp::{Line, Message, Seen, Tap},
     auditor::{
         self, Deposit, Observed, Reservation, Sent, Story,
         books::Books,
@@ -588,7 +588,7 @@ impl Place {
         self.events.catch_up(&self.line).await;
         self.dead.catch_up(&self.line).await;
         Observed {
-            events: self.events.seen(),
+            events: self.events.seen().into_iter().flat_map(Seen::events).collect(),
             dead: self.dead.seen(),
             queued: self.line.peek("settlement.updates").await,
         }
