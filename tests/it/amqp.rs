@@ -272,7 +272,7 @@ impl Seen {
         let Some(bodies) = self.array() else {
             return vec![self];
         };
-        let alone = |body: &Box<RawValue>| {
+        let alone = |body: &RawValue| {
             let event: Value = serde_json::from_str(body.get()).unwrap_or_default();
             let id = event["id"].as_str().unwrap_or_default();
             Self {
@@ -285,7 +285,7 @@ impl Seen {
                     .with_message_id(id.into()),
             }
         };
-        bodies.iter().map(alone).collect()
+        bodies.iter().map(|body| alone(body)).collect()
     }
 
     /// The events of an array, if it is one.

@@ -1,8 +1,11 @@
 //! What the README says is so.
 
+use std::collections::BTreeMap;
+
 use settled::domain::{
     decide::Reason,
-    delivery::{Delivery, Properties, Source},
+    delivery::{Delivery, Properties, Publication, PublicationKind, Source},
+    event,
     message::{facts, parse_uuid, sha256},
     signature::{Signer, SigningKey},
 };
@@ -51,22 +54,70 @@ fn the_worked_example_is_true_to_the_byte() {
     assert_eq!(content.agreement, Ok(()));
 }
 
+/// The id of a settlement's event, by the rule.
+fn id_of(event: &serde_json::Value) -> String {
+    let namespace = parse_uuid("6f1d0c52-0e0b-5c7e-9a53-3c1c8a2d7f10").expect("a UUID");
+    let text = |name: &str| event[name].as_str().unwrap_or_default();
+    let name = format!("{}|{}", text("type"), text("subject"));
+    uuid::Uuid::new_v5(&namespace, name.as_bytes()).to_string()
+}
+
 /// The event that the README shows for the worked example has the id that the worker would give it.
 #[test]
 fn the_event_shown_is_that_of_the_worked_example() {
-    let [event] = blocks("## For services: subscribe to events")[..] else {
-        panic!("one block")
+    let [event, ..] = blocks("## For services: subscribe to events")[..] else {
+        panic!("a block")
     };
     let event: serde_json::Value = serde_json::from_str(event).expect("JSON");
-    let namespace = parse_uuid("6f1d0c52-0e0b-5c7e-9a53-3c1c8a2d7f10").expect("a UUID");
-    let name = format!(
-        "{}|{}",
-        event["type"].as_str().unwrap_or_default(),
-        event["subject"].as_str().unwrap_or_default()
-    );
-    assert_eq!(event["id"], uuid::Uuid::new_v5(&namespace, name.as_bytes()).to_string());
+    assert_eq!(event["id"], id_of(&event));
     assert_eq!(event["data"]["allocation"]["id"], event["subject"]);
     assert_eq!(event["data"]["allocation"]["updatedAt"], event["time"]);
+}
+
+/// The array that the README shows is what the worker makes of the events in it, byte for byte and with these properties.
+#[test]
+fn the_array_shown_is_that_of_its_events() {
+    let [properties, array] = blocks("### Many events in one message")[..] else {
+        panic!("two blocks")
+    };
+    let said = |name: &str| {
+        let line = properties.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name}")).trim()
+    };
+    let events = event::read(Some(said("content_type")), array.as_bytes()).expect("an array");
+    let alone = events.iter().map(|body| {
+        let told: serde_json::Value = serde_json::from_slice(body).expect("an event");
+        let text = |name: &str| told[name].as_str().expect("text").to_owned();
+        assert_eq!(text("id"), id_of(&told));
+        Publication {
+            kind: PublicationKind::Event,
+            exchange: said("exchange").to_owned(),
+            routing_key: format!("{}.northwind", text("type")),
+            properties: Properties {
+                content_type: Some("application/cloudevents+json".to_owned()),
+                delivery_mode: Some(2),
+                message_id: Some(text("id")),
+                ..Properties::default()
+            },
+            body: body.to_vec(),
+        }
+    });
+    let max_bytes = 262_144;
+    let made = event::in_format(alone.collect(), event::Format::Batched { max_bytes });
+    let [made] = made.as_slice() else {
+        panic!("one message: {made:?}")
+    };
+    assert_eq!(std::str::from_utf8(&made.body), Ok(array));
+    assert_eq!(made.routing_key, said("routing key"));
+    let properties = &made.properties;
+    assert_eq!(properties.content_type.as_deref(), Some(said("content_type")));
+    assert_eq!(properties.message_id.as_deref(), Some(said("message_id")));
+    assert_eq!(
+        properties.delivery_mode.map(|mode| mode.to_string()).as_deref(),
+        Some(said("delivery_mode"))
+    );
+    assert_eq!(format!("settled-events: {}", event::count_of(made)), said("headers"));
+    assert_eq!(properties.headers.as_ref().map(BTreeMap::len), Some(1));
 }
 
 #[test]
@@ -81,7 +132,7 @@ fn the_table_of_reasons_is_that_of_the_code() {
     }
 }
 
-/// Every setting that the README names in the manner of `room.name` is one.
+/// Every setting that the README names in the manner of `room.name`, or with a value, is one.
 #[test]
 fn the_settings_named_are_settings() {
     let settings: toml::Table = settled::config::DEFAULTS.parse().expect("TOML");
@@ -89,7 +140,7 @@ fn the_settings_named_are_settings() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter_map(|code| code.split_once('.'));
+        .filter_map(|code| code.split(" = ").next()?.split_once('.'));
     let mut found = 0;
     for (room, name) in named {
         if let Some(toml::Value::Table(room)) = settings.get(room) {
