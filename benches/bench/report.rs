@@ -1,0 +1,105 @@
+//! What is left of a run: `summary.json`, tables for people, charts.
+
+use std::{fs, path::Path};
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use serde_json::{Map, Value, json};
+
+use crate::Fallible;
+
+/// Everything a run found out.
+pub(crate) struct Report {
+    summary: Value,
+    tables: Vec<(String, Table)>,
+    notes: Vec<String>,
+}
+
+/// What every summary has, measured or not.
+const KEYS: [&str; 17] = [
+    "drain.rate",
+    "drain.ratio_per_message",
+    "drain.ratio_python",
+    "drain.ratio_node",
+    "drain.floor_share",
+    "cpu_us.worker",
+    "cpu_us.broker",
+    "cpu_us.postgres",
+    "wal_bytes",
+    "round_trips_per_batch",
+    "rejects10.ratio",
+    "rejects50.ratio",
+    "duplicates.ratio",
+    "hot.ratio",
+    "age10m.ratio",
+    "rss_peak_mb",
+    "batched.ratio_per_message",
+];
+
+impl Report {
+    pub(crate) fn new() -> Self {
+        let mut report = Self {
+            summary: json!({}),
+            tables: Vec::new(),
+            notes: Vec::new(),
+        };
+        for key in KEYS {
+            report.set(key, Value::Null);
+        }
+        for rate in [100, 1_000, 4_000] {
+            for key in ["p50_ms", "p99_ms", "ratio_p50", "ratio_p99"] {
+                report.set(&format!("latency.{rate}.{key}"), Value::Null);
+            }
+        }
+        report
+    }
+
+    /// Puts a value where a dotted key says.
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let mut at = &mut self.summary;
+        for part in key.split('.') {
+            if !at.is_object() {
+                *at = Value::Object(Map::new());
+            }
+            at = &mut at[part];
+        }
+        *at = value.into();
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<f64> {
+        key.split('.')
+            .try_fold(&self.summary, |at, part| at.get(part))?
+            .as_f64()
+    }
+
+    /// Rows for people; every column but the first holds numbers.
+    pub(crate) fn table(&mut self, title: &str, header: &[&str], rows: Vec<Vec<String>>) {
+        let mut table = Table::new();
+        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+        table.set_header(header.iter().copied()).add_rows(rows);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        self.tables.push((title.to_owned(), table));
+    }
+
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    pub(crate) fn write(&self, directory: &Path) -> Fallible<()> {
+        let path = directory.join("summary.json");
+        fs::write(&path, format!("{:#}\n", self.summary))?;
+        let mut text = String::new();
+        for (title, table) in &self.tables {
+            text.push_str(&format!("\n{title}\n\n{table}\n"));
+        }
+        text.push('\n');
+        for note in &self.notes {
+            text.push_str(&format!("{note}\n"));
+        }
+        print!("{text}");
+        fs::write(directory.join("summary.txt"), text)?;
+        println!("\n{}", path.display());
+        Ok(())
+    }
+}
