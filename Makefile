@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test faults model mutants fmt lint doc ci services services-down clean
+.PHONY: help build demo test bench bench-guard faults model mutants fmt lint doc ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -20,6 +20,17 @@ demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS
 
 test: ## every test, against real services (ARGS go to the test runner)
 	@dev/test $(ARGS)
+
+# The benchmark's profile inherits the release's, so the worker it measures is the one that `make build` makes.
+bench_run = dev/prerequisites compiler && cargo build --release --locked && urls=$$(dev/services up) && \
+	set -a && eval "$$urls" && set +a && exec cargo bench --locked --bench bench --
+
+bench: ## the worker beside what else one would write, under 45 minutes (BENCH_QUICK=1: under 4; ONLY=drain,latency ROUNDS=5 PEERS=python,node BASELINE=program)
+	@$(bench_run) $(if $(filter-out 0,$(BENCH_QUICK)),--quick) $(if $(ONLY),--only $(ONLY)) \
+	$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BASELINE),--baseline $(BASELINE)) $(ARGS)
+
+bench-guard: ## a short drain, which fails unless the worker is 4 times as fast as the per-message worker
+	@$(bench_run) --guard 4 $(ARGS)
 
 faults: ## the crash matrix: every fault, with one seed after another (RUNS=2000 SEED=1 ONLY=after_load:kill JOBS=4)
 	@dev/prerequisites compiler

@@ -70,8 +70,8 @@ impl Contestant {
         })
     }
 
-    /// Whether it answers /metrics.
-    pub(crate) fn has_metrics(&self) -> bool {
+    /// Whether it is a build of our own worker, which answers /metrics and writes a row for each batch.
+    pub(crate) fn is_worker(&self) -> bool {
         match self {
             Contestant::Settled | Contestant::Other(_) | Contestant::Batched => true,
             Contestant::PerMessage | Contestant::Peer(_) => false,
@@ -94,7 +94,7 @@ impl Contestant {
             id: child.id().ok_or("it ended at once")?,
             child,
             log,
-            has_metrics: self.has_metrics(),
+            is_worker: self.is_worker(),
         })
     }
 }
@@ -129,7 +129,7 @@ pub(crate) struct Running {
     pub(crate) id: u32,
     child: Child,
     log: PathBuf,
-    has_metrics: bool,
+    is_worker: bool,
 }
 
 /// What a worker tells of itself.
@@ -191,7 +191,7 @@ impl Running {
 
     /// What it tells at /metrics; nothing of a contestant that tells nothing.
     pub(crate) async fn told(&self) -> Fallible<Option<Told>> {
-        if !self.has_metrics {
+        if !self.is_worker {
             return Ok(None);
         }
         let began = Instant::now();

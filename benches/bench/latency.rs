@@ -41,10 +41,6 @@ impl Latency {
         let place = (self.milliseconds.len() * per_mille).div_ceil(1_000).saturating_sub(1);
         self.milliseconds.get(place.min(last)).copied().unwrap_or(f64::NAN)
     }
-
-    pub(crate) fn max(&self) -> f64 {
-        self.per_mille(1_000)
-    }
 }
 
 /// What is sent, how fast and for how long.
@@ -159,12 +155,13 @@ async fn send(
     let messages: Arc<[Publication]> = messages.into();
     let runtime = tokio::runtime::Handle::current();
     let (confirms, mut confirmed) = tokio::sync::mpsc::unbounded_channel();
-    let pacing = tokio::task::spawn_blocking(move || -> Fallible<()> {
+    let pacing = tokio::task::spawn_blocking(move || -> Fallible<Channel> {
         for (message, due) in messages.iter().zip(due) {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             confirms.send(runtime.block_on(publish(&channel, message))?)?;
         }
-        Ok(())
+        // Dropped, it would close, and the confirms that are still to come with it.
+        Ok(channel)
     });
     Ok(tokio::spawn(async move {
         while let Some(confirm) = confirmed.recv().await {
@@ -173,7 +170,7 @@ async fn send(
                 other => return Err(format!("a message was not confirmed: {other:?}").into()),
             }
         }
-        pacing.await??;
+        drop(pacing.await??);
         line.close().await;
         Ok(())
     }))

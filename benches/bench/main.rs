@@ -1,11 +1,13 @@
 //! What is fast, measured beside what a user would otherwise write: `make bench`. How to run it, what each section does
 //! and what it does not show stands in `benches/README.md`.
 
+mod chart;
 mod contestant;
 mod drain;
 mod figures;
 mod floor;
 mod latency;
+mod machine;
 mod per_message;
 mod place;
 mod processes;
@@ -113,6 +115,7 @@ async fn measure(arguments: Arguments) -> Fallible<ExitCode> {
     let services = Services::open().await?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut report = Report::new();
+    machine::describe(&services, &mut report).await?;
     let measured = {
         let mut run = Run::new(&services, &logs, &mut report, &arguments);
         tokio::select! {

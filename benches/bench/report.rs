@@ -5,14 +5,22 @@ use std::{fs, path::Path};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde_json::{Map, Value, json};
 
-use crate::Fallible;
+use crate::{Fallible, chart, figures::Figure};
 
 /// Everything a run found out.
 pub(crate) struct Report {
     summary: Value,
     tables: Vec<(String, Table)>,
     notes: Vec<String>,
+    /// Name, and median, least and most messages a second.
+    rates: Vec<(String, Figure)>,
+    /// Name, and milliseconds at [`PERCENTILES`].
+    latencies: Vec<(String, Vec<f64>)>,
 }
+
+/// What is told of a latency.
+pub(crate) const PERCENTILES: [(&str, usize); 5] =
+    [("p50", 500), ("p90", 900), ("p99", 990), ("p99.9", 999), ("max", 1_000)];
 
 /// What every summary has, measured or not.
 const KEYS: [&str; 17] = [
@@ -41,6 +49,8 @@ impl Report {
             summary: json!({}),
             tables: Vec::new(),
             notes: Vec::new(),
+            rates: Vec::new(),
+            latencies: Vec::new(),
         };
         for key in KEYS {
             report.set(key, Value::Null);
@@ -86,7 +96,26 @@ impl Report {
         self.notes.push(note.into());
     }
 
+    /// For the chart of rates.
+    pub(crate) fn rate(&mut self, name: &str, figure: Option<Figure>) {
+        self.rates.extend(figure.map(|figure| (name.to_owned(), figure)));
+    }
+
+    /// For the chart of latencies.
+    pub(crate) fn latency(&mut self, name: String, milliseconds: Vec<f64>) {
+        self.latencies.push((name, milliseconds));
+    }
+
     pub(crate) fn write(&self, directory: &Path) -> Fallible<()> {
+        if !self.rates.is_empty() {
+            let title = "Messages a second (median, and the spread over rounds)";
+            fs::write(directory.join("rates.svg"), chart::bars(title, &self.rates))?;
+        }
+        if !self.latencies.is_empty() {
+            let title = "Publish to event received, by percentile";
+            let chart = chart::percentiles(title, &PERCENTILES.map(|(name, _)| name), &self.latencies);
+            fs::write(directory.join("latency.svg"), chart)?;
+        }
         let path = directory.join("summary.json");
         fs::write(&path, format!("{:#}\n", self.summary))?;
         let mut text = String::new();

@@ -14,7 +14,7 @@ use crate::{
     latency::{self, Latency, Schedule},
     place::{Copy, Services},
     progress::Progress,
-    report::Report,
+    report::{PERCENTILES, Report},
     traffic::{History, Mix, Spread, Traffic, World},
 };
 
@@ -269,6 +269,8 @@ impl<'a> Run<'a> {
             let figure = |get: fn(&Drain) -> f64| Figure::of(drains.iter().map(get));
             let some = |get: fn(&Drain) -> Option<f64>| Figure::of(drains.iter().filter_map(get));
             let ratio = Figure::ratio(&own, &rates(drains));
+            self.report
+                .rate(&format!("{section}: {contestant}"), figure(|drain| drain.rate));
             rows.push(vec![
                 contestant.to_string(),
                 spread(figure(|drain| drain.rate)),
@@ -433,6 +435,7 @@ impl<'a> Run<'a> {
         for (turn, drains) in turns.iter().zip(drains) {
             let figure = |get: fn(&Drain) -> f64| Figure::of(drains.iter().map(get));
             let ratio = Figure::ratio(&rates(drains), &first);
+            self.report.rate(&turn.name, figure(|drain| drain.rate));
             rows.push(vec![
                 turn.name.clone(),
                 spread(figure(|drain| drain.rate)),
@@ -594,23 +597,23 @@ impl<'a> Run<'a> {
         };
         let mut rows = Vec::new();
         for (contestant, latencies) in contestants.iter().zip(latencies) {
-            let at = |per_mille| Figure::of(values(latencies, per_mille));
-            let worst = Figure::of(latencies.iter().map(Latency::max));
-            rows.push(vec![
-                contestant.to_string(),
-                spread(at(500)),
-                spread(at(900)),
-                spread(at(990)),
-                spread(at(999)),
-                spread(worst),
-                middle(Figure::of(latencies.iter().map(|latency| latency.worker))),
-                middle(Figure::of(latencies.iter().map(|latency| latency.harness))),
-            ]);
-            let figures = json!({
-                "p50_ms": at(500), "p90_ms": at(900), "p99_ms": at(990), "p99.9_ms": at(999), "max_ms": worst,
-            });
-            let key = format!("latency.{key_of_rate}.contestants.{}", key(contestant));
-            self.report.set(&key, figures);
+            let name = key(contestant);
+            let at = PERCENTILES.map(|(_, per_mille)| Figure::of(values(latencies, per_mille)));
+            let mut row = vec![contestant.to_string()];
+            row.extend(at.map(spread));
+            row.push(middle(Figure::of(latencies.iter().map(|latency| latency.worker))));
+            row.push(middle(Figure::of(latencies.iter().map(|latency| latency.harness))));
+            rows.push(row);
+            for ((percentile, _), figure) in PERCENTILES.iter().zip(at) {
+                // A dot would be taken for a level of its own.
+                let percentile = percentile.replace('.', "_");
+                let key = format!("latency.{key_of_rate}.contestants.{name}.{percentile}_ms");
+                self.report.set(&key, json!(figure));
+            }
+            self.report.latency(
+                format!("{contestant}, {}/s", plain(rate)),
+                at.iter().flatten().map(|figure| figure.median).collect(),
+            );
         }
         self.report.set(&format!("latency.{key_of_rate}.rate"), json!(rate));
         let own = &latencies[0];
@@ -624,18 +627,11 @@ impl<'a> Run<'a> {
             let key = format!("latency.{key_of_rate}.ratio_{name}");
             self.report.set(&key, json!(ratio.map(|ratio| ratio.median)));
         }
-        let header = [
-            "",
-            "p50 ms",
-            "p90 ms",
-            "p99 ms",
-            "p99.9 ms",
-            "max ms",
-            "CPU us: worker",
-            "harness",
-        ];
+        let mut header = vec![""];
+        header.extend(PERCENTILES.map(|(name, _)| name));
+        header.extend(["CPU us: worker", "harness"]);
         self.report
-            .table(&format!("latency at {} messages/s", plain(rate)), &header, rows);
+            .table(&format!("latency at {} messages/s, in ms", plain(rate)), &header, rows);
     }
 }
 
