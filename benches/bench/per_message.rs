@@ -67,7 +67,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 type Fault = Box<dyn Error + Send + Sync>;
 
-/// Works until SIGTERM, then finishes the messages that are at work.
+/// Reads the settings from the environment and works until SIGTERM.
 ///
 /// # Errors
 /// A sentence about a wrong setting, or about what broke: whatever was not acknowledged comes again.
@@ -78,10 +78,22 @@ pub(crate) async fn run() -> Result<(), String> {
         flags: Vec::new(),
     });
     let settings = settings.map_err(|error| error.message().to_owned())?;
+    let mut signals = Signals::new().map_err(|error| format!("signals can not be caught: {error}"))?;
+    let stop = async {
+        signals.next().await;
+    };
+    settle(&settings, stop).await
+}
+
+/// Works until `stop`, then finishes the messages that are at work.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) async fn settle(settings: &Settings, stop: impl Future<Output = ()>) -> Result<(), String> {
     let database = settings.database_url().map_err(|error| error.message().to_owned())?;
     let broker = settings.broker_url().map_err(|error| error.message().to_owned())?;
     let pool = pool(database.expose()).map_err(|error| format!("the database's URL will not do: {error}"))?;
-    work(pool, broker.expose(), rules(&settings))
+    work(pool, broker.expose(), rules(settings), stop)
         .await
         .map_err(|fault| format!("the per-message worker broke off: {}", whole(fault.as_ref())))
 }
@@ -107,8 +119,8 @@ fn pool(url: &str) -> Result<Pool, Fault> {
         .build()?)
 }
 
-async fn work(pool: Pool, broker: &str, rules: Rules) -> Result<(), Fault> {
-    let mut signals = Signals::new()?;
+async fn work(pool: Pool, broker: &str, rules: Rules, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+    let mut stop = std::pin::pin!(stop);
     let properties = ConnectionProperties::default().with_connection_name("per-message".into());
     let connection = Connection::connect(broker, properties).await?;
     let intake = connection.create_channel().await?;
@@ -141,7 +153,7 @@ async fn work(pool: Pool, broker: &str, rules: Rules) -> Result<(), Fault> {
         .await?;
     loop {
         tokio::select! {
-            _ = signals.next() => break,
+            () = &mut stop => break,
             Some(ended) = tasks.join_next() => return ended?,
             received = consumer.next() => match received {
                 Some(received) => hand_over.send(received?).await?,
@@ -178,12 +190,12 @@ impl Desk {
         loop {
             let received = deliveries.lock().await.recv().await;
             let Some(received) = received else { return Ok(()) };
-            self.settle(received).await?;
+            self.handle(received).await?;
         }
     }
 
     /// Settles a message, publishes what came of it, and acknowledges it.
-    async fn settle(&self, mut received: Received) -> Result<(), Fault> {
+    async fn handle(&self, mut received: Received) -> Result<(), Fault> {
         let delivery = delivery_from(&mut received);
         let facts = message::facts(&delivery);
         let message = Judged {

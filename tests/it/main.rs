@@ -20,6 +20,7 @@ mod outage;
 mod outbox;
 mod own_queue;
 mod partner;
+mod per_message;
 mod poison;
 mod private;
 mod proof;
