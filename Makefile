@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-guard faults model mutants fmt lint doc ci services services-down clean
+.PHONY: help build demo test bench bench-guard micro faults model mutants fmt lint doc ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -31,6 +31,10 @@ bench: ## the worker beside what else one would write, under 45 minutes (BENCH_Q
 
 bench-guard: ## a short drain, which fails unless the worker is 4 times as fast as the per-message worker
 	@$(bench_run) --guard 4 $(ARGS)
+
+micro: ## what each room costs by itself (ARGS go to the benchmark: a name, --sample-count)
+	@dev/prerequisites compiler
+	cargo bench --locked --bench micro -- $(ARGS)
 
 faults: ## the crash matrix: every fault, with one seed after another (RUNS=2000 SEED=1 ONLY=after_load:kill JOBS=4)
 	@dev/prerequisites compiler

@@ -351,7 +351,8 @@ pub fn in_format(publications: Vec<Publication>, format: Format) -> Vec<Publicat
 /// Events under one routing key as one message.
 fn array_of(events: &[Publication]) -> Option<Publication> {
     let first = events.first()?;
-    let mut body = Vec::with_capacity(events.iter().map(|event| event.body.len().saturating_add(1)).sum());
+    let bytes: usize = events.iter().map(|event| event.body.len().saturating_add(1)).sum();
+    let mut body = Vec::with_capacity(bytes.saturating_add(1));
     // The same events in the same order have the same name, whoever publishes them.
     let mut name = format!("batch|{}", first.routing_key);
     for event in events {

@@ -31,7 +31,7 @@ struct Head {
 }
 
 /// Format 1: the length of the heads (u32, big endian), the heads as a JSON array, then the bodies end to end.
-fn encode(publications: &[Publication]) -> Vec<u8> {
+pub fn encode(publications: &[Publication]) -> Vec<u8> {
     let heads: Vec<Head> = publications
         .iter()
         .map(|publication| Head {
