@@ -14,6 +14,7 @@ const HANDLERS = 16;
 const PREFETCH = 256;
 const ATTEMPTS = 8;
 const STOP_MS = 30_000;
+const SESSION = { application_name: "per-message node", statement_timeout: 10_000, lock_timeout: 5_000 };
 
 const BODY_MAX = 262_144;
 const PROPERTIES_MAX = 16_384;
@@ -998,7 +999,7 @@ async function main() {
   if (!database || !broker) throw new Error("set SETTLED_DATABASE_URL and SETTLED_BROKER_URL");
   const databases = Array.from(
     { length: HANDLERS },
-    () => new pg.Client({ connectionString: database, application_name: "per-message node" }));
+    () => new pg.Client({ connectionString: database, ...SESSION }));
   await Promise.all(databases.map((db) => db.connect()));
   const connection = await amqp.connect(broker, { clientProperties: { connection_name: "per-message node" } });
   const publishing = await connection.createConfirmChannel();

@@ -885,7 +885,7 @@ async def main():
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     # One for each handler: asyncpg's pool asks the server to reset a connection whenever it comes back.
-    settings = {"application_name": "per-message python"}
+    settings = {"application_name": "per-message python", "statement_timeout": "10s", "lock_timeout": "5s"}
     databases = await asyncio.gather(*(asyncpg.connect(database, server_settings=settings) for _ in range(HANDLERS)))
     connection = await aio_pika.connect(broker, client_properties={"connection_name": "per-message python"})
     publishing = await connection.channel(publisher_confirms=True, on_return_raises=True)
