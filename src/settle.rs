@@ -34,7 +34,8 @@ impl Batch {
     /// Decodes, checks agreement and recovers signers, off the I/O threads and on as many cores as there are.
     pub async fn read(deliveries: Vec<Delivery>) -> Self {
         let deliveries = Arc::new(deliveries);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // As many as the runtime has threads, which is as many as there are cores: to ask the system again reads its files.
+        let cores = tokio::runtime::Handle::current().metrics().num_workers();
         // A signature takes 30 us: below a handful a second thread costs more than it brings.
         let share = deliveries.len().div_ceil(cores).max(8);
         let tasks: Vec<_> = (0..deliveries.len())

@@ -357,7 +357,7 @@ async fn load(transaction: &Transaction<'_>, facts: &Facts) -> Result<Snapshot, 
     let statement = transaction.prepare_cached(LOAD_ALLOCATIONS).await?;
     for row in transaction.query(&statement, &[&ids]).await? {
         let allocation = allocation(&row).ok_or("an allocation that can not be read")?;
-        snapshot.allocations.insert(allocation.id, allocation);
+        snapshot.allocations.insert(allocation.id, Arc::new(allocation));
     }
     let mut keys: Vec<Uuid> = ReceiptKey::of(content).map(|key| key.0).collect();
     keys.dedup();
@@ -594,16 +594,17 @@ async fn insert_settlement(
     batch: Uuid,
     now: Timestamp,
 ) -> Result<(), Fault> {
-    let signature = signature_bytes(&settlement.signature).map(|bytes| bytes.to_vec());
+    let update = &settlement.content.update;
+    let signature = signature_bytes(&update.signature).map(|bytes| bytes.to_vec());
     let statement = transaction.prepare_cached(INSERT_SETTLEMENT).await?;
     transaction
         .execute(
             &statement,
             &[
                 &settlement.allocation.id,
-                &settlement.enterprise_id,
-                &settlement.nonce,
-                &settlement.payload,
+                &update.enterprise_id,
+                &update.nonce,
+                &update.payload,
                 &signature,
                 &settlement.public_key.as_bytes().as_slice(),
                 &batch,

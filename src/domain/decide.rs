@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    sync::Arc,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -190,12 +191,8 @@ impl ReceiptKey {
     }
 
     /// Those that a message may touch: of the nonce that it says, and of the one that is signed.
-    pub fn of(content: &Content) -> impl Iterator<Item = Self> + '_ {
-        let update = &content.update;
-        [Some(update.nonce.as_str()), content.signed_nonce.as_deref()]
-            .into_iter()
-            .flatten()
-            .map(|nonce| Self::new(&update.enterprise_id, nonce))
+    pub fn of(content: &Content) -> impl Iterator<Item = Self> + use<> {
+        [Some(content.key), content.signed_key].into_iter().flatten()
     }
 }
 
@@ -273,7 +270,7 @@ pub struct Snapshot {
     /// The database's clock, cut to milliseconds.
     pub now: Timestamp,
     pub partners: HashMap<String, Partner>,
-    pub allocations: HashMap<Uuid, Allocation>,
+    pub allocations: HashMap<Uuid, Arc<Allocation>>,
     pub receipts: HashMap<ReceiptKey, Receipt>,
     pub parked: HashMap<ReceiptKey, Parked>,
     /// Parked messages by enterprise, for those whose message may be parked by this batch.
@@ -308,9 +305,9 @@ impl Rules {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It moved the money; the record as it stands now.
-    Settled { allocation: Box<Allocation> },
+    Settled { allocation: Arc<Allocation> },
     /// Its effect was there already; the record as it stands.
-    Duplicate { allocation: Box<Allocation> },
+    Duplicate { allocation: Arc<Allocation> },
     /// It waits for its allocation.
     Parked {
         parked_at: Timestamp,
@@ -352,14 +349,10 @@ pub struct Judgement {
 /// One settlement: the record after it, the movement, and what authorised it.
 #[derive(Clone, Debug)]
 pub struct Settlement {
-    pub allocation: Allocation,
+    pub allocation: Arc<Allocation>,
     pub transfer: Transfer,
-    pub enterprise_id: String,
-    pub nonce: String,
-    /// The signed text.
-    pub payload: String,
-    /// The signature's text.
-    pub signature: String,
+    /// The message that did it: what was signed, and the signature.
+    pub content: Arc<Content>,
     pub public_key: PublicKey,
 }
 
@@ -401,9 +394,11 @@ pub struct Judged<'a> {
 }
 
 /// Judges a batch in order; each message sees the effects of those before it.
-pub fn decide(snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (Vec<Judgement>, Changeset) {
+pub fn decide(mut snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (Vec<Judgement>, Changeset) {
+    let partners = std::mem::take(&mut snapshot.partners);
     let mut desk = Desk {
         snapshot,
+        partners: &partners,
         rules,
         changes: Changeset::default(),
     };
@@ -418,6 +413,8 @@ pub fn decide(snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (Vec<J
 /// The snapshot as the batch has changed it so far.
 struct Desk<'a> {
     snapshot: Snapshot,
+    /// Those of the snapshot: a batch changes none of them.
+    partners: &'a HashMap<String, Partner>,
     rules: &'a Rules,
     changes: Changeset,
 }
@@ -462,7 +459,7 @@ impl Desk<'_> {
                     proven: false,
                 };
             }
-            Ok(content) => content.as_ref(),
+            Ok(content) => content,
         };
         if let Some(allocation) = self.settled_before(content) {
             return Judgement {
@@ -471,9 +468,9 @@ impl Desk<'_> {
             };
         }
         let update = &content.update;
-        let key = ReceiptKey::new(&update.enterprise_id, &update.nonce);
-        let partner = self.snapshot.partners.get(&update.enterprise_id).cloned();
-        let verified = match self.prove(message, content, partner.as_ref()) {
+        let key = content.key;
+        let partner = self.partners.get(&update.enterprise_id);
+        let verified = match self.prove(message, content, partner) {
             Err((reason, detail)) => {
                 // A parked message was proven when it was parked: its receipt must not go on saying "parked".
                 if message.delivery.source.is_parked()
@@ -489,23 +486,22 @@ impl Desk<'_> {
             }
             Ok(verified) => verified,
         };
-        self.judge_proven(index, message, content, &verified, partner.as_ref())
+        self.judge_proven(index, message, content, &verified, partner)
     }
 
     /// Money that moved is never called rejected: a settled receipt of the same signed text, by the key kept in it, answers
     /// before the registry is asked.
-    fn settled_before(&mut self, content: &Content) -> Option<Box<Allocation>> {
+    fn settled_before(&mut self, content: &Content) -> Option<Arc<Allocation>> {
         let update = &content.update;
-        let nonce = content.signed_nonce.as_deref().unwrap_or(&update.nonce);
-        let key = ReceiptKey::new(&update.enterprise_id, nonce);
+        let key = content.signed_key.unwrap_or(content.key);
         let receipt = self.snapshot.receipts.get(&key)?;
         if receipt.verdict != VerdictKind::Settled || receipt.payload_digest != content.payload_digest {
             return None;
         }
         Verified::verify(update, &content.signer, &[receipt.public_key]).ok()?;
-        let allocation = self.snapshot.allocations.get(&receipt.allocation_id)?.clone();
+        let allocation = Arc::clone(self.snapshot.allocations.get(&receipt.allocation_id)?);
         self.touch_receipt(key);
-        Some(Box::new(allocation))
+        Some(allocation)
     }
 
     /// Steps 4 to 8.
@@ -542,12 +538,12 @@ impl Desk<'_> {
         &mut self,
         index: usize,
         message: Judged<'_>,
-        content: &Content,
+        content: &Arc<Content>,
         verified: &Verified<&Update>,
         partner: Option<&Partner>,
     ) -> Judgement {
         let update = *verified.get();
-        let key = ReceiptKey::new(&update.enterprise_id, &update.nonce);
+        let key = content.key;
         let proven = |verdict| Judgement { verdict, proven: true };
 
         if let Some(receipt) = self.snapshot.receipts.get(&key)
@@ -602,7 +598,7 @@ impl Desk<'_> {
             ),
             Step::AlreadySo(allocation) => (VerdictKind::Duplicate, None, Verdict::Duplicate { allocation }),
             Step::Settles(allocation, transfer) => {
-                self.settle(content, verified, &allocation, transfer);
+                self.settle(content, verified.key(), &allocation, transfer);
                 (VerdictKind::Settled, None, Verdict::Settled { allocation })
             }
         };
@@ -640,7 +636,7 @@ impl Desk<'_> {
             message::Outcome::Released { reject_reason } => (Status::Released, Some(reject_reason.clone())),
         };
         if allocation.status == status {
-            return Step::AlreadySo(Box::new(allocation.clone()));
+            return Step::AlreadySo(Arc::clone(allocation));
         }
         let transfer = match allocation.status {
             Status::Reserved => allocation.transfer_to(status),
@@ -662,13 +658,18 @@ impl Desk<'_> {
             policy_result: update.policy_result,
             settled_nonce: Some(update.nonce.clone()),
             updated_at: self.snapshot.now,
-            ..allocation.clone()
+            ..Allocation::clone(allocation)
         };
-        Step::Settles(Box::new(settled), transfer)
+        Step::Settles(Arc::new(settled), transfer)
     }
 
-    fn settle(&mut self, content: &Content, verified: &Verified<&Update>, allocation: &Allocation, transfer: Transfer) {
-        let update = *verified.get();
+    fn settle(
+        &mut self,
+        content: &Arc<Content>,
+        public_key: PublicKey,
+        allocation: &Arc<Allocation>,
+        transfer: Transfer,
+    ) {
         for (account, change) in transfer.entries() {
             let balance = self.changes.balances.entry(account).or_default();
             #[expect(clippy::arithmetic_side_effects, reason = "BigInt is unbounded")]
@@ -676,15 +677,12 @@ impl Desk<'_> {
                 *balance += change;
             }
         }
-        self.snapshot.allocations.insert(allocation.id, allocation.clone());
+        self.snapshot.allocations.insert(allocation.id, Arc::clone(allocation));
         self.changes.settlements.push(Settlement {
-            allocation: allocation.clone(),
+            allocation: Arc::clone(allocation),
             transfer,
-            enterprise_id: update.enterprise_id.clone(),
-            nonce: update.nonce.clone(),
-            payload: content.update.payload.clone(),
-            signature: content.update.signature.clone(),
-            public_key: verified.key(),
+            content: Arc::clone(content),
+            public_key,
         });
     }
 
@@ -781,7 +779,7 @@ impl Desk<'_> {
         reason: Option<Reason>,
     ) {
         let update = &content.update;
-        let key = ReceiptKey::new(&update.enterprise_id, &update.nonce);
+        let key = content.key;
         let earlier = self.snapshot.receipts.get(&key);
         if earlier.is_some_and(Receipt::is_closed) {
             self.touch_receipt(key);
@@ -795,7 +793,12 @@ impl Desk<'_> {
             verdict,
             reason,
             allocation_id: update.id,
-            event_id: event::id_of(message, verdict, reason, self.snapshot.allocations.get(&update.id)),
+            event_id: event::id_of(
+                message,
+                verdict,
+                reason,
+                self.snapshot.allocations.get(&update.id).map(Arc::as_ref),
+            ),
             public_key,
             first_seen: earlier.map_or(self.snapshot.now, |receipt| receipt.first_seen),
             last_seen: self.snapshot.now,
@@ -825,9 +828,9 @@ enum Step {
     Refused(Reason, String),
     NotFound,
     /// The same terminal status was asked for before.
-    AlreadySo(Box<Allocation>),
+    AlreadySo(Arc<Allocation>),
     /// The record as it will be, and the movement.
-    Settles(Box<Allocation>, Transfer),
+    Settles(Arc<Allocation>, Transfer),
 }
 
 /// Step 10: cleared, although the policy rejected it.

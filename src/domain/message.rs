@@ -2,13 +2,15 @@
 //!
 //! Also the partner's side of it: [`payload_text`] and [`body_text`] write what [`facts`] reads.
 
+use std::sync::Arc;
+
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
     allocation::{Kind, PolicyResult},
-    decide::Reason,
+    decide::{Reason, ReceiptKey},
     delivery::{Delivery, Properties},
     json::{Json, Object},
     ledger::{Amount, Quantity, is_currency},
@@ -88,13 +90,17 @@ pub struct Facts {
     /// The enterprise in the routing key, where the key has the documented form.
     pub enterprise_id: Option<String>,
     /// The first of steps 1 to 3 that fails, or the content.
-    pub content: Result<Box<Content>, Refusal>,
+    pub content: Result<Arc<Content>, Refusal>,
 }
 
 /// A message whose body decoded, and what its signature and payload say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
     pub update: Update,
+    /// Of the nonce that it says.
+    pub key: ReceiptKey,
+    /// Of the nonce that is signed, where there is one.
+    pub signed_key: Option<ReceiptKey>,
     /// SHA-256 of the payload's UTF-8 bytes.
     pub payload_digest: [u8; 32],
     /// The `nonce` in the signed text, where it is an object with such a string: the identity of what was signed.
@@ -167,7 +173,7 @@ pub fn facts(delivery: &Delivery) -> Facts {
     Facts {
         message_digest: sha256(&delivery.body),
         enterprise_id: addressed.map(|(enterprise_id, _)| enterprise_id.to_owned()),
-        content: content(delivery, addressed).map(Box::new),
+        content: content(delivery, addressed).map(Arc::new),
     }
 }
 
@@ -188,7 +194,17 @@ fn content(delivery: &Delivery, addressed: Option<(&str, Kind)>) -> Result<Conte
         detail,
     })?;
     let signed = Signed::read(body, &update);
+    let key = ReceiptKey::new(enterprise_id, &update.nonce);
     Ok(Content {
+        key,
+        signed_key: signed.nonce.as_deref().map(|nonce| {
+            // Nearly always the same.
+            if nonce == update.nonce {
+                key
+            } else {
+                ReceiptKey::new(enterprise_id, nonce)
+            }
+        }),
         payload_digest: sha256(&update.payload),
         signed_nonce: signed.nonce,
         signed_ids: signed.ids,
@@ -679,7 +695,7 @@ mod tests {
     }
 
     fn content_of(routing_key: &str, body: impl Into<Vec<u8>>) -> Content {
-        *facts(&delivery(routing_key, body)).content.expect("it decodes")
+        Arc::unwrap_or_clone(facts(&delivery(routing_key, body)).content.expect("it decodes"))
     }
 
     /// The verdict of steps 1 to 3, as one line.
@@ -740,7 +756,10 @@ mod tests {
                 pending_approval_id,
                 policy_result,
             } = draft;
+            let key = ReceiptKey::new("acme", &nonce);
             let expected = Content {
+                key,
+                signed_key: Some(key),
                 payload_digest: sha256(&payload),
                 signed_nonce: Some(nonce.clone()),
                 signed_ids: vec![id],
@@ -765,7 +784,7 @@ mod tests {
                     signature,
                 },
             };
-            assert_eq!(facts.content, Ok(Box::new(expected)));
+            assert_eq!(facts.content, Ok(Arc::new(expected)));
         }
     }
 
@@ -1640,7 +1659,7 @@ mod tests {
                 *place = byte;
             }
             let detail = match facts(&delivery(KEY, body)).content {
-                Ok(content) => content.agreement.err(),
+                Ok(content) => content.agreement.clone().err(),
                 Err(refusal) => Some(refusal.detail),
             };
             if let Some(detail) = detail {

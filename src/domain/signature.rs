@@ -55,12 +55,16 @@ const EXTENDED_KEY_MAX_CHARS: usize = 128;
 impl PublicKey {
     /// Reads 33 bytes, 02 or 03 first, of a point on the curve.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let key = Self::stored(bytes)?;
+        secp256k1::PublicKey::from_byte_array_compressed(key.0).ok()?;
+        Some(key)
+    }
+
+    /// Reads the bytes of a key that was on the curve when it was stored. To find that out again takes longer than a third
+    /// of a signature, for keys that are only compared.
+    pub fn stored(bytes: &[u8]) -> Option<Self> {
         let bytes: [u8; 33] = bytes.try_into().ok()?;
-        if !matches!(bytes, [0x02 | 0x03, ..]) {
-            return None;
-        }
-        secp256k1::PublicKey::from_byte_array_compressed(bytes).ok()?;
-        Some(Self(bytes))
+        matches!(bytes, [0x02 | 0x03, ..]).then_some(Self(bytes))
     }
 
     /// Reads the same in hexadecimal, any letter case.

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
 
 use uuid::Uuid;
@@ -50,6 +51,7 @@ impl Ahead {
             if let Some(moved) = self.allocations.get(id)
                 && allocation.status == Status::Reserved
             {
+                let allocation = Arc::make_mut(allocation);
                 allocation.status = moved.status;
                 allocation.partner_external_id.clone_from(&moved.partner_external_id);
                 allocation.settled_nonce.clone_from(&moved.settled_nonce);
@@ -77,7 +79,7 @@ impl Ahead {
 
     fn take(&mut self, changes: Changeset) {
         for settlement in changes.settlements {
-            let allocation = settlement.allocation;
+            let allocation = Arc::unwrap_or_clone(settlement.allocation);
             let moved = Moved {
                 status: allocation.status,
                 partner_external_id: allocation.partner_external_id,

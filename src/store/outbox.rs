@@ -18,13 +18,13 @@ use crate::{
 /// The format of stored publications and of stored properties. Version N reads N and N-1.
 pub(super) const FORMAT: i16 = 1;
 
-/// A publication without its body, as stored.
+/// A publication without its body, as stored; borrowed where it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head {
+struct Head<Text, Properties> {
     kind: PublicationKind,
-    exchange: String,
-    routing_key: String,
+    exchange: Text,
+    routing_key: Text,
     properties: Properties,
     /// Bytes of the body.
     body: usize,
@@ -32,13 +32,13 @@ struct Head {
 
 /// Format 1: the length of the heads (u32, big endian), the heads as a JSON array, then the bodies end to end.
 pub fn encode(publications: &[Publication]) -> Vec<u8> {
-    let heads: Vec<Head> = publications
+    let heads: Vec<Head<&str, &Properties>> = publications
         .iter()
         .map(|publication| Head {
             kind: publication.kind,
-            exchange: publication.exchange.clone(),
-            routing_key: publication.routing_key.clone(),
-            properties: publication.properties.clone(),
+            exchange: publication.exchange.as_str(),
+            routing_key: publication.routing_key.as_str(),
+            properties: &publication.properties,
             body: publication.body.len(),
         })
         .collect();
@@ -62,7 +62,7 @@ fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
     let (heads, mut bodies) = rest
         .split_at_checked(u32::from_be_bytes(*len) as usize)
         .ok_or_else(cut)?;
-    let heads: Vec<Head> =
+    let heads: Vec<Head<String, Properties>> =
         serde_json::from_slice(heads).map_err(|error| format!("its heads can not be read: {error}"))?;
     heads
         .into_iter()

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     rc::Rc,
+    sync::Arc,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -697,7 +698,7 @@ impl World {
         }
         for id in &ids {
             if let Some(allocation) = self.allocations.get(id) {
-                snapshot.allocations.insert(*id, allocation.clone());
+                snapshot.allocations.insert(*id, Arc::new(allocation.clone()));
             }
         }
         let some_missing = snapshot.allocations.len() < ids.len();
@@ -766,11 +767,12 @@ impl World {
                 .get(&after.id)
                 .ok_or_else(|| format!("{} settles and is not there", after.id))?;
             ensure!(before.status == Status::Reserved, "{} leaves reserved twice", after.id);
-            let digest = hex::encode(Sha256::digest(&settlement.payload));
-            let authority = (digest, settlement.signature.clone(), key_number(&settlement.public_key));
+            let update = &settlement.content.update;
+            let digest = hex::encode(Sha256::digest(&update.payload));
+            let authority = (digest, update.signature.clone(), key_number(&settlement.public_key));
             self.authority.insert(after.id, authority);
             if self.flaw != Some(Flaw::SettlesWithoutTheRecord) {
-                self.allocations.insert(after.id, after.clone());
+                self.allocations.insert(after.id, Allocation::clone(after));
             }
             for (account, change) in settlement.transfer.entries() {
                 *self.entries.entry(account).or_default() += change;
@@ -840,7 +842,7 @@ impl World {
         if self.flaw == Some(Flaw::TimesEventsByTheClock) {
             let mut judgement = judgement.clone();
             if let Verdict::Settled { allocation } | Verdict::Duplicate { allocation } = &mut judgement.verdict {
-                allocation.updated_at = now;
+                Arc::make_mut(allocation).updated_at = now;
             }
             return event::publications(message, &judgement, now, &self.rules);
         }

@@ -5,7 +5,7 @@
     reason = "a test that overflows has failed, and sums are BigInt"
 )]
 
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
 use proptest::{
     prelude::*,
@@ -334,7 +334,7 @@ impl Model {
         }
         for id in &ids {
             if let Some(allocation) = self.allocations.get(id) {
-                snapshot.allocations.insert(*id, allocation.clone());
+                snapshot.allocations.insert(*id, Arc::new(allocation.clone()));
             }
         }
         let some_missing = snapshot.allocations.len() < ids.len();
@@ -401,18 +401,18 @@ impl Model {
         let mut by_currency: BTreeMap<&str, BigInt> = BTreeMap::new();
         for settlement in &changes.settlements {
             let after = &settlement.allocation;
-            let before = self.allocations.insert(after.id, after.clone()).expect("it is there");
+            let before = self
+                .allocations
+                .insert(after.id, Allocation::clone(after))
+                .expect("it is there");
             assert_eq!(before.status, Status::Reserved, "it leaves reserved once");
             assert_ne!(after.status, Status::Reserved);
-            assert_eq!(after.settled_nonce.as_ref(), Some(&settlement.nonce));
-            assert_eq!(after.enterprise_id, settlement.enterprise_id);
+            let update = &settlement.content.update;
+            assert_eq!(after.settled_nonce.as_ref(), Some(&update.nonce));
+            assert_eq!(after.enterprise_id, update.enterprise_id);
             assert_eq!(settlement.transfer.amount, after.amount);
             assert_eq!(settlement.transfer.debit, (AccountKind::Held, after.held_account));
-            let authority = (
-                settlement.nonce.clone(),
-                sha256(&settlement.payload),
-                settlement.public_key,
-            );
+            let authority = (update.nonce.clone(), sha256(&update.payload), settlement.public_key);
             assert!(self.settled.insert(after.id, authority).is_none(), "it settles once");
             for (account, change) in settlement.transfer.entries() {
                 *by_account.entry(account).or_default() += &change;
@@ -1002,15 +1002,16 @@ fn the_funds_move_as_the_table_says() {
             ..reserved(id)
         };
         let verdict = Verdict::Settled {
-            allocation: Box::new(expected),
+            allocation: Arc::new(expected),
         };
         assert_eq!(judgements, [Judgement { verdict, proven: true }]);
         let [settlement] = changes.settlements.as_slice() else {
             panic!("one settlement");
         };
         assert_eq!(settlement.transfer.credit, account);
-        assert_eq!(settlement.payload, payload_text(&letter.draft));
-        assert_eq!(settlement.signature, key(1).sign(&settlement.payload));
+        let update = &settlement.content.update;
+        assert_eq!(update.payload, payload_text(&letter.draft));
+        assert_eq!(update.signature, key(1).sign(&update.payload));
         assert_eq!(settlement.public_key, key(1).public_key());
         let quantity = BigInt::from(100_000_000);
         let moved = BTreeMap::from([(12, -quantity.clone()), (account.1, quantity)]);
@@ -1133,7 +1134,7 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
         model.pass(seconds(7));
         let (judgements, changes) = model.post(&rules, &[letter.send()]);
         let verdict = Verdict::Duplicate {
-            allocation: Box::new(model.allocations[&ALLOCATION].clone()),
+            allocation: Arc::new(model.allocations[&ALLOCATION].clone()),
         };
         assert_eq!(judgements, [Judgement { verdict, proven: true }], "{what}");
         assert!(changes.settlements.is_empty() && changes.balances.is_empty(), "{what}");

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::domain::{
     decide::{self, Snapshot},
@@ -135,7 +137,7 @@ impl Sent {
 
 fn settled(allocation: &Allocation) -> Verdict {
     Verdict::Settled {
-        allocation: Box::new(allocation.clone()),
+        allocation: Arc::new(allocation.clone()),
     }
 }
 
@@ -246,7 +248,7 @@ fn the_event_of_a_settlement_byte_for_byte() {
             // A duplicate, by another message, at another time: the same bytes under the same id.
             let other = Sent::update(kind, header("traceparent", "none of your business"));
             let verdict = Verdict::Duplicate {
-                allocation: Box::new(record),
+                allocation: Arc::new(record),
             };
             assert_eq!(only(other.say(verdict, true)), expected);
         }
@@ -614,7 +616,7 @@ fn a_reply_is_the_same_event() {
         (settled(&record), 1),
         (
             Verdict::Duplicate {
-                allocation: Box::new(record.clone()),
+                allocation: Arc::new(record.clone()),
             },
             1,
         ),
