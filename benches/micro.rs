@@ -1,7 +1,7 @@
 //! What each room costs by itself, on one core and without a service, so that a regression names its room. `make micro` prints
 //! the table. A line is a batch of 256 messages of about a kilobyte, but for those of `read`, which are one message.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use divan::{Bencher, counter::ItemsCount};
 use jiff::{SignedDuration, Timestamp};
@@ -195,7 +195,9 @@ impl Batch {
             snapshot: Snapshot {
                 now: "2026-11-20T08:15:02.113Z".parse().expect("a time"),
                 partners: partners.collect(),
-                allocations: (0..BATCH).map(|number| (uuid(1, number), reserved(number))).collect(),
+                allocations: (0..BATCH)
+                    .map(|number| (uuid(1, number), Arc::new(reserved(number))))
+                    .collect(),
                 ..Snapshot::default()
             },
             rules: rules(),
