@@ -55,6 +55,12 @@ struct Arguments {
     /// Another build of the worker, measured as "baseline" in every round of the drain
     #[arg(long, value_name = "PROGRAM")]
     baseline: Option<PathBuf>,
+    /// Messages that wait in the section memory
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    backlog: usize,
+    /// Millions of receipts, and of ledger entries, in the section age
+    #[arg(long, value_name = "MILLIONS", default_value_t = 10)]
+    history: u64,
     /// Said by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -124,8 +130,9 @@ async fn measure(arguments: Arguments) -> Fallible<ExitCode> {
             _ = terminate.recv() => Err("terminated".into()),
         }
     };
-    services.clear().await?;
+    let cleared = services.clear().await;
     let code = measured?;
+    cleared?;
     report.write(&directory)?;
     Ok(code)
 }

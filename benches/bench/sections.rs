@@ -18,10 +18,6 @@ use crate::{
     traffic::{History, Mix, Spread, Traffic, World},
 };
 
-/// Messages in the backlog, and rows in the history, of `memory` and `age`.
-const BACKLOG: usize = 1_000_000;
-const AGE: u64 = 10_000_000;
-
 /// How much of everything.
 struct Size {
     rounds: usize,
@@ -220,7 +216,14 @@ impl<'a> Run<'a> {
             .compete("drain", world, &traffic, &contestants, measure_floor)
             .await?;
         let own = &drains[0];
-        self.tell_floor(&floors, &rates(own));
+        self.tell_floor(&floors, own);
+        // How much of the per-message worker's database time a settlement still needs.
+        let postgres = |drains: &[Drain]| drains.iter().map(|drain| drain.postgres).collect::<Vec<_>>();
+        let ratio = Figure::ratio(&postgres(&drains[1]), &postgres(own));
+        self.report.set(
+            "cpu_us.postgres_ratio_per_message",
+            json!(ratio.map(|ratio| ratio.median)),
+        );
         let figure = |get: fn(&Drain) -> f64| Figure::of(own.iter().map(get)).map(|figure| figure.median);
         let some = |get: fn(&Drain) -> Option<f64>| Figure::of(own.iter().filter_map(get)).map(|figure| figure.median);
         self.report.set("drain.rate", json!(figure(|drain| drain.rate)));
@@ -322,7 +325,7 @@ impl<'a> Run<'a> {
     }
 
     /// What each part costs by itself, and how near the worker comes to their sum.
-    fn tell_floor(&mut self, floors: &[Floor], own: &[f64]) {
+    fn tell_floor(&mut self, floors: &[Floor], own: &[Drain]) {
         type Part = (&'static str, &'static str, fn(&Floor) -> f64);
         const PARTS: [Part; 8] = [
             ("signature", "signature: recover and compare, one core", |floor| {
@@ -357,15 +360,24 @@ impl<'a> Run<'a> {
         }
         self.report.table("floor", &["", "CPU us a message"], rows);
         let limits: Vec<f64> = floors.iter().map(Floor::rate).collect();
-        let share = Figure::ratio(own, &limits);
+        let share = Figure::ratio(&rates(own), &limits);
+        let beyond = own
+            .iter()
+            .zip(floors)
+            .map(|(drain, floor)| drain.worker / floor.signature - 1.0);
+        let beyond = Figure::of(beyond);
+        self.report
+            .set("cpu_us.beyond_signature", json!(beyond.map(|beyond| beyond.median)));
         let limit = Figure::of(limits);
         self.report.set("floor.rate", json!(limit));
         self.report
             .set("drain.floor_share", json!(share.map(|share| share.median)));
         self.report.note(format!(
-            "The floor is {} messages/s; the worker reaches {} of it.",
+            "The floor is {} messages/s; the worker reaches {} of it. Its CPU beyond the signature is {} of the \
+             signature's.",
             spread(limit),
-            spread(share)
+            spread(share),
+            spread(beyond),
         ));
     }
 
@@ -506,19 +518,21 @@ impl<'a> Run<'a> {
     async fn memory(&mut self, world: &World) -> Fallible<()> {
         let traffic = world.sign(self.size.batched / 2, Mix::USUAL);
         let progress = Progress::new(1);
-        progress.says(&format!("memory: {BACKLOG} messages are made to wait"));
+        let backlog = self.arguments.backlog;
+        progress.says(&format!("memory: {backlog} messages are made to wait"));
         // Drained until so many are done; twice as many as were signed, so that copies are among them.
         let order = Order::new(&Contestant::Settled, world, &traffic, usize::MAX);
         let order = Order {
             messages: 2 * traffic.messages.len(),
             ..order
         };
-        let bytes = drain::backlog(self.services, self.logs, &order, BACKLOG).await?;
+        let bytes = drain::backlog(self.services, self.logs, &order, backlog).await?;
         drop(progress);
         let megabytes = bytes as f64 / 1e6;
         self.report.set("rss_peak_mb", json!(megabytes));
         self.report.note(format!(
-            "With a million messages waiting the worker had at most {} MB resident.",
+            "With {} messages waiting the worker had at most {} MB resident.",
+            plain(backlog as f64),
             plain(megabytes)
         ));
         Ok(())
@@ -528,24 +542,25 @@ impl<'a> Run<'a> {
     /// checkpoint.
     async fn age(&mut self) -> Fallible<()> {
         let messages = self.size.batched;
-        eprintln!("bench: age: {AGE} receipts and as many entries are made, which takes minutes");
+        let millions = self.arguments.history;
+        eprintln!("bench: age: {millions} million receipts and as many entries are made, which takes minutes");
         let began = std::time::Instant::now();
         let build = async |name: &str, history| {
             World::build(self.services, name, messages, Spread::Wide, history, Copy::Files).await
         };
-        let old = build("age10m", History::Rows(AGE)).await?;
-        let young = build("age0", History::None).await?;
+        let old = build("old", History::Rows(millions * 1_000_000)).await?;
+        let young = build("young", History::None).await?;
         let built = began.elapsed().as_secs_f64();
-        let traffics = [&young, &old].map(|world| world.sign(messages, Mix::USUAL));
-        let turns =
-            [("age0", &young, &traffics[0]), ("age10m", &old, &traffics[1])].map(|(name, world, traffic)| Turn {
-                name: name.to_owned(),
-                order: Order::new(&Contestant::Settled, world, traffic, messages),
-            });
+        // Drawn from the same seed, both have the same partners and reservations.
+        let traffic = young.sign(messages, Mix::USUAL);
+        let turns = [(0, &young), (millions, &old)].map(|(millions, world)| Turn {
+            name: format!("age{millions}m"),
+            order: Order::new(&Contestant::Settled, world, &traffic, messages),
+        });
         let rounds = self.arguments.rounds.unwrap_or(3);
         let drains = self.interleave("age", rounds, &turns).await?;
         self.tell_ratios("history", &turns, &drains);
-        self.report.set("age10m.made_in_seconds", json!(built));
+        self.report.set("age_made_in_seconds", json!(built));
         old.forget(self.services).await?;
         young.forget(self.services).await
     }

@@ -172,7 +172,7 @@ fn files_are_named_for_what_they_are_about() {
             vague.contains(&part.trim_end_matches(".rs"))
         })
     };
-    let found: Vec<String> = ["src", "tests"]
+    let found: Vec<String> = ["src", "tests", "benches"]
         .into_iter()
         .flat_map(sources)
         .map(|(name, _)| name)
