@@ -2,8 +2,8 @@
 
 use crate::figures::{Figure, plain};
 
-const WIDTH: f64 = 760.0;
-const LEFT: f64 = 190.0;
+const WIDTH: f64 = 860.0;
+const LEFT: f64 = 270.0;
 const BAR: f64 = 26.0;
 const COLOURS: [&str; 6] = ["#2a7de1", "#e8833a", "#3fa66a", "#a45bc0", "#c94a4a", "#7f7f7f"];
 

@@ -45,14 +45,23 @@ impl Latency {
 
 /// What is sent, how fast and for how long.
 pub(crate) struct Schedule {
-    pub(crate) rate: f64,
-    pub(crate) lasting: Duration,
+    rate: f64,
+    lasting: Duration,
 }
 
 impl Schedule {
+    /// As long as wanted, or as there are messages for.
+    pub(crate) fn within(rate: f64, lasting: Duration, messages: usize) -> Self {
+        let most = Duration::from_secs_f64(messages as f64 / rate).saturating_sub(WARM_UP);
+        Self {
+            rate,
+            lasting: lasting.min(most),
+        }
+    }
+
     /// Messages, the warm-up's included.
     pub(crate) fn messages(&self) -> usize {
-        ((WARM_UP + self.lasting).as_secs_f64() * self.rate) as usize
+        ((WARM_UP + self.lasting).as_secs_f64() * self.rate).floor() as usize
     }
 
     fn due(&self, number: usize) -> Duration {

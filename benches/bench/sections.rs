@@ -20,7 +20,6 @@ use crate::{
 
 /// How much of everything.
 struct Size {
-    rounds: usize,
     /// Messages of a drain: the worker's, and those of who takes one at a time.
     batched: usize,
     single: usize,
@@ -51,7 +50,6 @@ impl<'a> Run<'a> {
     ) -> Self {
         let brief = arguments.quick || arguments.guard.is_some();
         let size = Size {
-            rounds: arguments.rounds.unwrap_or(if brief { 3 } else { 5 }),
             batched: if brief { 40_000 } else { 80_000 },
             single: if brief { 5_000 } else { 9_000 },
             latency: Duration::from_secs(if brief { 8 } else { 15 }),
@@ -63,6 +61,12 @@ impl<'a> Run<'a> {
             arguments,
             size,
         }
+    }
+
+    /// As many as were asked for, or this many; three where it must be quick.
+    fn rounds(&self, usual: usize) -> usize {
+        let brief = self.arguments.quick || self.arguments.guard.is_some();
+        self.arguments.rounds.unwrap_or(if brief { 3 } else { usual })
     }
 
     fn sections(&self) -> Vec<Section> {
@@ -126,32 +130,24 @@ impl<'a> Run<'a> {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Roughly: every turn takes as long to prepare as to measure.
+    /// Roughly: preparing and checking a turn takes as long as measuring it.
     fn minutes(&self) -> f64 {
-        let turns = |batched: usize, single: usize| {
-            let rounds = self.size.rounds as f64;
-            rounds
-                * (batched as f64 * self.size.batched as f64 / 5_000.0
-                    + single as f64 * self.size.single as f64 / 900.0)
+        let (batched, single) = (self.size.batched as f64 / 5_000.0, self.size.single as f64 / 900.0);
+        let latency = self.size.latency.as_secs_f64() + 6.0;
+        let quick = self.arguments.quick;
+        let peers = self.arguments.peers.len() as f64;
+        let baseline = f64::from(self.arguments.baseline.is_some());
+        let seconds = |section: &Section| match section {
+            Section::Drain => self.rounds(5) as f64 * ((2.0 + baseline) * batched + (1.0 + peers) * single),
+            Section::Latency => self.rounds(3) as f64 * latency * if quick { 2.0 } else { 6.0 },
+            Section::Rejects => self.rounds(5) as f64 * batched * if quick { 1.0 } else { 1.5 },
+            Section::Duplicates | Section::Hot => self.rounds(5) as f64 * batched * 0.5,
+            Section::Workers => self.rounds(3) as f64 * 3.0 * batched,
+            Section::Batched => self.rounds(5) as f64 * (2.0 * batched + single),
+            Section::Memory => self.arguments.backlog as f64 / 6_000.0,
+            Section::Age => self.arguments.history as f64 * 36.0 + self.rounds(3) as f64 * 90.0,
         };
-        let lasting = self.size.latency.as_secs_f64() + 6.0;
-        let seconds: f64 = self
-            .sections()
-            .into_iter()
-            .map(|section| match section {
-                Section::Drain => turns(2, 1 + self.arguments.peers.len()),
-                Section::Latency if self.arguments.quick => turns(0, 0) + 2.0 * lasting * self.size.rounds as f64,
-                Section::Latency => 6.0 * lasting * self.size.rounds as f64,
-                Section::Rejects if self.arguments.quick => turns(1, 0),
-                Section::Rejects => 1.5 * turns(1, 0),
-                Section::Duplicates | Section::Hot => 0.5 * turns(1, 0),
-                Section::Workers => 3.0 * turns(1, 0),
-                Section::Batched => turns(2, 1),
-                Section::Memory => 150.0,
-                Section::Age => 360.0 + 3.0 * 90.0,
-            })
-            .sum();
-        seconds / 60.0
+        self.sections().iter().map(seconds).sum::<f64>() / 60.0
     }
 
     async fn world(&self, name: &str, reservations: usize, spread: Spread, history: History) -> Fallible<World> {
@@ -265,7 +261,7 @@ impl<'a> Run<'a> {
                 }
             })
             .collect();
-        let drains = self.interleave_with(section, self.size.rounds, &turns, last).await?;
+        let drains = self.interleave_with(section, self.rounds(5), &turns, last).await?;
         let own = rates(&drains[0]);
         let mut rows = Vec::new();
         for (contestant, drains) in contestants.iter().zip(&drains) {
@@ -432,7 +428,7 @@ impl<'a> Run<'a> {
                 order: Order::new(&Contestant::Settled, of(*spread), traffic, messages),
             })
             .collect();
-        let drains = self.interleave("shapes", self.size.rounds, &turns).await?;
+        let drains = self.interleave("shapes", self.rounds(5), &turns).await?;
         self.tell_ratios("traffic", &turns, &drains);
         if let Some(hot) = hot {
             hot.forget(self.services).await?;
@@ -495,7 +491,7 @@ impl<'a> Run<'a> {
                 },
             })
             .collect();
-        let drains = self.interleave("workers", self.size.rounds, &turns).await?;
+        let drains = self.interleave("workers", self.rounds(3), &turns).await?;
         self.tell_ratios("worker processes", &turns, &drains);
         Ok(())
     }
@@ -557,8 +553,7 @@ impl<'a> Run<'a> {
             name: format!("age{millions}m"),
             order: Order::new(&Contestant::Settled, world, &traffic, messages),
         });
-        let rounds = self.arguments.rounds.unwrap_or(3);
-        let drains = self.interleave("age", rounds, &turns).await?;
+        let drains = self.interleave("age", self.rounds(3), &turns).await?;
         self.tell_ratios("history", &turns, &drains);
         self.report.set("age_made_in_seconds", json!(built));
         old.forget(self.services).await?;
@@ -581,17 +576,11 @@ impl<'a> Run<'a> {
                 Some(capacity) if capacity == rate => "capacity70".to_owned(),
                 _ => format!("{rate:.0}"),
             };
-            // As long as there are messages for, at most.
-            let mut schedule = Schedule {
-                rate,
-                lasting: self.size.latency,
-            };
-            while schedule.messages() > traffic.messages.len() {
-                schedule.lasting = schedule.lasting.mul_f64(0.9);
-            }
-            let progress = Progress::new(self.size.rounds * contestants.len());
+            let schedule = Schedule::within(rate, self.size.latency, traffic.messages.len());
+            let rounds = self.rounds(3);
+            let progress = Progress::new(rounds * contestants.len());
             let mut latencies: Vec<Vec<Latency>> = vec![Vec::new(); contestants.len()];
-            for round in 1..=self.size.rounds {
+            for round in 1..=rounds {
                 for (contestant, latencies) in contestants.iter().zip(&mut latencies) {
                     progress.says(&format!("latency at {rate:.0}/s, round {round}: {contestant}"));
                     let measured =
