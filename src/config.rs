@@ -1026,7 +1026,7 @@ mod tests {
             ),
             (6, None, None)
         );
-        assert_eq!((worker.lanes, worker.prefetch, worker.batch_max), (2, 500, 256));
+        assert_eq!((worker.lanes, worker.prefetch, worker.batch_max), (2, 1000, 256));
         assert_eq!((worker.batch_max_bytes, worker.culprits_per_minute), (4_194_304, 3));
         assert_eq!(worker.own_queues_max, 16);
         assert_eq!((park.max_per_partner, retry.transient_attempts), (10_000, 8));

@@ -196,7 +196,7 @@ impl RowPublisher {
         let link = match self.link.take().filter(|(connection, _)| connection.is_connected()) {
             Some(link) => link,
             None => {
-                let connection = Connection::open(&self.broker, &self.name).await?;
+                let connection = Connection::open_without_consumer(&self.broker, &self.name).await?;
                 let publisher = Publisher::open(&connection).await?;
                 (connection, publisher)
             }

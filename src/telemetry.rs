@@ -104,6 +104,11 @@ pub enum Signal<'a> {
         stage: Stage,
         elapsed: Duration,
     },
+    /// What was asked of the database under this name waited for so many answers, those of statements sent together as one.
+    RoundTrips {
+        transaction: &'a str,
+        count: u64,
+    },
     /// From receipt at intake to the confirmed event, one for each message.
     EndToEnd {
         elapsed: &'a [Duration],
@@ -519,6 +524,10 @@ impl Signal<'_> {
                 histogram!("settled_stage_seconds", "stage" => stage.as_str()).record(elapsed);
                 trace!(%stage, elapsed_us = micros(elapsed), "stage done");
             }
+            Signal::RoundTrips { transaction, count } => {
+                counter!("settled_db_round_trips_total", "transaction" => transaction.to_owned()).increment(count);
+                trace!(transaction, count, "the database answered");
+            }
             Signal::EndToEnd { elapsed } => {
                 let seconds = histogram!("settled_end_to_end_seconds");
                 for one in elapsed {
@@ -899,6 +908,10 @@ fn describe() {
             "settled_handed_back_total",
             "Times a lane handed its messages back to the broker unjudged.",
         ),
+        (
+            "settled_db_round_trips_total",
+            "Round trips to the database, by transaction. Statements that travel together are one.",
+        ),
     ];
     for (name, about) in counters {
         describe_counter!(name, Unit::Count, about);
@@ -1023,6 +1036,7 @@ fn start_at_zero() {
         drop(histogram!("settled_batch_size", "from" => intake.as_str()));
     }
     drop(histogram!("settled_end_to_end_seconds"));
+    counter!("settled_db_round_trips_total", "transaction" => "settle_batch").increment(0);
     for cause in Cause::ALL {
         gauge!("settled_paused", "reason" => cause.as_str()).set(0.0);
     }
@@ -1121,6 +1135,10 @@ mod tests {
                 attempt: 1,
                 sqlstate: Some("40001"),
                 error: "serialization",
+            },
+            Signal::RoundTrips {
+                transaction: "settle_batch",
+                count: 3,
             },
             Signal::Stage {
                 stage: Stage::Facts,
@@ -1252,6 +1270,7 @@ mod tests {
             "settled_stage_seconds_count{stage=\"settle\"} 1",
             "settled_stage_seconds_count{stage=\"publish\"} 1",
             "settled_end_to_end_seconds_count 2",
+            "settled_db_round_trips_total{transaction=\"settle_batch\"} 3",
             "settled_events_total{type=\"allocation.cleared\",fate=\"confirmed\"} 3",
             "settled_events_total{type=\"update.rejected\",fate=\"unrouted\"} 1",
             "settled_events_total{type=\"update.parked\",fate=\"unrouted\"} 0",

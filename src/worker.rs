@@ -480,7 +480,10 @@ impl Worker {
             let depths = async {
                 let link = match connection.take().filter(Connection::is_connected) {
                     Some(link) => link,
-                    None => Connection::open(&self.broker, &format!("{} gauges", self.settings.worker.name)).await?,
+                    None => {
+                        let name = format!("{} gauges", self.settings.worker.name);
+                        Connection::open_without_consumer(&self.broker, &name).await?
+                    }
                 };
                 let link = connection.insert(link);
                 let common = topology::depths(link).await?;

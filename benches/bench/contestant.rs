@@ -215,7 +215,7 @@ impl Running {
             batches: metric(&text, "settled_batch_size_count{from=\"queue\"}").unwrap_or_default(),
             messages: metric(&text, "settled_batch_size_sum{from=\"queue\"}").unwrap_or_default(),
             events: metric(&text, "settled_events_total{").unwrap_or_default(),
-            round_trips: metric(&text, "settled_db_round_trips_total"),
+            round_trips: metric(&text, "settled_db_round_trips_total{transaction=\"settle_batch\"}"),
         }))
     }
 

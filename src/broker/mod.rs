@@ -42,6 +42,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// passes; only what is used is ever paid for.
 pub const STACK: (&str, &str) = ("RUST_MIN_STACK", "134217728");
 
+/// The largest frame of a connection that consumes nothing. lapin keeps room for 32 frames each way, all of it resident: 8 MB
+/// where frames are as large as the broker lets them be (131,072 bytes), 2 MB here. The largest frame that can not be cut is
+/// the header of a dead letter: 16,384 bytes of its sender's and some hundred of ours.
+const SMALL_FRAME_MAX: u32 = 32_768;
+
 /// Where the broker is and how to speak with it.
 #[derive(Clone)]
 pub struct BrokerSettings {
@@ -256,7 +261,19 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Opens a connection that the management UI shows as `name`.
     pub async fn open(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
-        let uri = settings.uri()?;
+        Self::dial(settings.uri()?, settings, name).await
+    }
+
+    /// Opens one that consumes nothing, with smaller frames and so with smaller buffers. A consumer must take whatever
+    /// headers the broker lets partners send.
+    pub async fn open_without_consumer(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
+        let mut uri = settings.uri()?;
+        let frame_max = uri.query.frame_max.unwrap_or(SMALL_FRAME_MAX).min(SMALL_FRAME_MAX);
+        uri.query.frame_max = Some(frame_max);
+        Self::dial(uri, settings, name).await
+    }
+
+    async fn dial(uri: AMQPUri, settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
         let connector = settings.authorities()?.map(RustlsConnector::from);
         let limit = settings.connect_timeout;
         let socket = Arc::new(Socket::default());

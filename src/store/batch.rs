@@ -1,9 +1,9 @@
-//! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip; one statement a
-//! table, arrays in, keys sorted. Locks are taken in the order of every writer: allocations, receipts, who parks,
-//! parked, dead letters, accounts.
+//! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip (the load a second
+//! one where a message may be parked); one statement a table, arrays in, keys sorted. Locks are taken in the order of every
+//! writer: allocations, receipts, who parks, parked, dead letters, accounts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -97,22 +97,16 @@ const LOCK_PARKING: &str = "\
     SELECT pg_advisory_xact_lock(7236102, w.key)
     FROM (
         SELECT DISTINCT hashtext(w.enterprise_id) AS key
-        FROM unnest($1::text[], $2::uuid[]) AS w (enterprise_id, id)
-        WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = w.id)
+        FROM unnest($1::text[]) AS w (enterprise_id)
         ORDER BY key
     ) AS w";
 
-/// Counted only where a message of the batch names an allocation that is not there: that is rare.
 const LOAD_PARKED_COUNTS: &str = "\
     /* batch::load parked counts */
-    SELECT p.enterprise_id, count(*)
-    FROM settled.parked AS p
-    WHERE p.enterprise_id = ANY ($1)
-      AND EXISTS (
-          SELECT FROM unnest($2::uuid[]) AS w (id)
-          WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = w.id)
-      )
-    GROUP BY p.enterprise_id";
+    SELECT enterprise_id, count(*)
+    FROM settled.parked
+    WHERE enterprise_id = ANY ($1)
+    GROUP BY enterprise_id";
 
 fn load_allocations(lock: bool) -> String {
     let rest = if lock {
@@ -136,28 +130,23 @@ fn load_receipts(lock: bool) -> String {
 }
 
 /// Loads what the batch may touch. Locks first, and the rest in later statements, so that they see what committed while
-/// the locks were awaited.
+/// the locks were awaited. One round trip; a second one only where a message names an allocation that is not there, since
+/// it may be parked: who parks is locked then, and the rest is loaded anew.
 async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot, StoreError> {
     let (allocations, receipts) = (load_allocations(lock), load_receipts(lock));
     for sql in [
         &allocations,
         &receipts,
-        LOCK_PARKING,
         LOAD_PARTNERS,
         LOAD_PARKED,
-        LOAD_PARKED_COUNTS,
         LOAD_NOW,
+        LOCK_PARKING,
+        LOAD_PARKED_COUNTS,
     ] {
         session.prepare(sql).await?;
     }
     let allocation_ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
     let keys: Vec<Uuid> = wanted.receipts.iter().copied().collect();
-    let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
-    let (speakers, subjects): (Vec<&str>, Vec<Uuid>) = wanted
-        .spoken_of
-        .iter()
-        .map(|(enterprise, id)| (enterprise.as_str(), *id))
-        .unzip();
     let begin = async {
         if lock {
             session.begin().await?;
@@ -170,20 +159,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
         begin,
         async { session.query(&allocations, &[&allocation_ids]).await },
         async { session.query(&receipts, &[&keys]).await },
-        async {
-            if !lock {
-                return Ok(Vec::new());
-            }
-            session.query(LOCK_PARKING, &[&speakers, &subjects]).await
-        },
-        async { session.query(LOAD_PARTNERS, &[&enterprises]).await },
-        async { session.query(LOAD_PARKED, &[&keys]).await },
-        async {
-            session
-                .query(LOAD_PARKED_COUNTS, &[&enterprises, &allocation_ids])
-                .await
-        },
-        async { session.query(LOAD_NOW, &[]).await },
+        load_rest(session, wanted, &keys),
     );
     answers.0?;
     let mut snapshot = Snapshot::default();
@@ -195,41 +171,81 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
         let (key, receipt) = receipt(session, &row)?;
         snapshot.receipts.insert(key, receipt);
     }
-    answers.3?;
-    for row in answers.4? {
-        let partner = snapshot
-            .partners
-            .entry(row.get("enterprise_id"))
-            .or_insert_with(|| Partner {
-                broker_user: row.get("broker_user"),
-                suspended: row.get("suspended"),
-                async_allocations: row.get("async_allocations"),
-                async_deallocations: row.get("async_deallocations"),
-                keys: Vec::new(),
-            });
+    let mut rest = answers.3?;
+    let unknown: BTreeSet<&str> = wanted
+        .spoken_of
+        .iter()
+        .filter(|(_, id)| !snapshot.allocations.contains_key(id))
+        .map(|(enterprise_id, _)| enterprise_id.as_str())
+        .collect();
+    if !session.skips(unknown.is_empty()) {
+        let enterprises: Vec<&str> = unknown.into_iter().collect();
+        let answers = join!(
+            async {
+                if !lock {
+                    return Ok(Vec::new());
+                }
+                session.query(LOCK_PARKING, &[&enterprises]).await
+            },
+            load_rest(session, wanted, &keys),
+            async { session.query(LOAD_PARKED_COUNTS, &[&enterprises]).await },
+        );
+        answers.0?;
+        rest = answers.1?;
+        for row in answers.2? {
+            let count: i64 = row.get(1);
+            snapshot
+                .parked_counts
+                .insert(row.get(0), u64::try_from(count).unwrap_or_default());
+        }
+    }
+    snapshot.partners = rest.partners;
+    snapshot.parked = rest.parked;
+    snapshot.now = rest.now;
+    session.pass(Point::AfterLoad).await?;
+    Ok(snapshot)
+}
+
+/// What is loaded after the locks.
+struct Rest {
+    partners: HashMap<String, Partner>,
+    parked: HashMap<ReceiptKey, Parked>,
+    now: Timestamp,
+}
+
+async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<Rest, StoreError> {
+    let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
+    let answers = join!(
+        async { session.query(LOAD_PARTNERS, &[&enterprises]).await },
+        async { session.query(LOAD_PARKED, &[&keys]).await },
+        async { session.query(LOAD_NOW, &[]).await },
+    );
+    let mut partners = HashMap::new();
+    for row in answers.0? {
+        let partner = partners.entry(row.get("enterprise_id")).or_insert_with(|| Partner {
+            broker_user: row.get("broker_user"),
+            suspended: row.get("suspended"),
+            async_allocations: row.get("async_allocations"),
+            async_deallocations: row.get("async_deallocations"),
+            keys: Vec::new(),
+        });
         if let Some(bytes) = row.get::<_, Option<&[u8]>>("public_key") {
             partner.keys.push(public_key(session, bytes)?);
         }
     }
-    for row in answers.5? {
+    let mut parked = HashMap::new();
+    for row in answers.1? {
         let attempts: i32 = row.get("attempts");
-        let parked = Parked {
+        let waiting = Parked {
             seq: row.get("seq"),
             parked_at: row.get("parked_at"),
             until: row.get("until"),
             attempts: u32::try_from(attempts).unwrap_or_default(),
         };
-        snapshot.parked.insert(ReceiptKey(row.get("key")), parked);
+        parked.insert(ReceiptKey(row.get("key")), waiting);
     }
-    for row in answers.6? {
-        let count: i64 = row.get(1);
-        snapshot
-            .parked_counts
-            .insert(row.get(0), u64::try_from(count).unwrap_or_default());
-    }
-    snapshot.now = answers.7?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
-    session.pass(Point::AfterLoad).await?;
-    Ok(snapshot)
+    let now = answers.2?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
+    Ok(Rest { partners, parked, now })
 }
 
 fn corrupt(session: &Session, what: &str) -> StoreError {

@@ -12,7 +12,7 @@ pub mod registry;
 use std::{
     fmt,
     future::Future,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::{
     config::Settings,
     fail::{self, Injected, Point},
+    telemetry::Signal,
     tls,
 };
 
@@ -254,6 +255,7 @@ impl Store {
             name,
             deadline: self.client_deadline,
             at_work: AtomicUsize::new(0),
+            round_trips: AtomicU64::new(0),
             begun: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             spent: AtomicBool::new(false),
@@ -271,6 +273,8 @@ pub(crate) struct Session {
     deadline: Duration,
     /// Statements whose answer is awaited. A dropped future does not cancel its statement.
     at_work: AtomicUsize,
+    /// Times that it began to wait for the server.
+    round_trips: AtomicU64,
     begun: AtomicBool,
     poisoned: AtomicBool,
     /// The server is going away or turned read-only: this connection is of no more use.
@@ -283,6 +287,14 @@ impl Session {
     /// Whether a statement without rows is left out.
     fn skips(&self, empty: bool) -> bool {
         empty && !self.rehearsal
+    }
+
+    /// Asks the server. What is sent while an earlier question is under way costs no round trip of its own.
+    async fn ask<T>(&self, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
+        if self.at_work.load(Ordering::Relaxed) == 0 {
+            self.round_trips.fetch_add(1, Ordering::Relaxed);
+        }
+        self.answer(work).await
     }
 
     /// Waits for an answer, under the client's deadline.
@@ -345,13 +357,13 @@ impl Session {
     /// Opens the transaction; joined with the first statements it costs no round trip of its own.
     async fn begin(&self) -> Result<(), StoreError> {
         self.begun.store(true, Ordering::Relaxed);
-        self.answer(self.client()?.batch_execute("BEGIN")).await
+        self.ask(self.client()?.batch_execute("BEGIN")).await
     }
 
     /// Opens a transaction that reads one moment and changes nothing.
     async fn begin_read_only(&self) -> Result<(), StoreError> {
         self.begun.store(true, Ordering::Relaxed);
-        self.answer(
+        self.ask(
             self.client()?
                 .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"),
         )
@@ -362,14 +374,14 @@ impl Session {
     async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let client = self.client()?;
         let statement = self.answer(client.prepare_cached(sql)).await?;
-        self.answer(client.query(&statement, params)).await
+        self.ask(client.query(&statement, params)).await
     }
 
     /// The same, for the number of rows touched.
     async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
         let client = self.client()?;
         let statement = self.answer(client.prepare_cached(sql)).await?;
-        self.answer(client.execute(&statement, params)).await
+        self.ask(client.execute(&statement, params)).await
     }
 
     /// Like [`Session::execute`], and the number of rows must be the expected one.
@@ -411,7 +423,7 @@ impl Session {
                 "a transaction with a failed statement is never committed",
             ));
         }
-        let commit = self.answer(self.client()?.batch_execute("COMMIT"));
+        let commit = self.ask(self.client()?.batch_execute("COMMIT"));
         let done = match fail::underway(Point::CommitSent, commit).await {
             Ok(Ok(())) => self.pass(Point::AfterCommit).await,
             Ok(Err(error)) => Err(error),
@@ -429,7 +441,7 @@ impl Session {
         let Ok(client) = self.client() else {
             return;
         };
-        if self.answer(client.batch_execute("ROLLBACK")).await.is_ok() {
+        if self.ask(client.batch_execute("ROLLBACK")).await.is_ok() {
             self.begun.store(false, Ordering::Relaxed);
         }
     }
@@ -438,6 +450,11 @@ impl Session {
 impl Drop for Session {
     /// A connection that may still be at work, is in a transaction, or is spent, leaves the pool and is closed.
     fn drop(&mut self) {
+        Signal::RoundTrips {
+            transaction: self.name,
+            count: self.round_trips.load(Ordering::Relaxed),
+        }
+        .emit();
         let useless = self.at_work.load(Ordering::Relaxed) > 0
             || self.begun.load(Ordering::Relaxed)
             || self.spent.load(Ordering::Relaxed);
