@@ -386,9 +386,12 @@ fn array_of(events: &[Publication]) -> Option<Publication> {
     })
 }
 
-/// How many events, or dead letters, a publication stands for.
+/// How many events a publication stands for; a dead letter is one, whatever headers its sender gave it.
 pub fn count_of(publication: &Publication) -> u64 {
-    let headers = publication.properties.headers.as_ref();
+    let headers = match publication.kind {
+        PublicationKind::Event => publication.properties.headers.as_ref(),
+        PublicationKind::DeadLetter | PublicationKind::Reply => None,
+    };
     match headers.and_then(|headers| headers.get(EVENTS_HEADER)) {
         Some(HeaderValue::LongLongInt(count)) => u64::try_from(*count).unwrap_or(1),
         Some(_) | None => 1,

@@ -749,6 +749,27 @@ fn events_under_one_routing_key_byte_for_byte() {
     assert_eq!(*last, dead, "the sender's own bytes");
 }
 
+/// A sender may give its message any header, and a dead letter keeps it.
+#[test]
+fn a_dead_letter_is_one_whatever_its_headers_say() {
+    let mut said = Publication {
+        kind: PublicationKind::DeadLetter,
+        exchange: DEAD_EXCHANGE.to_owned(),
+        routing_key: "invalid_field".to_owned(),
+        properties: Properties {
+            headers: Some(Headers::from([(
+                EVENTS_HEADER.to_owned(),
+                HeaderValue::LongLongInt(1_000_000),
+            )])),
+            ..Properties::default()
+        },
+        body: Vec::new(),
+    };
+    assert_eq!(count_of(&said), 1);
+    said.kind = PublicationKind::Event;
+    assert_eq!(count_of(&said), 1_000_000);
+}
+
 /// The name of an array is that of its events in their order.
 #[test]
 fn an_array_is_named_for_what_is_in_it() {
