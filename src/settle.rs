@@ -35,40 +35,15 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Decodes, checks agreement and recovers signers, off the I/O threads and on as many cores as there are.
+    /// Decodes, checks agreement and recovers signers: a few messages where they are, more off the I/O threads and on as many
+    /// cores as there are.
     pub async fn read(deliveries: Vec<Delivery>) -> Self {
         let deliveries = Arc::new(deliveries);
-        // As many as the runtime has threads, which is as many as there are cores: to ask the system again reads its files.
-        let cores = tokio::runtime::Handle::current().metrics().num_workers();
-        // A signature takes 30 us: below a handful a second thread costs more than it brings, and of a few even the first.
-        let share = deliveries.len().div_ceil(cores).max(8);
-        if deliveries.len() <= READ_AT_ONCE {
-            let facts = deliveries.iter().map(read_one).collect();
-            fail::point(Point::AfterFacts).await;
-            return Self { deliveries, facts };
-        }
-        let tasks: Vec<_> = (0..deliveries.len())
-            .step_by(share)
-            .map(|start| {
-                let deliveries = Arc::clone(&deliveries);
-                tokio::task::spawn_blocking(move || {
-                    deliveries
-                        .iter()
-                        .skip(start)
-                        .take(share)
-                        .map(read_one)
-                        .collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        let mut facts = Vec::with_capacity(deliveries.len());
-        for (index, task) in tasks.into_iter().enumerate() {
-            match task.await {
-                Ok(read) => facts.extend(read),
-                // Only a runtime that shuts down ends here (a panic is caught message by message): read them here then.
-                Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(read_one)),
-            }
-        }
+        let facts = if deliveries.len() <= READ_AT_ONCE {
+            deliveries.iter().map(read_one).collect()
+        } else {
+            read_apart(&deliveries).await
+        };
         fail::point(Point::AfterFacts).await;
         Self { deliveries, facts }
     }
@@ -95,6 +70,37 @@ impl Batch {
         };
         Some((half(left, left_facts), half(right, right_facts)))
     }
+}
+
+/// Reads messages on other threads, each a share of them.
+async fn read_apart(deliveries: &Arc<Vec<Delivery>>) -> Vec<Facts> {
+    // As many as the runtime has threads, which is as many as there are cores: to ask the system again reads its files.
+    let cores = tokio::runtime::Handle::current().metrics().num_workers();
+    // A signature takes 30 us: below a handful a second thread costs more than it brings.
+    let share = deliveries.len().div_ceil(cores).max(8);
+    let tasks: Vec<_> = (0..deliveries.len())
+        .step_by(share)
+        .map(|start| {
+            let deliveries = Arc::clone(deliveries);
+            tokio::task::spawn_blocking(move || {
+                deliveries
+                    .iter()
+                    .skip(start)
+                    .take(share)
+                    .map(read_one)
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let mut facts = Vec::with_capacity(deliveries.len());
+    for (index, task) in tasks.into_iter().enumerate() {
+        match task.await {
+            Ok(read) => facts.extend(read),
+            // Only a runtime that shuts down ends here (a panic is caught message by message): read them here then.
+            Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(read_one)),
+        }
+    }
+    facts
 }
 
 /// A panic of ours in reading a message is that message's own fate, not the batch's.

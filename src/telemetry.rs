@@ -106,7 +106,7 @@ pub enum Signal<'a> {
     },
     /// What was asked of the database under this name waited for so many answers, those of statements sent together as one.
     RoundTrips {
-        transaction: &'a str,
+        transaction: &'static str,
         count: u64,
     },
     /// From receipt at intake to the confirmed event, one for each message.
@@ -525,7 +525,7 @@ impl Signal<'_> {
                 trace!(%stage, elapsed_us = micros(elapsed), "stage done");
             }
             Signal::RoundTrips { transaction, count } => {
-                counter!("settled_db_round_trips_total", "transaction" => transaction.to_owned()).increment(count);
+                counter!("settled_db_round_trips_total", "transaction" => transaction).increment(count);
                 trace!(transaction, count, "the database answered");
             }
             Signal::EndToEnd { elapsed } => {

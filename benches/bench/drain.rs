@@ -99,6 +99,14 @@ pub(crate) async fn measure(services: &Services, logs: &Path, order: &Order<'_>)
         order.messages,
     )
     .await?;
+    let resident = stop_all(running).await?;
+    check(&place, order).await?;
+    services.leave(place).await?;
+    Ok(reckon(&begin, &end, resident))
+}
+
+/// Stops the processes; the most memory that they had resident, together.
+async fn stop_all(running: Vec<Running>) -> Fallible<u64> {
     let resident = running
         .iter()
         .map(|process| resident_at_most(process.id))
@@ -106,9 +114,7 @@ pub(crate) async fn measure(services: &Services, logs: &Path, order: &Order<'_>)
     for process in running {
         process.stop().await?;
     }
-    check(&place, order).await?;
-    services.leave(place).await?;
-    Ok(reckon(&begin, &end, resident))
+    Ok(resident)
 }
 
 fn reckon(begin: &Reading, end: &Reading, resident: u64) -> Drain {
@@ -151,13 +157,7 @@ pub(crate) async fn backlog(services: &Services, logs: &Path, order: &Order<'_>,
         order.messages,
     )
     .await?;
-    let resident = running
-        .iter()
-        .map(|process| resident_at_most(process.id))
-        .sum::<Fallible<u64>>()?;
-    for process in running {
-        process.stop().await?;
-    }
+    let resident = stop_all(running).await?;
     let (events, left) = (place.line.ready(EVENTS_QUEUE).await?, place.line.ready(UPDATES).await?);
     if events + left != waiting {
         return Err(format!("of {waiting} waiting messages {events} made an event, and {left} are left").into());
@@ -267,6 +267,7 @@ async fn events_inside(place: &Place) -> Fallible<u64> {
     for _ in 0..messages {
         let next = tokio::time::timeout(PATIENCE, consumer.next()).await?;
         let message = next.ok_or("the subscriber's consumer was cancelled")??;
+        // An array and nothing else: who sends events singly here is not what is measured.
         let array: Vec<&serde_json::value::RawValue> = serde_json::from_slice(&message.data)?;
         events += array.len() as u64;
     }
