@@ -69,6 +69,7 @@ pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
         prefetch: u16::try_from(batch_max.saturating_mul(2))
             .map_or(PREFETCH_MAX, |prefetch| prefetch.min(PREFETCH_MAX)),
         batch_max,
+        linger: settings.dead_letters.linger,
         gate: gate.clone(),
         work: Storing {
             worker: worker.clone(),

@@ -173,6 +173,8 @@ pub struct DeadLetterSettings {
     pub collect: bool,
     #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
     pub batch_max: usize,
+    #[serde(deserialize_with = "lasting::<0, 10_000, _>")]
+    pub linger: Duration,
     #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
     pub confirm_above: usize,
     #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
@@ -1036,6 +1038,7 @@ mod tests {
         assert_eq!(http.listen, SocketAddr::from(([127, 0, 0, 1], 9464)));
         assert!(dead_letters.collect);
         assert_eq!((dead_letters.batch_max, dead_letters.confirm_above), (100, 100));
+        assert_eq!(dead_letters.linger, Duration::from_millis(250));
         assert_eq!((dead_letters.plan_max, dead_letters.due_max), (100_000, 1_000));
         assert_eq!(dead_letters.verdict_deadline, Duration::from_secs(60));
         assert_eq!(dead_letters.driver_lease, Duration::from_secs(15));

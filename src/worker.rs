@@ -812,6 +812,8 @@ pub(crate) struct Consumer<W: Work> {
     pub queue: String,
     pub prefetch: u16,
     pub batch_max: usize,
+    /// How long it waits for more once a message is there.
+    pub linger: Duration,
     pub gate: Gate<W::Batch>,
     pub work: W,
 }
@@ -850,6 +852,7 @@ async fn lane(worker: Worker, number: usize, queue: String) {
         name: format!("lane {number}"),
         prefetch: worker.settings.worker.prefetch,
         batch_max: worker.settings.worker.batch_max,
+        linger: Duration::ZERO,
         gate: worker.gate.clone(),
         work: Settling {
             worker: worker.clone(),
@@ -960,7 +963,8 @@ impl<W: Work> Consumer<W> {
             self.batch_max,
             settings.worker.batch_max_bytes,
         )
-        .await?;
+        .await?
+        .lingering(self.linger);
         let disposer = intake.disposer();
         self.work.attached(true);
         self.work.held_up(None);

@@ -115,9 +115,9 @@ pub(crate) async fn measure(services: &Services, world: &World, traffic: &Traffi
     let place = services.place("floor", world).await?;
     let accounts = Accounts::open(services).await?;
     feed(&place, traffic, messages).await?;
-    let (intake_client, intake_broker) = drain(&place, &accounts, messages).await?;
-    let (event_client, event_broker) = publish(&place, &accounts, &bodies).await?;
-    let (rows_client, rows_postgres) = settle(&place, &accounts, &bodies).await?;
+    let (intake_client, intake_broker) = in_time("messages in", drain(&place, &accounts, messages)).await?;
+    let (event_client, event_broker) = in_time("events out", publish(&place, &accounts, &bodies)).await?;
+    let (rows_client, rows_postgres) = in_time("rows", settle(&place, &accounts, &bodies)).await?;
     services.leave(place).await?;
     Ok(Floor {
         signature,
@@ -128,6 +128,13 @@ pub(crate) async fn measure(services: &Services, world: &World, traffic: &Traffi
         rows_client,
         rows_postgres,
     })
+}
+
+/// One part of the floor, which ends some time.
+async fn in_time<T>(part: &str, measuring: impl Future<Output = Fallible<T>>) -> Fallible<T> {
+    tokio::time::timeout(PATIENCE, measuring)
+        .await
+        .map_err(|_| format!("the floor's {part} did not end within {PATIENCE:?}"))?
 }
 
 /// Recovers signers on one core. By the thread's own clock, so that whoever else runs does not count.

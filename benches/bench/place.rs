@@ -286,8 +286,10 @@ impl Line {
     }
 
     pub(crate) async fn close(self) {
-        // Its vhost is about to go: nothing is lost with a failed good-bye.
-        drop(self.connection.close(200, "done".into()).await);
+        // Its vhost is about to go: nothing is lost with a failed good-bye. lapin now and then never tells of one that
+        // succeeded.
+        let closing = self.connection.close(200, "done".into());
+        drop(tokio::time::timeout(Duration::from_secs(5), closing).await);
     }
 }
 

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::protocol::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::time::Instant;
 
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, all_together, answer};
 use crate::domain::delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Source};
@@ -52,6 +54,7 @@ pub struct Intake {
     prefetch: u16,
     batch_max: usize,
     batch_max_bytes: usize,
+    linger: Duration,
     /// With prefetch 1, until a message comes that was not handed out before. What kills us below our own code
     /// (properties that lapin cannot parse) does so again at each redelivery, and each lost connection counts against
     /// all messages in our hands: alone, the poison reaches its delivery limit alone.
@@ -101,6 +104,7 @@ impl Intake {
             prefetch,
             batch_max,
             batch_max_bytes,
+            linger: Duration::ZERO,
             careful: true,
             switch: None,
             held: VecDeque::new(),
@@ -108,8 +112,14 @@ impl Intake {
         })
     }
 
-    /// Waits for a message, then takes with it what has already arrived; never waits for more. Dropping the future
-    /// loses nothing.
+    /// Waits for more, this long at most, once a message is there.
+    pub fn lingering(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// Waits for a message, then takes with it what has already arrived; does not wait for more, unless it is to linger.
+    /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Batch, IntakeEnd> {
         loop {
             self.finish_switch().await?;
@@ -139,7 +149,10 @@ impl Intake {
                         self.switch = Some(Box::pin(switch(channel, queue, consumer, self.prefetch - 1)));
                     }
                 }
-                Some(_) | None => return self.gather(),
+                Some(_) | None => {
+                    self.wait_for_more().await?;
+                    return self.gather();
+                }
             }
         }
     }
@@ -163,6 +176,29 @@ impl Intake {
                 Err(end)
             }
         }
+    }
+
+    /// Until there are as many as a batch may have, or it has lingered for long enough.
+    async fn wait_for_more(&mut self) -> Result<(), IntakeEnd> {
+        // With prefetch 1 no other comes before this one is acknowledged.
+        if self.careful || self.linger.is_zero() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.linger;
+        while self.held.len() < self.batch_max
+            && let Some(consumer) = &mut self.consumer
+            && let Ok(next) = tokio::time::timeout_at(deadline, consumer.next()).await
+        {
+            match self.or_ended(next) {
+                Some(Ok(message)) => self.held.push_back(delivery_from(message)),
+                Some(Err(error)) => {
+                    self.held.clear();
+                    return Err(self.end(Some(&error)));
+                }
+                None => break,
+            }
+        }
+        Ok(())
     }
 
     /// What is held and what has arrived, within the bounds.
@@ -193,14 +229,17 @@ impl Intake {
 
     /// The next message if it is already here.
     fn arrived(&mut self) -> Option<lapin::Result<lapin::message::Delivery>> {
-        match self.consumer.as_mut()?.next().now_or_never()? {
-            Some(message) => Some(message),
-            None => {
-                self.ended = Some(self.ending(None));
-                self.consumer = None;
-                None
-            }
+        let next = self.consumer.as_mut()?.next().now_or_never()?;
+        self.or_ended(next)
+    }
+
+    /// A consumer that has no more to give is gone.
+    fn or_ended<T>(&mut self, next: Option<T>) -> Option<T> {
+        if next.is_none() {
+            self.ended = Some(self.ending(None));
+            self.consumer = None;
         }
+        next
     }
 
     fn end(&mut self, error: Option<&lapin::Error>) -> IntakeEnd {
@@ -729,6 +768,31 @@ mod tests {
         );
         assert_eq!(soon(intake.next()).await.expect_err("still"), end);
         assert!(soon(disposer.dispose(&[], Some(3))).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn lingering_it_takes_what_comes_meanwhile_and_no_longer_than_until_the_batch_is_full() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        quorum_queue(&connection, "q", 50).await;
+        let attached = Intake::attach(&connection, "q", 50, 10, 1 << 20).await.expect("attached");
+        // Longer than `soon` waits: only a full batch ends it.
+        let mut intake = attached.lingering(Duration::from_secs(3_600));
+        let publishing = async {
+            for number in 0..12 {
+                fill(&connection, "q", numbered(number..number + 1)).await;
+            }
+        };
+        let (full, ()) = tokio::join!(soon(intake.next()), publishing);
+        let full = full.expect("a batch").deliveries;
+        assert!(full.iter().map(body).eq(numbered(0..10)));
+        intake = intake.lingering(Duration::from_millis(20));
+        let mut rest = Vec::new();
+        while rest.len() < 2 {
+            rest.extend(soon(intake.next()).await.expect("what came, once it has lingered").deliveries);
+        }
+        assert!(rest.iter().map(body).eq(numbered(10..12)));
+        intake.release().await.expect("released");
     }
 
     #[tokio::test]

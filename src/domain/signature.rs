@@ -164,11 +164,9 @@ impl Parts {
         if text.starts_with("0x") || text.starts_with("0X") {
             return Err("must be bare hexadecimal, without 0x");
         }
-        if text.len() != 130 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err("must be exactly 130 hexadecimal characters: header, r, s");
-        }
         let mut bytes = [0; 65];
-        hex::decode_to_slice(text, &mut bytes).map_err(|_| "must be hexadecimal")?;
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|_| "must be exactly 130 hexadecimal characters: header, r, s")?;
         let [header, scalars @ ..] = bytes;
         let recovery_id = match header {
             31..=34 => RecoveryId::from_u8_masked(header.wrapping_sub(HEADER_FIRST)),
