@@ -38,11 +38,20 @@ impl Batch {
     /// Decodes, checks agreement and recovers signers: a few messages where they are, more off the I/O threads and on as many
     /// cores as there are.
     pub async fn read(deliveries: Vec<Delivery>) -> Self {
+        Self::read_by(deliveries, message::facts).await
+    }
+
+    /// The same without the signers, for what is only kept.
+    pub async fn read_unsigned(deliveries: Vec<Delivery>) -> Self {
+        Self::read_by(deliveries, message::unsigned_facts).await
+    }
+
+    async fn read_by(deliveries: Vec<Delivery>, read: Reader) -> Self {
         let deliveries = Arc::new(deliveries);
         let facts = if deliveries.len() <= READ_AT_ONCE {
-            deliveries.iter().map(read_one).collect()
+            deliveries.iter().map(|delivery| read_one(delivery, read)).collect()
         } else {
-            read_apart(&deliveries).await
+            read_apart(&deliveries, read).await
         };
         fail::point(Point::AfterFacts).await;
         Self { deliveries, facts }
@@ -72,8 +81,10 @@ impl Batch {
     }
 }
 
+type Reader = fn(&Delivery) -> Facts;
+
 /// Reads messages on other threads, each a share of them.
-async fn read_apart(deliveries: &Arc<Vec<Delivery>>) -> Vec<Facts> {
+async fn read_apart(deliveries: &Arc<Vec<Delivery>>, read: Reader) -> Vec<Facts> {
     // As many as the runtime has threads, which is as many as there are cores: to ask the system again reads its files.
     let cores = tokio::runtime::Handle::current().metrics().num_workers();
     // A signature takes 30 us: below a handful a second thread costs more than it brings.
@@ -87,7 +98,7 @@ async fn read_apart(deliveries: &Arc<Vec<Delivery>>) -> Vec<Facts> {
                     .iter()
                     .skip(start)
                     .take(share)
-                    .map(read_one)
+                    .map(|delivery| read_one(delivery, read))
                     .collect::<Vec<_>>()
             })
         })
@@ -95,17 +106,20 @@ async fn read_apart(deliveries: &Arc<Vec<Delivery>>) -> Vec<Facts> {
     let mut facts = Vec::with_capacity(deliveries.len());
     for (index, task) in tasks.into_iter().enumerate() {
         match task.await {
-            Ok(read) => facts.extend(read),
+            Ok(some) => facts.extend(some),
             // Only a runtime that shuts down ends here (a panic is caught message by message): read them here then.
-            Err(_) => facts.extend(deliveries.iter().skip(index * share).take(share).map(read_one)),
+            Err(_) => {
+                let rest = deliveries.iter().skip(index * share).take(share);
+                facts.extend(rest.map(|delivery| read_one(delivery, read)));
+            }
         }
     }
     facts
 }
 
 /// A panic of ours in reading a message is that message's own fate, not the batch's.
-fn read_one(delivery: &Delivery) -> Facts {
-    catch_unwind(AssertUnwindSafe(|| message::facts(delivery))).unwrap_or_else(|_| unreadable(delivery))
+fn read_one(delivery: &Delivery, read: Reader) -> Facts {
+    catch_unwind(AssertUnwindSafe(|| read(delivery))).unwrap_or_else(|_| unreadable(delivery))
 }
 
 fn unreadable(delivery: &Delivery) -> Facts {
@@ -350,7 +364,7 @@ mod tests {
                 source: Source::Plain,
             })
             .collect();
-        let facts = deliveries.iter().map(read_one).collect();
+        let facts = deliveries.iter().map(message::facts).collect();
         Batch {
             deliveries: Arc::new(deliveries),
             facts,

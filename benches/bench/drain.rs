@@ -82,12 +82,13 @@ struct Reading {
 
 pub(crate) async fn measure(services: &Services, logs: &Path, order: &Order<'_>) -> Fallible<Drain> {
     let place = services.place("drain", order.world).await?;
+    let mut accounts = Accounts::open(services).await?;
     feed(&place, order.traffic, order.messages).await?;
+    accounts.rest().await?;
     let mut running = Vec::new();
     for _ in 0..order.processes {
         running.push(order.contestant.start(&place, logs)?);
     }
-    let mut accounts = Accounts::open(services).await?;
     accounts.workers = running.iter().map(|process| process.id).collect();
     let begin = wait_for(services, &place, &accounts, &mut running, order.contestant, 1).await?;
     let end = wait_for(

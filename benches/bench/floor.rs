@@ -115,8 +115,11 @@ pub(crate) async fn measure(services: &Services, world: &World, traffic: &Traffi
     let place = services.place("floor", world).await?;
     let accounts = Accounts::open(services).await?;
     feed(&place, traffic, messages).await?;
+    accounts.rest().await?;
     let (intake_client, intake_broker) = in_time("messages in", drain(&place, &accounts, messages)).await?;
+    accounts.rest().await?;
     let (event_client, event_broker) = in_time("events out", publish(&place, &accounts, &bodies)).await?;
+    accounts.rest().await?;
     let (rows_client, rows_postgres) = in_time("rows", settle(&place, &accounts, &bodies)).await?;
     services.leave(place).await?;
     Ok(Floor {

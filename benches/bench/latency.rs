@@ -78,9 +78,10 @@ pub(crate) async fn measure(
     schedule: &Schedule,
 ) -> Fallible<Latency> {
     let place = services.place("latency", world).await?;
+    let mut accounts = Accounts::open(services).await?;
+    accounts.rest().await?;
     let mut running = contestant.start(&place, logs)?;
     running.consumes(&place).await?;
-    let mut accounts = Accounts::open(services).await?;
     accounts.workers.push(running.id);
     let messages = schedule.messages();
     let wanted = traffic

@@ -1,6 +1,10 @@
 //! What processes cost, from /proc: CPU time of a process with everything it started, and its memory at most.
 
-use std::{collections::HashMap, fs};
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::{Fallible, place::Services};
 
@@ -8,6 +12,10 @@ use crate::{Fallible, place::Services};
 /// and a process, and what is measured has to last for seconds.
 const TICKS: u64 = 100;
 const MICROS_A_TICK: u64 = 1_000_000 / TICKS;
+
+/// The services are at rest where they take less than a tenth of a core for so long.
+const REST: Duration = Duration::from_millis(500);
+const REST_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Whose CPU is told apart.
 pub(crate) struct Accounts {
@@ -111,6 +119,24 @@ impl Accounts {
             broker: here(broker, "beam.smp")?,
             postgres,
         })
+    }
+
+    /// Waits until the services are through with what is left of what went before: queues and databases that were deleted,
+    /// messages that the broker moves from its log to where they wait. Whoever comes next would pay for it. Not for ever,
+    /// since they are never wholly at rest.
+    pub(crate) async fn rest(&self) -> Fallible<()> {
+        let deadline = Instant::now() + REST_AT_MOST;
+        let mut before = self.read()?;
+        while Instant::now() < deadline {
+            tokio::time::sleep(REST).await;
+            let now = self.read()?;
+            let busy = now.since(before);
+            if Duration::from_micros(busy.broker + busy.postgres) < REST / 10 {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
     }
 
     pub(crate) fn read(&self) -> Fallible<Cpu> {

@@ -775,7 +775,9 @@ mod tests {
         let vhost = Vhost::new();
         let connection = vhost.connect().await;
         quorum_queue(&connection, "q", 50).await;
-        let attached = Intake::attach(&connection, "q", 50, 10, 1 << 20).await.expect("attached");
+        let attached = Intake::attach(&connection, "q", 50, 10, 1 << 20)
+            .await
+            .expect("attached");
         // Longer than `soon` waits: only a full batch ends it.
         let mut intake = attached.lingering(Duration::from_secs(3_600));
         let publishing = async {
@@ -789,7 +791,12 @@ mod tests {
         intake = intake.lingering(Duration::from_millis(20));
         let mut rest = Vec::new();
         while rest.len() < 2 {
-            rest.extend(soon(intake.next()).await.expect("what came, once it has lingered").deliveries);
+            rest.extend(
+                soon(intake.next())
+                    .await
+                    .expect("what came, once it has lingered")
+                    .deliveries,
+            );
         }
         assert!(rest.iter().map(body).eq(numbered(10..12)));
         intake.release().await.expect("released");

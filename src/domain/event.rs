@@ -308,8 +308,19 @@ fn publication<D: Serialize>(
             headers,
             ..Properties::default()
         },
+        body: body_of(event),
+    }
+}
+
+/// Most are shorter, so that a body does not grow while it is written.
+const EVENT_BYTES: usize = 1_024;
+
+fn body_of<D: Serialize>(event: &CloudEvent<'_, D>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(EVENT_BYTES);
+    match serde_json::to_writer(&mut body, event) {
+        Ok(()) => body,
         // Strings, numbers and maps with text keys: there is nothing in an event that can not be JSON.
-        body: serde_json::to_vec(event).unwrap_or_default(),
+        Err(_) => Vec::new(),
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Signer {
     Unrecoverable,
     /// The key that made it.
     Key(PublicKey),
+    /// Nobody asked: the message is only kept. It is accepted as little as one that is forged.
+    Unread,
 }
 
 /// Version bytes of the extended keys of BIP 32.
@@ -303,7 +305,7 @@ impl<T> Verified<T> {
     pub fn verify(value: T, signer: &Signer, accepted: &[PublicKey]) -> Result<Self, Unverified> {
         match signer {
             Signer::Malformed(detail) => Err(Unverified::Malformed(detail.clone())),
-            Signer::Unrecoverable => Err(Unverified::Unrecoverable),
+            Signer::Unrecoverable | Signer::Unread => Err(Unverified::Unrecoverable),
             Signer::Key(key) if accepted.contains(key) => Ok(Self { value, key: *key }),
             Signer::Key(_) => Err(Unverified::Stranger),
         }
@@ -666,6 +668,7 @@ mod tests {
             (Signer::Key(other), vec![ours], Unverified::Stranger),
             (Signer::Key(ours), vec![], Unverified::Stranger),
             (Signer::Unrecoverable, vec![ours], Unverified::Unrecoverable),
+            (Signer::Unread, vec![ours], Unverified::Unrecoverable),
             (
                 Signer::Malformed("why".to_owned()),
                 vec![ours],

@@ -10,7 +10,7 @@ use settled::{
     store::{Store, StoreError},
     worker,
 };
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 use uuid::Uuid;
 
 use crate::{
@@ -309,4 +309,26 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
     );
     assert_eq!(place.events.seen().len(), 2, "and nothing told twice");
     assert_eq!(place.dead.seen().len(), 1);
+}
+
+/// A currency is checked where one is written, whoever writes it, and not where only a balance changes.
+#[tokio::test]
+async fn an_account_has_a_currency_of_the_documented_form() {
+    let place = Place::new("currencies").await;
+    let db = place.db().await;
+    let open = "INSERT INTO settled.accounts (kind, owner, currency) VALUES ('held', gen_random_uuid(), $1)";
+    let longest = "x".repeat(64);
+    for currency in ["BTC", "eip155:1-USDC_0.5", &longest] {
+        assert_eq!(db.execute(open, &[&currency]).await.expect(currency), 1);
+    }
+    let change = "UPDATE settled.accounts SET currency = $1";
+    let too_long = "x".repeat(65);
+    for currency in ["", "B C", "BTC\n", "\u{20bf}", &too_long] {
+        for sql in [open, change] {
+            let error = db.execute(sql, &[&currency]).await.expect_err(currency);
+            assert_eq!(error.code(), Some(&SqlState::CHECK_VIOLATION), "{currency:?}: {sql}");
+        }
+    }
+    let moved = db.execute("UPDATE settled.accounts SET balance = 7", &[]).await;
+    assert_eq!(moved.expect("balances change"), 3);
 }

@@ -120,6 +120,14 @@ async fn the_same_events_in_either_format() {
     let max_bytes = ("SETTLED_EVENTS__BATCH_MAX_BYTES", &*MAX_BYTES.to_string());
     let worker = place.ready_worker(&[ONE_LANE, BATCHED, max_bytes]).await;
     judged(&place, messages.len() + again.len()).await;
+    let db = place.db().await;
+    until("what expired is told", PATIENCE, async || {
+        let sql = "SELECT FROM settled.dead_letters WHERE made_by = 'broker'";
+        let rows = db.query(sql, &[]).await.expect("dead letters");
+        (rows.len() == 1).then_some(())
+    })
+    .await;
+    place.rest().await;
     let arrays = received(&place, alone.len()).await;
     let told = by_id(&arrays);
     for kind in ["allocation.cleared", "allocation.released", "update.rejected"] {
