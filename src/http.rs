@@ -1,11 +1,9 @@
 //! `/livez`, `/readyz` and `/metrics`, for orchestrators and Prometheus. Everything has a bound: connections, header
 //! bytes, the time to send a request and to read the answer.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -16,10 +14,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use crate::health::Health;
 use crate::retry::{Waited, sleep, stopped};
 use crate::telemetry::Signal;
 
@@ -35,124 +33,6 @@ const CONNECTION_TIME: Duration = Duration::from_secs(120);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Histograms collect every sample until they are folded; without a scrape nobody else does.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-const NO_CONSUMER: &str = "no consumer is attached to settlement.updates";
-
-/// What the worker knows of itself, and `/readyz` tells.
-#[derive(Debug, Default)]
-pub struct Health {
-    consumers_attached: AtomicUsize,
-    /// Those of them that consume the common queue.
-    common_attached: AtomicUsize,
-    database_ok: AtomicBool,
-    /// By whom, and why.
-    paused: Mutex<BTreeMap<String, String>>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Readiness {
-    ready: bool,
-    consumers_attached: usize,
-    database: bool,
-    paused: Option<String>,
-    reasons: Vec<String>,
-}
-
-impl Health {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// A lane's consumer is attached, to the common queue or to a partner's own.
-    pub fn consumer_attached(&self, is_common: bool) {
-        self.consumers_attached.fetch_add(1, Ordering::AcqRel);
-        if is_common {
-            self.common_attached.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    pub fn consumer_gone(&self, is_common: bool) {
-        // Saturating: a consumer that is reported gone twice must not make the worker look ready for ever.
-        let less = |counter: &AtomicUsize| {
-            counter
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1))
-                .unwrap_or_default();
-        };
-        less(&self.consumers_attached);
-        if is_common {
-            less(&self.common_attached);
-        }
-    }
-
-    /// Of all queues.
-    pub fn consumers_attached(&self) -> usize {
-        self.consumers_attached.load(Ordering::Acquire)
-    }
-
-    pub fn set_database_ok(&self, ok: bool) {
-        self.database_ok.store(ok, Ordering::Release);
-    }
-
-    pub fn database_ok(&self) -> bool {
-        self.database_ok.load(Ordering::Acquire)
-    }
-
-    /// Why intake is paused; None: it is not. Shown to whoever asks `/readyz`, so no secrets.
-    pub fn set_paused(&self, why: Option<String>) {
-        self.set_paused_by("", why);
-    }
-
-    /// The same for one of several who pause on their own: paused while any of them is.
-    pub fn set_paused_by(&self, who: &str, why: Option<String>) {
-        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        match why {
-            Some(why) => paused.insert(who.to_owned(), why),
-            None => paused.remove(who),
-        };
-    }
-
-    /// The reasons of all who paused, each once.
-    pub fn paused(&self) -> Option<String> {
-        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        let why: BTreeSet<&str> = paused.values().map(String::as_str).collect();
-        if why.is_empty() {
-            return None;
-        }
-        Some(why.into_iter().collect::<Vec<_>>().join("; "))
-    }
-
-    /// Why the worker is not ready; empty if it is.
-    pub fn reasons(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        // A partner's own queue settles that partner alone: everybody else waits for the common one.
-        if self.common_attached.load(Ordering::Acquire) == 0 {
-            reasons.push(NO_CONSUMER.to_owned());
-        }
-        if !self.database_ok() {
-            reasons.push("the database does not answer".to_owned());
-        }
-        if let Some(why) = self.paused() {
-            reasons.push(format!("paused: {why}"));
-        }
-        reasons
-    }
-
-    pub fn is_ready(&self) -> bool {
-        self.reasons().is_empty()
-    }
-
-    fn readiness(&self) -> Readiness {
-        let reasons = self.reasons();
-        Readiness {
-            ready: reasons.is_empty(),
-            consumers_attached: self.consumers_attached(),
-            database: self.database_ok(),
-            paused: self.paused(),
-            reasons,
-        }
-    }
-}
 
 /// The address could not be had.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -324,6 +204,7 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::NO_CONSUMER;
     use metrics_exporter_prometheus::PrometheusBuilder;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

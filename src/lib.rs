@@ -33,7 +33,7 @@
 //! | [`worker`], [`publish`], [`relay`], [`due`], [`collector`], [`replay`], [`pause`] | the order of steps, patience, shutdown |
 //! | [`cli`] | what an operator types |
 //! | [`partner`] | the other side: a partner that signs and publishes |
-//! | [`telemetry`], [`http`] | what a person watches: every signal is a type |
+//! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
 //! | [`config`] | every number someone may change, with its unit, in `config/default.toml` |
 //! | [`retry`] | the only place that names the `backoff` crate |
 //! | [`tls`] | whom to trust, and which hosts need no encryption |
@@ -65,6 +65,7 @@ pub mod config;
 pub mod domain;
 pub mod due;
 pub mod fail;
+pub mod health;
 pub mod http;
 pub mod partner;
 pub mod pause;

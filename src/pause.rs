@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    http::Health,
+    health::Health,
     telemetry::{Cause, Signal},
 };
 

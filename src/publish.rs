@@ -20,7 +20,7 @@ use crate::{
         event,
     },
     fail::{self, Point},
-    http::Health,
+    health::Health,
     pause::Paused,
     retry::Backoff,
     settle::Settled,
