@@ -12,16 +12,17 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::{Context, Exit, Failure, bounded, life, output::complain, uuid};
+use super::{Context, Exit, Failure, life, output::complain, uuid};
 use crate::{
     domain::{
-        allocation::{Allocation, Kind},
+        allocation::Allocation,
         event::{AllocationView, rfc3339},
-        ledger::{Quantity, is_currency},
+        json::Json,
         message::parse_uuid,
     },
     store::{Store, audit::Subject},
@@ -33,6 +34,8 @@ const CHUNK_MAX: usize = 500;
 const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The longest line: the longest fields, every byte of them escaped, fit.
 const LINE_MAX: usize = 262_144;
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Files from this size on get a progress bar.
 const LARGE: u64 = 262_144;
 
@@ -76,73 +79,50 @@ pub(super) async fn run(context: &Context, command: AllocationCommand) -> Result
 
 // Reserve ------------------------------------------------------------------------------------------------------------
 
-/// A reservation, as a line says it and as `settled.reserve` reads it.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Reservation {
-    id: String,
-    #[serde(rename = "type")]
-    kind: String,
-    connection_id: String,
-    amount: ReservedAmount,
-    client_external_id: String,
-    initiated_by: String,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    notes: Option<String>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    retriable: Option<bool>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReservedAmount {
-    currency: String,
-    quantity: String,
-}
-
-/// A field that is there has a value: null is of the wrong type, not absent.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-impl Reservation {
-    /// Reads a line.
-    ///
-    /// # Errors
-    /// Which field breaks which rule.
-    fn read(line: &[u8]) -> Result<Self, String> {
-        let reservation: Reservation = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        reservation.check()?;
-        Ok(reservation)
+/// Reads a line as far as it must be read here: what is no JSON, and what the database's JSON can not hold. All other rules
+/// stand in `settled.reserve`, so that this door and the custody system's own are one.
+///
+/// # Errors
+/// What is wrong with it.
+fn reservation(line: &[u8]) -> Result<Value, String> {
+    if line.starts_with(BYTE_ORDER_MARK) {
+        return Err("the line begins with a byte-order mark (U+FEFF): write the file as UTF-8 without one".into());
     }
+    let read = Json::from_bytes(line.trim_ascii()).map_err(|error| format!("the line {error}"))?;
+    if read.as_object().is_none() {
+        return Err("must be a JSON object".into());
+    }
+    sent(&read, "")
+}
 
-    fn check(&self) -> Result<(), String> {
-        let in_field = |field: &str, checked: Result<(), String>| checked.map_err(|why| format!("{field}: {why}"));
-        for (field, text) in [("id", &self.id), ("connectionId", &self.connection_id)] {
-            let is_uuid = parse_uuid(text).map(drop);
-            in_field(field, is_uuid.ok_or_else(|| "must be a UUID, 8-4-4-4-12".to_owned()))?;
-        }
-        let kind = Kind::parse(&self.kind).map(drop);
-        in_field(
-            "type",
-            kind.ok_or_else(|| "must be allocation or deallocation".to_owned()),
-        )?;
-        if !is_currency(&self.amount.currency) {
-            return Err("amount.currency: must be 1 to 64 letters, digits, :, ., _ and -".into());
-        }
-        let quantity = Quantity::parse(&self.amount.quantity).map(drop);
-        in_field("amount.quantity", quantity.map_err(str::to_owned))?;
-        in_field("clientExternalId", bounded(&self.client_external_id, 1024))?;
-        in_field("initiatedBy", bounded(&self.initiated_by, 1024))?;
-        for (field, text) in [("notes", &self.notes), ("reason", &self.reason)] {
-            if let Some(text) = text {
-                in_field(field, bounded(text, 16_384))?;
+/// The same value for the database. It takes no number and no list anywhere, so what stands in one is not sent.
+fn sent(value: &Json<'_>, place: &str) -> Result<Value, String> {
+    Ok(match value {
+        Json::Null => Value::Null,
+        Json::Bool(truth) => Value::Bool(*truth),
+        Json::Number(_) => Value::from(0),
+        Json::Array(_) => Value::Array(Vec::new()),
+        Json::String(text) => Value::String(held(text, place)?.to_owned()),
+        Json::Object(members) => {
+            let mut object = serde_json::Map::new();
+            for (name, member) in members.iter() {
+                let place = match place {
+                    "" => name.to_owned(),
+                    place => format!("{place}.{name}"),
+                };
+                object.insert(held(name, "a name")?.to_owned(), sent(member, &place)?);
             }
+            Value::Object(object)
         }
-        Ok(())
+    })
+}
+
+/// Text that the database can hold.
+fn held<'t>(text: &'t str, place: &str) -> Result<&'t str, String> {
+    if text.contains('\0') {
+        return Err(format!("{place}: must not hold the character U+0000"));
     }
+    Ok(text)
 }
 
 /// The id of a line that may break any other rule.
@@ -151,6 +131,7 @@ fn id_of(line: &[u8]) -> Option<Uuid> {
     struct Id {
         id: String,
     }
+    let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
     let Id { id } = serde_json::from_slice(line).ok()?;
     parse_uuid(&id)
 }
@@ -178,14 +159,12 @@ impl Answer {
 }
 
 /// A line in: what it says, or how it is answered without asking the database.
-type Line = Result<(Uuid, String), Answer>;
+type Line = Result<String, Answer>;
 
 fn read_line(line: &[u8]) -> Line {
-    let refused = |detail| Answer::refused(id_of(line), detail);
-    let reservation = Reservation::read(line).map_err(refused)?;
-    let id = parse_uuid(&reservation.id).ok_or_else(|| refused("id: must be a UUID, 8-4-4-4-12".into()))?;
-    let text = serde_json::to_string(&reservation).map_err(|error| refused(error.to_string()))?;
-    Ok((id, text))
+    reservation(line)
+        .map(|reservation| reservation.to_string())
+        .map_err(|detail| Answer::refused(id_of(line), detail))
 }
 
 /// Reads lines until the end. `Err` is a fault of reading.
@@ -353,7 +332,7 @@ async fn take(lines: &mut mpsc::Receiver<std::io::Result<Line>>, chunk: &mut Vec
     let mut next = Some(first);
     while let Some(line) = next {
         let line = line?;
-        bytes += line.as_ref().map_or(0, |(_, text)| text.len());
+        bytes += line.as_ref().map_or(0, String::len);
         chunk.push(line);
         if chunk.len() >= CHUNK_MAX || bytes >= CHUNK_BYTES_MAX {
             break;
@@ -365,10 +344,7 @@ async fn take(lines: &mut mpsc::Receiver<std::io::Result<Line>>, chunk: &mut Vec
 
 /// Reserves what can be read, in one transaction, and puts the answers in the order of the lines.
 async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>) -> Result<Vec<Answer>, Failure> {
-    let wishes: Vec<&str> = chunk
-        .iter()
-        .filter_map(|line| line.as_ref().ok().map(|(_, text)| text.as_str()))
-        .collect();
+    let wishes: Vec<&str> = chunk.iter().filter_map(|line| line.as_deref().ok()).collect();
     let reserved = if wishes.is_empty() {
         Vec::new()
     } else {
@@ -380,15 +356,15 @@ async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>) -> Re
         .into_iter()
         .map(|line| match line {
             Err(answer) => Ok(answer),
-            Ok((id, _)) => {
+            Ok(_) => {
                 let reserved = reserved
                     .next()
                     .ok_or_else(|| Failure::ours("settled.reserve() answered fewer lines than it was asked"))?;
                 Ok(Answer {
-                    id: Some(id),
+                    id: reserved.id,
                     result: reserved.result,
                     reason: reserved.reason,
-                    detail: None,
+                    detail: reserved.detail,
                 })
             }
         })
@@ -514,114 +490,61 @@ mod tests {
     }
 
     #[test]
-    fn what_a_line_may_say() {
-        let max = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+    fn what_is_sent_is_what_the_line_says() {
         for text in [
             line().to_string(),
-            with("id", Some(json!(ID.to_uppercase()))),
-            with("type", Some(json!("deallocation"))),
-            with("/amount/quantity", Some(json!(max))),
-            with("clientExternalId", Some(json!("x".repeat(1024)))),
-            with("notes", Some(json!("n".repeat(16_384)))),
-            with("reason", Some(json!("weil \u{1f600}"))),
+            with("clientExternalId", Some(json!(""))),
+            with("notes", Some(Value::Null)),
+            with("reason", Some(json!("weil \u{1f600} \u{202e}\u{1}"))),
             with("retriable", Some(json!(true))),
+            with("more", Some(json!({"a": {"b": "c"}}))),
         ] {
-            let (id, said) = read_line(text.as_bytes()).expect(&text);
-            assert_eq!(id.to_string(), ID);
+            let said = read_line(format!(" {text} \r\n").as_bytes()).expect(&text);
             let again: Value = serde_json::from_str(&said).expect("JSON");
             assert_eq!(again, serde_json::from_str::<Value>(&text).expect("JSON"));
         }
+        // Only their kind matters, and the database could not hold every number.
+        let said = read_line(br#"{"notes": 1e400000, "reason": [1, "\u0000"]}"#).expect("read");
+        assert_eq!(said, r#"{"notes":0,"reason":[]}"#);
     }
 
     #[test]
     fn what_a_line_may_not_say() {
-        let over = "115792089237316195423570985008687907853269984665640564039457584007913129639936";
         for (text, detail) in [
-            (
-                with("type", Some(json!("Allocation"))),
-                "type: must be allocation or deallocation",
-            ),
-            (
-                with("connectionId", Some(json!("x"))),
-                "connectionId: must be a UUID, 8-4-4-4-12",
-            ),
-            (
-                with("/amount/quantity", Some(json!(1))),
-                "invalid type: integer `1`, expected a string",
-            ),
-            (
-                with("/amount/quantity", Some(json!("01"))),
-                "amount.quantity: must be at least 1",
-            ),
-            (
-                with("/amount/quantity", Some(json!("0"))),
-                "amount.quantity: must be at least 1",
-            ),
-            (
-                with("/amount/quantity", Some(json!("-1"))),
-                "amount.quantity: must be decimal digits",
-            ),
-            (
-                with("/amount/quantity", Some(json!(over))),
-                "amount.quantity: must be at most 2^256-1",
-            ),
-            (
-                with("/amount/currency", Some(json!("B TC"))),
-                "amount.currency: must be 1 to 64",
-            ),
-            (with("/amount/more", Some(json!(1))), "unknown field `more`"),
-            (with("amount", None), "missing field `amount`"),
-            (
-                with("clientExternalId", Some(json!(""))),
-                "clientExternalId: must be 1 to 1024 bytes",
-            ),
-            (
-                with("clientExternalId", Some(json!("x".repeat(1025)))),
-                "clientExternalId: must be 1 to 1024",
-            ),
+            ("[]".to_owned(), "must be a JSON object"),
+            ("null".to_owned(), "must be a JSON object"),
+            ("7".to_owned(), "must be a JSON object"),
+            ("{".to_owned(), "the line is not well-formed JSON: EOF"),
+            (format!("\u{feff}{}", line()), "the line begins with a byte-order mark"),
             (
                 with("initiatedBy", Some(json!("a\u{0}b"))),
                 "initiatedBy: must not hold the character U+0000",
             ),
-            (with("initiatedBy", None), "missing field `initiatedBy`"),
             (
-                with("notes", Some(json!("n".repeat(16_385)))),
-                "notes: must be 1 to 16384 bytes",
+                with("/amount/currency", Some(json!("\u{0}"))),
+                "amount.currency: must not hold the character U+0000",
             ),
             (
-                with("notes", Some(Value::Null)),
-                "invalid type: null, expected a string",
-            ),
-            (with("reason", Some(json!(""))), "reason: must be 1 to 16384 bytes"),
-            (
-                with("retriable", Some(json!("yes"))),
-                "invalid type: string \"yes\", expected a boolean",
-            ),
-            (
-                with("retriable", Some(Value::Null)),
-                "invalid type: null, expected a boolean",
-            ),
-            (
-                with("partnersClientId", Some(json!("x"))),
-                "unknown field `partnersClientId`",
+                with("x\u{0}", Some(json!(1))),
+                "a name: must not hold the character U+0000",
             ),
             (
                 line().to_string().replacen('{', r#"{"type":"allocation","#, 1),
-                "duplicate field `type`",
+                "the line has the same key twice in one object",
             ),
             (
                 with("notes", Some(json!("@"))).replace('@', r"\ud800"),
-                "unexpected end of hex escape",
+                "the line has a lone surrogate",
+            ),
+            (
+                with("notes", Some(json!("@"))).replace("\"@\"", &format!("{}{}", "[".repeat(17), "]".repeat(17))),
+                "the line is nested deeper than 16",
             ),
         ] {
             let answer = read_line(text.as_bytes()).expect_err(&text);
             assert_eq!(
                 (answer.result.as_str(), answer.reason.as_deref()),
                 ("refused", Some("invalid_field"))
-            );
-            assert_eq!(
-                answer.id.map(|id| id.to_string()).as_deref(),
-                id_of(text.as_bytes()).map(|id| id.to_string()).as_deref()
             );
             let found = answer.detail.unwrap_or_default();
             assert!(found.starts_with(detail), "{text}: {found}");
@@ -631,10 +554,11 @@ mod tests {
     #[test]
     fn an_id_is_told_where_it_can_be_read() {
         for (text, id) in [
-            (with("type", None), Some(ID)),
-            (with("id", None), None),
-            (with("id", Some(json!("3f2504e04f8941d39a0c0305e82c3301"))), None),
-            (with("id", Some(json!(7))), None),
+            (with("notes", Some(json!("\u{0}"))), Some(ID)),
+            (
+                line().to_string().replacen('{', r#"{"type":"allocation","#, 1),
+                Some(ID),
+            ),
             ("not json".to_owned(), None),
             ("[]".to_owned(), None),
             ("{".to_owned(), None),
@@ -658,10 +582,15 @@ mod tests {
             let answer = line.expect("read").expect_err("no reservation");
             details.push(answer.detail.unwrap_or_default());
         }
-        let starts: Vec<&str> = details.iter().filter_map(|detail| detail.get(..11)).collect();
+        let starts: Vec<&str> = details.iter().filter_map(|detail| detail.get(..15)).collect();
         assert_eq!(
             starts,
-            ["expected va", "the line is", "invalid typ", "the line is"],
+            [
+                "the line is not",
+                "the line is lon",
+                "must be a JSON ",
+                "the line is lon"
+            ],
             "{details:?}"
         );
     }

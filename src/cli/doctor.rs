@@ -162,6 +162,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
     if version.is_some() {
         checks.push(keys(&store).await);
         checks.push(open_dead_letters(&store).await);
+        checks.push(outbox_refused(&store).await);
     }
     checks
 }
@@ -259,6 +260,27 @@ async fn rehearsal(clerk: &Clerk) -> Check {
         Err(error) => Check::bad(NAME, format!("an empty batch can not be settled: {error}"))
             .hint("the lines above may say why; the worker would pause"),
     }
+}
+
+/// Events and dead letters that nobody heard of.
+async fn outbox_refused(store: &Store) -> Check {
+    const NAME: &str = "outbox_refused";
+    asked(NAME, store.outbox_refused().await, |found| {
+        match found {
+        None => Check::good(NAME, "the broker took everything that was ever published"),
+        Some((count, oldest)) => Check::bad(
+            NAME,
+            format!(
+                "{count} publications were refused by the broker and set aside, the oldest at {}",
+                rfc3339(oldest)
+            ),
+        )
+        .hint(
+            "the table settled.outbox_refused says why of each: tell whoever should have heard, then delete the rows as \
+             the owner of the schema",
+        ),
+    }
+    })
 }
 
 async fn clock(store: &Store) -> Check {

@@ -14,7 +14,7 @@ pub mod dead_letter;
 pub mod decide;
 pub mod delivery;
 pub mod event;
-mod json;
+pub(crate) mod json;
 pub mod ledger;
 pub mod message;
 pub mod signature;

@@ -318,6 +318,24 @@ impl Store {
         Ok(life)
     }
 
+    /// How many publications are set aside because the broker refused them, and since when; none where there are none.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn outbox_refused(&self) -> Result<Option<(i64, Timestamp)>, StoreError> {
+        let rows = self
+            .session("outbox_refused")
+            .await?
+            .query(
+                "/* audit::outbox_refused */ SELECT count(*), min(at) FROM settled.outbox_refused",
+                &[],
+            )
+            .await?;
+        Ok(rows
+            .first()
+            .and_then(|row| row.get::<_, Option<Timestamp>>(1).map(|oldest| (row.get(0), oldest))))
+    }
+
     /// Every account's balance, by currency, kind and owner.
     ///
     /// # Errors

@@ -134,8 +134,12 @@ pub enum Deposited {
 /// What became of one reservation: `reserved`, `exists`, or `refused` with a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
+    /// None where none can be read.
+    pub id: Option<Uuid>,
     pub result: String,
     pub reason: Option<String>,
+    /// Which field breaks which rule.
+    pub detail: Option<String>,
 }
 
 const PARTNER_COLUMNS: &str =
@@ -599,7 +603,7 @@ impl Store {
         let rows = session
             .query(
                 "/* registry::reserve */
-                SELECT result, reason
+                SELECT id, result, reason, detail
                 FROM settled.reserve($1::text::jsonb)
                 ORDER BY ordinal",
                 &[&reservations],
@@ -616,8 +620,10 @@ impl Store {
         Ok(rows
             .iter()
             .map(|row| Reserved {
+                id: row.get("id"),
                 result: row.get("result"),
                 reason: row.get("reason"),
+                detail: row.get("detail"),
             })
             .collect())
     }

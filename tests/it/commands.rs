@@ -24,9 +24,9 @@ pub(crate) const NOWHERE: &str = "127.0.0.1:9";
 
 /// What a command said.
 pub(crate) struct Answer {
-    code: Option<i32>,
-    out: String,
-    err: String,
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Answer {
@@ -38,7 +38,7 @@ impl Answer {
         }
     }
 
-    fn all(&self) -> String {
+    pub(crate) fn all(&self) -> String {
         format!("exit {:?}\n{}\n{}", self.code, self.out, self.err)
     }
 
@@ -95,7 +95,7 @@ pub(crate) async fn ask(ground: &Ground, arguments: &[&str]) -> Answer {
     ask_with(ground, arguments, "").await
 }
 
-async fn ask_with(ground: &Ground, arguments: &[&str], stdin: &str) -> Answer {
+pub(crate) async fn ask_with(ground: &Ground, arguments: &[&str], stdin: &str) -> Answer {
     Answer::of(&ground.run_with(&[arguments, &["--json"]].concat(), stdin).await)
 }
 
@@ -148,13 +148,13 @@ fn is_time(text: &str) -> bool {
 }
 
 /// A migrated database; no broker is asked.
-async fn ledger(test: &str) -> Ground {
+pub(crate) async fn ledger(test: &str) -> Ground {
     let ground = Ground::new(test).await;
     ground.copy_template().await;
     ground
 }
 
-async fn add_partner(ground: &Ground, enterprise: &str) {
+pub(crate) async fn add_partner(ground: &Ground, enterprise: &str) {
     let add = ["partner", "add", "--enterprise-id", enterprise, "--name", "A partner"];
     ask(ground, &add).await.document(0);
 }
@@ -355,7 +355,7 @@ fn samples() -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("the samples")).expect("JSON")
 }
 
-async fn add_key(ground: &Ground, enterprise: &str, key: &str, flags: &[&str]) -> Answer {
+pub(crate) async fn add_key(ground: &Ground, enterprise: &str, key: &str, flags: &[&str]) -> Answer {
     let add = ["key", "add", "--enterprise-id", enterprise, "--public-key", key];
     ask(ground, &[&add, flags].concat()).await
 }
@@ -610,7 +610,7 @@ async fn connections_are_registered_once() {
 
 const MAX: &str = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
 
-async fn deposit(ground: &Ground, client: &str, currency: &str, quantity: &str, reference: &str) -> Answer {
+pub(crate) async fn deposit(ground: &Ground, client: &str, currency: &str, quantity: &str, reference: &str) -> Answer {
     let flags = [
         "--client-id",
         client,
@@ -702,7 +702,7 @@ async fn ten_times_the_largest_quantity_is_exact() {
     assert_eq!(ask(&ground, &["ledger", "check"]).await.document(0)["ok"], true);
 }
 
-async fn register(ground: &Ground, partner: &Partner) {
+pub(crate) async fn register(ground: &Ground, partner: &Partner) {
     add_partner(ground, &partner.enterprise).await;
     add_key(ground, &partner.enterprise, &partner.public_key(), &[])
         .await

@@ -11,6 +11,7 @@ mod commands;
 mod desk;
 mod desk_page;
 mod doctor;
+mod doors;
 mod drain;
 mod event_format;
 #[cfg(feature = "faults")]
