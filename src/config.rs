@@ -165,6 +165,18 @@ pub struct HttpSettings {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "within::<0, 1000, _, _>")]
     pub partner_labels_max: usize,
+    #[serde(deserialize_with = "within::<8, 100_000, _, _>")]
+    pub connections_max: usize,
+    #[serde(deserialize_with = "within::<4, 100_000, _, _>")]
+    pub connections_per_address_max: usize,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub head_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub idle_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub answer_timeout: Duration,
+    #[serde(deserialize_with = "within::<1, 64, _, _>")]
+    pub scrapes_max: usize,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -1035,6 +1047,8 @@ mod tests {
         assert_eq!((retry.multiplier, retry.jitter), (2.0, 0.3));
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
         assert_eq!((events.format, events.batch_max_bytes), (EventFormat::Single, 262_144));
+        assert_eq!((http.connections_max, http.connections_per_address_max), (512, 128));
+        assert_eq!(http.scrapes_max, 4);
         assert_eq!(http.listen, SocketAddr::from(([127, 0, 0, 1], 9464)));
         assert!(dead_letters.collect);
         assert_eq!((dead_letters.batch_max, dead_letters.confirm_above), (100, 100));
@@ -1071,6 +1085,9 @@ mod tests {
             (outbox.idle_delete, 100),
             (retry.initial, 50),
             (retry.max, 5_000),
+            (http.head_timeout, 5_000),
+            (http.idle_timeout, 15_000),
+            (http.answer_timeout, 30_000),
         ];
         for (at, (duration, millis)) in durations.into_iter().enumerate() {
             assert_eq!(duration, Duration::from_millis(millis), "duration {at}");

@@ -38,6 +38,8 @@ pub enum Signal<'a> {
     HttpListening {
         address: SocketAddr,
     },
+    /// A connection that asked for nothing, or read nothing, was closed for another.
+    HttpConnectionShed,
     /// Consumers are attached and the database answers.
     Ready,
     /// It was ready, or never became so.
@@ -456,6 +458,11 @@ impl Signal<'_> {
             }
             Signal::HttpListening { address } => {
                 info!(%address, "HTTP listens: /livez, /readyz, /metrics");
+            }
+            Signal::HttpConnectionShed => {
+                counter!("settled_http_connections_shed_total").increment(1);
+                // No louder: anybody who can connect could fill the log.
+                trace!("an HTTP connection was closed to make room");
             }
             Signal::Ready => {
                 gauge!("settled_ready").set(1.0);
@@ -909,6 +916,10 @@ fn describe() {
             "Times a lane handed its messages back to the broker unjudged.",
         ),
         (
+            "settled_http_connections_shed_total",
+            "HTTP connections that asked for nothing or read nothing, closed to make room for others.",
+        ),
+        (
             "settled_db_round_trips_total",
             "Round trips to the database, by transaction. Statements that travel together are one.",
         ),
@@ -1026,6 +1037,7 @@ fn start_at_zero() {
         "settled_dead_letters_set_apart_total",
         "settled_unreadable_alarms_total",
         "settled_handed_back_total",
+        "settled_http_connections_shed_total",
     ] {
         counter!(name).increment(0);
     }
@@ -1100,6 +1112,7 @@ mod tests {
                 version: "0.1.0",
             },
             Signal::HttpListening { address: listening },
+            Signal::HttpConnectionShed,
             Signal::NotReady { reasons: &reasons },
             Signal::Ready,
             Signal::ConsumerAttached { lane: 0, queue },
@@ -1307,6 +1320,7 @@ mod tests {
             "settled_parked_unreadable_total 1",
             "settled_replays_unreadable_total 1",
             "settled_handed_back_total 1",
+            "settled_http_connections_shed_total 1",
             "settled_queue_messages{queue=\"settlement.updates\"} 6",
             "settled_queue_messages{queue=\"settlement.dead\"} 7",
             "settled_queue_messages{queue=\"settlement.unreadable\"} 8",

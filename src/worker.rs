@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -115,8 +114,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::Ours(format!("signals can not be caught: {error}")))?;
     let health = Arc::new(Health::new());
     let (http_stopper, http_stop) = watch::channel(false);
-    let address: SocketAddr = settings.http.listen;
-    http::serve(address, Arc::clone(&health), metrics, http_stop)
+    http::serve(&settings.http, Arc::clone(&health), metrics, http_stop)
         .await
         .map_err(Failure::Http)?;
     Signal::Started {
