@@ -113,6 +113,7 @@ fn delivery(draft: &Draft, number: usize) -> Delivery {
             delivery_mode: Some(2),
             ..Properties::default()
         },
+        cut: None,
         redelivered: false,
         source: Source::Plain,
     }

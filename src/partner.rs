@@ -436,6 +436,7 @@ mod tests {
             routing_key: publication.routing_key,
             body: publication.body,
             properties: publication.properties,
+            cut: None,
             redelivered: false,
             source: Source::Plain,
         })

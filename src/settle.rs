@@ -38,7 +38,7 @@ impl Batch {
     /// Decodes, checks agreement and recovers signers: a few messages where they are, more off the I/O threads and on as many
     /// cores as there are.
     pub async fn read(deliveries: Vec<Delivery>) -> Self {
-        Self::read_by(deliveries, message::facts).await
+        Self::read_by(deliveries, message::facts).await.shortened()
     }
 
     /// The same without the signers, for what is only kept.
@@ -48,13 +48,24 @@ impl Batch {
 
     async fn read_by(deliveries: Vec<Delivery>, read: Reader) -> Self {
         let deliveries = Arc::new(deliveries);
-        let facts = if deliveries.len() <= READ_AT_ONCE {
+        let bytes = deliveries.iter().map(|delivery| delivery.body.len()).sum::<usize>();
+        let facts = if deliveries.len() <= READ_AT_ONCE && bytes <= READ_AT_ONCE * message::BODY_MAX {
             deliveries.iter().map(|delivery| read_one(delivery, read)).collect()
         } else {
             read_apart(&deliveries, read).await
         };
         fail::point(Point::AfterFacts).await;
         Self { deliveries, facts }
+    }
+
+    /// Of a message that is too large the head only: all that becomes of it is a dead letter with that.
+    fn shortened(mut self) -> Self {
+        if self.facts.iter().any(is_too_large) {
+            for (delivery, facts) in Arc::make_mut(&mut self.deliveries).iter_mut().zip(&self.facts) {
+                message::shorten(delivery, facts);
+            }
+        }
+        self
     }
 
     fn judged(&self) -> Vec<Judged<'_>> {
@@ -79,6 +90,11 @@ impl Batch {
         };
         Some((half(left, left_facts), half(right, right_facts)))
     }
+}
+
+fn is_too_large(facts: &Facts) -> bool {
+    let refusal = facts.content.as_ref().err();
+    refusal.is_some_and(|refusal| refusal.reason == Reason::MessageTooLarge)
 }
 
 type Reader = fn(&Delivery) -> Facts;
@@ -124,7 +140,10 @@ fn read_one(delivery: &Delivery, read: Reader) -> Facts {
 
 fn unreadable(delivery: &Delivery) -> Facts {
     Facts {
-        message_digest: message::sha256(&delivery.body),
+        message_digest: delivery
+            .cut
+            .as_ref()
+            .map_or_else(|| message::sha256(&delivery.body), |cut| cut.digest),
         enterprise_id: message::parse_routing_key(&delivery.routing_key).map(|(enterprise, _)| enterprise.to_owned()),
         content: Err(Refusal {
             reason: Reason::Internal,
@@ -360,6 +379,7 @@ mod tests {
                 routing_key: String::new(),
                 body: vec![number],
                 properties: Properties::default(),
+                cut: None,
                 redelivered: false,
                 source: Source::Plain,
             })

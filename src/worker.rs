@@ -23,7 +23,7 @@ use crate::{
     collector,
     config::{ConfigError, EventFormat, Settings},
     domain::{
-        decide::{Reason, Rules, Verdict},
+        decide::Rules,
         delivery::{BatchId, Delivery, Source},
         event::Format,
     },
@@ -1131,25 +1131,13 @@ impl Work for Settling {
             .settle(self.number, Door::Queue, batch, &self.owned, patience, &mut done)
             .await;
         if settled.is_ok() {
-            let judgements = done.iter().flat_map(|part| &part.judgements);
             debug_assert_eq!(
                 tags.len(),
-                judgements.clone().count(),
-                "one verdict for each delivery, in order"
+                done.iter().map(|part| part.judgements.len()).sum::<usize>(),
+                "one verdict for each delivery"
             );
-            let (rejects, acks): (Vec<_>, Vec<_>) = tags.iter().zip(judgements).partition(|(_, judgement)| {
-                // The broker dead-letters these itself, byte for byte.
-                matches!(
-                    judgement.verdict,
-                    Verdict::Rejected {
-                        reason: Reason::MessageTooLarge,
-                        ..
-                    }
-                )
-            });
-            let rejects: Vec<u64> = rejects.into_iter().map(|(tag, _)| *tag).collect();
-            let acks: Vec<u64> = acks.into_iter().map(|(tag, _)| *tag).collect();
-            dispose(disposer, self.number, &rejects, &acks).await;
+            // Whatever they came to: what is refused is dead-lettered by us, never by the broker.
+            dispose(disposer, self.number, &[], &tags).await;
             fail::point(Point::AfterAck).await;
         }
         send_all(place, &self.committed, done, received).await;

@@ -27,7 +27,7 @@ use lapin::{
     message::Delivery as Received,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-        BasicRejectOptions, ConfirmSelectOptions,
+        ConfirmSelectOptions,
     },
     types::{AMQPValue, DecimalValue, FieldArray, FieldTable, ShortString},
 };
@@ -37,8 +37,8 @@ use settled::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
         decide::{
-            Changeset, Judged, Parked, Partner, Reason, Receipt, ReceiptKey, Rules, Settlement, Snapshot, Verdict,
-            VerdictKind, decide,
+            Changeset, Judged, Parked, Partner, Reason, Receipt, ReceiptKey, Rules, Settlement, Snapshot, VerdictKind,
+            decide,
         },
         delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Publication, PublicationKind, Source},
         event,
@@ -207,14 +207,15 @@ impl Desk {
 
     /// Settles a message, publishes what came of it, and acknowledges it.
     async fn handle(&self, mut received: Received) -> Result<(), Fault> {
-        let delivery = delivery_from(&mut received);
+        let mut delivery = delivery_from(&mut received);
         let facts = message::facts(&delivery);
+        message::shorten(&mut delivery, &facts);
         let message = Judged {
             delivery: &delivery,
             facts: &facts,
         };
         let mut attempt = 1;
-        let (verdict, publications) = loop {
+        let publications = loop {
             match self.judge(message).await {
                 Ok(judged) => break judged,
                 Err(fault) if attempt < ATTEMPTS && passes(fault.as_ref()) => attempt += 1,
@@ -222,17 +223,12 @@ impl Desk {
             }
         };
         tokio::time::timeout(PATIENCE, self.publish(&publications)).await??;
-        // The broker itself dead-letters what is too large.
-        if verdict.reason() == Some(Reason::MessageTooLarge) {
-            received.reject(BasicRejectOptions { requeue: false }).await?;
-        } else {
-            received.ack(BasicAckOptions { multiple: false }).await?;
-        }
+        received.ack(BasicAckOptions { multiple: false }).await?;
         Ok(())
     }
 
     /// One attempt: load, decide, write, commit.
-    async fn judge(&self, message: Judged<'_>) -> Result<(Verdict, Vec<Publication>), Fault> {
+    async fn judge(&self, message: Judged<'_>) -> Result<Vec<Publication>, Fault> {
         // What does not decode asks nothing of the database.
         if message.facts.content.is_err() {
             let now = Timestamp::now();
@@ -240,17 +236,17 @@ impl Desk {
                 now,
                 ..Snapshot::default()
             };
-            let (verdict, publications, _) = self.decide(snapshot, message, now)?;
-            return Ok((verdict, publications));
+            let (publications, _) = self.decide(snapshot, message, now)?;
+            return Ok(publications);
         }
         let mut client: Client = self.pool.get().await?;
         let transaction = client.transaction().await?;
         let snapshot = load(&transaction, message.facts).await?;
         let now = snapshot.now;
-        let (verdict, publications, changes) = self.decide(snapshot, message, now)?;
+        let (publications, changes) = self.decide(snapshot, message, now)?;
         write(&transaction, message.delivery, &changes, now).await?;
         transaction.commit().await?;
-        Ok((verdict, publications))
+        Ok(publications)
     }
 
     fn decide(
@@ -258,12 +254,12 @@ impl Desk {
         snapshot: Snapshot,
         message: Judged<'_>,
         now: Timestamp,
-    ) -> Result<(Verdict, Vec<Publication>, Changeset), Fault> {
+    ) -> Result<(Vec<Publication>, Changeset), Fault> {
         let (judgements, changes) = decide(snapshot, &[message], &self.rules);
         let judgement = judgements.into_iter().next().ok_or("a message came to no verdict")?;
         let mut publications = event::publications(message, &judgement, now, &self.rules);
         publications.retain(|publication| publication.kind != PublicationKind::Reply);
-        Ok((judgement.verdict, publications, changes))
+        Ok((publications, changes))
     }
 
     /// Publishes event and dead letter together and awaits both confirms.
@@ -721,6 +717,7 @@ fn delivery_from(received: &mut Received) -> Delivery {
             cluster_id: text(properties.cluster_id()),
         },
         body,
+        cut: None,
         redelivered: received.redelivered,
         source: Source::Queue {
             delivery_tag: received.delivery_tag,

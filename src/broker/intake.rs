@@ -420,6 +420,7 @@ fn delivery_from(message: lapin::message::Delivery) -> Delivery {
         routing_key: message.routing_key.into(),
         body: message.data,
         properties: properties_from(&message.properties),
+        cut: None,
         redelivered: message.redelivered,
         source: Source::Queue {
             delivery_tag: message.delivery_tag,

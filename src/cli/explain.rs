@@ -80,6 +80,7 @@ pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Fa
             user_id: question.user_id,
             ..Properties::default()
         },
+        cut: None,
         redelivered: false,
         source: Source::Plain,
     };

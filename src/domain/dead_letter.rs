@@ -7,12 +7,15 @@ use uuid::Uuid;
 
 use super::{
     decide::{Judged, Judgement, Reason, Verdict, VerdictKind},
-    delivery::{Delivery, HeaderValue, Headers},
+    delivery::{Cut, Delivery, HEAD_MAX, HeaderValue, Headers},
     message::{self, Facts},
 };
 
 /// The input queue, and with a dot and an enterprise behind it a partner's own.
 const INPUT_QUEUE: &str = "settlement.updates";
+
+/// Of a dead letter with only the head of a message: bytes of the body as received.
+pub const BODY_LENGTH_HEADER: &str = "settled-body-length";
 
 /// Who made a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +211,16 @@ fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'sta
         return Err("settled-final");
     }
     let detail = text("settled-detail")?;
-    if text("settled-digest")? != hex::encode(message::sha256(&delivery.body)) {
+    let digest = text("settled-digest")?;
+    let cut = match headers.get(BODY_LENGTH_HEADER) {
+        None => None,
+        Some(length) => Some(cut_of(delivery, length, digest, reason, detail)?),
+    };
+    // Nobody can check the digest of what is not there.
+    let is_whole = cut
+        .as_ref()
+        .is_none_or(|cut| usize::try_from(cut.body_len) == Ok(delivery.body.len()));
+    if is_whole && digest != hex::encode(message::sha256(&delivery.body)) {
         return Err("settled-digest");
     }
     let failed_at: Timestamp = text("settled-failed-at")?.parse().map_err(|_| "settled-failed-at")?;
@@ -219,11 +231,43 @@ fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'sta
     routing_key.clone_into(&mut delivery.routing_key);
     delivery.properties.user_id = origin("settled-origin-user-id");
     delivery.properties.expiration = origin("settled-origin-expiration");
+    delivery.cut = cut.map(Box::new);
     Ok(Cause {
         made_by: MadeBy::Settled,
         reason,
         detail: detail.to_owned(),
         failed_at: Some(failed_at),
+    })
+}
+
+/// What a worker left out of a message that was too large.
+fn cut_of(
+    delivery: &Delivery,
+    length: &HeaderValue,
+    digest: &str,
+    reason: Reason,
+    detail: &str,
+) -> Result<Cut, &'static str> {
+    let HeaderValue::LongLongInt(length) = length else {
+        return Err(BODY_LENGTH_HEADER);
+    };
+    let body_len = u64::try_from(*length).map_err(|_| BODY_LENGTH_HEADER)?;
+    let kept = usize::try_from(body_len).unwrap_or(usize::MAX).min(HEAD_MAX);
+    if delivery.body.len() != kept {
+        return Err(BODY_LENGTH_HEADER);
+    }
+    let digest = hex::decode(digest).ok().and_then(|digest| digest.try_into().ok());
+    Ok(Cut {
+        body_len,
+        digest: digest.ok_or("settled-digest")?,
+        detail: if reason == Reason::MessageTooLarge {
+            detail.to_owned()
+        } else {
+            // Something else befell it, and yet it is what it is.
+            format!("the message was larger than is allowed: the head of its {body_len} bytes is kept")
+        },
+        // Where it had any within the limits they are here.
+        without_headers: false,
     })
 }
 

@@ -12,14 +12,41 @@ pub struct Delivery {
     pub exchange: String,
     /// The routing key it was published under.
     pub routing_key: String,
-    /// The body, byte for byte.
+    /// The body, byte for byte; its head, where the message is cut.
     pub body: Vec<u8>,
-    /// Properties and headers, as received.
+    /// Properties and headers, as received; without the headers, where they are what was too large.
     pub properties: Properties,
+    /// What is left out of it, because it is larger than a message may be.
+    pub cut: Option<Box<Cut>>,
     /// The broker says it was handed out before.
     pub redelivered: bool,
     /// Where it came from.
     pub source: Source,
+}
+
+/// A message that is too large for anybody to judge, and of which only the head is kept. What it was as a whole stands here,
+/// so that a shortened one is never taken for another, smaller message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes of the body as received.
+    pub body_len: u64,
+    /// SHA-256 of the whole body.
+    pub digest: [u8; 32],
+    /// Why it is too large.
+    pub detail: String,
+    /// Its headers are left out.
+    pub without_headers: bool,
+}
+
+/// What is kept of the body of a message that is too large, in bytes.
+pub const HEAD_MAX: usize = 4_096;
+
+impl Delivery {
+    /// Bytes of the body as received.
+    pub fn body_len(&self) -> u64 {
+        let kept = || u64::try_from(self.body.len()).unwrap_or(u64::MAX);
+        self.cut.as_ref().map_or_else(kept, |cut| cut.body_len)
+    }
 }
 
 impl Source {

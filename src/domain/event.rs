@@ -14,6 +14,7 @@ use super::{
     decide::{Judged, Judgement, Reason, Rules, Verdict, VerdictKind},
     delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind},
     ledger::Amount,
+    message::TRACEPARENT,
 };
 
 /// Where outcome events are published.
@@ -197,14 +198,7 @@ pub fn publications(message: Judged<'_>, judgement: &Judgement, now: Timestamp, 
     };
     let reply = reply_of(message, judgement, &event);
     let dead = match &judgement.verdict {
-        // The broker itself dead-letters what is too large: it is never copied.
-        Verdict::Rejected {
-            reason: Reason::MessageTooLarge,
-            ..
-        }
-        | Verdict::Settled { .. }
-        | Verdict::Duplicate { .. }
-        | Verdict::Parked { .. } => None,
+        Verdict::Settled { .. } | Verdict::Duplicate { .. } | Verdict::Parked { .. } => None,
         // It is one already, and its row takes the verdict.
         Verdict::Rejected { .. } if message.delivery.source.dead_letter().is_some() => None,
         Verdict::Rejected { reason, detail } => Some(dead_letter_of(message, *reason, detail, now)),
@@ -293,7 +287,7 @@ fn publication<D: Serialize>(
     event: &CloudEvent<'_, D>,
     enterprise_id: Option<&str>,
 ) -> Publication {
-    let headers = traceparent(message).map(|value| Headers::from([("traceparent".into(), HeaderValue::text(value))]));
+    let headers = traceparent(message).map(|value| Headers::from([(TRACEPARENT.into(), HeaderValue::text(value))]));
     Publication {
         kind: PublicationKind::Event,
         exchange: EVENTS_EXCHANGE.into(),
@@ -381,8 +375,9 @@ fn array_of(events: &[Publication]) -> Option<Publication> {
         .then(|| first.properties.headers.clone())
         .flatten()
         .unwrap_or_default();
-    let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-    headers.insert(EVENTS_HEADER.into(), HeaderValue::LongLongInt(count));
+    // 32 bits: RabbitMQ's stream client for Node can not read a small number of 64.
+    let count = i32::try_from(events.len()).unwrap_or(i32::MAX);
+    headers.insert(EVENTS_HEADER.into(), HeaderValue::LongInt(count));
     Some(Publication {
         kind: PublicationKind::Event,
         exchange: first.exchange.clone(),
@@ -404,6 +399,8 @@ pub fn count_of(publication: &Publication) -> u64 {
         PublicationKind::DeadLetter | PublicationKind::Reply => None,
     };
     match headers.and_then(|headers| headers.get(EVENTS_HEADER)) {
+        Some(HeaderValue::LongInt(count)) => u64::try_from(*count).unwrap_or(1),
+        // As earlier versions left it in the outbox.
         Some(HeaderValue::LongLongInt(count)) => u64::try_from(*count).unwrap_or(1),
         Some(_) | None => 1,
     }
@@ -428,7 +425,7 @@ fn traceparent(message: Judged<'_>) -> Option<&str> {
         .properties
         .headers
         .as_ref()?
-        .get("traceparent")?
+        .get(TRACEPARENT)?
         .as_text()?;
     let parts: Vec<&str> = text.split('-').collect();
     let [version, trace, parent, flags] = parts.as_slice() else {
@@ -487,13 +484,15 @@ pub fn given_up(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Ti
     refusal_event(message, (REJECTED, reason, detail), failed_at, None, rules)
 }
 
-/// The message as received, for the dead-letter exchange, with why it is there.
+/// The message as received, for the dead-letter exchange, with why it is there; what is too large without what was left out.
 fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timestamp) -> Publication {
     let delivery = message.delivery;
     let mut properties = delivery.properties.clone();
+    let without_headers = delivery.cut.as_ref().is_some_and(|cut| cut.without_headers);
     let mut headers: Headers = properties
         .headers
         .take()
+        .filter(|_| !without_headers)
         .unwrap_or_default()
         .into_iter()
         .filter(|(name, _)| !dead_letter::is_of_dead_letters(name))
@@ -514,6 +513,10 @@ fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timest
         "settled-digest",
         HeaderValue::text(hex::encode(message.facts.message_digest)),
     );
+    if let Some(cut) = &delivery.cut {
+        let length = i64::try_from(cut.body_len).unwrap_or(i64::MAX);
+        add(dead_letter::BODY_LENGTH_HEADER, HeaderValue::LongLongInt(length));
+    }
     add("settled-failed-at", HeaderValue::text(rfc3339(now)));
     add("settled-origin-exchange", HeaderValue::text(&delivery.exchange));
     add("settled-origin-routing-key", HeaderValue::text(&delivery.routing_key));

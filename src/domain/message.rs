@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     allocation::{Kind, PolicyResult},
     decide::{Reason, ReceiptKey},
-    delivery::{Delivery, Properties},
+    delivery::{Cut, Delivery, HEAD_MAX, Headers, Properties},
     json::{Json, Object},
     ledger::{Amount, Quantity, is_currency},
     signature::{Signer, signer},
@@ -22,6 +22,10 @@ pub const BODY_MAX: usize = 262_144;
 /// The largest property list with headers, in bytes on the wire.
 pub const PROPERTIES_MAX: usize = 16_384;
 
+/// The header with a message's place in a trace (W3C Trace Context).
+pub const TRACEPARENT: &str = "traceparent";
+/// Longer than any of version 00, in bytes.
+const TRACE_MAX: usize = 64;
 /// The longest enterprise id, in bytes.
 const ENTERPRISE_ID_MAX: usize = 64;
 /// The longest nonce, in UTF-8 bytes.
@@ -180,7 +184,10 @@ pub fn unsigned_facts(delivery: &Delivery) -> Facts {
 fn read(delivery: &Delivery, signer: fn(&str, &str) -> Signer) -> Facts {
     let addressed = parse_routing_key(&delivery.routing_key);
     Facts {
-        message_digest: sha256(&delivery.body),
+        message_digest: delivery
+            .cut
+            .as_ref()
+            .map_or_else(|| sha256(&delivery.body), |cut| cut.digest),
         enterprise_id: addressed.map(|(enterprise_id, _)| enterprise_id.to_owned()),
         content: content(delivery, addressed, signer).map(Arc::new),
     }
@@ -233,6 +240,10 @@ fn check_size(delivery: &Delivery) -> Result<(), Refusal> {
         reason: Reason::MessageTooLarge,
         detail,
     };
+    // What is left of it may well be within the limits.
+    if let Some(cut) = &delivery.cut {
+        return Err(too_large(cut.detail.clone()));
+    }
     let body = delivery.body.len();
     if body > BODY_MAX {
         return Err(too_large(format!(
@@ -248,6 +259,39 @@ fn check_size(delivery: &Delivery) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Leaves of a message that is too large what is kept of it. Nothing else of it is asked for once its facts are read, and
+/// everything that follows (copies, the outbox, the dead letter) is bounded by it.
+pub fn shorten(delivery: &mut Delivery, facts: &Facts) {
+    let Err(Refusal {
+        reason: Reason::MessageTooLarge,
+        detail,
+    }) = &facts.content
+    else {
+        return;
+    };
+    if delivery.cut.is_some() {
+        return;
+    }
+    let without_headers = delivery.properties.wire_len() > PROPERTIES_MAX;
+    delivery.cut = Some(Box::new(Cut {
+        body_len: delivery.body_len(),
+        digest: facts.message_digest,
+        detail: detail.clone(),
+        without_headers,
+    }));
+    delivery.body.truncate(HEAD_MAX);
+    delivery.body.shrink_to_fit();
+    if without_headers {
+        // Its event is told in the trace that it came in.
+        let headers = delivery.properties.headers.take().unwrap_or_default();
+        let trace: Headers = headers
+            .into_iter()
+            .filter(|(name, value)| name == TRACEPARENT && value.as_text().is_some_and(|text| text.len() <= TRACE_MAX))
+            .collect();
+        delivery.properties.headers = (!trace.is_empty()).then_some(trace);
+    }
+}
+
 /// The part of step 2 that stands in the properties.
 fn check_content_type(properties: &Properties) -> Result<(), Refusal> {
     if !properties.content_type.as_deref().is_none_or(is_json_content_type) {
@@ -256,8 +300,11 @@ fn check_content_type(properties: &Properties) -> Result<(), Refusal> {
         ));
     }
     let encoding = properties.content_encoding.as_deref().unwrap_or_default();
-    if !encoding.is_empty() && encoding != "identity" {
-        return Err(Refusal::malformed("content_encoding must be absent, empty or identity"));
+    // Several client libraries write the character set here, unasked.
+    if !encoding.is_empty() && encoding != "identity" && !encoding.eq_ignore_ascii_case("utf-8") {
+        return Err(Refusal::malformed(
+            "content_encoding must be absent, empty, identity or utf-8",
+        ));
     }
     Ok(())
 }
@@ -648,6 +695,7 @@ mod tests {
             routing_key: routing_key.to_owned(),
             body: body.into(),
             properties: Properties::default(),
+            cut: None,
             redelivered: false,
             source: Source::Plain,
         }
@@ -973,13 +1021,18 @@ mod tests {
             (Some("identity"), true),
             (Some("Identity"), false),
             (Some("gzip"), false),
-            (Some("utf-8"), false),
+            (Some("utf-8"), true),
+            (Some("UTF-8"), true),
+            (Some("Utf-8"), true),
+            (Some("utf8"), false),
+            (Some("utf-16"), false),
+            (Some("utf-8, gzip"), false),
             (Some(" "), false),
             (Some("identity, identity"), false),
         ] {
             let mut delivery = delivery(KEY, Members::payload(&cleared()).signed("{}"));
             delivery.properties.content_encoding = encoding.map(str::to_owned);
-            let expected = "malformed_message: content_encoding must be absent, empty or identity";
+            let expected = "malformed_message: content_encoding must be absent, empty, identity or utf-8";
             assert_eq!(refusal(&delivery), if ok { "ok" } else { expected }, "{encoding:?}");
         }
     }

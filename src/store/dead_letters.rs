@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::join;
 use jiff::Timestamp;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -17,7 +18,7 @@ use crate::{
     domain::{
         dead_letter::{Arrival, Entry, Filing, Known, Ruling, State, group_of, ruling},
         decide::{Judgement, Reason},
-        delivery::{BatchId, Publication, Source},
+        delivery::{BatchId, Cut, Publication, Source},
     },
     fail::Point,
 };
@@ -38,13 +39,13 @@ const INSERT: &str = "\
     /* dead_letters::insert */
     INSERT INTO settled.dead_letters (
         id, exchange, routing_key, digest, properties, body, enterprise_id, nonce, allocation_id, reason, detail,
-        group_id, made_by, first_failed_at, last_failed_at, times_seen, format, collected_at
+        group_id, made_by, first_failed_at, last_failed_at, times_seen, body_length, too_large, format, collected_at
     )
-    SELECT n.*, $17, $18
+    SELECT n.*, $19, $20
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::text[],
         $9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::timestamptz[],
-        $16::bigint[]
+        $16::bigint[], $17::bigint[], $18::text[]
     ) AS n";
 
 /// Where the row itself tells of the last failure, the new reason is null.
@@ -234,6 +235,11 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
     let first: Vec<Timestamp> = rows.iter().map(|(_, entry, _)| entry.first_failed_at).collect();
     let last: Vec<Timestamp> = rows.iter().map(|(_, entry, _)| entry.last_failed_at).collect();
     let seen: Vec<i64> = rows.iter().map(|(_, entry, _)| i64::from(entry.seen)).collect();
+    let cuts = || deliveries().map(|delivery| delivery.cut.as_deref());
+    let lengths: Vec<Option<i64>> = cuts()
+        .map(|cut| cut.map(|cut| i64::try_from(cut.body_len).unwrap_or(i64::MAX)))
+        .collect();
+    let too_large: Vec<Option<String>> = cuts().map(|cut| cut.map(|cut| storable(&cut.detail))).collect();
     session
         .execute_exactly(
             rows.len(),
@@ -255,6 +261,8 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
                 &first,
                 &last,
                 &seen,
+                &lengths,
+                &too_large,
                 &outbox::FORMAT,
                 &outcome.now,
             ],
@@ -317,6 +325,17 @@ fn group(arrival: &Arrival<'_>) -> String {
         arrival.cause.reason,
         &arrival.cause.detail,
     )
+}
+
+/// What was left out of a row's message.
+pub(super) fn cut(row: &Row) -> Option<Cut> {
+    let body_len = row.get::<_, Option<i64>>("body_length")?;
+    Some(Cut {
+        body_len: u64::try_from(body_len).ok()?,
+        digest: row.get::<_, &[u8]>("digest").try_into().ok()?,
+        detail: row.get::<_, Option<String>>("too_large")?,
+        without_headers: false,
+    })
 }
 
 /// A detail comes in a header: one made by hand may hold what PostgreSQL can not.
@@ -446,7 +465,8 @@ impl Store {
                 FROM total AS t
                 WHERE d.id = t.id
                   AND (t.bytes <= $2 OR t.bytes = t.size)
-                RETURNING d.seq, d.id, d.exchange, d.routing_key, d.format, d.properties, d.body",
+                RETURNING d.seq, d.id, d.exchange, d.routing_key, d.format, d.properties, d.body, d.digest, d.body_length,
+                          d.too_large",
                 &[&limit, &bytes, &lease.as_secs_f64()],
             )
             .await?;
@@ -457,7 +477,7 @@ impl Store {
         let mut claimed = Claimed::default();
         for row in rows {
             let id: Uuid = row.get("id");
-            claimed.take(&row, id, Source::Replayed { id });
+            claimed.take(&row, id, Source::Replayed { id }, cut(&row));
         }
         Ok(claimed)
     }

@@ -147,7 +147,11 @@ pub struct DeadLetter {
     pub exchange: String,
     pub routing_key: String,
     pub message_digest: String,
-    pub body_bytes: i32,
+    /// As received.
+    pub body_bytes: i64,
+    /// Of a message that was too large: the head that is kept. None: all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_bytes_kept: Option<i64>,
     pub made_by: String,
     #[serde(serialize_with = "time")]
     pub first_failed_at: Timestamp,
@@ -190,7 +194,8 @@ impl Why {
 
 const COLUMNS: &str = "\
     d.id, d.seq, d.state, d.reason, d.detail, d.enterprise_id, d.nonce, d.allocation_id, d.group_id, d.exchange,
-    d.routing_key, d.digest, octet_length(d.body) AS body_bytes, d.made_by, d.first_failed_at, d.last_failed_at,
+    d.routing_key, d.digest, octet_length(d.body)::bigint AS body_bytes, d.body_length, d.made_by, d.first_failed_at,
+    d.last_failed_at,
     d.times_seen, d.collected_at, d.run_id, d.replays, d.verdict, d.judged_at, d.batch_id, d.discarded_at";
 
 /// Reads a reason. One that this version does not know is `internal` to it.
@@ -199,6 +204,7 @@ fn reason(row: &Row) -> Reason {
 }
 
 fn dead_letter(row: &Row) -> DeadLetter {
+    let (kept, received): (i64, Option<i64>) = (row.get("body_bytes"), row.get("body_length"));
     DeadLetter {
         id: row.get("id"),
         cursor: row.get("seq"),
@@ -211,7 +217,8 @@ fn dead_letter(row: &Row) -> DeadLetter {
         exchange: row.get("exchange"),
         routing_key: row.get("routing_key"),
         message_digest: hex::encode(row.get::<_, &[u8]>("digest")),
-        body_bytes: row.get("body_bytes"),
+        body_bytes: received.unwrap_or(kept),
+        body_bytes_kept: received.is_some().then_some(kept),
         made_by: row.get("made_by"),
         first_failed_at: row.get("first_failed_at"),
         last_failed_at: row.get("last_failed_at"),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Store, StoreError, outbox};
 use crate::{
-    domain::delivery::{Delivery, Source},
+    domain::delivery::{Cut, Delivery, Source},
     fail::Point,
 };
 
@@ -26,8 +26,8 @@ impl Claimed {
     }
 
     /// One row, with its message.
-    pub(super) fn take(&mut self, row: &Row, id: Uuid, source: Source) {
-        match delivery(row, source) {
+    pub(super) fn take(&mut self, row: &Row, id: Uuid, source: Source, cut: Option<Cut>) {
+        match delivery(row, source, cut) {
             Some(delivery) => self.deliveries.push(delivery),
             None => self.unreadable.push(id),
         }
@@ -35,12 +35,13 @@ impl Claimed {
 }
 
 /// A row as the message it is, for judgement. None where this version does not read its format.
-pub(super) fn delivery(row: &Row, source: Source) -> Option<Delivery> {
+pub(super) fn delivery(row: &Row, source: Source, cut: Option<Cut>) -> Option<Delivery> {
     Some(Delivery {
         exchange: row.get("exchange"),
         routing_key: row.get("routing_key"),
         properties: outbox::properties(row)?,
         body: row.get("body"),
+        cut: cut.map(Box::new),
         redelivered: false,
         source,
     })
@@ -89,7 +90,8 @@ impl Store {
         for row in rows {
             let key: Uuid = row.get("key");
             let (seq, dead_letter) = (row.get("seq"), row.get("dead_letter_id"));
-            claimed.take(&row, key, Source::Parked { key, seq, dead_letter });
+            // What is too large is never parked.
+            claimed.take(&row, key, Source::Parked { key, seq, dead_letter }, None);
         }
         Ok(claimed)
     }

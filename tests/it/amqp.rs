@@ -292,7 +292,7 @@ impl Seen {
     fn array(&self) -> Option<Vec<Box<RawValue>>> {
         let kind = self.properties.content_type().as_ref()?.as_str();
         let events: Vec<Box<RawValue>> = serde_json::from_slice(&self.body).ok()?;
-        let count = AMQPValue::LongLongInt(i64::try_from(events.len()).ok()?);
+        let count = AMQPValue::LongInt(i32::try_from(events.len()).ok()?);
         let is_one = kind == "application/cloudevents-batch+json" && self.header("settled-events") == Some(&count);
         is_one.then_some(events)
     }

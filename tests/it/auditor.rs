@@ -219,7 +219,7 @@ impl Places {
             .expect("parked");
         let parked = rows.iter().map(|row| (row.get(0), sha256(row.get(1)))).collect();
         let at = |seen: &[Seen]| {
-            let at = |seen: &Seen| (seen.routing_key.clone(), sha256(&seen.body));
+            let at = |seen: &Seen| (seen.routing_key.clone(), digest_of(seen));
             seen.iter().map(at).collect()
         };
         // A dead letter that was replayed is where its replay brought it.
@@ -789,8 +789,11 @@ impl Audit<'_> {
         }
         let mut dead = BTreeSet::new();
         for seen in &self.observed.dead {
-            let (reason, digest) = (reason_of(seen), hex::encode(sha256(&seen.body)));
-            if !is_by_broker(seen) && !is_dead_letter(seen, &reason, &digest) {
+            let (reason, digest) = (reason_of(seen), hex::encode(digest_of(seen)));
+            let is_ours = !is_by_broker(seen);
+            let whole = self.known.iter().find(|known| known.hex == digest);
+            let is_message = whole.is_none_or(|known| is_all_or_head(seen, &known.sent.body, &reason));
+            if is_ours && !(is_dead_letter(seen, &reason, &digest) && is_message) {
                 problems.push(format!(
                     "I4: a dead letter does not say what its reason means: {seen:?}"
                 ));
@@ -824,7 +827,7 @@ async fn refused_again(db: &Client) -> BTreeSet<(String, String, String)> {
 pub(crate) async fn uncollected(db: &Client, dead: &[Seen]) -> Vec<String> {
     let published: BTreeSet<(String, Vec<u8>)> = dead
         .iter()
-        .map(|seen| (seen.routing_key.clone(), sha256(&seen.body).to_vec()))
+        .map(|seen| (seen.routing_key.clone(), digest_of(seen).to_vec()))
         .collect();
     let sql = "SELECT routing_key, digest FROM settled.dead_letters";
     let rows = db.query(sql, &[]).await.expect("dead letters");
@@ -884,6 +887,24 @@ fn is_dead_letter(seen: &Seen, reason: &str, digest: &str) -> bool {
         && seen.text("settled-detail").is_some()
         && seen.text("settled-failed-at").is_some()
         && *seen.properties.delivery_mode() == Some(2)
+}
+
+/// The digest of the message that a dead letter is of: of what was too large only the head is there.
+pub(crate) fn digest_of(seen: &Seen) -> [u8; 32] {
+    let cut = (!is_by_broker(seen))
+        .then(|| seen.header("settled-body-length"))
+        .flatten();
+    let said = || hex::decode(seen.text("settled-digest")?).ok()?.try_into().ok();
+    cut.and_then(|_| said()).unwrap_or_else(|| sha256(&seen.body))
+}
+
+/// Whether a dead letter of ours has the message's bytes: all of them, or the head of what was too large.
+fn is_all_or_head(seen: &Seen, body: &[u8], reason: &str) -> bool {
+    if reason != "message_too_large" {
+        return seen.body == body && seen.header("settled-body-length").is_none();
+    }
+    let length = i64::try_from(body.len()).map(AMQPValue::LongLongInt).ok();
+    seen.body == body[..body.len().min(4_096)] && seen.header("settled-body-length") == length.as_ref()
 }
 
 /// Whether the broker dead-lettered it, from an input queue.

@@ -47,6 +47,7 @@ pub(crate) async fn read(messages: &[Message]) -> Batch {
         routing_key: message.routing_key.clone(),
         body: message.body.clone(),
         properties: Properties::default(),
+        cut: None,
         redelivered: false,
         source: Source::Queue { delivery_tag },
     });

@@ -89,7 +89,7 @@ fn dead_letter(seen: &Seen) -> String {
     } else if let Some(time) = seen.text("settled-failed-at") {
         properties = properties.replace(&format!("{:?}", time.as_bytes()), "then");
     }
-    let digest = hex::encode(crate::auditor::sha256(&seen.body));
+    let digest = hex::encode(crate::auditor::digest_of(seen));
     format!("dead letter {} {digest} {properties}", seen.routing_key)
 }
 

@@ -44,6 +44,7 @@ fn the_worked_example_is_true_to_the_byte() {
         routing_key: "northwind.allocation.update".to_owned(),
         body: body.as_bytes().to_vec(),
         properties: Properties::default(),
+        cut: None,
         redelivered: false,
         source: Source::Plain,
     };

@@ -594,7 +594,7 @@ async fn the_partner_writes_json_as_it_likes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_too_large_is_dead_lettered_by_the_broker() {
+async fn what_is_too_large_is_dead_lettered_with_its_head() {
     let (place, partner, reservations) = with_reserved("large", 3).await;
     let of_size = |reservation: &Reservation, size: usize, expect| {
         let message = partner.draft(reservation, "cleared").message(expect);
@@ -621,7 +621,9 @@ async fn what_is_too_large_is_dead_lettered_by_the_broker() {
     let heavy = heavy.with(|properties| properties.with_headers(headers));
     // Innocents beside them in the same batches.
     let innocent = partner.cleared(&reservations[1]);
-    place.publish(&[above.clone(), largest, innocent, heavy, above]).await;
+    place
+        .publish(&[above.clone(), largest, innocent, heavy.clone(), above.clone()])
+        .await;
     let worker = place.ready_worker(&[]).await;
     until("all are judged", PATIENCE, async || {
         (count(&place, "SELECT coalesce(sum(received), 0)::bigint FROM settled.batches").await == 5).then_some(())
@@ -629,13 +631,102 @@ async fn what_is_too_large_is_dead_lettered_by_the_broker() {
     .await;
     place.settle_up(worker).await;
     let dead = place.dead.seen();
-    assert_eq!(dead.len(), 3, "one each, by the broker, and no copy of ours");
+    assert_eq!(dead.len(), 3, "one each, and all of them ours");
     for seen in &dead {
-        let death = seen.death().expect("the broker's own record");
-        assert_eq!(death, ("settlement.updates".to_owned(), "rejected".to_owned()));
-        assert_eq!(seen.text("settled-reason"), None);
+        assert_eq!(seen.death(), None, "the broker dead-letters nothing for us");
+        assert_eq!(seen.text("settled-reason").as_deref(), Some("message_too_large"));
         assert_eq!(seen.routing_key, "acme.allocation.update");
+        let sent = if seen.body == heavy.body { &heavy } else { &above };
+        let digest = hex::encode(crate::auditor::sha256(&sent.body));
+        assert_eq!(seen.text("settled-digest"), Some(digest), "of the whole body");
+        let length = i64::try_from(sent.body.len()).expect("small");
+        assert_eq!(
+            seen.header("settled-body-length"),
+            Some(&lapin::types::AMQPValue::LongLongInt(length))
+        );
+        assert_eq!(seen.body, sent.body[..sent.body.len().min(4_096)]);
+        assert_eq!(seen.header("x-much"), None);
     }
+}
+
+/// Whatever a message is refused for, a copy of it that is stored stands for all of it: what is too large stays what it is,
+/// although the head that is kept would be small enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_head_of_what_was_too_large_never_settles() {
+    let (place, partner, reservations) = with_reserved("head", 2).await;
+    let mut headers = lapin::types::FieldTable::default();
+    headers.insert(
+        "x-much".into(),
+        lapin::types::AMQPValue::LongString("y".repeat(17_000).into()),
+    );
+    // Valid in every byte of its body.
+    let heavy = partner
+        .draft(&reservations[0], "cleared")
+        .message(Expect::Refused("message_too_large"))
+        .with(|properties| properties.with_headers(headers));
+    let large = partner
+        .draft(&reservations[1], "cleared")
+        .message(Expect::Refused("message_too_large"));
+    let padded = format!("{{\"ignored\":\"{}\",", "x".repeat(15 << 20));
+    let body = String::from_utf8(large.body.clone())
+        .expect("text")
+        .replacen('{', &padded, 1);
+    let large = Message {
+        body: body.into_bytes(),
+        ..large
+    };
+    place.publish(&[heavy.clone(), large.clone()]).await;
+    let worker = place.ready_worker(&[("SETTLED_DEAD_LETTERS__COLLECT", "true")]).await;
+    until("both are stored", PATIENCE, async || {
+        (count(&place, "SELECT count(*) FROM settled.dead_letters").await == 2).then_some(())
+    })
+    .await;
+    for (message, kept) in [(&heavy, None), (&large, Some(4_096))] {
+        let digest = hex::encode(crate::auditor::sha256(&message.body));
+        let shown = place.json(&["dead-letters", "show", &digest, "--body"]).await;
+        let row = &shown["deadLetter"];
+        assert_eq!(row["reason"], "message_too_large", "{row}");
+        assert_eq!((&row["madeBy"], &row["final"]), (&json!("settled"), &json!(true)));
+        assert_eq!(
+            (&row["messageDigest"], &row["bodyBytes"]),
+            (&json!(digest), &json!(message.body.len()))
+        );
+        let head = &message.body[..message.body.len().min(4_096)];
+        assert_eq!(row["bodyBytesKept"], json!(kept.unwrap_or(message.body.len())));
+        assert_eq!(shown["body"], json!(std::str::from_utf8(head).expect("text")));
+        let id = auditor_event(message, &digest);
+        assert_eq!(shown["told"]["eventId"], json!(id));
+        assert!(
+            place
+                .events
+                .seen()
+                .iter()
+                .any(|seen| seen.message_id() == Some(id.as_str()))
+        );
+    }
+    let exported = place.run(&["dead-letters", "export", "--state", "all"]).await;
+    let lines = String::from_utf8(exported.stdout).expect("text");
+    assert_eq!(lines.lines().count(), 2);
+    assert!(lines.len() < 50_000, "no whole body: {} bytes", lines.len());
+    let plan = place.json(&["dead-letters", "plan"]).await;
+    assert_eq!(
+        (&plan["messages"], &plan["wouldMove"]),
+        (&json!(2), &json!([])),
+        "{plan}"
+    );
+    let verdicts = plan["verdicts"].as_array().expect("lines");
+    assert!(
+        verdicts.iter().all(|line| line["reason"] == "message_too_large"),
+        "{plan}"
+    );
+    place.settle_up(worker).await;
+}
+
+fn auditor_event(message: &Message, digest: &str) -> String {
+    crate::auditor::event_id(&format!(
+        "update.rejected|{}|{digest}|message_too_large",
+        message.routing_key
+    ))
 }
 
 // Signatures ---------------------------------------------------------------------------------------------------------

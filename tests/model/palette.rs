@@ -201,17 +201,20 @@ impl Draft {
             said: self.said,
             signed: self.signed,
         };
-        let queued = Delivery {
+        let mut queued = Delivery {
             exchange: "settlement.updates".to_owned(),
             routing_key: key.to_owned(),
             body,
             properties: self.properties,
+            cut: None,
             redelivered: false,
             source: Source::Queue { delivery_tag: 1 },
         };
+        let facts = message::facts(&queued);
+        message::shorten(&mut queued, &facts);
         let row = ReceiptKey::new(self.enterprise, word.said.nonce);
         Letter {
-            facts: message::facts(&queued),
+            facts,
             due: Delivery {
                 source: Source::Parked {
                     key: row.0,

@@ -650,8 +650,7 @@ impl Books {
     fn reject(&self, word: &Word, (reason, names): Refusal, proven: bool) -> Answer {
         let mut answer = refusal(word, "update.rejected", reason, self.now);
         answer.names = names;
-        // The broker itself dead-letters what is too large.
-        answer.dead = reason != "message_too_large";
+        answer.dead = true;
         answer.reply = reply_queue(word).filter(|_| proven);
         answer
     }

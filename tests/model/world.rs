@@ -149,13 +149,6 @@ impl Held {
             facts: &letter.facts,
         }
     }
-
-    fn too_large(self) -> bool {
-        self.letter()
-            .word
-            .broken
-            .is_some_and(|(reason, _)| reason == "message_too_large")
-    }
 }
 
 type BatchId = u64;
@@ -463,23 +456,9 @@ impl World {
                 self.hands[who as usize] = holding;
                 self.commit(who, None)?;
             }
-            Hand::Committed {
-                id,
-                mut held,
-                publications,
-            } => {
-                // The broker dead-letters itself what is too large: a reject each, then one acknowledgement for the rest.
-                let large: Vec<Held> = held.iter().copied().filter(|held| held.too_large()).collect();
-                if large.is_empty() || who_is_due(who) {
-                    self.dispose(held.iter().filter(|held| held.door == Door::Queue).count());
-                    self.hands[who as usize] = self.after_ack(id, publications);
-                } else {
-                    held.retain(|held| !held.too_large());
-                    self.dead
-                        .extend(large.iter().filter_map(|held| identity_of(held.letter)));
-                    self.dispose(large.len());
-                    self.hands[who as usize] = Hand::Committed { id, held, publications };
-                }
+            Hand::Committed { id, held, publications } => {
+                self.dispose(held.iter().filter(|held| held.door == Door::Queue).count());
+                self.hands[who as usize] = self.after_ack(id, publications);
             }
             Hand::Publishing {
                 id,
@@ -1209,10 +1188,6 @@ fn identity_of(letter: u16) -> Option<u16> {
     identity(letter.word.routing_key, &letter.queued.body)
 }
 
-fn who_is_due(who: Who) -> bool {
-    matches!(who, Who::DueA | Who::DueB)
-}
-
 /// What the outbox row of a batch holds.
 fn row_of(spoken: Vec<Vec<Publication>>) -> Publications {
     spoken
@@ -1278,6 +1253,10 @@ fn compare_dead_letter(letter: &Letter, dead: &Publication, now: Millis, answer:
     }
     headers.insert("settled-class".to_owned(), HeaderValue::LongLongInt(i64::from(class)));
     headers.insert("settled-final".to_owned(), HeaderValue::Boolean(is_final));
+    if reason == "message_too_large" {
+        let length = i64::try_from(letter.queued.body.len()).expect("a small body");
+        headers.insert("settled-body-length".to_owned(), HeaderValue::LongLongInt(length));
+    }
     let mut said = dead.properties.headers.clone().unwrap_or_default();
     let detail = said.remove("settled-detail");
     ensure!(

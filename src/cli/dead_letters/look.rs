@@ -272,10 +272,16 @@ fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Re
         ("broker user", shown.properties.as_ref().and_then(|p| p.user_id.clone())),
         (
             "message",
-            Some(format!(
-                "{}, {} bytes",
-                dead_letter.message_digest, dead_letter.body_bytes
-            )),
+            Some(match dead_letter.body_bytes_kept {
+                None => format!("{}, {} bytes", dead_letter.message_digest, dead_letter.body_bytes),
+                Some(kept) if kept == dead_letter.body_bytes => {
+                    format!("{}, {kept} bytes, kept without its headers", dead_letter.message_digest)
+                }
+                Some(kept) => format!(
+                    "{}, {} bytes, of which the first {kept} are kept",
+                    dead_letter.message_digest, dead_letter.body_bytes
+                ),
+            }),
         ),
         ("group", Some(dead_letter.group.clone())),
         ("failed first", Some(rfc3339(dead_letter.first_failed_at))),
@@ -513,7 +519,8 @@ pub(super) async fn stats(context: &Context, question: Stats) -> Result<Exit, Fa
 #[derive(Args)]
 #[command(after_help = "\
 One line each (NDJSON), with or without --json: everything that `list` says, and properties and body (base64) as they were
-received: enough to publish the message again, byte for byte. Who exported what stands in the audit.")]
+received: enough to publish the message again, byte for byte. Of a message that was too large only the head is kept:
+bodyBytesKept says how much. Who exported what stands in the audit.")]
 pub(in crate::cli) struct Export {
     #[command(flatten)]
     filters: Looking,

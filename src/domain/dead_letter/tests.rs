@@ -38,6 +38,7 @@ fn sent() -> Delivery {
             user_id: Some("partner".into()),
             ..Properties::default()
         },
+        cut: None,
         redelivered: false,
         source: Source::Queue { delivery_tag: 3 },
     }
@@ -78,6 +79,7 @@ fn ours(reason: Reason) -> Delivery {
         routing_key: letter.routing_key,
         body: letter.body,
         properties: letter.properties,
+        cut: None,
         redelivered: false,
         source: Source::Queue { delivery_tag: 3 },
     }
@@ -107,10 +109,7 @@ fn by_the_broker(deaths: Vec<HeaderValue>) -> Delivery {
 
 #[test]
 fn what_the_worker_made_opens_to_what_the_partner_sent() {
-    for reason in Reason::ALL
-        .into_iter()
-        .filter(|reason| *reason != Reason::MessageTooLarge)
-    {
+    for reason in Reason::ALL {
         let (message, cause) = open(ours(reason));
         assert_eq!(message, sent());
         let expected = Cause {
@@ -122,6 +121,112 @@ fn what_the_worker_made_opens_to_what_the_partner_sent() {
         assert_eq!(cause, expected);
         assert!(!cause.is_untold());
     }
+}
+
+/// A worker's letter of a message that is too large, as it comes out of the queue.
+fn too_large(body: &[u8], padding: usize) -> Delivery {
+    let mut message = sent();
+    message.body = body.to_vec();
+    let headers = message.properties.headers.get_or_insert_default();
+    headers.insert("padding".into(), text(&"x".repeat(padding)));
+    let facts = facts(&message);
+    message::shorten(&mut message, &facts);
+    let refusal = facts.content.clone().expect_err("too large");
+    let judgement = Judgement {
+        verdict: Verdict::Rejected {
+            reason: refusal.reason,
+            detail: refusal.detail,
+        },
+        proven: false,
+    };
+    let judged = Judged {
+        delivery: &message,
+        facts: &facts,
+    };
+    let made = event::publications(judged, &judgement, time(1_000), &rules());
+    let letter = made
+        .into_iter()
+        .find(|publication| publication.kind == crate::domain::delivery::PublicationKind::DeadLetter)
+        .expect("a dead letter");
+    Delivery {
+        exchange: letter.exchange,
+        routing_key: letter.routing_key,
+        body: letter.body,
+        properties: letter.properties,
+        ..message
+    }
+}
+
+#[test]
+fn a_head_opens_to_what_it_is_the_head_of() {
+    for (len, padding) in [
+        (262_145, 1),
+        (300_000, 17_000),
+        (5_000, 17_000),
+        (4_096, 17_000),
+        (0, 17_000),
+    ] {
+        let body: Vec<u8> = (0..len).map(|at| b"0123456789-"[at % 11]).collect();
+        let whole = Delivery {
+            body: body.clone(),
+            ..sent()
+        };
+        let (message, cause) = open(too_large(&body, padding));
+        assert_eq!(
+            (cause.made_by, cause.reason),
+            (MadeBy::Settled, Reason::MessageTooLarge)
+        );
+        assert_eq!(message.body_len(), len as u64);
+        assert_eq!(message.body, body[..len.min(4_096)]);
+        let facts = facts(&message);
+        assert_eq!(facts.message_digest, message::sha256(&body));
+        let refusal = facts
+            .content
+            .expect_err("what is left of it must not be judged as if it were all");
+        assert_eq!(
+            (refusal.reason, &refusal.detail),
+            (Reason::MessageTooLarge, &cause.detail)
+        );
+        assert_eq!(message.routing_key, whole.routing_key);
+        assert_eq!(message.properties.user_id, whole.properties.user_id);
+        assert_eq!(message.properties.expiration, whole.properties.expiration);
+    }
+}
+
+#[test]
+fn a_head_that_is_none_is_nobodys() {
+    let body = vec![b'x'; 262_145];
+    let length = |value: HeaderValue| {
+        let mut letter = too_large(&body, 1);
+        let headers = letter.properties.headers.as_mut().expect("headers");
+        headers.insert(BODY_LENGTH_HEADER.into(), value);
+        open(letter).1
+    };
+    assert_eq!(length(HeaderValue::LongLongInt(262_145)).made_by, MadeBy::Settled);
+    for wrong in [
+        HeaderValue::LongLongInt(-1),
+        HeaderValue::LongLongInt(0),
+        HeaderValue::LongLongInt(4_095),
+        // All of it is there then, and is something else.
+        HeaderValue::LongLongInt(4_096),
+        HeaderValue::LongInt(262_145),
+        text("262145"),
+    ] {
+        let cause = length(wrong.clone());
+        assert_eq!(cause.made_by, MadeBy::Unknown, "{wrong:?}");
+    }
+    let mut letter = too_large(&body, 1);
+    letter
+        .properties
+        .headers
+        .as_mut()
+        .expect("headers")
+        .remove(BODY_LENGTH_HEADER);
+    assert_eq!(
+        open(letter).1.made_by,
+        MadeBy::Unknown,
+        "a digest that is not the body's"
+    );
 }
 
 #[test]

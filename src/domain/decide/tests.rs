@@ -199,6 +199,7 @@ impl Letter {
             routing_key: self.routing_key.clone().unwrap_or(written),
             body: body.into_bytes(),
             properties: self.properties.clone(),
+            cut: None,
             redelivered: false,
             source: self.source,
         };

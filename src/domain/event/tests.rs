@@ -78,6 +78,7 @@ impl Sent {
             routing_key: routing_key.to_owned(),
             body: body.into(),
             properties,
+            cut: None,
             redelivered: false,
             source: Source::Plain,
         };
@@ -552,15 +553,62 @@ fn a_dead_letter_is_the_message_and_why() {
 }
 
 #[test]
-fn what_is_dead_lettered_and_what_is_not() {
+fn every_rejection_is_dead_lettered_by_us() {
     let sent = Sent::update(Kind::Allocation, Properties::default());
     for reason in Reason::ALL {
         let kinds: Vec<PublicationKind> = sent.reject(reason).into_iter().map(|said| said.kind).collect();
-        if reason == Reason::MessageTooLarge {
-            assert_eq!(kinds, [PublicationKind::Event], "the broker itself dead-letters it");
-        } else {
-            assert_eq!(kinds, [PublicationKind::Event, PublicationKind::DeadLetter], "{reason}");
+        assert_eq!(kinds, [PublicationKind::Event, PublicationKind::DeadLetter], "{reason}");
+    }
+}
+
+/// Of what is too large: what is left of the body, whether its headers are left, and that the rest is that of the whole.
+#[test]
+fn a_dead_letter_that_is_too_large_is_a_head_with_the_digest_of_the_whole() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let with = |padding: usize| Properties {
+        message_id: Some("m-1".to_owned()),
+        user_id: Some("partner".to_owned()),
+        headers: Some(Headers::from([
+            ("traceparent".to_owned(), HeaderValue::text(TRACE)),
+            ("padding".to_owned(), HeaderValue::text("x".repeat(padding))),
+        ])),
+        ..Properties::default()
+    };
+    for (body, padding, kept, headers_kept) in [
+        (262_145, 10, 4_096, true),
+        (262_145, 17_000, 4_096, false),
+        (5_000, 17_000, 4_096, false),
+        (4_096, 17_000, 4_096, false),
+        (20, 17_000, 20, false),
+        (0, 17_000, 0, false),
+    ] {
+        let bytes: Vec<u8> = (0..body).map(|at| b"0123456789abcdef-"[at % 17]).collect();
+        let digest = crate::domain::message::sha256(&bytes);
+        let mut sent = Sent::new("acme.allocation.update", bytes.clone(), with(padding));
+        crate::domain::message::shorten(&mut sent.delivery, &sent.facts);
+        assert_eq!(sent.facts, facts(&sent.delivery), "judged again it is what it was");
+        let said = sent.reject(Reason::MessageTooLarge);
+        let [event, dead] = said.as_slice() else {
+            panic!("an event and a dead letter: {said:?}");
+        };
+        let told: serde_json::Value = serde_json::from_slice(&event.body).expect("JSON");
+        assert_eq!(told["data"]["messageDigest"], hex::encode(digest));
+        let traced = event
+            .properties
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("traceparent"));
+        assert_eq!(traced, Some(&HeaderValue::text(TRACE)), "in the trace that it came in");
+        assert_eq!(dead.body, bytes[..kept]);
+        let headers = dead.properties.headers.as_ref().expect("headers");
+        assert_eq!(headers["settled-body-length"], HeaderValue::LongLongInt(body as i64));
+        assert_eq!(headers["settled-digest"], HeaderValue::text(hex::encode(digest)));
+        assert_eq!(headers["settled-origin-user-id"], HeaderValue::text("partner"));
+        for name in ["padding", "traceparent"] {
+            assert_eq!(headers.contains_key(name), headers_kept, "{name} of {body} bytes");
         }
+        assert_eq!(dead.properties.message_id.as_deref(), Some("m-1"));
+        assert!(dead.properties.wire_len() < 20_000);
     }
 }
 
@@ -729,7 +777,7 @@ fn events_under_one_routing_key_byte_for_byte() {
             content_type: Some("application/cloudevents-batch+json".to_owned()),
             delivery_mode: Some(2),
             message_id: Some("40291fd9-2d48-5ed7-b234-096f9f3e12cc".to_owned()),
-            headers: Some([("settled-events".to_owned(), HeaderValue::LongLongInt(2))].into()),
+            headers: Some([("settled-events".to_owned(), HeaderValue::LongInt(2))].into()),
             ..Properties::default()
         },
         body: format!("[{0},{0}]", text(&cleared)).into_bytes(),
@@ -767,6 +815,9 @@ fn a_dead_letter_is_one_whatever_its_headers_say() {
     };
     assert_eq!(count_of(&said), 1);
     said.kind = PublicationKind::Event;
+    assert_eq!(count_of(&said), 1_000_000, "as earlier versions wrote it");
+    let headers = said.properties.headers.get_or_insert_default();
+    headers.insert(EVENTS_HEADER.to_owned(), HeaderValue::LongInt(1_000_000));
     assert_eq!(count_of(&said), 1_000_000);
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    super::{Store, StoreError, due, registry::time},
+    super::{Store, StoreError, dead_letters, due, registry::time},
     acts::{Act, write_audit},
 };
 use crate::domain::{
@@ -58,7 +58,7 @@ impl Store {
             .await?
             .query(
                 "/* desk::dead_letter_deliveries */
-                SELECT id, exchange, routing_key, format, properties, body
+                SELECT id, exchange, routing_key, format, properties, body, digest, body_length, too_large
                 FROM settled.dead_letters
                 WHERE id = ANY ($1)",
                 &[&ids],
@@ -68,7 +68,7 @@ impl Store {
             .iter()
             .map(|row| {
                 let id = row.get("id");
-                (id, due::delivery(row, Source::Replayed { id }))
+                (id, due::delivery(row, Source::Replayed { id }, dead_letters::cut(row)))
             })
             .collect();
         Ok(ids.iter().filter_map(|id| Some((*id, stored.remove(id)?))).collect())

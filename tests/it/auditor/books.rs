@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::{Expect, Observed, Story, is_by_broker, sha256};
+use super::{Expect, Observed, Story, digest_of, is_by_broker};
 use crate::partner;
 
 /// What a replay must leave as it is, each as rows of text. A receipt's `last_seen` may grow, and a verdict that is not
@@ -267,7 +267,7 @@ pub(crate) async fn batches(db: &Client, story: &Story, observed: &Observed) -> 
         problems.push(format!("I3: the batches received {received} of {delivered} messages"));
     }
     let ours = observed.dead.iter().filter(|seen| !is_by_broker(seen));
-    let ours: std::collections::BTreeSet<_> = ours.map(|seen| (&seen.routing_key, sha256(&seen.body))).collect();
+    let ours: std::collections::BTreeSet<_> = ours.map(|seen| (&seen.routing_key, digest_of(seen))).collect();
     if usize::try_from(rejected).unwrap_or_default() < ours.len() {
         let dead = ours.len();
         problems.push(format!(
