@@ -37,9 +37,8 @@ use crate::tls;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An environment variable that a consuming process must be started with, and its value: the stack of each thread, which
-/// lapin gives us no other way to choose. lapin parses header tables by recursion, on a thread with two megabytes: about
-/// 1,100 tables inside each other (7 kB of headers) abort the process. With this the deepest that fits a frame (26,000)
-/// passes; only what is used is ever paid for.
+/// lapin gives us no other way to choose. lapin parses header tables by recursion, on a thread of its own: with this the
+/// deepest that a frame can hold passes, and only what is used is ever paid for.
 pub const STACK: (&str, &str) = ("RUST_MIN_STACK", "134217728");
 
 /// The largest frame of a connection that consumes nothing. lapin keeps room for 32 frames each way, all of it resident: 8 MB

@@ -356,6 +356,9 @@ pub(super) struct Raw {
     stream: TcpStream,
 }
 
+/// What the client library does not take for a short string: it answers with an error.
+pub(super) const UNDECODABLE: &[u8] = b"\xff\xfe";
+
 pub(super) fn short(to: &mut Vec<u8>, value: &[u8]) {
     to.push(u8::try_from(value.len()).expect("at most 255"));
     to.extend(value);

@@ -17,8 +17,8 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// A hostile header table must not overflow the stack of lapin's thread, which only this variable sizes, and only from a
-/// process's start: so the process replaces itself once, with the variable set. So it is with [`ARENAS`], unless whoever
+/// Headers nested far deeper than anyone means need more stack than lapin's thread has by itself; only this variable sizes it,
+/// and only from a process's start: so the process replaces itself once, with the variable set. So it is with [`ARENAS`], unless whoever
 /// started us chose their number.
 pub(super) fn start_again_with_stack() -> Result<(), Failure> {
     let (name, value) = broker::STACK;

@@ -12,7 +12,7 @@ use crate::{
     amqp::Message,
     auditor::{self, Expect, Reservation},
     partner::Partner,
-    raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, nested, short},
+    raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, TOO_DEEP, UNDECODABLE, nested, short},
     support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, said, until, userinfo},
 };
 
@@ -642,21 +642,21 @@ async fn survives(test: &str, flags: u16, properties: &[u8], readable: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_id_that_is_not_utf8() {
-    let properties = [&[2], short(b"\xff\xfe").as_slice()].concat();
-    survives("dead_poison_id", DELIVERY_MODE | MESSAGE_ID, &properties, false).await;
+async fn a_property_behind_the_others_that_can_not_be_decoded() {
+    let properties = [&[2], short(UNDECODABLE).as_slice()].concat();
+    survives("dead_poison_behind", DELIVERY_MODE | MESSAGE_ID, &properties, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_content_type_that_is_not_utf8() {
-    let properties = [short(b"application/json\xff").as_slice(), &[2]].concat();
-    survives("dead_poison_type", CONTENT_TYPE | DELIVERY_MODE, &properties, false).await;
+async fn a_property_before_the_others_that_can_not_be_decoded() {
+    let properties = [short(UNDECODABLE).as_slice(), &[2]].concat();
+    survives("dead_poison_before", CONTENT_TYPE | DELIVERY_MODE, &properties, false).await;
 }
 
-/// With the stack that the program gives itself these can be read.
+/// These are read like any other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_nested_two_thousand_deep() {
-    let properties = [nested(2_000).as_slice(), &[2]].concat();
+async fn headers_nested_deeper_than_we_walk() {
+    let properties = [nested(TOO_DEEP).as_slice(), &[2]].concat();
     survives("dead_poison_deep", HEADERS | DELIVERY_MODE, &properties, true).await;
 }
 

@@ -6,14 +6,14 @@ use crate::{
     amqp::Message,
     auditor::{self, Expect, Observed, Reservation},
     partner::Partner,
-    raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, nested, short},
+    raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, TOO_DEEP, UNDECODABLE, nested, short},
     support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until},
 };
 
 /// Low, so that a message that is in the wrong hands too often shows.
 const DELIVERY_LIMIT: u32 = 3;
 
-/// Properties that break whoever reads them with lapin.
+/// Properties that are hard on whoever reads them.
 pub(crate) struct Poison {
     flags: u16,
     properties: Vec<u8>,
@@ -22,8 +22,9 @@ pub(crate) struct Poison {
 }
 
 impl Poison {
-    pub(crate) fn message_id() -> Self {
-        let mark = short(b"\xff\xfe");
+    /// The client library can not decode the property behind the others: it says so with an error.
+    pub(crate) fn undecodable_behind() -> Self {
+        let mark = short(UNDECODABLE);
         Self {
             flags: DELIVERY_MODE | MESSAGE_ID,
             properties: [&[2], mark.as_slice()].concat(),
@@ -31,8 +32,9 @@ impl Poison {
         }
     }
 
-    pub(crate) fn content_type() -> Self {
-        let mark = short(b"application/json\xff");
+    /// The same of the property before the others.
+    pub(crate) fn undecodable_before() -> Self {
+        let mark = short(UNDECODABLE);
         Self {
             flags: CONTENT_TYPE | DELIVERY_MODE,
             properties: [mark.as_slice(), &[2]].concat(),
@@ -40,8 +42,9 @@ impl Poison {
         }
     }
 
+    /// Headers deeper than we walk, and no deeper than any reader can stand.
     pub(crate) fn nested_headers() -> Self {
-        let table = nested(2_000);
+        let table = nested(TOO_DEEP);
         Self {
             flags: HEADERS | DELIVERY_MODE,
             properties: [table.as_slice(), &[2]].concat(),
@@ -198,21 +201,37 @@ async fn survives(test: &str, poison: &Poison, judged: Option<&str>) -> u32 {
 
 /// lapin ends the connection over it, at every redelivery, before we see it: the broker gives it up in the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_id_that_is_not_utf8() {
-    let deaths = survives("poison_id", &Poison::message_id(), None).await;
+async fn a_property_behind_the_others_that_can_not_be_decoded() {
+    let deaths = survives("poison_behind", &Poison::undecodable_behind(), None).await;
     assert_eq!(deaths, 0, "it costs connections, not the process");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_content_type_that_is_not_utf8() {
-    let deaths = survives("poison_type", &Poison::content_type(), None).await;
+async fn a_property_before_the_others_that_can_not_be_decoded() {
+    let deaths = survives("poison_before", &Poison::undecodable_before(), None).await;
     assert_eq!(deaths, 0, "it costs connections, not the process");
 }
 
-/// Fourteen kilobytes of tables in each other once overflowed the stack of lapin's thread. Now they are read, and are too
-/// large by themselves.
+/// They are read, and are too large by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_nested_two_thousand_deep() {
+async fn headers_nested_deeper_than_we_walk() {
     let deaths = survives("poison_deep", &Poison::nested_headers(), Some("message_too_large")).await;
     assert_eq!(deaths, 0);
+}
+
+/// Only a process's start can size the threads of the client library: the worker starts itself again with room for any frame.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_are_started_with_a_larger_stack() {
+    let (place, _, _) = place("poison_stack").await;
+    let worker = place.ready_worker(&SETTINGS).await;
+    let id = worker.id().expect("it runs");
+    let environment = std::fs::read(format!("/proc/{id}/environ")).expect("a process of ours");
+    let mut variables = environment.split(|byte| *byte == 0);
+    let stack = variables.find_map(|variable| variable.strip_prefix(b"RUST_MIN_STACK="));
+    let stack: usize = std::str::from_utf8(stack.expect("the variable"))
+        .expect("a number")
+        .parse()
+        .expect("a number");
+    assert!(stack >= 128 << 20, "{stack}");
+    assert_eq!(worker.terminate().await.code(), Some(0));
 }

@@ -13,6 +13,12 @@ pub(crate) const HEADERS: u16 = 1 << 13;
 pub(crate) const DELIVERY_MODE: u16 = 1 << 12;
 pub(crate) const MESSAGE_ID: u16 = 1 << 7;
 
+/// What the client library does not take for a short string: it answers with an error.
+pub(crate) const UNDECODABLE: &[u8] = b"application/json\xff";
+
+/// Twice as deep as headers may be nested.
+pub(crate) const TOO_DEEP: usize = 64;
+
 pub(crate) fn short(text: &[u8]) -> Vec<u8> {
     let length = u8::try_from(text.len()).expect("a short string");
     [&[length], text].concat()
