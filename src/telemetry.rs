@@ -68,6 +68,12 @@ pub enum Signal<'a> {
         queue: &'a str,
         error: &'a str,
     },
+    /// Messages came whose properties can not be decoded: they are judged without them.
+    Undecodable {
+        lane: usize,
+        queue: &'a str,
+        messages: usize,
+    },
     /// We ended the consumer ourselves: a pause or a stop.
     ConsumerDetached {
         lane: usize,
@@ -491,6 +497,13 @@ impl Signal<'_> {
                 gauge!("settled_consumers_attached", "queue" => queue.to_owned()).decrement(1.0);
                 warn!(lane, queue, error, "consumer lost; it is rebuilt");
             }
+            Signal::Undecodable { lane, queue, messages } => {
+                counter!("settled_undecodable_total").increment(u64::try_from(messages).unwrap_or(u64::MAX));
+                warn!(
+                    lane,
+                    queue, messages, "messages whose properties can not be decoded; they become dead letters with them"
+                );
+            }
             Signal::ConsumerDetached { lane, queue } => {
                 gauge!("settled_consumers_attached", "queue" => queue.to_owned()).decrement(1.0);
                 info!(lane, queue, "consumer detached");
@@ -892,6 +905,10 @@ fn describe() {
             "Acknowledgements of a batch that did not reach the broker.",
         ),
         (
+            "settled_undecodable_total",
+            "Messages whose properties could not be decoded. They are judged without them.",
+        ),
+        (
             "settled_parked_unreadable_total",
             "Times a due message was of a format that this version can not read.",
         ),
@@ -1031,6 +1048,7 @@ fn start_at_zero() {
         "settled_publish_failures_total",
         "settled_rows_republished_total",
         "settled_acks_lost_total",
+        "settled_undecodable_total",
         "settled_own_queues_unserved_total",
         "settled_parked_unreadable_total",
         "settled_replays_unreadable_total",
@@ -1124,6 +1142,11 @@ mod tests {
                 error: "reset",
             },
             Signal::ConsumerAttached { lane: 0, queue },
+            Signal::Undecodable {
+                lane: 0,
+                queue,
+                messages: 2,
+            },
             Signal::ConsumerDetached { lane: 0, queue },
             Signal::ConsumerAttached { lane: 1, queue },
             Signal::OwnQueueUnserved {
@@ -1316,6 +1339,7 @@ mod tests {
             "settled_publish_failures_total 1",
             "settled_rows_republished_total 1",
             "settled_acks_lost_total 1",
+            "settled_undecodable_total 2",
             "settled_own_queues_unserved_total 1",
             "settled_parked_unreadable_total 1",
             "settled_replays_unreadable_total 1",

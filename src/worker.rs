@@ -1043,6 +1043,14 @@ impl<W: Work> Consumer<W> {
 
     async fn read(&self, deliveries: Vec<Delivery>) -> Taken<W::Batch> {
         let received = Instant::now();
+        let undecodable = deliveries
+            .iter()
+            .filter(|delivery| delivery.properties.undecodable.is_some());
+        let messages = undecodable.count();
+        if messages > 0 {
+            let (lane, queue) = (self.number, self.queue.as_str());
+            Signal::Undecodable { lane, queue, messages }.emit();
+        }
         let batch = self.work.read(deliveries).await;
         Taken { batch, received }
     }

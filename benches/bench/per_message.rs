@@ -715,6 +715,7 @@ fn delivery_from(received: &mut Received) -> Delivery {
             user_id: text(properties.user_id()),
             app_id: text(properties.app_id()),
             cluster_id: text(properties.cluster_id()),
+            undecodable: None,
         },
         body,
         cut: None,

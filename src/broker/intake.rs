@@ -12,17 +12,11 @@ use lapin::protocol::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::time::Instant;
 
+use super::sieve::{Apart, Kept};
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, all_together, answer};
 use crate::domain::delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Source};
+use crate::domain::wire;
 use crate::fail::{self, Point};
-
-/// Header tables and arrays inside each other, the outermost included. Every walk over the value (conversion, JSON, drop)
-/// needs stack for each level, and `serde_json` reads no more than 128 levels of JSON, two for each of these.
-const HEADER_DEPTH_MAX: usize = 32;
-
-/// What stands in for deeper ones: by itself above the limit for properties and headers together (16,384 bytes), so that
-/// the message is judged too large and the broker dead-letters the original, untouched.
-const TOO_DEEP_BYTES: usize = 16_385;
 
 /// Messages that were there at once, in the order of their delivery tags.
 #[derive(Debug)]
@@ -49,6 +43,7 @@ type Switch =
 pub struct Intake {
     channel: lapin::Channel,
     socket: Arc<Socket>,
+    apart: Arc<Apart>,
     queue: ShortString,
     consumer: Option<lapin::Consumer>,
     prefetch: u16,
@@ -95,10 +90,13 @@ impl Intake {
         let queue = ShortString::try_new(queue)
             .map_err(|error| BrokerError::Config(format!("the name of a queue is too long: {error}")))?;
         let channel = connection.channel().await?;
+        // Numbers of channels are used again, and on each of them tags begin at 1.
+        connection.apart.forget(channel.id());
         let consumer = consume(&channel, &queue, 1).await?;
         Ok(Intake {
             channel,
             socket: Arc::clone(&connection.socket),
+            apart: Arc::clone(&connection.apart),
             queue,
             consumer: Some(consumer),
             prefetch,
@@ -131,7 +129,9 @@ impl Intake {
                     return Err(self.end(None));
                 };
                 match consumer.next().await {
-                    Some(Ok(message)) => self.held.push_back(delivery_from(message)),
+                    Some(Ok(message)) => self
+                        .held
+                        .push_back(delivery_from(&self.apart, self.channel.id(), message)),
                     Some(Err(error)) => return Err(self.end(Some(&error))),
                     None => return Err(self.end(None)),
                 }
@@ -164,7 +164,10 @@ impl Intake {
         match outcome {
             Ok((consumer, leftovers)) => {
                 self.consumer = Some(consumer);
-                self.held.extend(leftovers.into_iter().map(delivery_from));
+                let (apart, channel) = (&self.apart, self.channel.id());
+                let leftovers = leftovers.into_iter();
+                self.held
+                    .extend(leftovers.map(|message| delivery_from(apart, channel, message)));
                 self.careful = false;
                 Ok(())
             }
@@ -190,7 +193,9 @@ impl Intake {
             && let Ok(next) = tokio::time::timeout_at(deadline, consumer.next()).await
         {
             match self.or_ended(next) {
-                Some(Ok(message)) => self.held.push_back(delivery_from(message)),
+                Some(Ok(message)) => self
+                    .held
+                    .push_back(delivery_from(&self.apart, self.channel.id(), message)),
                 Some(Err(error)) => {
                     self.held.clear();
                     return Err(self.end(Some(&error)));
@@ -210,7 +215,7 @@ impl Intake {
             let delivery = match self.held.pop_front() {
                 Some(delivery) => delivery,
                 None => match self.arrived() {
-                    Some(Ok(message)) => delivery_from(message),
+                    Some(Ok(message)) => delivery_from(&self.apart, self.channel.id(), message),
                     // What came before belongs to a dead channel: it is delivered again.
                     Some(Err(error)) => return Err(self.end(Some(&error))),
                     None => break,
@@ -287,7 +292,10 @@ impl Intake {
         }
         if let Some(consumer) = self.consumer.take() {
             let leftovers = cancel(&self.channel, consumer).await?;
-            self.held.extend(leftovers.into_iter().map(delivery_from));
+            let (apart, channel) = (&self.apart, self.channel.id());
+            let leftovers = leftovers.into_iter();
+            self.held
+                .extend(leftovers.map(|message| delivery_from(apart, channel, message)));
         }
         self.ended.get_or_insert(IntakeEnd::Cancelled);
         Ok(())
@@ -414,12 +422,17 @@ impl Disposer {
     }
 }
 
-fn delivery_from(message: lapin::message::Delivery) -> Delivery {
+fn delivery_from(apart: &Apart, channel: u16, message: lapin::message::Delivery) -> Delivery {
+    let (properties, names) = match apart.take(channel, message.delivery_tag) {
+        Some(Kept { properties, names }) => (properties, names),
+        None => (properties_from(&message.properties), None),
+    };
+    let (exchange, routing_key) = names.unwrap_or_else(|| (message.exchange.into(), message.routing_key.into()));
     Delivery {
-        exchange: message.exchange.into(),
-        routing_key: message.routing_key.into(),
+        exchange,
+        routing_key,
         body: message.data,
-        properties: properties_from(&message.properties),
+        properties,
         cut: None,
         redelivered: message.redelivered,
         source: Source::Queue {
@@ -428,7 +441,7 @@ fn delivery_from(message: lapin::message::Delivery) -> Delivery {
     }
 }
 
-fn properties_from(properties: &BasicProperties) -> Properties {
+pub(super) fn properties_from(properties: &BasicProperties) -> Properties {
     let text = |value: &Option<ShortString>| value.as_ref().map(|value| value.as_str().to_owned());
     Properties {
         content_type: text(properties.content_type()),
@@ -445,6 +458,7 @@ fn properties_from(properties: &BasicProperties) -> Properties {
         user_id: text(properties.user_id()),
         app_id: text(properties.app_id()),
         cluster_id: text(properties.cluster_id()),
+        undecodable: None,
     }
 }
 
@@ -474,9 +488,7 @@ fn header_from(value: &AMQPValue, depth: usize) -> HeaderValue {
         // Has no type octet on RabbitMQ's wire, so it never comes.
         AMQPValue::ShortString(value) => HeaderValue::text(value.as_str()),
         AMQPValue::LongString(value) => HeaderValue::LongString(Bytes(value.as_bytes().to_vec())),
-        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth >= HEADER_DEPTH_MAX => {
-            HeaderValue::ByteArray(Bytes(vec![0; TOO_DEEP_BYTES]))
-        }
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth >= wire::DEPTH_MAX => wire::too_deep(),
         AMQPValue::FieldArray(values) => HeaderValue::Array(
             values
                 .as_slice()
@@ -497,6 +509,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::broker::BrokerSettings;
     use crate::broker::publisher::{Fate, Publisher};
     use crate::broker::testing::{
         self, Vhost, delete_queue, event, eventually, publish, queue, quorum_queue, ready, soon,
@@ -903,57 +916,122 @@ mod tests {
         }
     }
 
-    /// A message whose properties the client library can not decode goes to its delivery limit alone.
+    /// What ends the connection whenever it is delivered goes to its delivery limit alone.
     #[tokio::test]
     async fn a_poison_dies_alone() {
         let vhost = Vhost::new();
         let other = vhost.connect().await;
-        let invalid = {
-            let mut properties = Vec::new();
-            testing::short(&mut properties, testing::UNDECODABLE);
-            properties
-        };
-        // The property before all others, and one behind.
-        for (name, flags) in [("before", 1 << 15), ("behind", 1 << 7)] {
-            quorum_queue(&other, name, 3).await;
-            fill(&other, name, numbered(0..10)).await;
-            vhost.raw().publish("", name, flags, &invalid, b"poison");
-            fill(&other, name, numbered(10..20)).await;
+        let (proxy, settings) = vhost.proxied();
+        proxy.strike(b"the poison");
+        quorum_queue(&other, "q", 3).await;
+        fill(&other, "q", numbered(0..10)).await;
+        fill(&other, "q", ["the poison".to_owned()]).await;
+        fill(&other, "q", numbered(10..20)).await;
 
-            let dead = format!("{name}.dead");
-            let mut seen: BTreeSet<String> = BTreeSet::new();
-            let mut lives = 0;
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-            'dead: loop {
-                lives += 1;
-                assert!(lives < 8, "{seen:?}");
-                let connection = vhost.connect().await;
-                let mut intake = Intake::attach(&connection, name, 100, 5, 1 << 20)
-                    .await
-                    .expect("attached");
-                let disposer = intake.disposer();
-                loop {
-                    match tokio::time::timeout(Duration::from_millis(200), intake.next()).await {
-                        Ok(Ok(batch)) => {
-                            // Once the poison has struck an acknowledgement may be lost, and its message comes again.
-                            drop(disposer.dispose(&[], batch.deliveries.iter().map(tag).max()).await);
-                            seen.extend(batch.deliveries.iter().map(body));
-                        }
-                        Ok(Err(end)) => {
-                            assert!(matches!(end, IntakeEnd::Away(BrokerError::Away(_))), "{end}");
-                            break;
-                        }
-                        Err(_) if seen.len() == 20 && ready(&other, &dead).await == 1 => break 'dead,
-                        Err(_) => assert!(tokio::time::Instant::now() < deadline, "{seen:?}"),
+        let mut seen: BTreeSet<String> = BTreeSet::new();
+        let mut lives = 0;
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        'dead: loop {
+            lives += 1;
+            assert!(lives < 8, "{seen:?}");
+            let connection = Connection::open(&settings, "test").await.expect("connected");
+            // It may strike before the broker has said that there is a consumer.
+            let attached = Intake::attach(&connection, "q", 100, 5, 1 << 20).await;
+            let Ok(mut intake) = attached else { continue };
+            let disposer = intake.disposer();
+            loop {
+                match tokio::time::timeout(Duration::from_millis(200), intake.next()).await {
+                    Ok(Ok(batch)) => {
+                        // Once the poison has struck an acknowledgement may be lost, and its message comes again.
+                        drop(disposer.dispose(&[], batch.deliveries.iter().map(tag).max()).await);
+                        seen.extend(batch.deliveries.iter().map(body));
                     }
+                    Ok(Err(end)) => {
+                        assert!(matches!(end, IntakeEnd::Away(BrokerError::Away(_))), "{end}");
+                        break;
+                    }
+                    Err(_) if seen.len() == 20 && ready(&other, "q.dead").await == 1 => break 'dead,
+                    Err(_) => assert!(tokio::time::Instant::now() < deadline, "{seen:?}"),
                 }
             }
-            assert_eq!(
-                seen.into_iter().collect::<Vec<_>>(),
-                numbered(0..20).collect::<Vec<_>>()
-            );
-            assert_eq!(ready(&other, name).await, 0);
         }
+        assert_eq!(
+            seen.into_iter().collect::<Vec<_>>(),
+            numbered(0..20).collect::<Vec<_>>()
+        );
+        assert_eq!(ready(&other, "q").await, 0);
+    }
+
+    /// Among innocents, one behind the other, plain and encrypted: each comes once, in order, with what it came with, and
+    /// costs no connection.
+    #[tokio::test]
+    async fn what_lapin_can_not_decode_comes_like_any_other() {
+        let vhost = Vhost::new();
+        let other = vhost.connect().await;
+        let authority = std::env::temp_dir().join(format!("{}.pem", vhost.name));
+        std::fs::write(&authority, testing::AUTHORITY).expect("written");
+        let encrypted = {
+            let url = vhost.settings().url.replacen("amqp://", "amqps://", 1);
+            let (before, _) = url.rsplit_once('@').expect("a user");
+            BrokerSettings {
+                url: format!("{before}@localhost:{}/{}", testing::tls_front(&vhost), vhost.name),
+                ca_file: Some(authority.clone()),
+                ..vhost.settings()
+            }
+        };
+        for (queue, settings) in [("plain", vhost.settings()), ("encrypted", encrypted)] {
+            quorum_queue(&other, queue, 50).await;
+            let channel = other.channel().await.expect("a channel");
+            let options = lapin::options::QueueBindOptions { nowait: false };
+            channel
+                .queue_bind(
+                    queue.into(),
+                    "amq.fanout".into(),
+                    "".into(),
+                    options,
+                    FieldTable::default(),
+                )
+                .await
+                .expect("bound");
+            let mut raw = vhost.raw();
+            let mut wrong = Vec::new();
+            testing::short(&mut wrong, testing::UNDECODABLE);
+            fill(&other, queue, numbered(0..10)).await;
+            // The property before all others, and one behind; and a routing key.
+            raw.publish("", queue, 1 << 15, &wrong, b"before");
+            raw.publish("", queue, 1 << 7, &wrong, b"behind");
+            raw.publish("amq.fanout", b"acme\xff.allocation.update", 0, &[], b"key");
+            fill(&other, queue, numbered(10..20)).await;
+
+            let connection = Connection::open(&settings, "test").await.expect("connected");
+            let mut intake = Intake::attach(&connection, queue, 100, 7, 1 << 20)
+                .await
+                .expect("attached");
+            let taken = take(&mut intake, 23).await;
+            let bodies: Vec<String> = taken.iter().map(body).collect();
+            let poison = ["before", "behind", "key"].map(str::to_owned);
+            let expected: Vec<String> = numbered(0..10).chain(poison).chain(numbered(10..20)).collect();
+            assert_eq!(bodies, expected);
+            assert!(taken.iter().all(|delivery| !delivery.redelivered));
+            for (index, flags) in [(10, [0x80, 0]), (11, [0, 0x80])] {
+                let list = Bytes([&flags[..], &wrong].concat());
+                assert_eq!(taken[index].properties.undecodable, Some(list));
+                assert_eq!(taken[index].routing_key, queue);
+            }
+            assert_eq!(taken[12].routing_key, "acme\\xff.allocation.update");
+            assert_eq!(taken[12].exchange, "amq.fanout");
+            let innocents = taken
+                .iter()
+                .filter(|delivery| delivery.properties.undecodable.is_none());
+            assert_eq!(innocents.count(), 21);
+            let highest = taken.iter().map(tag).max();
+            intake.disposer().dispose(&[], highest).await.expect("acknowledged");
+            assert!(connection.is_connected());
+            intake.release().await.expect("released");
+            assert_eq!(ready(&other, queue).await, 0);
+            delete_queue(&other, queue).await;
+        }
+        std::fs::remove_file(&authority).expect("removed");
     }
 
     fn every_kind() -> Headers {
@@ -994,7 +1072,7 @@ mod tests {
             HeaderValue::Array(scalars.values().cloned().collect()),
         );
         headers.insert("".to_owned(), HeaderValue::Table(scalars));
-        headers.insert("x".repeat(255), nested(HEADER_DEPTH_MAX - 1));
+        headers.insert("x".repeat(255), nested(wire::DEPTH_MAX - 1));
         headers
     }
 
@@ -1036,6 +1114,7 @@ mod tests {
             user_id: Some(user),
             app_id: Some("app".to_owned()),
             cluster_id: Some("cluster".to_owned()),
+            undecodable: None,
         };
         let empty = Properties {
             headers: Some(Headers::new()),
@@ -1088,9 +1167,9 @@ mod tests {
             .await
             .expect("attached");
         for (depth, fits) in [
-            (HEADER_DEPTH_MAX - 1, true),
-            (HEADER_DEPTH_MAX, false),
-            (2 * HEADER_DEPTH_MAX, false),
+            (wire::DEPTH_MAX - 1, true),
+            (wire::DEPTH_MAX, false),
+            (2 * wire::DEPTH_MAX, false),
         ] {
             let mut sent = event("", "q", "body");
             sent.properties.headers = Some([("h".to_owned(), nested(depth))].into());
@@ -1104,7 +1183,7 @@ mod tests {
     /// Whatever depth comes out of the client library: no walk of ours goes deeper than the bound.
     #[test]
     fn a_table_is_cut_off_at_the_bound() {
-        let deep = (0..4 * HEADER_DEPTH_MAX).fold(AMQPValue::Void, |inner, _| {
+        let deep = (0..4 * wire::DEPTH_MAX).fold(AMQPValue::Void, |inner, _| {
             AMQPValue::FieldTable(BTreeMap::from([(ShortString::from("t"), inner)]).into())
         });
         let mut value = &header_from(&deep, 1);
@@ -1113,7 +1192,7 @@ mod tests {
             value = table.get("t").expect("the next one");
             depth += 1;
         }
-        assert_eq!(depth, HEADER_DEPTH_MAX);
-        assert_eq!(value, &HeaderValue::ByteArray(Bytes(vec![0; TOO_DEEP_BYTES])));
+        assert_eq!(depth, wire::DEPTH_MAX);
+        assert_eq!(value, &wire::too_deep());
     }
 }

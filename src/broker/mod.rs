@@ -7,6 +7,7 @@
 pub mod intake;
 pub mod publisher;
 mod settings;
+mod sieve;
 pub mod subscribe;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ use lapin::types::AMQPValue;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{ConnectionProperties, ErrorKind};
 
+use crate::broker::sieve::{Apart, Sieve, Sieving};
 use crate::fail::Injected;
 use crate::tls;
 
@@ -246,6 +248,8 @@ fn shut(stream: &TcpStream) {
 pub struct Connection {
     lapin: Arc<lapin::Connection>,
     socket: Arc<Socket>,
+    /// What lapin could not decode.
+    apart: Arc<Apart>,
     publish_deadline: Duration,
 }
 
@@ -282,24 +286,26 @@ impl Connection {
             .with_connection_name(name.into())
             .with_client_property("product".into(), "settled".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let runtime = lapin::runtime::default_runtime().map_err(|error| BrokerError::from_lapin(&error))?;
-        let held = Arc::clone(&socket);
+        let (tokio, apart) = (async_rs::Tokio::current(), Arc::new(Apart::default()));
+        let (held, sieved) = (Arc::clone(&socket), Arc::clone(&apart));
         let opening = lapin::Connection::connector(
             uri,
-            runtime,
+            Sieving::runtime(),
             // Runs on lapin's own thread, which a wait of ours does not end: so it carries the limit itself.
-            async move |uri: AMQPUri, runtime| {
+            async move |uri: AMQPUri, _| {
                 let dial = async {
                     let host = uri.authority.host.as_str();
                     let addresses: Vec<_> = tokio::net::lookup_host((host, uri.authority.port)).await?.collect();
-                    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                    let stream = AsyncTcpStream::connect(&tokio, addresses).await?;
                     if let AsyncTcpStream::Plain(plain) = &stream {
                         held.keep(plain.get_ref().as_fd().try_clone_to_owned()?.into());
                     }
-                    match &connector {
-                        Some(connector) => stream.into_rustls(connector, host).await,
-                        None => Ok(stream),
-                    }
+                    let stream = match &connector {
+                        Some(connector) => stream.into_rustls(connector, host).await?,
+                        None => stream,
+                    };
+                    // Behind the decryption, if there is any; to lapin it is a plain stream.
+                    Ok(AsyncTcpStream::Plain(Sieve::new(stream, Arc::clone(&sieved))))
                 };
                 tokio::time::timeout(limit, dial)
                     .await
@@ -312,6 +318,7 @@ impl Connection {
             Ok(connection) => Ok(Connection {
                 lapin: Arc::new(connection),
                 socket,
+                apart,
                 publish_deadline: settings.publish_deadline,
             }),
             Err(error) => {

@@ -267,6 +267,8 @@ pub(super) fn event(exchange: &str, routing_key: &str, body: &str) -> Publicatio
 pub(super) struct Proxy {
     pub(super) port: u16,
     frozen: Arc<AtomicBool>,
+    /// What comes from the broker with these bytes in it ends its connection, each time.
+    strike: Arc<Mutex<Option<&'static [u8]>>>,
     clients: Arc<Mutex<Vec<TcpStream>>>,
     /// Connections that their client has ended.
     pub(super) ended: Arc<AtomicUsize>,
@@ -279,9 +281,11 @@ impl Proxy {
         let proxy = Proxy {
             port,
             frozen: Arc::default(),
+            strike: Arc::default(),
             clients: Arc::default(),
             ended: Arc::default(),
         };
+        let strike = Arc::clone(&proxy.strike);
         let (frozen, clients, ended) = (
             Arc::clone(&proxy.frozen),
             Arc::clone(&proxy.clients),
@@ -301,14 +305,18 @@ impl Proxy {
                 );
                 let (frozen_too, ended) = (Arc::clone(&frozen), Arc::clone(&ended));
                 thread::spawn(move || {
-                    pump(client_too, server_too, &frozen_too);
+                    pump(client_too, server_too, &frozen_too, &Mutex::default());
                     ended.fetch_add(1, Ordering::SeqCst);
                 });
-                let frozen = Arc::clone(&frozen);
-                thread::spawn(move || pump(server, client, &frozen));
+                let (frozen, strike) = (Arc::clone(&frozen), Arc::clone(&strike));
+                thread::spawn(move || pump(server, client, &frozen, &strike));
             }
         });
         proxy
+    }
+
+    pub(super) fn strike(&self, mark: &'static [u8]) {
+        *self.strike.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark);
     }
 
     pub(super) fn freeze(&self) {
@@ -331,7 +339,7 @@ impl Proxy {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicBool) {
+fn pump(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicBool, strike: &Mutex<Option<&'static [u8]>>) {
     let mut buffer = [0; 65_536];
     while let Ok(read) = from.read(&mut buffer) {
         while frozen.load(Ordering::SeqCst) {
@@ -344,11 +352,16 @@ fn pump(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicBool) {
                 break;
             }
         }
+        let mark = *strike.lock().unwrap_or_else(PoisonError::into_inner);
+        if mark.is_some_and(|mark| buffer[..read].windows(mark.len()).any(|window| window == mark)) {
+            break;
+        }
         if read == 0 || to.write_all(&buffer[..read]).is_err() {
             break;
         }
     }
     drop(to.shutdown(Shutdown::Both));
+    drop(from.shutdown(Shutdown::Both));
 }
 
 /// AMQP by hand: publishes properties that no honest client would write.
@@ -432,10 +445,17 @@ impl Raw {
     }
 
     /// Publishes with property flags and property bytes as they are, and awaits the confirm.
-    pub(super) fn publish(&mut self, exchange: &str, key: &str, flags: u16, properties: &[u8], body: &[u8]) {
+    pub(super) fn publish(
+        &mut self,
+        exchange: &str,
+        key: impl AsRef<[u8]>,
+        flags: u16,
+        properties: &[u8],
+        body: &[u8],
+    ) {
         let mut publish = vec![0, 0];
         short(&mut publish, exchange.as_bytes());
-        short(&mut publish, key.as_bytes());
+        short(&mut publish, key.as_ref());
         publish.push(0);
         let mut header = vec![0, 60, 0, 0];
         header.extend((body.len() as u64).to_be_bytes());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -9,6 +10,7 @@ use super::{
     decide::{Judged, Judgement, Reason, Verdict, VerdictKind},
     delivery::{Cut, Delivery, HEAD_MAX, HeaderValue, Headers},
     message::{self, Facts},
+    wire,
 };
 
 /// The input queue, and with a dot and an enterprise behind it a partner's own.
@@ -129,12 +131,29 @@ pub fn open(mut delivery: Delivery) -> (Delivery, Cause) {
             },
         },
     };
-    let headers: Headers = headers
+    // Where all that it came with was read anew, its headers are the message's own.
+    let headers: Headers = delivery
+        .properties
+        .headers
+        .take()
+        .unwrap_or(headers)
         .into_iter()
         .filter(|(name, _)| !is_of_dead_letters(name))
         .collect();
     delivery.properties.headers = (!headers.is_empty()).then_some(headers);
     (delivery, cause)
+}
+
+/// The header that holds a whole property list (see [`wire`]) of which not everything can be decoded.
+pub(super) const ORIGIN_PROPERTIES: &str = "settled-origin-properties";
+
+/// Bytes as a text header.
+pub(super) fn as_text(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
+}
+
+fn of_text(text: &str) -> Option<Vec<u8>> {
+    BASE64_STANDARD.decode(text).ok()
 }
 
 /// Whether a header is the broker's own record or ours, and so none of the partner's.
@@ -232,6 +251,9 @@ fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'sta
     delivery.properties.user_id = origin("settled-origin-user-id");
     delivery.properties.expiration = origin("settled-origin-expiration");
     delivery.cut = cut.map(Box::new);
+    if let Some(list) = origin(ORIGIN_PROPERTIES) {
+        delivery.properties = wire::read(&of_text(&list).ok_or(ORIGIN_PROPERTIES)?);
+    }
     Ok(Cause {
         made_by: MadeBy::Settled,
         reason,

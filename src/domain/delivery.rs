@@ -138,6 +138,10 @@ pub struct Properties {
     pub app_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,
+    /// The list as it came (see [`super::wire`]), where not everything in it can be decoded. The other fields are then what
+    /// can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undecodable: Option<Bytes>,
 }
 
 /// A header table, by name.
@@ -230,6 +234,9 @@ impl HeaderValue {
     }
 }
 
+/// The flags before a property list, which say which there are.
+const FLAGS_LEN: usize = 2;
+
 fn table_wire_len(headers: &Headers) -> usize {
     headers.iter().fold(4, |sum: usize, (name, value)| {
         sum.saturating_add(name.len())
@@ -242,6 +249,28 @@ impl Properties {
     /// Bytes of the property list on the wire. `x-delivery-count` is the broker's and grows with every redelivery: it
     /// does not count, or a message would become too large by being tried again.
     pub fn wire_len(&self) -> usize {
+        self.decoded_wire_len().max(self.undecodable.as_ref().map_or(0, |list| {
+            list.0
+                .len()
+                .saturating_sub(FLAGS_LEN)
+                .saturating_sub(self.count_wire_len())
+        }))
+    }
+
+    fn count_wire_len(&self) -> usize {
+        let count = self
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("x-delivery-count"));
+        count.map_or(0, |value| {
+            value
+                .wire_len()
+                .saturating_add("x-delivery-count".len())
+                .saturating_add(1)
+        })
+    }
+
+    fn decoded_wire_len(&self) -> usize {
         let short = [
             &self.content_type,
             &self.content_encoding,
@@ -262,13 +291,7 @@ impl Properties {
             .fold(0_usize, |sum, present| sum.saturating_add(usize::from(present)))
             .saturating_add(if self.timestamp.is_some() { 8 } else { 0 });
         let headers = self.headers.as_ref().map_or(0, |headers| {
-            let count = headers.get("x-delivery-count").map_or(0, |value| {
-                value
-                    .wire_len()
-                    .saturating_add("x-delivery-count".len())
-                    .saturating_add(1)
-            });
-            table_wire_len(headers).saturating_sub(count)
+            table_wire_len(headers).saturating_sub(self.count_wire_len())
         });
         short.saturating_add(fixed).saturating_add(headers)
     }

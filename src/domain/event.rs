@@ -489,6 +489,11 @@ fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timest
     let delivery = message.delivery;
     let mut properties = delivery.properties.clone();
     let without_headers = delivery.cut.as_ref().is_some_and(|cut| cut.without_headers);
+    let undecodable = properties.undecodable.take();
+    if undecodable.is_some() {
+        // All that it came with is in one text header: what can be decoded is read from there again.
+        properties = Properties::default();
+    }
     let mut headers: Headers = properties
         .headers
         .take()
@@ -504,6 +509,12 @@ fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timest
     }
     if let Some(expiration) = properties.expiration.take() {
         add("settled-origin-expiration", HeaderValue::text(expiration));
+    }
+    if let Some(list) = undecodable {
+        add(
+            dead_letter::ORIGIN_PROPERTIES,
+            HeaderValue::text(dead_letter::as_text(&list.0)),
+        );
     }
     add("settled-reason", HeaderValue::text(reason.as_str()));
     add("settled-class", HeaderValue::LongLongInt(i64::from(reason.class())));

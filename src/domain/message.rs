@@ -199,6 +199,11 @@ fn content(
     signer: fn(&str, &str) -> Signer,
 ) -> Result<Content, Refusal> {
     check_size(delivery)?;
+    if delivery.properties.undecodable.is_some() {
+        return Err(Refusal::malformed(
+            "its properties can not be decoded: check that every property and header is what AMQP 0-9-1 says, text as UTF-8",
+        ));
+    }
     let (enterprise_id, kind) = addressed.ok_or_else(|| {
         Refusal::malformed(
             "the routing key must be <enterpriseId>.allocation.update or <enterpriseId>.deallocation.update",
@@ -282,6 +287,7 @@ pub fn shorten(delivery: &mut Delivery, facts: &Facts) {
     delivery.body.truncate(HEAD_MAX);
     delivery.body.shrink_to_fit();
     if without_headers {
+        delivery.properties.undecodable = None;
         // Its event is told in the trace that it came in.
         let headers = delivery.properties.headers.take().unwrap_or_default();
         let trace: Headers = headers

@@ -18,3 +18,4 @@ pub(crate) mod json;
 pub mod ledger;
 pub mod message;
 pub mod signature;
+pub mod wire;

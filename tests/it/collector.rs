@@ -12,7 +12,7 @@ use crate::{
     amqp::Message,
     auditor::{self, Expect, Reservation},
     partner::Partner,
-    raw::{CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, Raw, TOO_DEEP, UNDECODABLE, nested, short},
+    raw::{CONTENT_TYPE, DELIVERY_MODE, EXPIRATION, HEADERS, MESSAGE_ID, Raw, TOO_DEEP, UNDECODABLE, nested, short},
     support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, said, until, userinfo},
 };
 
@@ -566,7 +566,7 @@ async fn a_collector_that_can_not_store_stops_nobody_else() {
 const DELIVERY_LIMIT: u32 = 3;
 
 /// Innocents before and behind a poison, in the queue before the collector comes and again while it works at full pace.
-async fn survives(test: &str, flags: u16, properties: &[u8], readable: bool) {
+async fn survives(test: &str, flags: u16, properties: &[u8], decodable: bool) {
     let ground = Ground::new(test).await;
     let policy = json!({
         "pattern": "^settlement\\.dead$",
@@ -577,7 +577,7 @@ async fn survives(test: &str, flags: u16, properties: &[u8], readable: bool) {
     let (status, answer) = ground.services.manage("PUT", &path, Some(policy)).await;
     assert_eq!(status, 201, "{answer}");
     let place = Place::on(ground).await;
-    // Reading these is what kills: nobody else may.
+    // The collector alone reads these.
     place.line().delete("test.dead").await;
     let innocents = |from: usize| -> Vec<Message> {
         let junks = (from..from + 20).map(junk);
@@ -607,15 +607,7 @@ async fn survives(test: &str, flags: u16, properties: &[u8], readable: bool) {
             None => place.worker(&settings),
             Some(running) => running,
         };
-        let stored = i64::try_from(round + 1).expect("few") * if readable { 41 } else { 40 };
-        rows(&place, stored).await;
-        if !readable {
-            let apart = u32::try_from(round + 1).expect("few");
-            until("the poison is set apart", PATIENCE, async || {
-                (place.line().depth("settlement.unreadable").await == apart).then_some(())
-            })
-            .await;
-        }
+        rows(&place, i64::try_from(round + 1).expect("few") * 41).await;
         assert!(
             running.ended().is_none(),
             "it costs connections, not the process: {}",
@@ -628,17 +620,22 @@ async fn survives(test: &str, flags: u16, properties: &[u8], readable: bool) {
         1
     );
     let worker = worker.expect("a worker");
-    if !readable {
-        until("the alarm", PATIENCE, async || {
-            (metric(&worker, "settled_queue_messages{queue=\"settlement.unreadable\"}").await == 2.0
-                && metric(&worker, "settled_unreadable_alarms_total").await >= 1.0)
-                .then_some(())
-        })
-        .await;
+    for round in 0..2 {
+        let row = row(&place, format!("poison {round}").as_bytes()).await;
+        let list = (!decodable).then(|| hex::encode([&flags.to_be_bytes()[..], properties].concat()));
+        assert_eq!(row["properties"]["undecodable"].as_str(), list.as_deref(), "{row}");
+        assert_eq!(row["made_by"], "unknown", "{row}");
     }
+    let lost = worker
+        .said()
+        .lines()
+        .filter(|line| line.contains("consumer lost"))
+        .count();
+    assert_eq!(lost, 0, "connections lost: {}", worker.said());
+    let undecodable = metric(&worker, "settled_undecodable_total").await;
+    assert_eq!(undecodable, if decodable { 0.0 } else { 2.0 });
     nothing_left(&place, worker).await;
-    let unreadable = place.line().depth("settlement.unreadable").await;
-    assert_eq!(unreadable, if readable { 0 } else { 2 }, "the poison and no innocent");
+    assert_eq!(place.line().depth("settlement.unreadable").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -651,6 +648,51 @@ async fn a_property_behind_the_others_that_can_not_be_decoded() {
 async fn a_property_before_the_others_that_can_not_be_decoded() {
     let properties = [short(UNDECODABLE).as_slice(), &[2]].concat();
     survives("dead_poison_before", CONTENT_TYPE | DELIVERY_MODE, &properties, false).await;
+}
+
+/// What the broker gives up before anybody reads it is told and stored as what it is, with its properties as they came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_broker_gives_up_and_nobody_can_decode() {
+    let place = Place::on(Ground::new("dead_undecodable").await).await;
+    place.line().delete("test.dead").await;
+    let mark = short(UNDECODABLE);
+    // An expiration, and a message id that can not be decoded.
+    let properties = [short(b"1").as_slice(), &mark].concat();
+    let mut raw = Raw::open(&place.broker_url).await;
+    let (key, body) = ("acme.allocation.update", b"expired and undecodable");
+    raw.publish("settlement.updates", key, EXPIRATION | MESSAGE_ID, &properties, body)
+        .await;
+    until("it expires", PATIENCE, async || {
+        (place.line().depth("settlement.dead").await == 1).then_some(())
+    })
+    .await;
+    let worker = place.ready_worker(&[]).await;
+    rows(&place, 1).await;
+    let row = row(&place, body).await;
+    assert_eq!(
+        (&row["reason"], &row["made_by"]),
+        (&json!("expired"), &json!("broker")),
+        "{row}"
+    );
+    let list = hex::decode(row["properties"]["undecodable"].as_str().expect("the list")).expect("hex");
+    assert!(list.windows(mark.len()).any(|window| window == mark), "{row}");
+    let id = auditor::event_id(&format!(
+        "update.rejected|{key}|{}|expired",
+        hex::encode(auditor::sha256(body))
+    ));
+    until("it is told", PATIENCE, async || {
+        place.events.catch_up(place.line()).await;
+        let mut seen = place.events.seen().into_iter();
+        seen.any(|seen| seen.message_id() == Some(id.as_str())).then_some(())
+    })
+    .await;
+    let lost = worker
+        .said()
+        .lines()
+        .filter(|line| line.contains("consumer lost"))
+        .count();
+    assert_eq!(lost, 0, "{}", worker.said());
+    nothing_left(&place, worker).await;
 }
 
 /// These are read like any other.

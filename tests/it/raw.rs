@@ -11,6 +11,7 @@ use crate::support::{PATIENCE, address, userinfo};
 pub(crate) const CONTENT_TYPE: u16 = 1 << 15;
 pub(crate) const HEADERS: u16 = 1 << 13;
 pub(crate) const DELIVERY_MODE: u16 = 1 << 12;
+pub(crate) const EXPIRATION: u16 = 1 << 8;
 pub(crate) const MESSAGE_ID: u16 = 1 << 7;
 
 /// What the client library does not take for a short string: it answers with an error.

@@ -56,8 +56,11 @@ fn rules() -> Rules {
 
 /// The dead letter that the worker makes of it, as the collector gets it.
 fn ours(reason: Reason) -> Delivery {
-    let message = sent();
-    let facts = facts(&message);
+    letter_of(&sent(), reason)
+}
+
+fn letter_of(message: &Delivery, reason: Reason) -> Delivery {
+    let facts = facts(message);
     let judgement = crate::domain::decide::Judgement {
         verdict: crate::domain::decide::Verdict::Rejected {
             reason,
@@ -66,7 +69,7 @@ fn ours(reason: Reason) -> Delivery {
         proven: false,
     };
     let judged = Judged {
-        delivery: &message,
+        delivery: message,
         facts: &facts,
     };
     let made = event::publications(judged, &judgement, time(1_000), &rules());
@@ -610,4 +613,82 @@ fn a_verdict_on_a_dead_letter_says_where_it_stands() {
         assert_eq!(again, is_refusal && source.dead_letter().is_none(), "{source:?}");
         assert!(!is_refusal || !publications.is_empty());
     }
+}
+
+/// What can not be decoded travels as text, and is what it was for whoever reads the dead letter.
+#[test]
+fn undecodable_properties_come_back_as_they_were() {
+    // User id and headers can be decoded, the message id between them can not.
+    let table = b"\x04mineI\x00\x00\x00\x07\x0esettled-reasonV";
+    let length = u32::try_from(table.len()).expect("few").to_be_bytes();
+    let list = [
+        &[0b0010_0000, 0b1001_0000][..],
+        &length,
+        table,
+        b"\x02\xff\xfe",
+        b"\x07partner",
+    ]
+    .concat();
+    let message = Delivery {
+        properties: wire::read(&list),
+        ..sent()
+    };
+    let refused = facts(&message).content.expect_err("refused");
+    assert_eq!(refused.reason, Reason::MalformedMessage);
+    assert!(
+        refused.detail.contains("properties can not be decoded"),
+        "{}",
+        refused.detail
+    );
+    let letter = letter_of(&message, Reason::MalformedMessage);
+    assert_eq!(letter.properties.undecodable, None);
+    assert_eq!(letter.properties.user_id, None);
+    let (opened, cause) = open(letter.clone());
+    assert_eq!(
+        (cause.made_by, cause.reason),
+        (MadeBy::Settled, Reason::MalformedMessage)
+    );
+    let mut expected = wire::read(&list);
+    expected.headers = Some(headers([("mine", HeaderValue::LongInt(7))]));
+    assert_eq!(opened.properties, expected);
+    assert_eq!(opened.properties.user_id.as_deref(), Some("partner"));
+    assert_eq!(opened.properties.undecodable.map(|list| list.0), Some(list));
+    // The same when it is judged again.
+    assert_eq!(facts(&opened_again(&message)).content.expect_err("refused"), refused);
+    // One that says so and holds no list is nobody's.
+    let mut spoilt = letter;
+    let headers = spoilt.properties.headers.as_mut().expect("headers");
+    headers.insert(ORIGIN_PROPERTIES.into(), text("no base64"));
+    assert_eq!(open(spoilt).1.made_by, MadeBy::Unknown);
+}
+
+fn opened_again(message: &Delivery) -> Delivery {
+    open(letter_of(message, Reason::MalformedMessage)).0
+}
+
+/// The largest that is not too large still fits the frames of a connection that consumes nothing.
+#[test]
+fn the_letter_of_the_largest_undecodable_list_fits_a_small_frame() {
+    let wrong = [&b"\xff"[..], &[b'x'; 200]].concat();
+    let mut table = Vec::new();
+    while table.len() < message::PROPERTIES_MAX - 500 {
+        table.extend(b"\x01a");
+        table.push(b'S');
+        table.extend(100_u32.to_be_bytes());
+        table.extend([b'v'; 100]);
+    }
+    let length = u32::try_from(table.len()).expect("few").to_be_bytes();
+    let short = [&[u8::try_from(wrong.len()).expect("short")], &wrong[..]].concat();
+    let list = [&[0b0010_0000, 0b1000_0000][..], &length, &table, &short].concat();
+    let message = Delivery {
+        properties: wire::read(&list),
+        ..sent()
+    };
+    let letter = letter_of(&message, Reason::MalformedMessage);
+    assert!(
+        letter.properties.wire_len() < 30_000,
+        "{}",
+        letter.properties.wire_len()
+    );
+    assert_eq!(open(letter).0.properties, wire::read(&list));
 }

@@ -498,6 +498,7 @@ fn a_dead_letter_is_the_message_and_why() {
         user_id: Some("acme-user".to_owned()),
         app_id: Some("app".to_owned()),
         cluster_id: Some("cluster".to_owned()),
+        undecodable: None,
     };
     let sent = Sent::new("acme.allocation.update", b"\xff not JSON".as_slice(), received.clone());
     let publications = sent.reject(Reason::MalformedMessage);
