@@ -16,14 +16,15 @@ use uuid::Uuid;
 use crate::{
     broker::{intake::Disposer, topology},
     domain::{
-        dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy},
+        allocation::Allocation,
+        dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy, Trusted},
         decide::{Judged, Judgement, Verdict},
         delivery::{BatchId, Delivery, Publication},
         event,
     },
     fail::{self, Point},
     publish::{Entrance, Owned, PublishStage, send_all},
-    settle::{Batch, Clerk, Settled},
+    settle::{self, Batch, Clerk, Settled},
     store::{Fate, StoreError, dead_letters::FilingOutcome},
     telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
     worker::{Consumer, Culprits, Gate, HandBack, Patience, Work, Worker, dispose, tag_of},
@@ -78,6 +79,7 @@ pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
             owned,
             committed: stage.entrance(),
             account: Arc::clone(account),
+            trusted: trusted(&worker),
         },
         worker,
     };
@@ -87,6 +89,12 @@ pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
     }
     drop(consumer);
     stage.finish().await;
+}
+
+/// Whose letters say why: our own login's, and whose else the settings name.
+fn trusted(worker: &Worker) -> Trusted {
+    let others = worker.settings.broker.trusted_users.iter().cloned();
+    Trusted::new(worker.broker.login().into_iter().chain(others))
 }
 
 /// A quorum queue's limit.
@@ -100,6 +108,7 @@ struct Storing {
     owned: Owned,
     committed: Entrance,
     account: Arc<Account>,
+    trusted: Trusted,
 }
 
 /// Dead letters with the message in each as its partner sent it, and why it is here.
@@ -111,16 +120,35 @@ struct Letters {
     again: bool,
 }
 
+/// Of each dead letter that nobody told yet, what it asks for, where that is there already. By their place.
+type Effects = BTreeMap<usize, Arc<Allocation>>;
+
 impl Letters {
-    fn arrivals(&self) -> Vec<Arrival<'_>> {
+    fn arrivals(&self, effects: &Effects) -> Vec<Arrival<'_>> {
         let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
         messages
-            .map(|((delivery, facts), cause)| Arrival {
+            .enumerate()
+            .map(|(index, ((delivery, facts), cause))| Arrival {
                 message: Judged { delivery, facts },
                 cause,
                 again: self.again || delivery.redelivered,
+                has_effect: effects.contains_key(&index),
             })
             .collect()
+    }
+
+    /// Money that moved is never called rejected: before it is told that the broker gave a message up, the receipts are
+    /// asked. What settles after that was given up before, and is another matter.
+    async fn effects(&self, clerk: &Clerk) -> Result<Effects, StoreError> {
+        let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
+        let (places, untold): (Vec<usize>, Vec<Judged<'_>>) = messages
+            .enumerate()
+            .filter(|(_, (_, cause))| cause.is_untold())
+            .map(|(index, ((delivery, facts), _))| (index, Judged { delivery, facts }))
+            .unzip();
+        let effects = settle::effects(clerk, &untold).await?;
+        let effects = places.into_iter().zip(effects);
+        Ok(effects.filter_map(|(index, effect)| Some((index, effect?))).collect())
     }
 
     /// Two halves, unless a single one is left.
@@ -184,10 +212,11 @@ pub async fn rehearse(clerk: &Clerk) -> Result<(), StoreError> {
 }
 
 async fn rehearse_with(clerk: &Clerk, letters: &Letters) -> Result<(), StoreError> {
-    let arrivals = letters.arrivals();
+    let effects = letters.effects(clerk).await?;
+    let arrivals = letters.arrivals(&effects);
     let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
     let (open, known, now) = clerk.store.open_filing_rehearsal(&ids).await?;
-    let filed = file(clerk, Uuid::now_v7(), &arrivals, &known, now)?;
+    let filed = file(clerk, Uuid::now_v7(), &arrivals, &effects, &known, now)?;
     open.rehearse(&filed.outcome(clerk, &arrivals)).await
 }
 
@@ -196,6 +225,7 @@ fn file(
     clerk: &Clerk,
     id: BatchId,
     arrivals: &[Arrival<'_>],
+    effects: &Effects,
     known: &BTreeMap<Uuid, Known>,
     now: Timestamp,
 ) -> Result<Filed, StoreError> {
@@ -219,24 +249,30 @@ fn file(
                 continue;
             }
             let Cause { reason, detail, .. } = arrival.cause;
+            let effect = effects.get(&index);
             if is_counted {
                 filed.judgements.push(Judgement {
-                    verdict: Verdict::Rejected {
-                        reason: *reason,
-                        detail: detail.clone(),
+                    verdict: match effect {
+                        Some(allocation) => Verdict::Duplicate {
+                            allocation: Arc::clone(allocation),
+                        },
+                        None => Verdict::Rejected {
+                            reason: *reason,
+                            detail: detail.clone(),
+                        },
                     },
-                    proven: false,
+                    proven: effect.is_some(),
                 });
             }
             // Told also where it looks like a copy: one that was handed out before is not for certain stored, and nobody
             // else tells of it. Told twice it is the same event, with the same id.
-            filed.publications.push(event::given_up(
-                arrival.message,
-                *reason,
-                detail,
-                failed_at,
-                &clerk.rules,
-            ));
+            filed.publications.extend(match effect {
+                Some(allocation) => event::told_again(arrival.message, allocation, &clerk.rules),
+                None => {
+                    let event = event::given_up(arrival.message, *reason, detail, failed_at, &clerk.rules);
+                    Some(event)
+                }
+            });
         }
         filed.publications = event::in_format(filed.publications, clerk.event_format);
         filed
@@ -247,11 +283,12 @@ fn file(
 impl Storing {
     /// One attempt: what is known, how these join it, write, commit.
     async fn store(&self, id: BatchId, letters: &Letters) -> Result<Stored, StoreError> {
-        let arrivals = letters.arrivals();
-        let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
         let clerk = &self.worker.clerk;
+        let effects = letters.effects(clerk).await?;
+        let arrivals = letters.arrivals(&effects);
+        let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
         let (open, known, now) = clerk.store.open_filing(&ids).await?;
-        let filed = file(clerk, id, &arrivals, &known, now)?;
+        let filed = file(clerk, id, &arrivals, &effects, &known, now)?;
         open.write(&filed.outcome(clerk, &arrivals)).await?;
         Ok(filed.stored())
     }
@@ -418,8 +455,13 @@ impl Work for Storing {
 
     async fn read(&self, deliveries: Vec<Delivery>) -> Letters {
         fail::point(Point::CollectorReceived).await;
-        let (deliveries, causes): (Vec<_>, Vec<_>) = deliveries.into_iter().map(dead_letter::open).unzip();
-        let batch = Batch::read_unsigned(deliveries).await;
+        let now = Timestamp::now();
+        let (deliveries, causes): (Vec<_>, Vec<Cause>) = deliveries
+            .into_iter()
+            .map(|delivery| dead_letter::open(delivery, &self.trusted, now))
+            .unzip();
+        let is_untold = |index: usize| causes.get(index).is_some_and(Cause::is_untold);
+        let batch = Batch::read_signed_where(deliveries, is_untold).await;
         let causes = causes
             .into_iter()
             .zip(&batch.facts)

@@ -70,6 +70,8 @@ pub struct BrokerSettings {
     pub connect_timeout: Duration,
     #[serde(deserialize_with = "lasting::<100, { 10 * MINUTE }, _>")]
     pub publish_deadline: Duration,
+    #[serde(deserialize_with = "texts::<100, 255, _>")]
+    pub trusted_users: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -473,9 +475,8 @@ impl Layers {
             Some(Value::Integer(_)) => text.trim().parse().ok().map(Value::Integer),
             Some(Value::Boolean(_)) => text.trim().parse().ok().map(Value::Boolean),
             Some(Value::Float(_)) => text.trim().parse().ok().map(Value::Float),
-            Some(Value::String(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_)) | None => {
-                Some(Value::String(text.clone()))
-            }
+            Some(Value::Array(_)) => Some(Value::Array(items(&text))),
+            Some(Value::String(_) | Value::Datetime(_) | Value::Table(_)) | None => Some(Value::String(text.clone())),
         };
         match value {
             Some(value) => self.lay(key, value, origin),
@@ -830,6 +831,35 @@ where
         return Err(D::Error::custom("must hold no white space and no control characters"));
     }
     Ok(text)
+}
+
+/// A list of texts.
+fn texts<'de, const MOST: usize, const BYTES: usize, D>(deserializer: D) -> Result<Vec<String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    if texts.len() > MOST {
+        return Err(D::Error::custom(format!("must have {MOST} entries at most")));
+    }
+    if texts
+        .iter()
+        .any(|text| text.len() > BYTES || text.chars().any(char::is_control))
+    {
+        return Err(D::Error::custom(format!(
+            "must have entries of at most {BYTES} bytes without control characters"
+        )));
+    }
+    Ok(texts)
+}
+
+/// The entries of a list in the environment, between commas. Two quotes stand for an empty one: a comma too many must not.
+fn items(text: &str) -> Vec<Value> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(|item| Value::String(if item == "\"\"" { String::new() } else { item.to_owned() }))
+        .collect()
 }
 
 fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {

@@ -125,6 +125,8 @@ pub struct RowPublisher {
     health: Arc<Health>,
     backoff: Backoff,
     link: Option<(Connection, Publisher)>,
+    /// The broker refused a dead letter that carried our login: it may know us by another name.
+    without_login: bool,
     /// While the broker takes something from nobody: a dead letter has no queue, or we may not publish.
     stuck: Option<Paused>,
 }
@@ -138,6 +140,7 @@ impl RowPublisher {
             health,
             backoff: Backoff::new(&settings.retry),
             link: None,
+            without_login: false,
             stuck: None,
         }
     }
@@ -197,7 +200,10 @@ impl RowPublisher {
             Some(link) => link,
             None => {
                 let connection = Connection::open_without_consumer(&self.broker, &self.name).await?;
-                let publisher = Publisher::open(&connection).await?;
+                let mut publisher = Publisher::open(&connection).await?;
+                if self.without_login {
+                    publisher = publisher.without_login();
+                }
                 (connection, publisher)
             }
         };
@@ -238,6 +244,18 @@ impl RowPublisher {
                     // The channel, and perhaps the connection, went with it.
                     self.link = None;
                     let refusal = error.to_string();
+                    let is_dead_letter = publications
+                        .get(slice.clone())
+                        .unwrap_or_default()
+                        .iter()
+                        .any(|publication| publication.kind == PublicationKind::DeadLetter);
+                    // Where the broker knows us by another name than the one we log in with, it takes a dead letter only
+                    // without it. The collector then believes it if broker.trusted_users says so.
+                    if is_dead_letter && error.code() == Some(406) && !self.without_login {
+                        self.without_login = true;
+                        return Err(error);
+                    }
+                    self.without_login = false;
                     for index in slice {
                         let Some(publication) = publications.get(index) else {
                             continue;

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict},
+        allocation::{Allocation, Status},
+        decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict, VerdictKind},
         delivery::{BatchId, Delivery, Publication, PublicationKind, Source},
         event::{self, Format},
         message::{self, Facts, Refusal},
@@ -44,6 +45,20 @@ impl Batch {
     /// The same without the signers, for what is only kept.
     pub async fn read_unsigned(deliveries: Vec<Delivery>) -> Self {
         Self::read_by(deliveries, message::unsigned_facts).await
+    }
+
+    /// The same with the signers of some: whoever is asked whether its effect is there must be known.
+    pub async fn read_signed_where(deliveries: Vec<Delivery>, is_signed: impl Fn(usize) -> bool) -> Self {
+        let mut batch = Self::read_unsigned(deliveries).await;
+        let asked: Vec<usize> = (0..batch.deliveries.len()).filter(|index| is_signed(*index)).collect();
+        let deliveries = asked.iter().filter_map(|index| batch.deliveries.get(*index).cloned());
+        let signed = Self::read(deliveries.collect()).await;
+        for (index, facts) in asked.into_iter().zip(signed.facts) {
+            if let Some(place) = batch.facts.get_mut(index) {
+                *place = facts;
+            }
+        }
+        batch
     }
 
     async fn read_by(deliveries: Vec<Delivery>, read: Reader) -> Self {
@@ -365,6 +380,38 @@ pub async fn explain(
         .zip(facts)
         .map(|(judgement, facts)| (judgement, changes, facts))
         .ok_or_else(|| StoreError::blame_the_batch("a batch of one came to no verdict"))
+}
+
+/// Of each message, read with its signer, the allocation that has what the message asks for: what would be a duplicate if it
+/// were judged now. Each is judged alone, and nothing is written.
+///
+/// # Errors
+/// The database is away.
+pub async fn effects(clerk: &Clerk, messages: &[Judged<'_>]) -> Result<Vec<Option<Arc<Allocation>>>, StoreError> {
+    if messages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let snapshot = clerk.store.snapshot(messages).await?;
+    let effect = |message: &Judged<'_>| {
+        let content = message.facts.content.as_ref().ok()?;
+        // Where nothing has settled nothing needs to be judged.
+        let is_settled = |allocation: &Arc<Allocation>| allocation.status != Status::Reserved;
+        let is_asked_for = snapshot.allocations.get(&content.update.id).is_some_and(is_settled);
+        let has_receipt = ReceiptKey::of(content).any(|key| {
+            let receipt = snapshot.receipts.get(&key);
+            receipt.is_some_and(|receipt| receipt.verdict == VerdictKind::Settled)
+        });
+        if !is_asked_for && !has_receipt {
+            return None;
+        }
+        let (judgements, _) = decide::decide(snapshot.clone(), &[*message], &clerk.rules);
+        match judgements.into_iter().next()?.verdict {
+            Verdict::Duplicate { allocation } => Some(allocation),
+            Verdict::Settled { .. } | Verdict::Parked { .. } | Verdict::Rejected { .. } => None,
+        }
+    };
+    catch_unwind(AssertUnwindSafe(|| messages.iter().map(effect).collect()))
+        .map_err(|_| StoreError::blame_the_batch("looking for an effect panicked"))
 }
 
 #[cfg(test)]

@@ -251,6 +251,8 @@ pub struct Connection {
     /// What lapin could not decode.
     apart: Arc<Apart>,
     publish_deadline: Duration,
+    /// Who we are to the broker, where that is known.
+    login: Option<String>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -320,6 +322,7 @@ impl Connection {
                 socket,
                 apart,
                 publish_deadline: settings.publish_deadline,
+                login: settings.login(),
             }),
             Err(error) => {
                 socket.cut();

@@ -12,6 +12,7 @@ use lapin::{Confirmation, PublisherConfirm};
 
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, all_together, answer};
 use crate::domain::delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind};
+use crate::domain::event::DEAD_EXCHANGE;
 use crate::fail::{self, Point};
 
 /// A reply is worth this much waiting and no more.
@@ -37,6 +38,8 @@ pub struct Publisher {
     connection: Arc<lapin::Connection>,
     channel: lapin::Channel,
     deadline: Duration,
+    /// What a dead letter carries as `user_id`, so that the collector knows it for ours.
+    login: Option<String>,
     /// After an error nothing is known about the channel's confirms.
     spent: bool,
     replies: Replies,
@@ -70,9 +73,16 @@ impl Publisher {
             connection: Arc::clone(&connection.lapin),
             channel,
             deadline: connection.publish_deadline,
+            login: connection.login.clone(),
             spent: false,
             replies: Replies::Untried,
         })
+    }
+
+    /// Lets dead letters carry no `user_id`: the broker knows us by another name than the one we log in with.
+    pub fn without_login(mut self) -> Self {
+        self.login = None;
+        self
     }
 
     /// Publishes all of them together and awaits every confirm; the fates are in the same order.
@@ -88,7 +98,7 @@ impl Publisher {
         let frame_max = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX);
         let messages = publications
             .iter()
-            .map(|publication| Message::try_from(publication, frame_max))
+            .map(|publication| Message::try_from(publication, frame_max, self.login.as_deref()))
             .collect::<Result<Vec<_>, _>>()?;
         // Set before the first await: a dropped future leaves confirms behind that the next call would take for its own.
         self.spent = true;
@@ -135,7 +145,7 @@ impl Publisher {
             return false;
         }
         let frame_max = usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX);
-        let Ok(message) = Message::try_from(publication, frame_max) else {
+        let Ok(message) = Message::try_from(publication, frame_max, None) else {
             return false;
         };
         let sending = async {
@@ -177,13 +187,19 @@ struct Message<'a> {
 
 impl<'a> Message<'a> {
     /// Refuses here what would end the connection, and others' messages with it.
-    fn try_from(publication: &'a Publication, frame_max: usize) -> Result<Self, BrokerError> {
+    fn try_from(publication: &'a Publication, frame_max: usize, login: Option<&str>) -> Result<Self, BrokerError> {
         let size = publication.properties.wire_len().saturating_add(HEADER_FRAME_BYTES);
+        let login = login.filter(|_| publication.exchange == DEAD_EXCHANGE);
+        let size = size.saturating_add(login.map_or(0, |login| login.len().saturating_add(1)));
         if size > frame_max {
             return Err(BrokerError::Refused {
                 code: 501,
                 text: format!("properties and headers need a frame of {size} bytes, the broker takes {frame_max}"),
             });
+        }
+        let mut properties = properties_to(&publication.properties)?;
+        if let Some(login) = login {
+            properties = properties.with_user_id(short(login)?);
         }
         Ok(Message {
             exchange: short(&publication.exchange)?,
@@ -192,7 +208,7 @@ impl<'a> Message<'a> {
                 PublicationKind::Event | PublicationKind::DeadLetter => true,
                 PublicationKind::Reply => false,
             },
-            properties: properties_to(&publication.properties)?,
+            properties,
             body: &publication.body,
         })
     }

@@ -4,6 +4,7 @@ pub(super) mod acts;
 pub(super) mod advice;
 mod collect;
 mod filters;
+mod headers;
 mod look;
 mod plan;
 mod replay;

@@ -58,7 +58,12 @@ pub(super) async fn receipt(context: &Context, question: ReceiptQuestion) -> Res
     let refused = match digest(&receipt.message_digest) {
         Some(digest) => {
             store
-                .dead_letter_of(&receipt.enterprise_id, &receipt.nonce, &digest)
+                .dead_letter_of(
+                    &receipt.enterprise_id,
+                    &receipt.nonce,
+                    &digest,
+                    receipt.reason.as_deref(),
+                )
                 .await?
         }
         None => None,

@@ -1,14 +1,14 @@
 //! Dead letters: what one says of itself, the message inside it as the partner sent it, and how it joins what is known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::{
     decide::{Judged, Judgement, Reason, Verdict, VerdictKind},
-    delivery::{Cut, Delivery, HEAD_MAX, HeaderValue, Headers},
+    delivery::{Cut, Delivery, HEAD_MAX, HeaderValue, Headers, Properties},
     message::{self, Facts},
     wire,
 };
@@ -26,17 +26,39 @@ pub enum MadeBy {
     Settled,
     /// The broker by itself.
     Broker,
-    /// Somebody by hand: it does not say what a dead letter of ours says.
+    /// Nobody known: whoever put it there is not trusted, or it does not say what a dead letter of ours says.
     Unknown,
 }
 
 impl MadeBy {
+    pub const ALL: [MadeBy; 3] = [MadeBy::Settled, MadeBy::Broker, MadeBy::Unknown];
+
     pub fn as_str(self) -> &'static str {
         match self {
             MadeBy::Settled => "settled",
             MadeBy::Broker => "broker",
             MadeBy::Unknown => "unknown",
         }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|made_by| made_by.as_str() == text)
+    }
+}
+
+/// Whose word counts: the logins by which workers publish dead letters. The broker lets nobody publish under another's
+/// `user_id`, so what a letter carries is who wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trusted(BTreeSet<String>);
+
+impl Trusted {
+    /// These logins; an empty one stands for letters without a `user_id`.
+    pub fn new(logins: impl IntoIterator<Item = String>) -> Self {
+        Self(logins.into_iter().collect())
+    }
+
+    fn holds(&self, user_id: Option<&str>) -> bool {
+        self.0.contains(user_id.unwrap_or_default())
     }
 }
 
@@ -57,12 +79,54 @@ impl Cause {
     }
 }
 
-/// A row's id: the head of SHA-256(routing key, 0x00, SHA-256 of the body). Whoever knows the message knows it.
-pub fn id_of(routing_key: &str, body_digest: &[u8; 32]) -> Uuid {
-    let digest = message::sha256([routing_key.as_bytes(), &[0], body_digest].concat());
-    let mut head = [0; 16];
-    head.copy_from_slice(digest.first_chunk::<16>().unwrap_or(&[0; 16]));
-    Uuid::from_bytes(head)
+/// Whose message a row is, as wide as the judgement: every part of a message that a check reads.
+///
+/// What the checks of the table of reasons read is the routing key, the body, `content_type`, `content_encoding`,
+/// `user_id`, and whether the message is above a limit. Messages that are equal in all of it get the same verdict at the
+/// same moment, whatever else they carry (`message_id`, `reply_to`, `expiration`, other headers): they are one row, which
+/// keeps what the first of them carried and shows why the last one failed. Messages that differ in any of it are rows of
+/// their own, so that a copy under another login, or with another content type, touches nothing but itself. What nobody
+/// known has put into the queue is apart from all others, or its word would be taken for theirs.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    pub routing_key: &'a str,
+    /// SHA-256 of the whole body.
+    pub digest: [u8; 32],
+    pub properties: &'a Properties,
+    pub is_too_large: bool,
+    pub is_unknown: bool,
+}
+
+impl Identity<'_> {
+    /// The row's id: the head of SHA-256 over all of it, each part with its length before it, so that no two messages
+    /// are written alike.
+    pub fn id(&self) -> Uuid {
+        let mut text = b"settled dead letter 2".to_vec();
+        text.push(u8::from(self.is_unknown));
+        text.push(u8::from(self.is_too_large));
+        let mut part = |bytes: Option<&[u8]>| {
+            text.push(u8::from(bytes.is_some()));
+            let bytes = bytes.unwrap_or_default();
+            text.extend_from_slice(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+            text.extend_from_slice(bytes);
+        };
+        part(Some(self.routing_key.as_bytes()));
+        part(Some(&self.digest));
+        for property in [
+            &self.properties.content_type,
+            &self.properties.content_encoding,
+            &self.properties.user_id,
+        ] {
+            part(property.as_deref().map(str::as_bytes));
+        }
+        // Whatever else it came with, one that can not be decoded is judged by that.
+        if self.properties.undecodable.is_some() {
+            part(Some(b"undecodable"));
+        }
+        let mut head = [0; 16];
+        head.copy_from_slice(message::sha256(text).first_chunk::<16>().unwrap_or(&[0; 16]));
+        Uuid::from_bytes(head)
+    }
 }
 
 /// The same for all of one partner, reason and kind of detail.
@@ -114,23 +178,30 @@ pub fn shape_of(detail: &str) -> String {
     shape
 }
 
-/// Takes a delivery from the dead-letter queue apart: the message as the partner sent it, and why it is here.
-pub fn open(mut delivery: Delivery) -> (Delivery, Cause) {
+/// Takes a delivery from the dead-letter queue apart: the message as the partner sent it, and why it is here. What it says
+/// of itself counts only if the broker's own record or somebody trusted says it.
+pub fn open(mut delivery: Delivery, trusted: &Trusted, now: Timestamp) -> (Delivery, Cause) {
     let headers = delivery.properties.headers.take().unwrap_or_default();
     let cause = match death_at_input(&headers) {
-        Some(death) => by_broker(&mut delivery, death),
-        None => match by_settled(&mut delivery, &headers) {
-            Ok(cause) => cause,
-            Err(header) => Cause {
-                made_by: MadeBy::Unknown,
-                reason: Reason::Internal,
-                detail: format!(
-                    "nobody knows why: the header {header} is missing or not what a dead letter of ours has"
-                ),
-                failed_at: None,
-            },
-        },
+        Some(death) if is_of_the_broker(death, now) => Ok(by_broker(&mut delivery, death)),
+        Some(_) => Err("the record of its death is not one that the broker writes".to_owned()),
+        None if !trusted.holds(delivery.properties.user_id.as_deref()) => Err(
+            "who put it into settlement.dead is no login of a worker (its user_id says so, see broker.trusted_users)"
+                .to_owned(),
+        ),
+        None => by_settled(&mut delivery, &headers)
+            .map_err(|header| format!("the header {header} is missing or not what a dead letter of ours has")),
     };
+    let cause = cause.unwrap_or_else(|why| {
+        // Whose message it is nobody can say either: its user_id is whoever put it there.
+        delivery.properties.user_id = None;
+        Cause {
+            made_by: MadeBy::Unknown,
+            reason: Reason::Internal,
+            detail: format!("nobody knows why: {why}"),
+            failed_at: None,
+        }
+    });
     // Where all that it came with was read anew, its headers are the message's own.
     let headers: Headers = delivery
         .properties
@@ -178,8 +249,42 @@ fn death_at_input(headers: &Headers) -> Option<&Headers> {
     (queue == INPUT_QUEUE || own.is_some_and(message::is_enterprise_id)).then_some(death)
 }
 
-/// Queue and reason are the broker's. Where the sender forged a record with these two, the broker keeps the rest of the
-/// forged one (3.10): exchange, time and original-expiration are as good as the sender's word.
+/// Whether a record has the whole shape that the broker gives it, the same from 3.10 to 4.3: every field, with its type. A
+/// message may bring a record along, and the broker up to 3.12 counts one up whose queue and reason are the true ones and
+/// keeps the rest of it as it came. Whoever may write to settlement.dead can write a whole one; what that is good for
+/// stands in docs/dead-letters.md.
+fn is_of_the_broker(death: &Headers, now: Timestamp) -> bool {
+    let is_text = |name: &str| death.get(name).and_then(HeaderValue::as_text).is_some();
+    let is_counted = matches!(death.get("count"), Some(HeaderValue::LongLongInt(count)) if *count > 0);
+    let latest = now.saturating_add(CLOCK_TOLERANCE).unwrap_or(Timestamp::MAX);
+    let has_time = time_of(death).is_some_and(|time| time <= latest);
+    let has_keys = match death.get("routing-keys") {
+        Some(HeaderValue::Array(keys)) => {
+            !keys.is_empty() && keys.iter().all(|key| matches!(key, HeaderValue::LongString(_)))
+        }
+        Some(_) | None => false,
+    };
+    let expiration = match death.get("original-expiration") {
+        None => true,
+        Some(value) => value
+            .as_text()
+            .is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())),
+    };
+    is_counted && has_time && has_keys && expiration && ["queue", "reason", "exchange"].into_iter().all(is_text)
+}
+
+/// How far the broker's clock may be ahead of ours before its record is nobody's.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(10);
+
+fn time_of(death: &Headers) -> Option<Timestamp> {
+    let Some(HeaderValue::Timestamp(seconds)) = death.get("time") else {
+        return None;
+    };
+    Timestamp::from_second(i64::try_from(*seconds).ok()?).ok()
+}
+
+/// What the record says. Of a message that died here before and came back with its record, the broker up to 3.12 keeps
+/// the first time.
 fn by_broker(delivery: &mut Delivery, death: &Headers) -> Cause {
     let text = |name: &str| death.get(name).and_then(HeaderValue::as_text);
     if let Some(exchange) = text("exchange") {
@@ -191,7 +296,8 @@ fn by_broker(delivery: &mut Delivery, death: &Headers) -> Cause {
         delivery.properties.expiration = Some(expiration.to_owned());
     }
     let (reason, detail) = match text("reason") {
-        Some("rejected") => (Reason::MessageTooLarge, String::new()),
+        // By whom, and whether it is too large, the message itself says.
+        Some("rejected") => (Reason::Internal, REJECTED.to_owned()),
         Some("delivery_limit") => (
             Reason::DeliveryLimit,
             "the broker gave it up: it was handed out too often without an acknowledgement".to_owned(),
@@ -205,19 +311,16 @@ fn by_broker(delivery: &mut Delivery, death: &Headers) -> Cause {
             "the broker dead-lettered it for a reason that this version does not know".to_owned(),
         ),
     };
-    let failed_at = match death.get("time") {
-        Some(HeaderValue::Timestamp(seconds)) => i64::try_from(*seconds)
-            .ok()
-            .and_then(|seconds| Timestamp::from_second(seconds).ok()),
-        Some(_) | None => None,
-    };
     Cause {
         made_by: MadeBy::Broker,
         reason,
         detail,
-        failed_at,
+        failed_at: time_of(death),
     }
 }
+
+/// Of what was rejected at its queue. Workers of earlier versions left what is too large to the broker so.
+const REJECTED: &str = "somebody rejected it at its queue, although it is within the limits";
 
 /// What the worker wrote beside the message; else the name of the first header that is not what it writes.
 fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'static str> {
@@ -295,14 +398,17 @@ fn cut_of(
 
 /// The cause with what only the message itself can say: by how much it is too large.
 pub fn explain(cause: Cause, facts: &Facts) -> Cause {
-    if cause.made_by != MadeBy::Broker || cause.reason != Reason::MessageTooLarge {
+    if cause.made_by != MadeBy::Broker || cause.detail != REJECTED {
         return cause;
     }
-    let detail = match &facts.content {
-        Err(refusal) if refusal.reason == Reason::MessageTooLarge => refusal.detail.clone(),
-        Err(_) | Ok(_) => "it was rejected at its queue, although it is within the limits".to_owned(),
-    };
-    Cause { detail, ..cause }
+    match &facts.content {
+        Err(refusal) if refusal.reason == Reason::MessageTooLarge => Cause {
+            reason: Reason::MessageTooLarge,
+            detail: refusal.detail.clone(),
+            ..cause
+        },
+        Err(_) | Ok(_) => cause,
+    }
 }
 
 /// Why no database can hold a dead letter, if so: PostgreSQL has no U+0000 in text.
@@ -362,11 +468,24 @@ pub struct Arrival<'a> {
     pub cause: &'a Cause,
     /// It may have been stored before: the broker hands it out again, or an earlier commit of ours is unknown.
     pub again: bool,
+    /// What it asks for is there already: judged now, it would be a duplicate.
+    pub has_effect: bool,
 }
 
 impl Arrival<'_> {
     pub fn id(&self) -> Uuid {
-        id_of(&self.message.delivery.routing_key, &self.message.facts.message_digest)
+        let is_too_large = match &self.message.facts.content {
+            Err(refusal) => refusal.reason == Reason::MessageTooLarge,
+            Ok(_) => false,
+        };
+        Identity {
+            routing_key: &self.message.delivery.routing_key,
+            digest: self.message.facts.message_digest,
+            properties: &self.message.delivery.properties,
+            is_too_large,
+            is_unknown: self.cause.made_by == MadeBy::Unknown,
+        }
+        .id()
     }
 }
 
@@ -383,6 +502,8 @@ pub struct Entry {
     pub seen: u32,
     /// The arrival that tells of the last failure, unless the row itself does.
     pub last: Option<usize>,
+    /// It is settled by an arrival whose effect was there.
+    pub is_closed: bool,
 }
 
 /// What a batch of dead letters changes.
@@ -415,17 +536,23 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
                 discarded_at: known.discarded_at,
                 seen: 0,
                 last: None,
+                is_closed: false,
             })
         });
         let entry = match earlier {
             None => Entry {
                 is_new: true,
-                state: State::Open,
+                state: if arrival.has_effect {
+                    State::Settled
+                } else {
+                    State::Open
+                },
                 first_failed_at: failed_at,
                 last_failed_at: failed_at,
                 discarded_at: None,
                 seen: 1,
                 last: Some(index),
+                is_closed: arrival.has_effect,
             },
             Some(entry) => {
                 let is_later =
@@ -441,8 +568,12 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
                 let reopened = entry
                     .discarded_at
                     .is_some_and(|time| failed_at > time || is_surely_new && failed_at.as_second() == time.as_second());
+                let state = if reopened { State::Open } else { entry.state };
+                // What a run asked for is judged by it, and finds the same.
+                let is_closed = arrival.has_effect && state == State::Open;
                 Entry {
-                    state: if reopened { State::Open } else { entry.state },
+                    state: if is_closed { State::Settled } else { state },
+                    is_closed: entry.is_closed || is_closed,
                     discarded_at: entry.discarded_at.filter(|_| !reopened),
                     first_failed_at: entry.first_failed_at.min(failed_at),
                     last_failed_at: entry.last_failed_at.max(failed_at),

@@ -87,7 +87,7 @@ pub enum Source {
     },
     /// A dead letter that an operator replays.
     Replayed {
-        /// The row's id, see `dead_letter::id_of`.
+        /// The row's id, see `dead_letter::Identity`.
         id: Uuid,
     },
     /// None of them: a judgement without effect (`explain`).

@@ -478,6 +478,11 @@ fn reply_of(message: Judged<'_>, judgement: &Judgement, event: &Publication) -> 
     })
 }
 
+/// The event of a settlement once more, byte for byte, for a message whose effect was there when the broker gave it up.
+pub fn told_again(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -> Option<Publication> {
+    settlement_event(message, allocation, rules)
+}
+
 /// The event of a message that the broker gave up and nobody judged. Its time is that of the failure, so that every copy
 /// is identical.
 pub fn given_up(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp, rules: &Rules) -> Publication {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{
         dead_letter::{Arrival, Entry, Filing, Known, Ruling, State, group_of, ruling},
-        decide::{Judgement, Reason},
+        decide::{Judgement, Reason, VerdictKind},
         delivery::{BatchId, Cut, Publication, Source},
     },
     fail::Point,
@@ -39,13 +39,14 @@ const INSERT: &str = "\
     /* dead_letters::insert */
     INSERT INTO settled.dead_letters (
         id, exchange, routing_key, digest, properties, body, enterprise_id, nonce, allocation_id, reason, detail,
-        group_id, made_by, first_failed_at, last_failed_at, times_seen, body_length, too_large, format, collected_at
+        group_id, made_by, first_failed_at, last_failed_at, times_seen, body_length, too_large, state, verdict, note,
+        judged_at, format, collected_at
     )
-    SELECT n.*, $19, $20
+    SELECT n.*, $23, $24
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::text[],
         $9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::timestamptz[],
-        $16::bigint[], $17::bigint[], $18::text[]
+        $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::text[], $21::text[], $22::timestamptz[]
     ) AS n";
 
 /// Where the row itself tells of the last failure, the new reason is null.
@@ -60,11 +61,17 @@ const UPDATE: &str = "\
         reason = coalesce(n.reason, d.reason),
         detail = coalesce(n.detail, d.detail),
         group_id = coalesce(n.group_id, d.group_id),
-        made_by = coalesce(n.made_by, d.made_by)
+        made_by = coalesce(n.made_by, d.made_by),
+        verdict = coalesce(n.verdict, d.verdict),
+        note = coalesce(n.note, d.note),
+        judged_at = coalesce(n.judged_at, d.judged_at)
     FROM unnest(
         $1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::text[],
-        $8::text[], $9::text[], $10::text[]
-    ) AS n (id, state, first_failed_at, last_failed_at, discarded_at, seen, reason, detail, group_id, made_by)
+        $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::timestamptz[]
+    ) AS n (
+        id, state, first_failed_at, last_failed_at, discarded_at, seen, reason, detail, group_id, made_by, verdict, note,
+        judged_at
+    )
     WHERE d.id = n.id";
 
 /// The transaction between load and write. Dropped, it leaves no trace.
@@ -240,6 +247,8 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
         .map(|cut| cut.map(|cut| i64::try_from(cut.body_len).unwrap_or(i64::MAX)))
         .collect();
     let too_large: Vec<Option<String>> = cuts().map(|cut| cut.map(|cut| storable(&cut.detail))).collect();
+    let states: Vec<&str> = rows.iter().map(|(_, entry, _)| entry.state.as_str()).collect();
+    let (verdicts, notes, judged) = closings(rows.iter().map(|(_, entry, _)| *entry), outcome.now);
     session
         .execute_exactly(
             rows.len(),
@@ -263,6 +272,10 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
                 &seen,
                 &lengths,
                 &too_large,
+                &states,
+                &verdicts,
+                &notes,
+                &judged,
                 &outbox::FORMAT,
                 &outcome.now,
             ],
@@ -299,6 +312,7 @@ async fn update(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
         .iter()
         .map(|last| last.map(|arrival| arrival.cause.made_by.as_str()))
         .collect();
+    let (verdicts, notes, judged) = closings(each().copied(), outcome.now);
     session
         .execute_exactly(
             rows.len(),
@@ -314,9 +328,29 @@ async fn update(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
                 &details,
                 &groups,
                 &makers,
+                &verdicts,
+                &notes,
+                &judged,
             ],
         )
         .await
+}
+
+/// Why a row is settled that nobody replayed, where its effect was there when it came.
+const HAD_ITS_EFFECT: &str = "what it asks for had been settled before it came here: the settlement was told again";
+
+type Closings<'a> = (Vec<Option<&'a str>>, Vec<Option<&'a str>>, Vec<Option<Timestamp>>);
+
+/// Verdict, note and time of rows whose effect was there.
+fn closings<'a>(entries: impl Iterator<Item = &'a Entry>, now: Timestamp) -> Closings<'static> {
+    let mut closings = Closings::default();
+    for entry in entries {
+        let closed = entry.is_closed;
+        closings.0.push(closed.then_some(VerdictKind::Duplicate.as_str()));
+        closings.1.push(closed.then_some(HAD_ITS_EFFECT));
+        closings.2.push(closed.then_some(now));
+    }
+    closings
 }
 
 fn group(arrival: &Arrival<'_>) -> String {
@@ -359,6 +393,7 @@ pub(super) const JUDGE: &str = "\
                          THEN d.state ELSE n.state END,
             discarded_at = CASE WHEN n.state = 'open' THEN d.discarded_at END,
             leased_until = NULL,
+            note = NULL,
             reason = CASE WHEN n.verdict = 'rejected' THEN n.reason ELSE d.reason END,
             detail = coalesce(n.detail, d.detail),
             group_id = coalesce(n.group_id, d.group_id),

@@ -18,7 +18,11 @@ use super::{
     outbox,
     registry::{maybe_time, time},
 };
-use crate::domain::{dead_letter::State, decide::Reason, delivery::Properties};
+use crate::domain::{
+    dead_letter::{MadeBy, State},
+    decide::Reason,
+    delivery::Properties,
+};
 
 /// Which dead letters.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -38,6 +42,11 @@ pub struct Filter {
     pub nonce: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maker")]
+    pub made_by: Option<MadeBy>,
+    /// Only what somebody known made.
+    #[serde(skip)]
+    pub is_known: bool,
     /// Failed last at this time or later ...
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
     pub since: Option<Timestamp>,
@@ -50,11 +59,16 @@ fn states<S: Serializer>(states: &[State], serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_seq(states.iter().map(|state| state.as_str()))
 }
 
+fn maker<S: Serializer>(made_by: &Option<MadeBy>, serializer: S) -> Result<S::Ok, S::Error> {
+    made_by.map(MadeBy::as_str).serialize(serializer)
+}
+
 /// A filter, ready to become SQL.
 struct Asked<'f> {
     filter: &'f Filter,
     /// By name and by being final, in one.
     reasons: Option<Vec<&'static str>>,
+    made_by: Option<&'static str>,
 }
 
 type Parameters<'p> = Vec<&'p (dyn ToSql + Sync)>;
@@ -70,6 +84,7 @@ impl<'f> Asked<'f> {
         Self {
             filter,
             reasons: (!any).then(reasons),
+            made_by: filter.made_by.map(MadeBy::as_str),
         }
     }
 
@@ -98,8 +113,12 @@ impl<'f> Asked<'f> {
         add("d.allocation_id = ?", sql_of(&filter.allocation));
         add("d.nonce = ?", sql_of(&filter.nonce));
         add("d.group_id = ?", sql_of(&filter.group));
+        add("d.made_by = ?", sql_of(&self.made_by));
         add("d.last_failed_at >= ?", sql_of(&filter.since));
         add("d.last_failed_at < ?", sql_of(&filter.until));
+        if filter.is_known {
+            sql.push_str(" AND d.made_by <> 'unknown'");
+        }
         sql
     }
 
@@ -169,6 +188,9 @@ pub struct DeadLetter {
     pub batch_id: Option<Uuid>,
     #[serde(serialize_with = "maybe_time")]
     pub discarded_at: Option<Timestamp>,
+    /// Why it is settled, where nobody replayed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A reason with everything that follows from it.
@@ -195,8 +217,8 @@ impl Why {
 const COLUMNS: &str = "\
     d.id, d.seq, d.state, d.reason, d.detail, d.enterprise_id, d.nonce, d.allocation_id, d.group_id, d.exchange,
     d.routing_key, d.digest, octet_length(d.body)::bigint AS body_bytes, d.body_length, d.made_by, d.first_failed_at,
-    d.last_failed_at,
-    d.times_seen, d.collected_at, d.run_id, d.replays, d.verdict, d.judged_at, d.batch_id, d.discarded_at";
+    d.last_failed_at, d.times_seen, d.collected_at, d.run_id, d.replays, d.verdict, d.judged_at, d.batch_id,
+    d.discarded_at, d.note";
 
 /// Reads a reason. One that this version does not know is `internal` to it.
 fn reason(row: &Row) -> Reason {
@@ -230,6 +252,7 @@ fn dead_letter(row: &Row) -> DeadLetter {
         judged_at: row.get("judged_at"),
         batch_id: row.get("batch_id"),
         discarded_at: row.get("discarded_at"),
+        note: row.get("note"),
     }
 }
 
@@ -530,7 +553,9 @@ impl Store {
         Ok(rows.iter().map(|row| row.get("id")).collect())
     }
 
-    /// The dead letter of a message: its id and state.
+    /// The dead letter of a message: its id and state. Copies that differ in what is judged (another login, another content
+    /// type) are rows of their own; this is the row of the receipt's sender: no row that nobody known made, then the one
+    /// that was settled or has the receipt's reason, then the oldest.
     ///
     /// # Errors
     /// The database is away or refuses.
@@ -539,6 +564,7 @@ impl Store {
         enterprise_id: &str,
         nonce: &str,
         digest: &[u8; 32],
+        reason: Option<&str>,
     ) -> Result<Option<(Uuid, String)>, StoreError> {
         let rows = self
             .session("dead_letter_of")
@@ -548,9 +574,11 @@ impl Store {
                 SELECT id, state
                 FROM settled.dead_letters
                 WHERE digest = $1 AND enterprise_id = $2 AND nonce = $3
-                ORDER BY seq
+                ORDER BY made_by = 'unknown',
+                         CASE WHEN $4::text IS NULL THEN state = 'settled' ELSE reason = $4 END DESC,
+                         seq
                 LIMIT 1",
-                &[&digest.as_slice(), &enterprise_id, &nonce],
+                &[&digest.as_slice(), &enterprise_id, &nonce, &reason],
             )
             .await?;
         Ok(rows.first().map(|row| (row.get("id"), row.get("state"))))

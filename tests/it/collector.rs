@@ -6,7 +6,6 @@ use lapin::{
     types::{AMQPValue, FieldArray, FieldTable},
 };
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::{
     amqp::Message,
@@ -133,8 +132,12 @@ async fn a_dead_letter_is_stored_with_everything_it_came_with() {
         .expect("a time");
     assert_eq!(stored, failed_at);
     assert_eq!(row["first_failed_at"], row["last_failed_at"]);
-    let id = [b"acme.allocation.update\0".as_slice(), &auditor::sha256(&message.body)].concat();
-    let id = Uuid::from_slice(auditor::sha256(&id).split_at(16).0).expect("sixteen bytes");
+    let id = auditor::dead_letter_id(
+        "acme.allocation.update",
+        &message.body,
+        Some("application/json"),
+        Some(&user),
+    );
     assert_eq!(row["id"], json!(id));
     assert_eq!(
         row["properties"],
@@ -197,49 +200,75 @@ async fn a_message_is_one_row_however_often_it_fails() {
     place.audit().await;
 }
 
-/// What the broker makes by itself, each once plain and once with everything forged that a sender can.
+/// Everything that a sender can forge about a death for this reason, short of the whole record.
+fn forged_headers(reason: &str) -> FieldTable {
+    let text = |value: &str| AMQPValue::LongString(value.into());
+    let mut death = FieldTable::default();
+    for (name, value) in [
+        ("queue", text("settlement.updates")),
+        ("reason", text(reason)),
+        ("exchange", text("evil")),
+        ("time", text("then")),
+    ] {
+        death.insert(name.into(), value);
+    }
+    let mut headers = FieldTable::default();
+    headers.insert(
+        "x-death".into(),
+        AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])),
+    );
+    for name in ["settled-reason", "settled-origin-user-id", "x-first-death-queue"] {
+        headers.insert(name.into(), text("unknown_partner"));
+    }
+    headers
+}
+
+/// A record with queue and reason of the true one the broker (up to 3.12) keeps, and only counts up: it is the sender's, and
+/// nobody is told anything by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_the_sender_brought_along_says_nothing() {
+    let (place, _) = with_partner("brought_along").await;
+    let message = Message::new("acme.allocation.update", "brought along", Expect::Any).with(|properties| {
+        properties
+            .with_headers(forged_headers("expired"))
+            .with_expiration("1".into())
+    });
+    place.publish(std::slice::from_ref(&message)).await;
+    until("it expires", PATIENCE, async || {
+        (place.line().depth("settlement.updates").await == 0).then_some(())
+    })
+    .await;
+    let worker = place.ready_worker(&[]).await;
+    rows(&place, 1).await;
+    let row = row(&place, &message.body).await;
+    assert_eq!(
+        (&row["made_by"], &row["reason"]),
+        (&json!("unknown"), &json!("internal")),
+        "{row}"
+    );
+    assert_eq!((&row["enterprise_id"], &row["times_seen"]), (&json!("acme"), &json!(1)));
+    nothing_left(&place, worker).await;
+    assert_eq!(count(&place, "SELECT count(*) FROM settled.batches").await, 0);
+    assert_eq!(place.events.seen().len(), 0, "nothing is told");
+}
+
+/// What the broker makes by itself, plain, and with everything forged that a sender can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_broker_gave_up_is_stored_told_and_counted() {
     let (place, _) = with_partner("broker_made").await;
-    let forge = |reason: &str| {
-        let text = |value: &str| AMQPValue::LongString(value.into());
-        let mut death = FieldTable::default();
-        for (name, value) in [
-            ("queue", text("settlement.updates")),
-            ("reason", text(reason)),
-            ("exchange", text("evil")),
-            ("time", text("then")),
-        ] {
-            death.insert(name.into(), value);
-        }
-        let mut headers = FieldTable::default();
-        headers.insert(
-            "x-death".into(),
-            AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])),
-        );
-        for name in ["settled-reason", "settled-origin-user-id", "x-first-death-queue"] {
-            headers.insert(name.into(), text("unknown_partner"));
-        }
-        headers
-    };
     let made = |name: &str, body: Vec<u8>| {
         Message::new("acme.allocation.update", body, Expect::Any).expecting(match name {
             "expired" => Expect::Refused("expired"),
             _ => Expect::Refused("delivery_limit"),
         })
     };
-    let forged = |message: Message, reason: &str, other: bool| {
-        let headers = forge(if other { "rejected" } else { reason });
-        message.with(|properties| properties.with_headers(headers))
-    };
+    // Under another reason: the broker's own record stands first then.
+    let forged = |message: Message| message.with(|properties| properties.with_headers(forged_headers("rejected")));
     let mut sent = Vec::new();
     // Handed out too often: nobody acknowledges these.
-    for (number, forging) in [None, Some(false), Some(true)].into_iter().enumerate() {
+    for (number, forging) in [false, true].into_iter().enumerate() {
         let message = made("delivery_limit", format!("limit {number}").into_bytes());
-        let message = match forging {
-            None => message,
-            Some(other) => forged(message, "delivery_limit", other),
-        };
+        let message = if forging { forged(message) } else { message };
         place.publish(std::slice::from_ref(&message)).await;
         let channel = place.line().channel().await;
         until("the broker gives it up", PATIENCE, async || {
@@ -260,12 +289,9 @@ async fn what_the_broker_gave_up_is_stored_told_and_counted() {
         sent.push(message);
     }
     // Expired before they were read.
-    for (number, forging) in [None, Some(false), Some(true)].into_iter().enumerate() {
+    for (number, forging) in [false, true].into_iter().enumerate() {
         let message = made("expired", format!("expired {number}").into_bytes());
-        let message = match forging {
-            None => message,
-            Some(other) => forged(message, "expired", other),
-        };
+        let message = if forging { forged(message) } else { message };
         let message = message.with(|properties| properties.with_expiration("1".into()));
         place.publish(std::slice::from_ref(&message)).await;
         until("it expires", PATIENCE, async || {
@@ -275,7 +301,7 @@ async fn what_the_broker_gave_up_is_stored_told_and_counted() {
         sent.push(message);
     }
     let worker = place.ready_worker(&[]).await;
-    rows(&place, 6).await;
+    rows(&place, 4).await;
     for message in &sent {
         let Expect::Refused(reason) = message.expect else {
             panic!("each has its reason")
@@ -318,13 +344,13 @@ async fn what_the_broker_gave_up_is_stored_told_and_counted() {
     );
     // Every message is in some batch: nobody judged these, so they are counted here.
     let sql = "SELECT sum(received)::bigint FROM settled.batches WHERE source = 'dead'";
-    assert_eq!(count(&place, sql).await, 6);
+    assert_eq!(count(&place, sql).await, 4);
     assert_eq!(
         count(&place, "SELECT sum(rejected)::bigint FROM settled.batches").await,
-        6
+        4
     );
     let expired = "settled_messages_total{verdict=\"rejected\",reason=\"expired\"}";
-    assert_eq!(metric(&worker, expired).await, 3.0);
+    assert_eq!(metric(&worker, expired).await, 2.0);
     until("its row in the outbox is done", PATIENCE, async || {
         (count(&place, "SELECT count(*) FROM settled.outbox").await == 0).then_some(())
     })
@@ -420,24 +446,30 @@ async fn what_nobody_judged_is_stored_as_of_unknown_origin() {
         exchange: "settlement.dead".to_owned(),
         ..Message::new("by.hand", "x", Expect::Any)
     };
-    let message = message.with(|properties| properties.with_headers(headers));
-    place.line().publish(std::slice::from_ref(&message)).await;
-    rows(&place, 1).await;
-    let row = row(&place, b"x").await;
-    assert_eq!(
-        (&row["made_by"], &row["reason"]),
-        (&json!("unknown"), &json!("internal"))
-    );
-    assert!(
-        row["detail"]
-            .as_str()
-            .is_some_and(|detail| detail.contains("settled-class")),
-        "{row}"
-    );
-    assert!(
-        row["properties"]["user_id"].is_null() && row["enterprise_id"].is_null(),
-        "{row}"
-    );
+    let anonymous = message.with(|properties| properties.with_headers(headers));
+    // By whom a worker logs in as, too: it has to say what a dead letter of ours says.
+    let user = userinfo(&place.broker_url).0.to_owned();
+    let mut ours = anonymous
+        .clone()
+        .with(|properties| properties.with_user_id(user.as_str().into()));
+    ours.body = b"y".to_vec();
+    place.line().publish(&[anonymous, ours]).await;
+    rows(&place, 2).await;
+    for (body, why) in [(b"x", "broker.trusted_users"), (b"y", "settled-class")] {
+        let row = row(&place, body).await;
+        assert_eq!(
+            (&row["made_by"], &row["reason"]),
+            (&json!("unknown"), &json!("internal"))
+        );
+        assert!(
+            row["detail"].as_str().is_some_and(|detail| detail.contains(why)),
+            "{row}"
+        );
+        assert!(
+            row["properties"]["user_id"].is_null() && row["enterprise_id"].is_null(),
+            "{row}"
+        );
+    }
     assert_eq!(
         count(&place, "SELECT count(*) FROM settled.batches").await,
         0,

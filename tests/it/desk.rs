@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     amqp::Message,
-    auditor::{Expect, Reservation, event_id, sha256},
+    auditor::{Expect, Reservation, dead_letter_id, event_id, sha256},
     commands::Answer,
     partner::Partner,
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, settled, until},
@@ -481,8 +481,13 @@ async fn one_dead_letter_tells_everything() {
     );
 
     let id = dead_letter["id"].as_str().expect("an id");
-    let expected = &sha256(&[b"acme.allocation.update".as_slice(), &[0], &sha256(&messages[0].body)].concat())[..16];
-    assert_eq!(id, Uuid::from_slice(expected).expect("16 bytes").to_string());
+    let expected = dead_letter_id(
+        "acme.allocation.update",
+        &messages[0].body,
+        Some("application/json"),
+        None,
+    );
+    assert_eq!(id, expected.to_string());
     for name in [id, &id[..13], &id[..9].to_uppercase()] {
         assert_eq!(
             desk(&place, &["show", name]).await.document(0)["deadLetter"]["id"],

@@ -1121,7 +1121,8 @@ async fn a_dead_letter_is_the_message_byte_for_byte() {
             Some("kind".to_owned()),
             Some("app".to_owned()),
             None,
-            None,
+            // By it the collector knows that a worker published this.
+            Some(user.clone()),
         ]
     );
     assert_eq!(

@@ -5,7 +5,10 @@ use uuid::Uuid;
 
 use crate::{
     cli::{Failure, bounded, enterprise_id, maybe_when, reconcile::moment, uuid},
-    domain::{dead_letter::State, decide::Reason},
+    domain::{
+        dead_letter::{MadeBy, State},
+        decide::Reason,
+    },
     store::{Store, desk::Filter, reconcile::Moment},
 };
 
@@ -36,6 +39,9 @@ pub(super) struct Filters {
     /// Only those that may settle later: what is worth replaying
     #[arg(long)]
     not_final: bool,
+    /// Only those made by: settled (the worker), broker (by itself), unknown (whoever else wrote to settlement.dead)
+    #[arg(long, value_name = "MAKER", value_parser = maker)]
+    made_by: Option<MadeBy>,
     /// Only those of this group, as `groups` shows it
     #[arg(long, value_parser = group)]
     group: Option<String>,
@@ -85,6 +91,7 @@ impl Acting {
             || others.is_final
             || others.not_final
             || others.group.is_some()
+            || others.made_by.is_some()
     }
 }
 
@@ -103,6 +110,8 @@ impl Filters {
             allocation: self.allocation,
             nonce: self.nonce.clone(),
             group: self.group.clone(),
+            made_by: self.made_by,
+            is_known: false,
             since: maybe_when(store, self.since).await?,
             until: maybe_when(store, self.until).await?,
         })
@@ -138,6 +147,11 @@ fn state(text: &str) -> Result<States, String> {
 fn reason(text: &str) -> Result<Reason, String> {
     let codes: Vec<&str> = Reason::ALL.into_iter().map(Reason::as_str).collect();
     Reason::parse(text).ok_or_else(|| format!("one of {}", codes.join(", ")))
+}
+
+fn maker(text: &str) -> Result<MadeBy, String> {
+    let names: Vec<&str> = MadeBy::ALL.into_iter().map(MadeBy::as_str).collect();
+    MadeBy::parse(text).ok_or_else(|| format!("one of {}", names.join(", ")))
 }
 
 fn nonce(text: &str) -> Result<String, String> {

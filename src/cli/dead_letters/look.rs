@@ -12,6 +12,7 @@ use super::{
     acts::{Operator, filters_of},
     advice::advice,
     filters::Looking,
+    headers::Plainly,
 };
 use crate::{
     cli::{
@@ -21,9 +22,8 @@ use crate::{
     },
     domain::{
         allocation::Allocation,
-        dead_letter::State,
+        dead_letter::{MadeBy, State},
         decide::Reason,
-        delivery::Properties,
         event::{self, AllocationView, rfc3339},
     },
     store::desk::{AuditRecord, DeadLetter, Exported, Group, Name, Replayed, Stat, acts::Act},
@@ -71,7 +71,11 @@ pub(super) async fn list(context: &Context, question: List) -> Result<Exit, Fail
             short(dead_letter.id),
             rfc3339(dead_letter.last_failed_at),
             dead_letter.enterprise_id.clone().unwrap_or_else(|| "-".to_owned()),
-            dead_letter.why.reason.to_string(),
+            if dead_letter.made_by == MadeBy::Unknown.as_str() {
+                format!("{}, made by unknown", dead_letter.why.reason)
+            } else {
+                dead_letter.why.reason.to_string()
+            },
             dead_letter.nonce.clone().unwrap_or_else(|| "-".to_owned()),
             dead_letter.state.clone(),
             dead_letter.times_seen.to_string(),
@@ -108,7 +112,7 @@ pub(in crate::cli) struct Show {
 #[serde(rename_all = "camelCase")]
 struct Shown<'a> {
     dead_letter: &'a DeadLetter,
-    properties: &'a Option<Properties>,
+    properties: Option<Plainly<'a>>,
     #[serde(flatten)]
     body: Option<Body>,
     /// None where nobody told the partner anything: somebody put the message there by hand.
@@ -166,7 +170,7 @@ pub(super) async fn show(context: &Context, question: Show) -> Result<Exit, Fail
     };
     let shown = Shown {
         dead_letter,
-        properties: &exported.properties,
+        properties: exported.properties.as_ref().map(Plainly),
         body: question.body.then(|| body(bytes, &exported)),
         told: told(dead_letter, allocation.as_ref()),
         allocation: allocation.as_ref().map(AllocationView::from),
@@ -246,7 +250,7 @@ fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Re
     let made_by = match dead_letter.made_by.as_str() {
         "settled" => "the worker's verdict",
         "broker" => "the broker, by itself",
-        _ => "somebody by hand",
+        _ => "unknown: no worker and no broker put it into settlement.dead; left out of plans unless --made-by unknown",
     };
     let allocation = match (dead_letter.allocation_id, allocation) {
         (None, _) => None,
@@ -269,7 +273,10 @@ fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Re
         ("nonce", dead_letter.nonce.clone()),
         ("allocation", allocation),
         ("routing key", Some(dead_letter.routing_key.clone())),
-        ("broker user", shown.properties.as_ref().and_then(|p| p.user_id.clone())),
+        (
+            "broker user",
+            shown.properties.as_ref().and_then(|p| p.0.user_id.clone()),
+        ),
         (
             "message",
             Some(match dead_letter.body_bytes_kept {
@@ -288,6 +295,7 @@ fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Re
         ("failed last", Some(rfc3339(dead_letter.last_failed_at))),
         ("seen", Some(times(dead_letter.times_seen))),
         ("discarded", dead_letter.discarded_at.map(rfc3339)),
+        ("note", dead_letter.note.clone()),
         (
             "partner was told",
             Some(match &shown.told {
@@ -519,13 +527,24 @@ pub(super) async fn stats(context: &Context, question: Stats) -> Result<Exit, Fa
 #[derive(Args)]
 #[command(after_help = "\
 One line each (NDJSON), with or without --json: everything that `list` says, and properties and body (base64) as they were
-received: enough to publish the message again, byte for byte. Of a message that was too large only the head is kept:
-bodyBytesKept says how much. Who exported what stands in the audit.")]
+received: enough to publish the message again, byte for byte. Headers are JSON values; typedHeaders says of what AMQP type
+each is. Of a message that was too large only the head is kept: bodyBytesKept says how much. Who exported what stands in
+the audit.")]
 pub(in crate::cli) struct Export {
     #[command(flatten)]
     filters: Looking,
     #[command(flatten)]
     operator: Operator,
+}
+
+/// A line of it.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    dead_letter: &'a DeadLetter,
+    properties: Option<Plainly<'a>>,
+    /// In base64.
+    body: &'a str,
 }
 
 pub(super) async fn export(context: &Context, wish: Export) -> Result<Exit, Failure> {
@@ -553,7 +572,11 @@ pub(super) async fn export(context: &Context, wish: Export) -> Result<Exit, Fail
         let Some(last) = page.last() else { break };
         after = last.dead_letter.cursor;
         for exported in &page {
-            context.out.document(exported)?;
+            context.out.document(&Line {
+                dead_letter: &exported.dead_letter,
+                properties: exported.properties.as_ref().map(Plainly),
+                body: &exported.body,
+            })?;
             count += 1;
         }
         progress.set_position(count);

@@ -15,17 +15,18 @@ use super::{
 use crate::{
     cli::{Context, Exit, Failure, output::Output},
     domain::{
-        dead_letter::State,
+        dead_letter::{MadeBy, State},
         decide::{Reason, VerdictKind},
     },
     settle::plan::{Ahead, SLICE, slice},
-    store::desk::{acts::Act, plans::PlanItem},
+    store::desk::{Filter, acts::Act, plans::PlanItem},
 };
 
 #[derive(Args)]
 #[command(after_help = "\
 The selection is frozen: `replay` takes these messages and no others, whatever fails meanwhile. Each is judged as the worker
-would judge it now, in order of arrival, and sees what those before it would have changed. Nothing is written but the plan.")]
+would judge it now, in order of arrival, and sees what those before it would have changed. Nothing is written but the plan.
+What nobody known put into settlement.dead is left out, unless --made-by unknown asks for it.")]
 pub(in crate::cli) struct PlanWish {
     #[command(flatten)]
     filters: Looking,
@@ -45,6 +46,8 @@ struct Planned {
     messages: usize,
     /// More were selected than a plan may hold.
     more: bool,
+    /// Messages that nobody known put into settlement.dead: the filters select them, and the plan does not.
+    left_out: i64,
     verdicts: Vec<Line>,
     would_move: Vec<Sum>,
     /// How to go on; none where there is nothing to replay.
@@ -71,14 +74,29 @@ struct Line {
 
 pub(super) async fn run(context: &Context, wish: PlanWish) -> Result<Exit, Failure> {
     let store = context.store()?;
-    let filter = wish.filters.filter(&store, &[State::Open]).await?;
+    let mut filter = wish.filters.filter(&store, &[State::Open]).await?;
+    // Nobody vouches for what they say: they are planned if somebody asks for them, and never among others.
+    filter.is_known = filter.made_by.is_none();
+    let left_out = if filter.is_known {
+        let unknown = Filter {
+            made_by: Some(MadeBy::Unknown),
+            is_known: false,
+            ..filter.clone()
+        };
+        store.count_dead_letters(&unknown).await?
+    } else {
+        0
+    };
     let limit = wish.limit.and_then(|limit| usize::try_from(limit).ok());
     let (ids, more) = select(context, &store, &filter, limit).await?;
     // Asking for the oldest N, one knows that there may be more.
     let more = more && limit.is_none_or(|limit| limit > ids.len());
     if ids.is_empty() {
-        return Err(Failure::refused("no dead letter is selected: there is nothing to plan")
-            .hint("`settled dead-letters stats` says what there is"));
+        let refusal = Failure::refused("no dead letter is selected: there is nothing to plan");
+        return Err(match left_out {
+            0 => refusal.hint("`settled dead-letters stats` says what there is"),
+            _ => refusal.hint(LEFT_OUT),
+        });
     }
     let rules = context.rules();
     let bar = progress(
@@ -116,6 +134,7 @@ pub(super) async fn run(context: &Context, wish: PlanWish) -> Result<Exit, Failu
         filters: filters.clone(),
         messages: items.len(),
         more,
+        left_out,
         would_move: moves(&items),
         replay: would_settle.then(|| format!("settled dead-letters replay {plan} --canary 10 --reason \"why\"")),
         verdicts,
@@ -123,6 +142,10 @@ pub(super) async fn run(context: &Context, wish: PlanWish) -> Result<Exit, Failu
     context.out.say(&planned, |out| print(out, &planned))?;
     Ok(Exit::Done)
 }
+
+/// Of messages that a plan does not take by itself.
+const LEFT_OUT: &str = "nobody known put these into settlement.dead: look at them, and plan them by themselves with \
+                        --made-by unknown if you know whose they are";
 
 fn verdicts(items: &[PlanItem]) -> Vec<Line> {
     let mut counts = BTreeMap::<(VerdictKind, Option<Reason>), usize>::new();
@@ -188,6 +211,9 @@ fn print(out: &Output, planned: &Planned) -> Result<(), Failure> {
     }
     if planned.more {
         out.line("there are more: a plan holds dead_letters.plan_max messages, the oldest; plan again after this one")?;
+    }
+    if planned.left_out > 0 {
+        out.line(format!("left out: {}; {LEFT_OUT}", planned.left_out))?;
     }
     match &planned.replay {
         Some(replay) => out.line(format!("go on with: {replay}")),

@@ -54,6 +54,14 @@ fn rules() -> Rules {
     }
 }
 
+/// The login that dead letters carry.
+const WORKER: &str = "worker";
+
+/// A letter taken apart, where the worker's word counts, at a time after everything here.
+fn opened(letter: Delivery) -> (Delivery, Cause) {
+    open(letter, &Trusted::new([WORKER.to_owned()]), time(2_000))
+}
+
 /// The dead letter that the worker makes of it, as the collector gets it.
 fn ours(reason: Reason) -> Delivery {
     letter_of(&sent(), reason)
@@ -81,7 +89,11 @@ fn letter_of(message: &Delivery, reason: Reason) -> Delivery {
         exchange: letter.exchange,
         routing_key: letter.routing_key,
         body: letter.body,
-        properties: letter.properties,
+        properties: Properties {
+            // The publisher adds it.
+            user_id: Some(WORKER.into()),
+            ..letter.properties
+        },
         cut: None,
         redelivered: false,
         source: Source::Queue { delivery_tag: 3 },
@@ -113,7 +125,7 @@ fn by_the_broker(deaths: Vec<HeaderValue>) -> Delivery {
 #[test]
 fn what_the_worker_made_opens_to_what_the_partner_sent() {
     for reason in Reason::ALL {
-        let (message, cause) = open(ours(reason));
+        let (message, cause) = opened(ours(reason));
         assert_eq!(message, sent());
         let expected = Cause {
             made_by: MadeBy::Settled,
@@ -155,7 +167,10 @@ fn too_large(body: &[u8], padding: usize) -> Delivery {
         exchange: letter.exchange,
         routing_key: letter.routing_key,
         body: letter.body,
-        properties: letter.properties,
+        properties: Properties {
+            user_id: Some(WORKER.into()),
+            ..letter.properties
+        },
         ..message
     }
 }
@@ -174,7 +189,7 @@ fn a_head_opens_to_what_it_is_the_head_of() {
             body: body.clone(),
             ..sent()
         };
-        let (message, cause) = open(too_large(&body, padding));
+        let (message, cause) = opened(too_large(&body, padding));
         assert_eq!(
             (cause.made_by, cause.reason),
             (MadeBy::Settled, Reason::MessageTooLarge)
@@ -203,7 +218,7 @@ fn a_head_that_is_none_is_nobodys() {
         let mut letter = too_large(&body, 1);
         let headers = letter.properties.headers.as_mut().expect("headers");
         headers.insert(BODY_LENGTH_HEADER.into(), value);
-        open(letter).1
+        opened(letter).1
     };
     assert_eq!(length(HeaderValue::LongLongInt(262_145)).made_by, MadeBy::Settled);
     for wrong in [
@@ -226,7 +241,7 @@ fn a_head_that_is_none_is_nobodys() {
         .expect("headers")
         .remove(BODY_LENGTH_HEADER);
     assert_eq!(
-        open(letter).1.made_by,
+        opened(letter).1.made_by,
         MadeBy::Unknown,
         "a digest that is not the body's"
     );
@@ -261,7 +276,7 @@ fn what_does_not_say_what_ours_says_is_nobodys() {
             Some(value) => headers.insert(name.into(), value),
             None => headers.remove(name),
         };
-        let (message, cause) = open(letter);
+        let (message, cause) = opened(letter);
         assert_eq!(
             (cause.made_by, cause.reason),
             (MadeBy::Unknown, Reason::Internal),
@@ -277,7 +292,7 @@ fn what_does_not_say_what_ours_says_is_nobodys() {
 #[test]
 fn the_broker_says_why_by_its_first_record_alone() {
     for (queue, word, reason) in [
-        ("settlement.updates", "rejected", Reason::MessageTooLarge),
+        ("settlement.updates", "rejected", Reason::Internal),
         ("settlement.updates", "delivery_limit", Reason::DeliveryLimit),
         ("settlement.updates.acme", "expired", Reason::Expired),
         ("settlement.updates", "maxlen", Reason::Internal),
@@ -290,7 +305,7 @@ fn the_broker_says_why_by_its_first_record_alone() {
         headers.insert("settled-origin-user-id".into(), text("victim"));
         headers.insert("x-first-death-reason".into(), text("rejected"));
         headers.insert("x-last-death-queue".into(), text("evil"));
-        let (message, cause) = open(letter);
+        let (message, cause) = opened(letter);
         assert_eq!((cause.made_by, cause.reason), (MadeBy::Broker, reason));
         assert_eq!(cause.failed_at, Some(time(900)));
         assert_eq!(message, sent(), "user id and expiration are the partner's own");
@@ -311,7 +326,7 @@ fn a_death_elsewhere_is_not_the_brokers_word_about_ours() {
         vec![text("settlement.updates"), at("settlement.updates")],
         vec![],
     ] {
-        let (_, cause) = open(by_the_broker(deaths.clone()));
+        let (_, cause) = opened(by_the_broker(deaths.clone()));
         assert_eq!(cause.made_by, MadeBy::Unknown, "{deaths:?}");
         // And beside headers of ours it is nothing: a tool may have moved the dead letter about.
         let mut letter = ours(Reason::UnknownPartner);
@@ -320,44 +335,139 @@ fn a_death_elsewhere_is_not_the_brokers_word_about_ours() {
             .headers
             .get_or_insert_default()
             .insert("x-death".into(), HeaderValue::Array(deaths));
-        let (message, cause) = open(letter);
+        let (message, cause) = opened(letter);
         assert_eq!((cause.made_by, cause.reason), (MadeBy::Settled, Reason::UnknownPartner));
         assert_eq!(message, sent());
     }
     let mut letter = by_the_broker(vec![]);
     let headers = letter.properties.headers.get_or_insert_default();
     headers.insert("x-death".into(), text("settlement.updates"));
-    assert_eq!(open(letter).1.made_by, MadeBy::Unknown);
+    assert_eq!(opened(letter).1.made_by, MadeBy::Unknown);
 }
 
-/// RabbitMQ 3.10 keeps a forged record whose queue and reason are the true ones, and only counts it up.
+/// RabbitMQ up to 3.12 keeps a record that came with the message, if its queue and reason are the true ones, and only
+/// counts it up. One that the broker did not write says nothing.
 #[test]
-fn of_a_forged_record_nothing_but_queue_and_reason_counts() {
-    let forged = headers([
-        ("queue", text("settlement.updates")),
-        ("reason", text("expired")),
-        ("count", HeaderValue::LongLongInt(10)),
-        ("time", text("then")),
-    ]);
-    let (message, cause) = open(by_the_broker(vec![HeaderValue::Table(forged)]));
-    assert_eq!((cause.reason, cause.failed_at), (Reason::Expired, None));
-    assert_eq!(message.exchange, "settlement.updates");
-    assert_eq!(message.properties.expiration, None);
-    let mut ahead = death("settlement.updates", "expired");
-    ahead.insert("time".into(), HeaderValue::Timestamp(u64::MAX));
-    assert_eq!(open(by_the_broker(vec![HeaderValue::Table(ahead)])).1.failed_at, None);
+fn a_record_that_the_broker_does_not_write_is_nobodys() {
+    let whole = || death("settlement.updates", "expired");
+    let (message, cause) = opened(by_the_broker(vec![HeaderValue::Table(whole())]));
+    assert_eq!(
+        (cause.made_by, message.properties.user_id.as_deref()),
+        (MadeBy::Broker, Some("partner"))
+    );
+    let mut without_expiration = whole();
+    without_expiration.remove("original-expiration");
+    let cause = opened(by_the_broker(vec![HeaderValue::Table(without_expiration)])).1;
+    assert_eq!(cause.made_by, MadeBy::Broker, "a queue's own time to live");
+    let spoil: [(&str, Option<HeaderValue>); 17] = [
+        ("reason", None),
+        ("reason", Some(HeaderValue::Boolean(true))),
+        ("exchange", None),
+        ("exchange", Some(HeaderValue::Void)),
+        ("count", None),
+        ("count", Some(HeaderValue::LongInt(1))),
+        ("count", Some(HeaderValue::LongLongInt(0))),
+        ("time", None),
+        ("time", Some(text("then"))),
+        ("time", Some(HeaderValue::LongLongInt(900))),
+        ("time", Some(HeaderValue::Timestamp(u64::MAX))),
+        ("time", Some(HeaderValue::Timestamp(2_000 + 601))),
+        ("routing-keys", None),
+        ("routing-keys", Some(text(KEY))),
+        ("routing-keys", Some(HeaderValue::Array(vec![]))),
+        ("routing-keys", Some(HeaderValue::Array(vec![HeaderValue::Void]))),
+        ("original-expiration", Some(text("soon"))),
+    ];
+    for (name, value) in spoil {
+        let mut record = whole();
+        let spoiled = format!("{name}: {value:?}");
+        match value {
+            Some(value) => record.insert(name.into(), value),
+            None => record.remove(name),
+        };
+        let (message, cause) = opened(by_the_broker(vec![HeaderValue::Table(record.clone())]));
+        assert_eq!(
+            (cause.made_by, cause.reason),
+            (MadeBy::Unknown, Reason::Internal),
+            "{spoiled}"
+        );
+        assert!(!cause.is_untold() && cause.failed_at.is_none(), "{spoiled}");
+        assert_eq!(message.properties.user_id, None, "{spoiled}");
+        assert_eq!(message.properties.headers, sent().properties.headers, "{spoiled}");
+        // Nor does a word of ours beside it count: that is no letter as we publish them.
+        let mut letter = ours(Reason::UnknownPartner);
+        let headers = letter.properties.headers.get_or_insert_default();
+        headers.insert("x-death".into(), HeaderValue::Array(vec![HeaderValue::Table(record)]));
+        assert_eq!(opened(letter).1.made_by, MadeBy::Unknown, "{spoiled}");
+    }
+    // The broker's clock may be ahead a little: it failed now, then.
+    let mut ahead = whole();
+    ahead.insert("time".into(), HeaderValue::Timestamp(2_000 + 599));
+    assert_eq!(
+        opened(by_the_broker(vec![HeaderValue::Table(ahead)])).1.made_by,
+        MadeBy::Broker
+    );
+}
+
+/// Who may write to settlement.dead, and is no worker.
+#[test]
+fn a_letter_is_believed_by_who_published_it() {
+    let others = Trusted::new([WORKER.to_owned(), "other-worker".to_owned()]);
+    let anybody = Trusted::new([WORKER.to_owned(), String::new()]);
+    let alone = Trusted::new([WORKER.to_owned()]);
+    for (user_id, trusted, is_believed) in [
+        (Some(WORKER), &alone, true),
+        (Some("other-worker"), &alone, false),
+        (Some("other-worker"), &others, true),
+        (Some("mallory"), &others, false),
+        (Some("partner"), &others, false),
+        (None, &alone, false),
+        (None, &others, false),
+        (None, &anybody, true),
+        (Some("mallory"), &anybody, false),
+        (Some("Worker"), &alone, false),
+        (Some("worker "), &alone, false),
+    ] {
+        let mut letter = ours(Reason::SignatureMismatch);
+        letter.properties.user_id = user_id.map(str::to_owned);
+        let (message, cause) = open(letter, trusted, time(2_000));
+        let expected = if is_believed {
+            (MadeBy::Settled, Reason::SignatureMismatch, Some("partner"))
+        } else {
+            (MadeBy::Unknown, Reason::Internal, None)
+        };
+        let found = (cause.made_by, cause.reason, message.properties.user_id.as_deref());
+        assert_eq!(found, expected, "{user_id:?}");
+        // What the broker gave up carries its sender's user_id, whoever that is.
+        let mut letter = by_the_broker(vec![HeaderValue::Table(death("settlement.updates", "expired"))]);
+        letter.properties.user_id = user_id.map(str::to_owned);
+        let (message, cause) = open(letter, trusted, time(2_000));
+        assert_eq!(
+            (cause.made_by, message.properties.user_id.as_deref()),
+            (MadeBy::Broker, user_id)
+        );
+    }
 }
 
 #[test]
 fn what_is_too_large_says_by_how_much() {
     let mut letter = by_the_broker(vec![HeaderValue::Table(death("settlement.updates", "rejected"))]);
-    let (message, cause) = open(letter.clone());
-    let detail = explain(cause, &facts(&message)).detail;
-    assert_eq!(detail, "it was rejected at its queue, although it is within the limits");
+    let (message, cause) = opened(letter.clone());
+    let explained = explain(cause, &facts(&message));
+    // By somebody else: a worker rejects nothing.
+    assert_eq!(explained.reason, Reason::Internal);
+    assert_eq!(
+        explained.detail,
+        "somebody rejected it at its queue, although it is within the limits"
+    );
     letter.body = vec![b' '; message::BODY_MAX + 1];
-    let (message, cause) = open(letter);
-    let detail = explain(cause, &facts(&message)).detail;
-    assert_eq!(detail, "the body has 262145 bytes, at most 262144 are allowed");
+    let (message, cause) = opened(letter);
+    let explained = explain(cause, &facts(&message));
+    assert_eq!(explained.reason, Reason::MessageTooLarge);
+    assert_eq!(
+        explained.detail,
+        "the body has 262145 bytes, at most 262144 are allowed"
+    );
 }
 
 #[test]
@@ -368,16 +478,97 @@ fn no_database_holds_a_nul() {
     assert!(unstorable(&letter).is_some());
 }
 
+fn identity(properties: &Properties) -> Identity<'_> {
+    Identity {
+        routing_key: KEY,
+        digest: message::sha256(b"{}"),
+        properties,
+        is_too_large: false,
+        is_unknown: false,
+    }
+}
+
 #[test]
-fn an_id_is_the_message() {
-    let digest = message::sha256(b"{}");
-    let id = id_of(KEY, &digest);
-    assert_eq!(id, id_of(KEY, &digest));
-    assert_ne!(id, id_of("acme.deallocation.update", &digest));
-    assert_ne!(id, id_of(KEY, &message::sha256(b"[]")));
-    // By hand: SHA-256 of the key, a zero byte and the body's SHA-256.
-    let digest = message::sha256([KEY.as_bytes(), &[0], &digest].concat());
-    assert_eq!(hex::encode(id.as_bytes()), hex::encode(&digest[..16]));
+fn an_id_is_everything_that_is_judged_and_nothing_else() {
+    let sent = sent().properties;
+    let one = identity(&sent);
+    let plain = Properties::default();
+    let with = |change: fn(&mut Properties)| {
+        let mut properties = sent.clone();
+        change(&mut properties);
+        properties
+    };
+    // What no check reads.
+    for same in [
+        with(|properties| properties.headers = None),
+        with(|properties| properties.message_id = Some("m-2".into())),
+        with(|properties| properties.expiration = None),
+        with(|properties| properties.reply_to = Some("amq.rabbitmq.reply-to.x".into())),
+        with(|properties| properties.correlation_id = Some("c".into())),
+        with(|properties| properties.delivery_mode = Some(1)),
+        with(|properties| properties.priority = Some(9)),
+        with(|properties| properties.timestamp = Some(1)),
+        with(|properties| properties.kind = Some("k".into())),
+        with(|properties| properties.app_id = Some("a".into())),
+        with(|properties| properties.cluster_id = Some("c".into())),
+    ] {
+        assert_eq!(identity(&same).id(), one.id(), "{same:?}");
+    }
+    let empty = Properties {
+        content_type: Some(String::new()),
+        content_encoding: Some(String::new()),
+        user_id: Some(String::new()),
+        ..plain.clone()
+    };
+    let others = [
+        with(|properties| properties.content_type = None),
+        with(|properties| properties.content_type = Some(String::new())),
+        with(|properties| properties.content_type = Some("Application/json".into())),
+        with(|properties| properties.content_encoding = Some("gzip".into())),
+        with(|properties| properties.content_encoding = Some(String::new())),
+        with(|properties| properties.user_id = None),
+        with(|properties| properties.user_id = Some("partne".into())),
+        // The same letters, elsewhere.
+        with(|properties| {
+            properties.content_encoding = properties.user_id.take();
+        }),
+        with(|properties| {
+            properties.content_type = Some("application/jsonpartner".into());
+            properties.user_id = None;
+        }),
+        plain.clone(),
+        empty,
+    ];
+    let mut ids: Vec<Uuid> = others.iter().map(|other| identity(other).id()).collect();
+    ids.extend([
+        one.id(),
+        Identity {
+            routing_key: "acme.deallocation.update",
+            ..one
+        }
+        .id(),
+        Identity {
+            digest: message::sha256(b"[]"),
+            ..one
+        }
+        .id(),
+        Identity {
+            is_too_large: true,
+            ..one
+        }
+        .id(),
+        Identity {
+            is_unknown: true,
+            ..one
+        }
+        .id(),
+    ]);
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "each is a row of its own");
+    // Rows of years are found by it: it stays what it is.
+    assert_eq!(one.id().to_string(), "a18ede03-354f-0626-a220-6f6a31649f19");
 }
 
 #[test]
@@ -445,9 +636,10 @@ fn filed_by(made_by: MadeBy, known: Option<Known>, failures: &[(Option<i64>, boo
             },
             cause,
             again: *again,
+            has_effect: false,
         })
         .collect();
-    let id = id_of(KEY, &facts.message_digest);
+    let id = arrivals.first().expect("an arrival").id();
     let known = known.map(|known| (id, known)).into_iter().collect();
     let mut filing = file(&known, &arrivals, time(100));
     let entry = filing.entries.remove(&id);
@@ -474,6 +666,7 @@ fn a_message_is_one_row_however_often_it_fails() {
         discarded_at: None,
         seen: 2,
         last: Some(1),
+        is_closed: false,
     };
     assert_eq!((entry, counted), (Some(expected), 2));
     // What was handed out before and is not there is stored like any other.
@@ -642,28 +835,28 @@ fn undecodable_properties_come_back_as_they_were() {
     );
     let letter = letter_of(&message, Reason::MalformedMessage);
     assert_eq!(letter.properties.undecodable, None);
-    assert_eq!(letter.properties.user_id, None);
-    let (opened, cause) = open(letter.clone());
+    assert_eq!(letter.properties.user_id.as_deref(), Some(WORKER));
+    let (message_again, cause) = opened(letter.clone());
     assert_eq!(
         (cause.made_by, cause.reason),
         (MadeBy::Settled, Reason::MalformedMessage)
     );
     let mut expected = wire::read(&list);
     expected.headers = Some(headers([("mine", HeaderValue::LongInt(7))]));
-    assert_eq!(opened.properties, expected);
-    assert_eq!(opened.properties.user_id.as_deref(), Some("partner"));
-    assert_eq!(opened.properties.undecodable.map(|list| list.0), Some(list));
+    assert_eq!(message_again.properties, expected);
+    assert_eq!(message_again.properties.user_id.as_deref(), Some("partner"));
+    assert_eq!(message_again.properties.undecodable.map(|list| list.0), Some(list));
     // The same when it is judged again.
     assert_eq!(facts(&opened_again(&message)).content.expect_err("refused"), refused);
     // One that says so and holds no list is nobody's.
     let mut spoilt = letter;
     let headers = spoilt.properties.headers.as_mut().expect("headers");
     headers.insert(ORIGIN_PROPERTIES.into(), text("no base64"));
-    assert_eq!(open(spoilt).1.made_by, MadeBy::Unknown);
+    assert_eq!(opened(spoilt).1.made_by, MadeBy::Unknown);
 }
 
 fn opened_again(message: &Delivery) -> Delivery {
-    open(letter_of(message, Reason::MalformedMessage)).0
+    opened(letter_of(message, Reason::MalformedMessage)).0
 }
 
 /// The largest that is not too large still fits the frames of a connection that consumes nothing.
@@ -690,5 +883,5 @@ fn the_letter_of_the_largest_undecodable_list_fits_a_small_frame() {
         "{}",
         letter.properties.wire_len()
     );
-    assert_eq!(open(letter).0.properties, wire::read(&list));
+    assert_eq!(opened(letter).0.properties, wire::read(&list));
 }
