@@ -108,7 +108,7 @@ enum Command {
     /// Refused messages: keep them, look at them, have them judged again
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
-    /// What operators did to dead letters
+    /// What operators did
     #[command(subcommand)]
     Audit(audit::AuditCommand),
     /// What the batches counted, against what they wrote

@@ -326,6 +326,11 @@ impl Session {
         Err(error)
     }
 
+    /// Keeps the transaction from being committed.
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Relaxed);
+    }
+
     /// Passes a fail point. A rehearsal passes none: what is counted are batches.
     async fn pass(&self, point: Point) -> Result<(), StoreError> {
         if self.rehearsal {

@@ -990,9 +990,8 @@ async fn a_canary_goes_first_and_then_the_rest() {
 async fn a_canary_that_differs_stops_the_run() {
     let incident = incident("desk_stop", 12).await;
     let (place, db) = (&incident.place, &incident.db);
-    let key = incident.partner.public_key();
-    let revoke = ["key", "revoke", "--enterprise-id", "acme", "--public-key", &key];
-    assert!(place.run(&revoke).await.status.success());
+    let suspend = ["partner", "suspend", "--enterprise-id", "acme"];
+    assert!(place.run(&suspend).await.status.success());
     let run = desk(
         place,
         &["replay", &incident.plan, "--canary", "3", "--reason", "key added"],
@@ -1010,12 +1009,13 @@ async fn a_canary_that_differs_stops_the_run() {
     );
     assert_eq!(states(db).await, in_states([("open", 12)]));
     assert_eq!(count(db, "dead_letters WHERE times_seen = 2 AND replays = 1").await, 3);
-    assert_eq!(run["cameTo"][0]["reason"], "signature_mismatch");
+    assert_eq!(run["cameTo"][0]["reason"], "partner_inactive");
     // Who goes on has seen what the canary came to.
-    place.add_key(&incident.partner).await;
+    let resume = ["partner", "resume", "--enterprise-id", "acme"];
+    assert!(place.run(&resume).await.status.success());
     let run = desk(
         place,
-        &["runs", "resume", "1", "--reason", "the key was revoked by mistake"],
+        &["runs", "resume", "1", "--reason", "it was suspended by mistake"],
     )
     .await
     .document(3);

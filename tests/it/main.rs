@@ -29,6 +29,7 @@ mod proxy;
 mod raw;
 mod readme;
 mod reconcile;
+mod reinstated;
 mod replays;
 mod support;
 mod tidy;
