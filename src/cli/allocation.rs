@@ -296,7 +296,7 @@ async fn reserve(context: &Context, wish: Reserve) -> Result<Exit, Failure> {
             text.push_str(&serde_json::to_string(answer).unwrap_or_default());
             text.push('\n');
         }
-        context.out.write(&text)?;
+        context.out.json_lines(&text)?;
         progress.set_position(read.load(Ordering::Relaxed));
         if let Some(error) = fault {
             let failure = Failure::usage(format!("the reservations can not be read on: {error}"));

@@ -73,22 +73,22 @@ fn print(context: &Context, acts: &[AuditRecord]) -> Result<(), Failure> {
             act.id.to_string(),
             rfc3339(act.at),
             act.operator.clone(),
-            signed(act),
             act.act.clone(),
             act.why.clone().unwrap_or_default(),
             brief(&act.filters),
             brief(&act.outcome),
+            signed(act),
         ]
     };
     let header = [
         "audit",
         "at",
         "operator",
-        "database user",
         "act",
         "why",
         "filters",
         "outcome",
+        "database user",
     ];
     context
         .out

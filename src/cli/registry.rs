@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     broker::topology,
-    domain::{event::rfc3339, signature::PublicKey},
+    domain::{calendar::CalendarTime, event::rfc3339, signature::PublicKey},
     store::registry::{
         By, ConnectionRecord, KeyRecord, NewConnection, NewKey, NewPartner, PartnerRecord, REMEMBERED_MAX, Registered,
         Reinstated,
@@ -119,10 +119,10 @@ pub(super) struct AddKey {
     public_key: String,
     /// RFC 3339; from now on if left out
     #[arg(long, value_name = "TIME", value_parser = time)]
-    valid_from: Option<Timestamp>,
+    valid_from: Option<CalendarTime>,
     /// RFC 3339; without end if left out
     #[arg(long, value_name = "TIME", value_parser = time)]
-    valid_until: Option<Timestamp>,
+    valid_until: Option<CalendarTime>,
     #[command(flatten)]
     note: Note,
 }
@@ -427,8 +427,8 @@ async fn add_key(context: &Context, wish: AddKey) -> Result<Exit, Failure> {
         Registered::Added(stored) | Registered::Exists(stored) | Registered::Updated(stored) => {
             let until = stored
                 .valid_until
-                .map_or_else(|| "without end".to_owned(), |until| format!("until {}", rfc3339(until)));
-            let subject = format!("{subject}, valid from {} {until}", rfc3339(stored.valid_from));
+                .map_or_else(|| "without end".to_owned(), |until| format!("until {until}"));
+            let subject = format!("{subject}, valid from {} {until}", stored.valid_from);
             let words = ["registered", "registered already", "its validity was changed"];
             tell(context, &subject, &registered, words)
         }
@@ -528,8 +528,9 @@ async fn list_keys(context: &Context, listing: Listing) -> Result<Exit, Failure>
                 key.enterprise_id.clone(),
                 key.public_key.clone(),
                 yes_no(key.valid),
-                rfc3339(key.valid_from),
-                times(key.valid_until),
+                key.valid_from.to_string(),
+                key.valid_until
+                    .map_or_else(|| "-".to_owned(), |until| until.to_string()),
                 times(key.revoked_at),
             ]
         };

@@ -1,17 +1,22 @@
 //! What operators and the custody system put in: partners, keys, connections, deposits, reservations. Everything here can
 //! be said twice: the second time it is found as it is.
 
+use std::error::Error;
+
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
-use tokio_postgres::Row;
+use tokio_postgres::{
+    Row,
+    types::{FromSql, Type},
+};
 use uuid::Uuid;
 
 use super::{
     Fate, Session, Store, StoreError,
     desk::acts::{Act, write_audit},
 };
-use crate::domain::{event::rfc3339, ledger::Amount, signature::PublicKey};
+use crate::domain::{calendar::CalendarTime, event::rfc3339, ledger::Amount, signature::PublicKey};
 
 /// RFC 3339 with milliseconds, as every time that leaves the program.
 pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -23,6 +28,30 @@ pub(super) fn maybe_time<S: Serializer>(time: &Option<Timestamp>, serializer: S)
     match time {
         Some(time) => serializer.serialize_some(&rfc3339(*time)),
         None => serializer.serialize_none(),
+    }
+}
+
+fn shown<S: Serializer>(time: &CalendarTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+fn maybe_shown<S: Serializer>(time: &Option<CalendarTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_some(&time.to_string()),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Any timestamptz, the infinite ones too: the server counts microseconds from 2000 on.
+impl<'a> FromSql<'a> for CalendarTime {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        const BEGINNING: i64 = 946_684_800_000_000;
+        let microsecond = i64::from_be_bytes(raw.try_into()?);
+        Ok(Self::from_microsecond(microsecond.saturating_add(BEGINNING)))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TIMESTAMPTZ
     }
 }
 
@@ -106,10 +135,10 @@ pub struct KeyRecord {
     /// 33 bytes in lower-case hexadecimal.
     pub public_key: String,
     pub enterprise_id: String,
-    #[serde(serialize_with = "time")]
-    pub valid_from: Timestamp,
-    #[serde(serialize_with = "maybe_time")]
-    pub valid_until: Option<Timestamp>,
+    #[serde(serialize_with = "shown")]
+    pub valid_from: CalendarTime,
+    #[serde(serialize_with = "maybe_shown")]
+    pub valid_until: Option<CalendarTime>,
     #[serde(serialize_with = "maybe_time")]
     pub revoked_at: Option<Timestamp>,
     #[serde(serialize_with = "time")]
@@ -142,9 +171,9 @@ pub struct NewKey {
     pub enterprise_id: String,
     pub public_key: PublicKey,
     /// None: from now on, or from when it was valid already.
-    pub valid_from: Option<Timestamp>,
+    pub valid_from: Option<CalendarTime>,
     /// None: without end.
-    pub valid_until: Option<Timestamp>,
+    pub valid_until: Option<CalendarTime>,
 }
 
 /// A client's connection with a partner.
@@ -433,7 +462,7 @@ impl Store {
                 &[&wish.enterprise_id],
             )
             .await?;
-        let Some(now) = known.first().map(|row| row.get::<_, Timestamp>(0)) else {
+        let Some(now) = known.first().map(|row| row.get::<_, CalendarTime>(0)) else {
             session.rollback().await;
             return Ok(Registered::NoPartner);
         };
@@ -482,7 +511,7 @@ impl Store {
                 &format!(
                     "/* registry::add_key */
                     INSERT INTO settled.partner_keys AS k (public_key, enterprise_id, valid_from, valid_until)
-                    VALUES ($1, $2, $3, $4)
+                    VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz)
                     ON CONFLICT (public_key) DO UPDATE
                     SET valid_from = excluded.valid_from,
                         valid_until = excluded.valid_until
@@ -490,7 +519,12 @@ impl Store {
                       AND k.revoked_at IS NULL
                     RETURNING {KEY_COLUMNS}"
                 ),
-                &[&bytes, &wish.enterprise_id, &valid_from, &wish.valid_until],
+                &[
+                    &bytes,
+                    &wish.enterprise_id,
+                    &valid_from.exactly(),
+                    &wish.valid_until.map(CalendarTime::exactly),
+                ],
             )
             .await?;
         let Some(stored) = rows.first().map(key) else {
@@ -500,13 +534,13 @@ impl Store {
             return Err(error);
         };
         let mut outcome = json!({
-            "validFrom": rfc3339(stored.valid_from),
-            "validUntil": stored.valid_until.map(rfc3339),
+            "validFrom": stored.valid_from.to_string(),
+            "validUntil": stored.valid_until.map(|time| time.to_string()),
         });
         if let Some(earlier) = &earlier {
             outcome["was"] = json!({
-                "validFrom": rfc3339(earlier.valid_from),
-                "validUntil": earlier.valid_until.map(rfc3339),
+                "validFrom": earlier.valid_from.to_string(),
+                "validUntil": earlier.valid_until.map(|time| time.to_string()),
             });
         }
         note(&session, by, "key add", &about_key(&stored), &outcome).await?;

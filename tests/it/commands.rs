@@ -201,10 +201,14 @@ async fn every_exit_code_has_its_cause() {
     let wrong = database.replace(password, "wrong");
     let missing = format!("{database}_missing");
     let nobody = format!("postgres://{user}:{password}@{NOWHERE}/x");
-    for url in [&nobody, &wrong, &missing] {
+    for (url, begins) in [
+        (&nobody, "the database is away: "),
+        (&wrong, "the database refuses our login: "),
+        (&missing, "the server has no database of that name: "),
+    ] {
         let answer = ask_in(&[("SETTLED_DATABASE_URL", url)], &["partner", "list"]).await;
         let (message, hint) = answer.refusal(69);
-        assert!(message.starts_with("the database is away: "), "{message}");
+        assert!(message.starts_with(begins), "{message}");
         assert!(hint.contains("SETTLED_DATABASE_URL"), "{hint}");
         assert!(!answer.all().contains(password), "{}", answer.all());
     }

@@ -108,9 +108,22 @@ async fn screen(place: &Place, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
+/// Acts that are no business of the desk: what a test set up.
+const BEFORE: [&str; 7] = [
+    "partner add",
+    "partner suspend",
+    "partner resume",
+    "key add",
+    "connection add",
+    "deposit",
+    "reserve",
+];
+
 async fn audit(place: &Place, arguments: &[&str]) -> Vec<Value> {
     let arguments = [&["audit", "list"], arguments, &["--json"]].concat();
-    Answer::of(&place.run(&arguments).await).lines(0)
+    let mut acts = Answer::of(&place.run(&arguments).await).lines(0);
+    acts.retain(|act| !BEFORE.contains(&act["act"].as_str().expect("an act")));
+    acts
 }
 
 /// How many of a partner's allocations are cleared.
@@ -1355,14 +1368,22 @@ async fn many_messages_are_touched_only_when_that_is_meant() {
         "{message}"
     );
     assert!(hint.contains("--yes"), "{hint}");
-    assert_eq!(count(&db, "audit").await, 0, "nothing was done");
+    assert_eq!(
+        count(&db, "audit WHERE act IN ('discard', 'purge')").await,
+        0,
+        "nothing was done"
+    );
     // The flag that selects elsewhere says why here: a slip would discard everything of a partner.
     let slip = ["discard", "--partner", "partner-1", "--reason", "internal"];
     let (message, _) = desk(&place, &slip).await.refusal(2);
     assert!(message.contains("--reason-code"), "{message}");
     let future = ["purge", "--discarded-before", "2999-01-01T00:00:00Z", "--reason", "why"];
     desk(&place, &future).await.refusal(2);
-    assert_eq!(count(&db, "audit").await, 0, "nothing was done");
+    assert_eq!(
+        count(&db, "audit WHERE act IN ('discard', 'purge')").await,
+        0,
+        "nothing was done"
+    );
     let few = [
         "discard",
         "--partner",

@@ -4,8 +4,10 @@
 //! the books checked from outside (`auditor`).
 
 mod amqp;
+mod arguments;
 mod auditor;
 mod batch;
+mod causes;
 mod collector;
 mod commands;
 mod desk;
