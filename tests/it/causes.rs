@@ -107,6 +107,9 @@ async fn a_worker_names_what_it_waits_for() {
     worker.kill().await;
 }
 
+/// Variables, and the words of a command.
+type Asked<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// Of the settings and of the command line, wherever a URL may be typed by mistake, and written wrong.
 #[tokio::test]
 async fn no_complaint_repeats_a_piece_of_a_url() {
@@ -121,7 +124,7 @@ async fn no_complaint_repeats_a_piece_of_a_url() {
         format!("amqp://u:{SECRET}/x@h:{SECRET}"),
         format!("{SECRET}@h"),
     ] {
-        let asked: &[(&[(&str, &str)], &[&str])] = &[
+        let asked: &[Asked<'_>] = &[
             (&[("SETTLED_DATABASE_URL", &url)], &["partner", "list"]),
             (&[("SETTLED_BROKER_URL", &url)], &["topology"]),
             (
