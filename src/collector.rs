@@ -14,7 +14,12 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    broker::{intake::Disposer, topology},
+    broker::{
+        BrokerError, Connection,
+        intake::Disposer,
+        publisher::{Fate as Routed, Publisher},
+        topology,
+    },
     domain::{
         allocation::Allocation,
         dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy, Trusted},
@@ -29,6 +34,8 @@ use crate::{
     telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
     worker::{Consumer, Culprits, Gate, HandBack, Patience, Work, Worker, dispose, tag_of},
 };
+
+pub mod second;
 
 /// Who pauses, as /readyz tells it.
 const WHO: &str = "collector";
@@ -60,6 +67,7 @@ pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
     let mut stage = PublishStage::start(worker.row_publisher(WHO), &owned, &settings.outbox);
     // Lanes count from zero, and the second intake is the one after them.
     let number = settings.worker.lanes + 1;
+    let second = second::collect(worker.clone(), Arc::clone(account));
     let batch_max = settings.dead_letters.batch_max;
     let gate = Gate::default();
     let mut consumer = Consumer {
@@ -82,10 +90,12 @@ pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
             trusted: trusted(&worker),
         },
         worker,
+        misfit: None,
+        unseen_told: false,
     };
     tokio::select! {
         () = stage.failed() => {}
-        () = consumer.run() => {}
+        ((), ()) = async { tokio::join!(consumer.run(), second) } => {}
     }
     drop(consumer);
     stage.finish().await;
@@ -163,9 +173,9 @@ impl Letters {
         Some((half(left, left_causes), half(right, right_causes)))
     }
 
-    /// What can be stored, and what no database could hold, which is told why.
-    fn sort(self) -> (Self, Vec<(Delivery, &'static str)>) {
-        let mut unstorable = Vec::new();
+    /// What can be stored, and what no database could hold.
+    fn sort(self) -> (Self, Self) {
+        let mut unstorable = Self::default();
         if !self
             .batch
             .deliveries
@@ -178,19 +188,19 @@ impl Letters {
             again: self.again,
             ..Self::default()
         };
-        let mut deliveries = Vec::new();
+        let (mut storable, mut others) = (Vec::new(), Vec::new());
         let facts = self.batch.facts.into_iter().zip(self.causes);
         for (delivery, (facts, cause)) in self.batch.deliveries.iter().zip(facts) {
-            match dead_letter::unstorable(delivery) {
-                Some(why) => unstorable.push((delivery.clone(), why)),
-                None => {
-                    deliveries.push(delivery.clone());
-                    kept.batch.facts.push(facts);
-                    kept.causes.push(cause);
-                }
-            }
+            let (deliveries, letters) = match dead_letter::unstorable(delivery) {
+                Some(_) => (&mut others, &mut unstorable),
+                None => (&mut storable, &mut kept),
+            };
+            deliveries.push(delivery.clone());
+            letters.batch.facts.push(facts);
+            letters.causes.push(cause);
         }
-        kept.batch.deliveries = Arc::new(deliveries);
+        kept.batch.deliveries = Arc::new(storable);
+        unstorable.batch.deliveries = Arc::new(others);
         (kept, unstorable)
     }
 }
@@ -234,6 +244,7 @@ fn file(
             id,
             now,
             filing: dead_letter::file(known, arrivals, now),
+            taken: dead_letter::taken(known, arrivals),
             judgements: Vec::new(),
             publications: Vec::new(),
             lag: Duration::ZERO,
@@ -298,7 +309,7 @@ impl Storing {
         &self,
         letters: Letters,
         done: &mut Vec<Settled>,
-        refused: &mut Vec<u64>,
+        apart: &mut Vec<Publication>,
     ) -> Result<(), HandBack<Letters>> {
         let settings = &self.worker.settings;
         let mut parts = vec![letters];
@@ -345,9 +356,7 @@ impl Storing {
                             continue;
                         }
                         let sqlstate = error.sqlstate.clone();
-                        for delivery in part.batch.deliveries.iter() {
-                            self.set_apart(delivery, sqlstate.as_deref(), &error.to_string(), refused);
-                        }
+                        self.set_apart(&part, sqlstate.as_deref(), |_| error.to_string(), apart);
                         break;
                     }
                     Fate::Away | Fate::Retry => patience.wait(PauseCause::Database, &error, &part).await?,
@@ -358,17 +367,57 @@ impl Storing {
         Ok(())
     }
 
-    /// Leaves one to `settlement.unreadable`: the broker takes it there when it is rejected.
-    fn set_apart(&self, delivery: &Delivery, sqlstate: Option<&str>, error: &str, refused: &mut Vec<u64>) {
-        let digest = hex::encode(crate::domain::message::sha256(&delivery.body));
-        Signal::DeadLetterSetApart {
-            digest: &digest,
-            sqlstate,
-            error,
+    /// Leaves letters to `settlement.unreadable`: they are published there by us, since what the broker does with them when
+    /// they are rejected depends on what is in them.
+    fn set_apart(
+        &self,
+        letters: &Letters,
+        sqlstate: Option<&str>,
+        why: impl Fn(&Delivery) -> String,
+        apart: &mut Vec<Publication>,
+    ) {
+        for arrival in letters.arrivals(&Effects::default()) {
+            let message = arrival.message;
+            let (digest, error) = (hex::encode(message.facts.message_digest), why(message.delivery));
+            Signal::DeadLetterSetApart {
+                digest: &digest,
+                sqlstate,
+                error: &error,
+            }
+            .emit();
+            self.account.unreadable.fetch_add(1, Ordering::Relaxed);
+            let Cause { reason, detail, .. } = arrival.cause;
+            let failed_at = dead_letter::failed_at(&arrival, Timestamp::now());
+            apart.push(event::set_apart(message, *reason, detail, failed_at));
         }
-        .emit();
-        self.account.unreadable.fetch_add(1, Ordering::Relaxed);
-        refused.push(tag_of(delivery));
+    }
+
+    /// Publishes what is set apart, on a connection of its own: there is next to never any. Without its confirms nothing of
+    /// the batch is acknowledged.
+    async fn publish_apart(&self, apart: &[Publication]) -> Result<(), HandBack<Letters>> {
+        if apart.is_empty() {
+            return Ok(());
+        }
+        let name = format!("{} {WHO} set apart", self.worker.settings.worker.name);
+        let published = async {
+            let connection = Connection::open_without_consumer(&self.worker.broker, &name).await?;
+            let mut publisher = Publisher::open(&connection).await?;
+            let mut fates = Vec::with_capacity(apart.len());
+            for publication in apart {
+                fates.extend(publisher.publish(std::slice::from_ref(publication)).await?);
+            }
+            drop(connection.close().await);
+            Ok::<_, BrokerError>(fates)
+        };
+        match published.await {
+            Ok(fates) if fates.iter().all(|fate| *fate == Routed::Confirmed) => Ok(()),
+            Ok(_) => Err(HandBack::because(
+                "settlement.unreadable does not take what can not be stored",
+            )),
+            Err(error) => Err(HandBack::because(format!(
+                "what can not be stored could not be published to settlement.unreadable: {error}"
+            ))),
+        }
     }
 
     fn tell(&self, letters: &Letters, stored: &Stored, elapsed: Duration) {
@@ -415,6 +464,7 @@ struct Filed {
     id: BatchId,
     now: Timestamp,
     filing: Filing,
+    taken: BTreeMap<Timestamp, u32>,
     judgements: Vec<Judgement>,
     publications: Vec<Publication>,
     lag: Duration,
@@ -428,6 +478,7 @@ impl Filed {
             now: self.now,
             arrivals,
             filing: &self.filing,
+            taken: &self.taken,
             judgements: &self.judgements,
             publications: &self.publications,
             lease: clerk.outbox_lease,
@@ -458,7 +509,11 @@ impl Work for Storing {
         let now = Timestamp::now();
         let (deliveries, causes): (Vec<_>, Vec<Cause>) = deliveries
             .into_iter()
-            .map(|delivery| dead_letter::open(delivery, &self.trusted, now))
+            .map(|mut delivery| {
+                // What comes both ways is one failure.
+                delivery.redelivered |= dead_letter::may_be_cut(&delivery);
+                dead_letter::open(delivery, &self.trusted, now)
+            })
             .unzip();
         let is_untold = |index: usize| causes.get(index).is_some_and(Cause::is_untold);
         let batch = Batch::read_signed_where(deliveries, is_untold).await;
@@ -481,15 +536,16 @@ impl Work for Storing {
         };
         let tags: Vec<u64> = letters.batch.deliveries.iter().map(tag_of).collect();
         let (letters, unstorable) = letters.sort();
-        let (mut done, mut refused) = (Vec::new(), Vec::new());
-        for (delivery, why) in &unstorable {
-            self.set_apart(delivery, None, why, &mut refused);
-        }
-        let stored = self.store_all(letters, &mut done, &mut refused).await;
+        let (mut done, mut apart) = (Vec::new(), Vec::new());
+        let why = |delivery: &Delivery| dead_letter::unstorable(delivery).unwrap_or_default().to_owned();
+        self.set_apart(&unstorable, None, why, &mut apart);
+        let mut stored = self.store_all(letters, &mut done, &mut apart).await;
         if stored.is_ok() {
             fail::point(Point::CollectorCommitted).await;
-            let acks: Vec<u64> = tags.into_iter().filter(|tag| !refused.contains(tag)).collect();
-            dispose(disposer, self.number, &refused, &acks).await;
+            stored = self.publish_apart(&apart).await;
+        }
+        if stored.is_ok() {
+            dispose(disposer, self.number, &[], &tags).await;
             fail::point(Point::CollectorAcked).await;
         }
         done.retain(|settled| !settled.publications.is_empty());
@@ -507,6 +563,10 @@ impl Work for Storing {
     fn held_up(&self, why: Option<String>) {
         let why = why.map(|why| format!("the collector of dead letters: {why}"));
         self.worker.health.set_paused_by(WHO, why);
+    }
+
+    fn misfit(&self, why: Option<String>) {
+        self.worker.health.set_paused_by("queue settlement.dead", why);
     }
 
     /// There is one collector a process.

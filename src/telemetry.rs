@@ -19,13 +19,11 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry};
-
 use uuid::Uuid;
 
 use crate::broker::topology;
 use crate::config::{LogFormat, LogLevel, LogSettings};
 use crate::domain::decide::{Reason, VerdictKind};
-use crate::plain::ForPeople;
 
 /// What happened.
 #[derive(Debug)]
@@ -58,6 +56,22 @@ pub enum Signal<'a> {
     ConsumerCancelled {
         lane: usize,
         queue: &'a str,
+    },
+    /// A queue, or what stands around it, is not what it must be: it is not consumed. An alarm.
+    TopologyMisfit {
+        lane: usize,
+        queue: &'a str,
+        problem: &'a str,
+    },
+    /// It was looked at, before a consumer is attached.
+    TopologyLooked {
+        queue: &'a str,
+        fits: bool,
+    },
+    /// What this user has no right to look at.
+    TopologyUnseen {
+        queue: &'a str,
+        unseen: &'a [String],
     },
     /// A partner's own queue is beyond the bound, and nobody here consumes it. An alarm.
     OwnQueueUnserved {
@@ -488,6 +502,20 @@ impl Signal<'_> {
                 gauge!("settled_consumers_attached", "queue" => queue.to_owned()).decrement(1.0);
                 error!(lane, queue, "the broker cancelled the consumer; it is rebuilt");
             }
+            Signal::TopologyMisfit { lane, queue, problem } => {
+                error!(lane, queue, problem, "this queue is not consumed until it is mended");
+            }
+            Signal::TopologyLooked { queue, fits } => {
+                gauge!("settled_topology_misfit", "queue" => queue.to_owned()).set(if fits { 0.0 } else { 1.0 });
+                trace!(queue, fits, "queue looked at before it is consumed");
+            }
+            Signal::TopologyUnseen { queue, unseen } => {
+                let unseen = unseen.join(", ");
+                info!(
+                    queue,
+                    unseen, "not looked at, for want of a right on it: `settled doctor`, as who may, checks it"
+                );
+            }
             Signal::OwnQueueUnserved { queue, most } => {
                 counter!("settled_own_queues_unserved_total").increment(1);
                 error!(
@@ -524,7 +552,7 @@ impl Signal<'_> {
                 error,
             } => {
                 counter!("settled_retries_total", "dependency" => dependency.as_str()).increment(1);
-                warn!(%dependency, attempt, wait_ms = millis(wait), error, "the {dependency} can not be used now; trying again");
+                warn!(%dependency, attempt, wait_ms = millis(wait), error, "{dependency} does not answer; trying again");
             }
             Signal::BatchJudged {
                 batch,
@@ -762,28 +790,13 @@ fn log_layer<W>(settings: &LogSettings, to_terminal: bool, writer: W) -> Box<dyn
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let filter = filter(settings.level);
     let human = match settings.format {
         LogFormat::Auto => to_terminal,
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
-    // A person looks at both; a program gets JSON as it is.
-    if human || to_terminal {
-        let writer = ForPeople {
-            inner: writer,
-            json: !human,
-        };
-        return formatted(writer, human, to_terminal, filter);
-    }
-    formatted(writer, human, to_terminal, filter)
-}
-
-fn formatted<W>(writer: W, human: bool, to_terminal: bool, filter: Targets) -> Box<dyn Layer<Registry> + Send + Sync>
-where
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     if human {
         layer
             .with_ansi(to_terminal)
@@ -988,6 +1001,11 @@ fn describe() {
             Unit::Count,
             "Consumers attached, by queue.",
         ),
+        (
+            "settled_topology_misfit",
+            Unit::Count,
+            "1 while a queue is not consumed because it, or what stands around it, is not what it must be.",
+        ),
         ("settled_queue_messages", Unit::Count, "Messages ready in a queue."),
         (
             "settled_dead_letters_open",
@@ -1166,6 +1184,16 @@ mod tests {
             },
             Signal::ConsumerDetached { lane: 0, queue },
             Signal::ConsumerAttached { lane: 1, queue },
+            Signal::TopologyMisfit {
+                lane: 0,
+                queue,
+                problem: "it is missing",
+            },
+            Signal::TopologyLooked { queue, fits: false },
+            Signal::TopologyUnseen {
+                queue,
+                unseen: &["exchange settlement.dead".to_owned()],
+            },
             Signal::OwnQueueUnserved {
                 queue: "settlement.updates.acme",
                 most: 16,
@@ -1335,6 +1363,7 @@ mod tests {
             "settled_paused{reason=\"database\"} 0",
             "settled_paused{reason=\"culprits\"} 1",
             "settled_consumers_attached{queue=\"settlement.updates\"} 1",
+            "settled_topology_misfit{queue=\"settlement.updates\"} 1",
             "settled_dead_letters_collected_total{what=\"new\"} 3",
             "settled_dead_letters_collected_total{what=\"again\"} 2",
             "settled_dead_letters_collected_total{what=\"copy\"} 1",
@@ -1471,7 +1500,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 11, "{alarms}");
+        assert_eq!(alarms.lines().count(), 12, "{alarms}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use jiff::SignedDuration;
 use tokio::{
     sync::{mpsc, watch},
@@ -45,6 +46,12 @@ const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the dead letters are counted, which takes as long as there are many.
 const DESK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often a consumer asks whether its queue still has one.
+const CONSUMER_LOOK: Duration = Duration::from_secs(3);
+
+/// How long a queue that is not what it must be is left alone before it is looked at again.
+const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Who pauses, as /readyz tells it, before there are lanes.
 const STARTING: &str = "start";
@@ -288,6 +295,9 @@ impl Worker {
         }
         if self.settings.dead_letters.collect {
             tasks.spawn(collector::run(self.clone()));
+        } else {
+            // Dead letters stay in their queue; what the broker may have kept away from it would be in no place.
+            tasks.spawn(collector::second::collect(self.clone(), Arc::default()));
         }
         tasks.spawn(self.clone().serve_own_queues());
         tasks.spawn(due::run(self.clone()));
@@ -373,7 +383,6 @@ impl Worker {
                     };
                 }
                 Err(error) => {
-                    self.health.set_database_trouble(error.trouble().sentence());
                     if self
                         .wait_for(Dependency::Database, &error.to_string(), &mut backoff)
                         .await
@@ -408,7 +417,8 @@ impl Worker {
                 }
                 Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
                 Err(error) => {
-                    self.health.set_paused_by(STARTING, Some(error.trouble().to_owned()));
+                    self.health
+                        .set_paused_by(STARTING, Some("the broker does not answer".to_owned()));
                     if self
                         .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
                         .await
@@ -466,7 +476,7 @@ impl Worker {
                     Signal::ParkedMeasured { parked }.emit();
                 }
                 Err(error) => {
-                    self.health.set_database_trouble(error.trouble().sentence());
+                    self.health.set_database_ok(false);
                     // Idle lanes would learn of it only from messages that another worker hands back.
                     if error.fate == Fate::Away {
                         self.gate.close();
@@ -494,6 +504,7 @@ impl Worker {
                 for queue in own_queues
                     .iter()
                     .map(|enterprise_id| topology::own_queue(enterprise_id))
+                    .chain([topology::BROKER_MADE.to_owned()])
                 {
                     match topology::depth_of(link, &queue).await {
                         Ok(depth) => depths.push((queue, depth)),
@@ -685,10 +696,24 @@ pub struct HandBack<B = Batch> {
 }
 
 impl<B> HandBack<B> {
+    /// The same of another kind of batch.
+    pub fn map<C>(self, convert: impl FnOnce(B) -> C) -> HandBack<C> {
+        HandBack {
+            why: self.why,
+            refused: self.refused.map(convert),
+            _paused: self._paused,
+        }
+    }
+
     /// Who publishes what is committed is gone: only a stop does that.
     pub fn no_publisher() -> Self {
+        Self::because("the publish stage is gone")
+    }
+
+    /// Nothing of it is refused by the database.
+    pub fn because(why: impl Into<String>) -> Self {
         Self {
-            why: "the publish stage is gone".to_owned(),
+            why: why.into(),
             refused: None,
             _paused: None,
         }
@@ -738,7 +763,7 @@ impl<'a, B: Clone> Patience<'a, B> {
     pub async fn wait(&mut self, cause: Cause, error: &StoreError, part: &B) -> Result<(), HandBack<B>> {
         let why = error.to_string();
         if error.fate == Fate::Away {
-            self.worker.health.set_database_trouble(error.trouble().sentence());
+            self.worker.health.set_database_ok(false);
         }
         let paused = self.paused.get_or_insert_with(|| {
             self.gate.close();
@@ -797,6 +822,9 @@ pub(crate) trait Work: Sized {
     /// Why no consumer is attached yet; None: nothing is in the way.
     fn held_up(&self, why: Option<String>);
 
+    /// What is wrong with the queue, or with what stands around it: nothing is taken until it is mended. None: nothing is.
+    fn misfit(&self, why: Option<String>);
+
     /// Waits until what goes back goes to none of our own consumers.
     async fn detached(&self);
 }
@@ -815,6 +843,10 @@ pub(crate) struct Consumer<W: Work> {
     pub linger: Duration,
     pub gate: Gate<W::Batch>,
     pub work: W,
+    /// What was wrong with the queue when it was looked at last.
+    pub misfit: Option<String>,
+    /// That not everything can be looked at is said once.
+    pub unseen_told: bool,
 }
 
 /// What a lane does: it settles.
@@ -839,6 +871,8 @@ enum SessionEnd {
     Lost,
     /// Intake is closed: what was delivered is settled or handed back.
     Closed,
+    /// It never began: with a queue or an exchange like that the broker may lose what it dead-letters.
+    Misfit,
 }
 
 /// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
@@ -862,6 +896,8 @@ async fn lane(worker: Worker, number: usize, queue: String) {
         },
         queue,
         worker,
+        misfit: None,
+        unseen_told: false,
     };
     tokio::select! {
         () = stage.failed() => {}
@@ -887,6 +923,11 @@ impl<W: Work> Consumer<W> {
                 Ok(SessionEnd::Lost) => {
                     backoff.reset();
                     retry::sleep(self.worker.settings.retry.initial, &mut self.worker.stop).await
+                }
+                Ok(SessionEnd::Misfit) => {
+                    // Whoever mends it should not wait for us.
+                    let wait = backoff.next().min(MISFIT_INTERVAL);
+                    retry::sleep(wait, &mut self.worker.stop).await
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -915,12 +956,8 @@ impl<W: Work> Consumer<W> {
                     };
                 }
                 Err(error) => {
-                    match error.fate {
-                        Fate::Away => self.worker.health.set_database_trouble(error.trouble().sentence()),
-                        Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
-                            self.worker.health.set_database_ok(true);
-                        }
-                    }
+                    let answered = error.fate != Fate::Away;
+                    self.worker.health.set_database_ok(answered);
                     let error = error.to_string();
                     self.work.held_up(Some(error.clone()));
                     if self.worker.wait_for(Dependency::Database, &error, backoff).await == Waited::Stopping {
@@ -959,6 +996,10 @@ impl<W: Work> Consumer<W> {
         let settings = Arc::clone(&self.worker.settings);
         let name = format!("{} {} consume", settings.worker.name, self.name);
         let connection = Connection::open(&self.worker.broker, &name).await?;
+        if !self.fits(&connection).await? {
+            drop(connection.close().await);
+            return Ok(SessionEnd::Misfit);
+        }
         let intake = Intake::attach(
             &connection,
             &self.queue,
@@ -1017,6 +1058,29 @@ impl<W: Work> Consumer<W> {
         Ok(end)
     }
 
+    /// Whether the queue and what stands around it are as they must be, as far as this user may look.
+    async fn fits(&mut self, connection: &Connection) -> Result<bool, BrokerError> {
+        let fitness = topology::fitness(connection, &self.queue).await?;
+        if fitness.problem != self.misfit {
+            if let Some(problem) = &fitness.problem {
+                let (lane, queue) = (self.number, self.queue.as_str());
+                Signal::TopologyMisfit { lane, queue, problem }.emit();
+            }
+            self.work.misfit(fitness.problem.clone());
+            self.misfit = fitness.problem;
+        }
+        Signal::TopologyLooked {
+            queue: &self.queue,
+            fits: self.misfit.is_none(),
+        }
+        .emit();
+        if !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen_told, true) {
+            let (queue, unseen) = (self.queue.as_str(), fitness.unseen.as_slice());
+            Signal::TopologyUnseen { queue, unseen }.emit();
+        }
+        Ok(self.misfit.is_none())
+    }
+
     /// Takes batches and reads them, while the one before is in the database.
     async fn take(
         &self,
@@ -1045,6 +1109,37 @@ impl<W: Work> Consumer<W> {
         (end, intake)
     }
 
+    /// Resolves once the queue has no consumer, ours included, or is not what it must be any more. A queue that is deleted and
+    /// declared anew in the same moment may leave its consumers without a word: they would wait for ever and be told as
+    /// attached, or go on with the new one, whatever that is.
+    async fn forgotten(&self, connection: &Connection) {
+        let mut strikes = 0;
+        loop {
+            tokio::time::sleep(CONSUMER_LOOK).await;
+            // Each refusal costs the connection a channel for good: who may not look was told so when it attached.
+            if !self.unseen_told {
+                match topology::fitness(connection, &self.queue).await {
+                    Ok(fitness) if fitness.problem.is_none() => {}
+                    Ok(_) => return,
+                    Err(_) => std::future::pending().await,
+                }
+            }
+            match topology::backlog(connection, &self.queue).await {
+                Ok((_, 0)) => strikes += 1,
+                Ok(_) => strikes = 0,
+                Err(BrokerError::Refused { code: 404, .. }) => return,
+                // Not ours to look at, or the session ends by itself.
+                Err(BrokerError::Refused { .. } | BrokerError::Away(_) | BrokerError::Config(_)) => {
+                    std::future::pending().await
+                }
+            }
+            // One is exchanged for another when the first message that is no redelivery comes.
+            if strikes > 1 {
+                return;
+            }
+        }
+    }
+
     async fn read(&self, deliveries: Vec<Delivery>) -> Taken<W::Batch> {
         let received = Instant::now();
         let undecodable = deliveries
@@ -1070,6 +1165,13 @@ impl<W: Work> Consumer<W> {
         let mut stop = self.worker.stop.clone();
         let mut closed = self.gate.closed.subscribe();
         let (lane, queue) = (self.number, self.queue.as_str());
+        let forgotten = std::pin::pin!(self.forgotten(connection));
+        let mut forgotten = forgotten.fuse();
+        let told_forgotten = || {
+            let error = "the queue was made anew without a word to its consumer";
+            Signal::ConsumerLost { lane, queue, error }.emit();
+            SessionEnd::Lost
+        };
         loop {
             // A place for the batch first: the one before may be held up for long, and while it is nothing is taken, a
             // consumer that must go goes, and a connection that breaks is told.
@@ -1079,6 +1181,7 @@ impl<W: Work> Consumer<W> {
                 _ = is_over.wait_for(|over| *over) => return SessionEnd::Closed,
                 _ = closed.wait_for(|closed| *closed) => return SessionEnd::Closed,
                 place = taken.reserve() => place,
+                () = &mut forgotten => return told_forgotten(),
                 () = connection.closed() => {
                     let error = "the connection broke while the batch before was being settled";
                     Signal::ConsumerLost { lane, queue, error }.emit();
@@ -1094,6 +1197,7 @@ impl<W: Work> Consumer<W> {
                 _ = is_over.wait_for(|over| *over) => return SessionEnd::Closed,
                 _ = closed.wait_for(|closed| *closed) => return SessionEnd::Closed,
                 next = intake.next() => next,
+                () = &mut forgotten => return told_forgotten(),
             };
             match next {
                 Ok(batch) => place.send(self.read(batch.deliveries).await),
@@ -1170,6 +1274,13 @@ impl Work for Settling {
 
     /// Without a consumer a lane is not ready, and without a database the worker is not.
     fn held_up(&self, _: Option<String>) {}
+
+    /// A partner's own queue holds up nobody else.
+    fn misfit(&self, why: Option<String>) {
+        if self.is_common {
+            self.worker.health.set_paused_by("queue settlement.updates", why);
+        }
+    }
 
     async fn detached(&self) {
         self.worker.wait_for_detached().await;

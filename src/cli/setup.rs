@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Context, Exit, Failure};
 use crate::{
-    broker::topology::{self, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
+    broker::topology::{self, BROKER_MADE, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
     store::{self, Fate},
 };
 
@@ -53,7 +53,7 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
 pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Declared {
-        exchanges: [&'static str; 5],
+        exchanges: [&'static str; 6],
         queues: Vec<String>,
         /// What was left out, and why.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,7 +61,7 @@ pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
     }
     let connection = context.connect("settled topology").await?;
     topology::declare(&connection).await?;
-    let mut queues = [UPDATES, DEAD, UNREADABLE].map(str::to_owned).to_vec();
+    let mut queues = [UPDATES, DEAD, BROKER_MADE, UNREADABLE].map(str::to_owned).to_vec();
     // The common queues serve everybody meanwhile: a database that is not there yet is worth a line and no more.
     let own = own_queues(context).await;
     let note = own.as_ref().err().map(|failure| {
@@ -74,7 +74,7 @@ pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
     }
     connection.close().await?;
     let declared = Declared {
-        exchanges: [UPDATES, UPDATES_ALL, EVENTS, DEAD, UNREADABLE],
+        exchanges: [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE],
         queues,
         note,
     };

@@ -13,6 +13,12 @@ use super::{
     wire,
 };
 
+mod path;
+mod taken;
+
+pub use path::may_be_cut;
+pub use taken::taken;
+
 /// The input queue, and with a dot and an enterprise behind it a partner's own.
 const INPUT_QUEUE: &str = "settlement.updates";
 

@@ -1,7 +1,7 @@
 //! Verdict to words: the CloudEvent, the dead letter and the reply of one message; and how a batch's events are put into
 //! messages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -21,6 +21,8 @@ use super::{
 pub const EVENTS_EXCHANGE: &str = "settlement.events";
 /// Where dead letters are published.
 pub const DEAD_EXCHANGE: &str = "settlement.dead";
+/// Where those are published that can not be stored.
+pub const UNREADABLE_EXCHANGE: &str = "settlement.unreadable";
 /// The namespace of event ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_0c52_0e0b_5c7e_9a53_3c1c_8a2d_7f10);
 const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -406,6 +408,20 @@ pub fn count_of(publication: &Publication) -> u64 {
     }
 }
 
+/// How many dead letters are among publications; the same message twice is one.
+pub fn letters_of(publications: &[Publication]) -> usize {
+    let mut messages = BTreeSet::new();
+    for letter in publications
+        .iter()
+        .filter(|publication| publication.kind == PublicationKind::DeadLetter)
+    {
+        let headers = letter.properties.headers.as_ref();
+        let digest = headers.and_then(|headers| headers.get("settled-digest")?.as_text());
+        messages.insert((letter.routing_key.as_str(), digest));
+    }
+    messages.len()
+}
+
 /// The events of a message as a subscriber reads it, in order and byte for byte, whichever format it has.
 ///
 /// # Errors
@@ -487,6 +503,14 @@ pub fn told_again(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -
 /// is identical.
 pub fn given_up(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp, rules: &Rules) -> Publication {
     refusal_event(message, (REJECTED, reason, detail), failed_at, None, rules)
+}
+
+/// A dead letter that no database can hold, for the exchange of those, with why it is one.
+pub fn set_apart(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> Publication {
+    Publication {
+        exchange: UNREADABLE_EXCHANGE.into(),
+        ..dead_letter_of(message, reason, detail, failed_at)
+    }
 }
 
 /// The message as received, for the dead-letter exchange, with why it is there; what is too large without what was left out.

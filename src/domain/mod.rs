@@ -10,7 +10,6 @@
 )]
 
 pub mod allocation;
-pub mod calendar;
 pub mod dead_letter;
 pub mod decide;
 pub mod delivery;

@@ -74,6 +74,14 @@ const UPDATE: &str = "\
     )
     WHERE d.id = n.id";
 
+const COUNT_TAKEN: &str = "\
+    /* dead_letters::count_taken */
+    INSERT INTO settled.letters_taken AS t (failed_at, letters)
+    SELECT n.failed_at, n.letters
+    FROM unnest($1::timestamptz[], $2::bigint[]) AS n (failed_at, letters)
+    ORDER BY n.failed_at
+    ON CONFLICT (failed_at) DO UPDATE SET letters = t.letters + excluded.letters";
+
 /// The transaction between load and write. Dropped, it leaves no trace.
 pub struct OpenFiling {
     session: Session,
@@ -87,6 +95,8 @@ pub struct FilingOutcome<'a> {
     pub now: Timestamp,
     pub arrivals: &'a [Arrival<'a>],
     pub filing: &'a Filing,
+    /// Dead letters of workers that are taken with it, by when they failed.
+    pub taken: &'a BTreeMap<Timestamp, u32>,
     /// Of what the broker gave up: messages that are in no batch yet.
     pub judgements: &'a [Judgement],
     /// Their events.
@@ -179,7 +189,7 @@ impl OpenFiling {
 
 async fn write_all(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
     // On a fresh connection too they leave in this order, so that the first error is the cause.
-    for sql in [batch::INSERT_BATCH, INSERT, UPDATE, outbox::INSERT] {
+    for sql in [batch::INSERT_BATCH, INSERT, UPDATE, outbox::INSERT, COUNT_TAKEN] {
         session.prepare(sql).await?;
     }
     let written = join!(
@@ -187,8 +197,11 @@ async fn write_all(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(),
         insert(session, outcome),
         update(session, outcome),
         outbox::insert(session, outcome.id, outcome.publications, outcome.lease),
+        count_taken(session, outcome),
     );
-    [written.0, written.1, written.2, written.3].into_iter().collect()
+    [written.0, written.1, written.2, written.3, written.4]
+        .into_iter()
+        .collect()
 }
 
 /// What the broker gave up came to us here for the first time: it is received, and rejected.
@@ -197,7 +210,19 @@ async fn insert_batch(session: &Session, outcome: &FilingOutcome<'_>) -> Result<
         return Ok(());
     }
     let FilingOutcome { id, worker, now, .. } = *outcome;
-    batch::count_batch(session, id, worker, "dead", now, outcome.judgements).await
+    // What it counts is in hand, and is published to nobody's queue.
+    batch::count_batch(session, id, worker, "dead", now, outcome.judgements, 0).await
+}
+
+async fn count_taken(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+    if session.skips(outcome.taken.is_empty()) {
+        return Ok(());
+    }
+    let times: Vec<Timestamp> = outcome.taken.keys().copied().collect();
+    let letters: Vec<i64> = outcome.taken.values().map(|letters| i64::from(*letters)).collect();
+    session
+        .execute_exactly(times.len(), COUNT_TAKEN, &[&times, &letters])
+        .await
 }
 
 /// The entries that are new, or those that are not, in order of id.

@@ -288,13 +288,98 @@ const QUESTIONS: [Question; 8] = [
     },
 ];
 
+/// What is published is taken, or waits somewhere: in the outbox, set aside, or in its queue. By the time of its batch, which
+/// a dead letter says; of batches of one moment the larger one counts, since two may have refused the same message.
+const LETTERS: &str = "\
+    /* reconcile::letters */
+    SELECT format('dead letters of %s', b.at) AS whose, b.letters AS l, coalesce(t.letters, 0) + b.aside AS r
+    FROM (
+        SELECT b.at, max(b.letters)::bigint AS letters, sum(coalesce(r.aside, 0))::bigint AS aside
+        FROM settled.batches AS b
+        LEFT JOIN (SELECT batch_id, count(*) AS aside FROM settled.outbox_refused GROUP BY batch_id) AS r
+               ON r.batch_id = b.id
+        WHERE b.at >= $1 AND b.at < $2
+          AND b.letters > 0
+          AND NOT EXISTS (SELECT FROM settled.outbox AS o WHERE o.batch_id = b.id)
+        GROUP BY b.at
+    ) AS b
+    LEFT JOIN settled.letters_taken AS t ON t.failed_at = b.at
+    ORDER BY b.at";
+
+/// The line of [`LETTERS`].
+pub const PUBLISHED: &str = "dead letters that batches published";
+
+/// What waits in the queue of dead letters, so far as the broker says.
+#[derive(Clone, Copy, Debug)]
+pub enum Waiting {
+    /// At most so many.
+    AtMost(u64),
+    /// The broker was not asked, or does not answer.
+    Unknown,
+}
+
+async fn letters(session: &Session, waiting: Waiting, found: &mut Reconciliation) -> Result<(), StoreError> {
+    let rows = session.query(LETTERS, &[&found.since, &found.until]).await?;
+    let (mut published, mut taken, mut missing) = (0_i64, 0_i64, 0_i64);
+    let mut problems = Vec::new();
+    for row in &rows {
+        let (whose, l, r): (String, i64, i64) = (row.get("whose"), row.get("l"), row.get("r"));
+        published += l;
+        taken += r.min(l);
+        if r < l {
+            missing += l - r;
+            problems.push(format!("{whose}: {l} published, and {r} taken or set aside"));
+        }
+    }
+    let (waiting, is_known) = match waiting {
+        Waiting::AtMost(waiting) => (i64::try_from(waiting).unwrap_or(i64::MAX), true),
+        Waiting::Unknown => (i64::MAX, false),
+    };
+    let ok = missing <= waiting;
+    found.lines.push(Line {
+        left: Side {
+            what: PUBLISHED,
+            count: published,
+        },
+        relation: Relation::Equal,
+        right: Side {
+            what: if is_known {
+                "taken, set aside or waiting in settlement.dead"
+            } else {
+                "taken, set aside or perhaps waiting in settlement.dead (the broker was not asked)"
+            },
+            count: if ok { published } else { taken.saturating_add(waiting) },
+        },
+        ok,
+        differs_by: if ok { 0 } else { missing.saturating_sub(waiting) },
+        advice: "a dead letter left its queue and came to nobody: deleted or expired there, or held for long by somebody \
+                 else's consumer; the message is lost unless its sender has it, its event was told",
+    });
+    if !ok {
+        let rest = problems.len().saturating_sub(PROBLEMS_MAX);
+        problems.truncate(PROBLEMS_MAX);
+        found.problems.append(&mut problems);
+        if rest > 0 {
+            found
+                .problems
+                .push(format!("and {rest} more moments with dead letters that never came"));
+        }
+    }
+    Ok(())
+}
+
 impl Store {
     /// Compares what batches of a window counted with what they wrote, all of it in one moment. Without an end the window
     /// ends now.
     ///
     /// # Errors
     /// The database is away or refuses. What does not agree is no error.
-    pub async fn reconcile(&self, since: Moment, until: Option<Moment>) -> Result<Reconciliation, StoreError> {
+    pub async fn reconcile(
+        &self,
+        since: Moment,
+        until: Option<Moment>,
+        waiting: Waiting,
+    ) -> Result<Reconciliation, StoreError> {
         let mut session = self.session("reconcile").await?;
         // The server gives up first, and says so.
         session.deadline = LONGEST + LONGEST / 10;
@@ -323,6 +408,7 @@ impl Store {
         for question in &QUESTIONS {
             ask(&session, question, &mut reconciliation).await?;
         }
+        letters(&session, waiting, &mut reconciliation).await?;
         session.rollback().await;
         Ok(reconciliation)
     }

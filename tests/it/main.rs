@@ -4,10 +4,8 @@
 //! the books checked from outside (`auditor`).
 
 mod amqp;
-mod arguments;
 mod auditor;
 mod batch;
-mod causes;
 mod collector;
 mod commands;
 mod desk;
@@ -31,11 +29,11 @@ mod proxy;
 mod raw;
 mod readme;
 mod reconcile;
-mod reinstated;
 mod replays;
 mod support;
 mod tidy;
 mod tls;
+mod topology;
 mod traffic;
 mod traps;
 mod worker;

@@ -53,7 +53,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
     let connection = Connection::open(&broker, "settled collect")
         .await
         .map_err(Failure::no_broker)?;
-    topology::depths(&connection).await?;
+    waiting(&connection).await?;
     let mut signals = Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
 
     let account = Arc::new(Account::default());
@@ -78,7 +78,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
         return Err(Failure::ours(format!("the collector's own code failed: {error}")));
     }
     looked?;
-    let left = topology::depths(&connection).await?.dead;
+    let left = waiting(&connection).await?;
     drop(connection.close().await);
     let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
     let done = Done {
@@ -108,8 +108,15 @@ async fn drained(connection: &Connection, follow: bool) -> Result<(), BrokerErro
     if follow {
         return std::future::pending().await;
     }
-    while topology::depths(connection).await?.dead > 0 {
+    while waiting(connection).await? > 0 {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
+}
+
+/// What is ready in either queue of dead letters.
+async fn waiting(connection: &Connection) -> Result<u32, BrokerError> {
+    let first = topology::depths(connection).await?.dead;
+    let second = topology::depth_of(connection, topology::BROKER_MADE).await?;
+    Ok(first.saturating_add(second))
 }
