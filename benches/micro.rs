@@ -187,6 +187,7 @@ impl Batch {
                 async_allocations: true,
                 async_deallocations: true,
                 keys: vec![key(partner).public_key()],
+                revoked: Vec::new(),
             };
             (format!("partner-{partner}"), known)
         });

@@ -391,7 +391,10 @@ impl Layers {
     fn lay_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             ConfigError::new(
-                format!("cannot read the settings file {}: {error}", path.display()),
+                format!(
+                    "cannot read the settings file {}: {error}",
+                    repeated(&path.display().to_string())
+                ),
                 "name an existing TOML file in UTF-8 with --config, or leave --config out",
             )
         })?;
@@ -480,7 +483,7 @@ impl Layers {
         };
         match value {
             Some(value) => self.lay(key, value, origin),
-            None => Err(self.wrong_type(&key, &format!("{text:?}"), &origin)),
+            None => Err(self.wrong_type(&key, &format!("{:?}", repeated(&text)), &origin)),
         }
     }
 
@@ -506,10 +509,15 @@ impl Layers {
         } else {
             format!(" = {}", shown(&value))
         };
+        let is_secret = value.as_str().is_some_and(|text| repeated(text) != text);
         if let Some(slot) = find_mut(&mut self.merged, &key) {
             *slot = value;
         }
-        if let Err(why) = self.settings() {
+        if let Err(mut why) = self.settings() {
+            if is_secret {
+                // What reads a setting may repeat what it read.
+                why = "it can not be that".to_owned();
+            }
             return Err(ConfigError::new(format!("`{name}`{said}: {why} ({origin})"), SEE_LIST));
         }
         self.origins.insert(name, origin);
@@ -604,14 +612,15 @@ impl Layers {
     fn unknown(&self, key: &[String], origin: &Origin) -> ConfigError {
         let mut known = Vec::new();
         leaves(&self.defaults, &mut Vec::new(), &mut known);
-        let name = key.join(".");
+        let typed = key.join(".");
+        let name = repeated(&typed);
         let leaf = key.last().map_or("", String::as_str);
         let nearest = known
             .into_iter()
             .min_by_key(|candidate| {
                 // The right setting in the wrong section is nearer than a similar word.
                 let same_leaf = candidate.rsplit('.').next() == Some(leaf);
-                if same_leaf { 1 } else { distance(&name, candidate) }
+                if same_leaf { 1 } else { distance(name, candidate) }
             })
             .unwrap_or_default();
         let nearest = match origin {
@@ -704,7 +713,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 fn read_url(variable: &str, path: &str) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         ConfigError::new(
-            format!("cannot read the file {path} that {variable} names: {error}"),
+            format!("cannot read the file {} that {variable} names: {error}", repeated(path)),
             "it must be a readable text file that holds the URL and nothing else",
         )
     })?;
@@ -743,10 +752,20 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
+/// What was typed, as it may be repeated: a URL or connection string in the wrong place holds a password there too.
+pub(crate) fn repeated(text: &str) -> &str {
+    let lower = text.to_ascii_lowercase();
+    let may_be_secret = ["://", "@", "password", "passwd", "sslmode", "host=", "user="];
+    if may_be_secret.iter().any(|piece| lower.contains(piece)) {
+        return "***";
+    }
+    text
+}
+
 /// How a value is shown in a sentence.
 fn shown(value: &Value) -> String {
     match value {
-        Value::String(text) => format!("{:?}", text.chars().take(80).collect::<String>()),
+        Value::String(text) => format!("{:?}", repeated(text).chars().take(80).collect::<String>()),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Boolean(flag) => flag.to_string(),
@@ -1443,6 +1462,58 @@ mod tests {
         .expect("right");
         assert_eq!(settings.database.url.expose(), "host=db dbname=x password=hunter2");
         assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+
+    /// A URL or connection string where it does not belong, or written wrong: no word of it is repeated.
+    #[test]
+    fn what_may_be_a_secret_is_not_repeated() {
+        for secret in [
+            "postgres://u:hunter2@h/d",
+            "amqp://u:hunter2@h/v",
+            "mysql://u:hunter2@h",
+            "host=h user=u password=hunter2",
+            "host = h password = 'hunter2'",
+            "u:hunter2@h",
+            "PASSWORD=hunter2",
+        ] {
+            let variables: &[&[(&str, &str)]] = &[
+                &[("SETTLED_DATABASE_URL_FILE", secret)],
+                &[("SETTLED_BROKER_URL_FILE", secret)],
+                &[("SETTLED_BROKER_URL", secret), ("SETTLED_WORKER__LANES", secret)],
+                &[("SETTLED_WORKER__LANES", secret)],
+                &[("SETTLED_PARK__DEADLINE", secret)],
+                &[("SETTLED_RETRY__JITTER", secret)],
+                &[("SETTLED_ALLOW_PLAINTEXT", secret)],
+                &[("SETTLED_HTTP__LISTEN", secret)],
+                &[("SETTLED_LOG__LEVEL", secret)],
+                &[("SETTLED_EVENTS__FORMAT", secret)],
+            ];
+            for variables in variables {
+                let (message, hint) = refused(None, variables, &[]);
+                assert!(
+                    !format!("{message}{hint}").contains("unter2"),
+                    "{variables:?}: {message}"
+                );
+            }
+            for flag in ["worker.lanes", "databse.url", "database", secret] {
+                let (message, hint) = refused(None, &[], &[(flag, secret)]);
+                assert!(
+                    !format!("{message}{hint}").contains("unter2"),
+                    "{flag}: {message} {hint}"
+                );
+            }
+            let (message, hint) = refused(Some(Path::new(secret)), &[], &[]);
+            assert!(!format!("{message}{hint}").contains("unter2"), "{message}");
+            for text in [
+                secret.to_owned(),
+                format!("[database]\nurl = {secret}"),
+                format!("[worker]\nlanes = \"{secret}\""),
+            ] {
+                let file = Scratch::new(&text);
+                let (message, hint) = refused(Some(&file.0), &[], &[]);
+                assert!(!format!("{message}{hint}").contains("unter2"), "{text}: {message}");
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Health {
     /// Those of them that consume the common queue.
     common_attached: AtomicUsize,
     database_ok: AtomicBool,
+    /// What keeps us from it, where that is known.
+    database_trouble: Mutex<Option<&'static str>>,
     /// By whom, and why.
     paused: Mutex<BTreeMap<String, String>>,
 }
@@ -69,6 +71,13 @@ impl Health {
         self.database_ok.store(ok, Ordering::Release);
     }
 
+    /// The database can not be used, and why: a sentence.
+    pub fn set_database_trouble(&self, sentence: &'static str) {
+        let mut trouble = self.database_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = Some(sentence);
+        self.set_database_ok(false);
+    }
+
     pub fn database_ok(&self) -> bool {
         self.database_ok.load(Ordering::Acquire)
     }
@@ -105,7 +114,8 @@ impl Health {
             reasons.push(NO_CONSUMER.to_owned());
         }
         if !self.database_ok() {
-            reasons.push("the database does not answer".to_owned());
+            let trouble = *self.database_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            reasons.push(trouble.unwrap_or("the database does not answer").to_owned());
         }
         if let Some(why) = self.paused() {
             reasons.push(format!("paused: {why}"));

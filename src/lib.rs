@@ -69,6 +69,7 @@ pub mod health;
 pub mod http;
 pub mod partner;
 pub mod pause;
+mod plain;
 pub mod publish;
 pub mod relay;
 pub mod replay;

@@ -19,11 +19,13 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry};
+
 use uuid::Uuid;
 
 use crate::broker::topology;
 use crate::config::{LogFormat, LogLevel, LogSettings};
 use crate::domain::decide::{Reason, VerdictKind};
+use crate::plain::ForPeople;
 
 /// What happened.
 #[derive(Debug)]
@@ -552,7 +554,7 @@ impl Signal<'_> {
                 error,
             } => {
                 counter!("settled_retries_total", "dependency" => dependency.as_str()).increment(1);
-                warn!(%dependency, attempt, wait_ms = millis(wait), error, "{dependency} does not answer; trying again");
+                warn!(%dependency, attempt, wait_ms = millis(wait), error, "the {dependency} can not be used now; trying again");
             }
             Signal::BatchJudged {
                 batch,
@@ -790,13 +792,28 @@ fn log_layer<W>(settings: &LogSettings, to_terminal: bool, writer: W) -> Box<dyn
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let filter = filter(settings.level);
     let human = match settings.format {
         LogFormat::Auto => to_terminal,
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
+    // A person looks at both; a program gets JSON as it is.
+    if human || to_terminal {
+        let writer = ForPeople {
+            inner: writer,
+            json: !human,
+        };
+        return formatted(writer, human, to_terminal, filter);
+    }
+    formatted(writer, human, to_terminal, filter)
+}
+
+fn formatted<W>(writer: W, human: bool, to_terminal: bool, filter: Targets) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     if human {
         layer
             .with_ansi(to_terminal)

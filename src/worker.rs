@@ -383,6 +383,7 @@ impl Worker {
                     };
                 }
                 Err(error) => {
+                    self.health.set_database_trouble(error.trouble().sentence());
                     if self
                         .wait_for(Dependency::Database, &error.to_string(), &mut backoff)
                         .await
@@ -417,8 +418,7 @@ impl Worker {
                 }
                 Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
                 Err(error) => {
-                    self.health
-                        .set_paused_by(STARTING, Some("the broker does not answer".to_owned()));
+                    self.health.set_paused_by(STARTING, Some(error.trouble().to_owned()));
                     if self
                         .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
                         .await
@@ -476,7 +476,7 @@ impl Worker {
                     Signal::ParkedMeasured { parked }.emit();
                 }
                 Err(error) => {
-                    self.health.set_database_ok(false);
+                    self.health.set_database_trouble(error.trouble().sentence());
                     // Idle lanes would learn of it only from messages that another worker hands back.
                     if error.fate == Fate::Away {
                         self.gate.close();
@@ -763,7 +763,7 @@ impl<'a, B: Clone> Patience<'a, B> {
     pub async fn wait(&mut self, cause: Cause, error: &StoreError, part: &B) -> Result<(), HandBack<B>> {
         let why = error.to_string();
         if error.fate == Fate::Away {
-            self.worker.health.set_database_ok(false);
+            self.worker.health.set_database_trouble(error.trouble().sentence());
         }
         let paused = self.paused.get_or_insert_with(|| {
             self.gate.close();
@@ -956,8 +956,12 @@ impl<W: Work> Consumer<W> {
                     };
                 }
                 Err(error) => {
-                    let answered = error.fate != Fate::Away;
-                    self.worker.health.set_database_ok(answered);
+                    match error.fate {
+                        Fate::Away => self.worker.health.set_database_trouble(error.trouble().sentence()),
+                        Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
+                            self.worker.health.set_database_ok(true);
+                        }
+                    }
                     let error = error.to_string();
                     self.work.held_up(Some(error.clone()));
                     if self.worker.wait_for(Dependency::Database, &error, backoff).await == Waited::Stopping {

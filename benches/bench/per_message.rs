@@ -387,6 +387,7 @@ async fn load(transaction: &Transaction<'_>, facts: &Facts) -> Result<Snapshot, 
             async_allocations: row.get("async_allocations"),
             async_deallocations: row.get("async_deallocations"),
             keys: Vec::new(),
+            revoked: Vec::new(),
         });
         let key: Option<&[u8]> = row.get("public_key");
         partner.keys.extend(key.and_then(PublicKey::from_bytes));

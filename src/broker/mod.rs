@@ -101,7 +101,7 @@ fn authority_of(rest: &str) -> &str {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
     /// Connection lost, refused or timed out: try again later, on a new connection.
-    #[error("the broker is away: {0}")]
+    #[error("{}", away(.0))]
     Away(String),
     /// The broker understood and said no.
     #[error("the broker refused with {code}: {text}")]
@@ -117,6 +117,16 @@ pub enum BrokerError {
     Config(String),
 }
 
+/// How an error begins that is no silence: both are there and do not come to terms.
+const NO_TLS: &str = "TLS with the broker can not be agreed on";
+
+fn away(text: &str) -> String {
+    if text.starts_with(NO_TLS) {
+        return text.to_owned();
+    }
+    format!("the broker is away: {text}")
+}
+
 /// What an injected error stands for: the connection broke.
 impl From<Injected> for BrokerError {
     fn from(_: Injected) -> Self {
@@ -128,7 +138,10 @@ impl BrokerError {
     /// By lapin's codes, never by its text.
     fn from_lapin(error: &lapin::Error) -> Self {
         let ErrorKind::ProtocolError(amqp) = error.kind() else {
-            return BrokerError::Away(error.to_string());
+            return BrokerError::Away(match is_of_tls(error) {
+                true => format!("{NO_TLS}: {error}"),
+                false => error.to_string(),
+            });
         };
         match amqp.kind() {
             // NOT_ALLOWED is how RabbitMQ answers to an unknown virtual host: waiting does not cure it.
@@ -137,6 +150,35 @@ impl BrokerError {
                 text: amqp.get_message().to_string(),
             },
             AMQPErrorKind::Hard(_) => BrokerError::Away(error.to_string()),
+        }
+    }
+
+    /// What keeps us from the broker, in a sentence without a word of the broker's own.
+    pub fn trouble(&self) -> &'static str {
+        match self {
+            BrokerError::Away(text) if text.starts_with(NO_TLS) => NO_TLS,
+            BrokerError::Away(_) => "the broker does not answer",
+            BrokerError::Refused { code: 403, .. } => "the broker refuses our login, or a right is missing",
+            BrokerError::Refused { code: 530, .. } => {
+                "the broker has no such virtual host, or does not let this user into it"
+            }
+            BrokerError::Refused { .. } => "the broker refuses what it is asked",
+            BrokerError::Config(_) => "a setting of the broker is wrong",
+        }
+    }
+
+    /// A refusal of the whole connection. The broker's words about a virtual host repeat its name and the user's, which are
+    /// parts of the URL; and of a URL that was written wrong they may be parts of the password.
+    fn of_the_door(self) -> Self {
+        match self {
+            BrokerError::Refused { code: 530, .. } => BrokerError::Refused {
+                code: 530,
+                text:
+                    "NOT_ALLOWED: the virtual host was not found, is not open to this user, or has reached its limit \
+                       of connections"
+                        .to_owned(),
+            },
+            BrokerError::Away(_) | BrokerError::Refused { .. } | BrokerError::Config(_) => self,
         }
     }
 
@@ -156,6 +198,22 @@ impl BrokerError {
         // Precondition failed, and our own two: a frame too large, a name too long.
         matches!(self.code(), Some(406 | 501 | 502))
     }
+}
+
+/// Whether TLS is what failed.
+fn is_of_tls(error: &lapin::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(one) = cause {
+        let inner = match one.downcast_ref::<Arc<std::io::Error>>() {
+            Some(io) => io.get_ref(),
+            None => one.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref),
+        };
+        if one.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = one.source();
+    }
+    false
 }
 
 impl BrokerSettings {
@@ -185,11 +243,11 @@ impl BrokerSettings {
             AMQPScheme::AMQPS => {}
             AMQPScheme::AMQP => {
                 if !self.allow_plaintext && !tls::is_loopback(&uri.authority.host) {
-                    return Err(BrokerError::Config(format!(
-                        "broker.url is amqp:// to {}, which would send the password and every message in the clear: \
-                         use amqps://, or set allow_plaintext if the network is trusted",
-                        uri.authority.host
-                    )));
+                    return Err(BrokerError::Config(
+                        "broker.url is amqp:// to another machine, which would send the password and every message in \
+                         the clear: use amqps://, or set allow_plaintext if the network is trusted"
+                            .to_owned(),
+                    ));
                 }
             }
         }
@@ -326,7 +384,7 @@ impl Connection {
             }),
             Err(error) => {
                 socket.cut();
-                Err(error)
+                Err(error.of_the_door())
             }
         }
     }
@@ -580,6 +638,9 @@ mod tests {
         };
         let error = soon(probe(&elsewhere)).await.expect_err("refused");
         assert_eq!(error.code(), Some(530), "{error}");
+        // Neither the user nor the virtual host is repeated.
+        assert!(!error.to_string().contains(&vhost.name), "{error}");
+        assert!(error.trouble().contains("virtual host"), "{error}");
         let error = soon(probe(&settings("amqp://localhost:1/"))).await.expect_err("away");
         assert!(matches!(error, BrokerError::Away(_)), "{error}");
     }
@@ -669,6 +730,10 @@ mod tests {
             assert!(version.starts_with("RabbitMQ "), "{version}");
             let error = soon(probe(&settings(&url))).await.expect_err("not trusted");
             assert!(matches!(error, BrokerError::Away(_)), "{error}");
+            assert!(
+                error.trouble().starts_with("TLS") && error.to_string().starts_with("TLS"),
+                "{error}"
+            );
         }
         std::fs::remove_file(&authority).expect("removed");
     }

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::{Context, Exit, Failure, life, output::complain, uuid};
+use super::{Context, Exit, Failure, life, output::complain, registry::Note, uuid};
 use crate::{
     domain::{
         allocation::Allocation,
@@ -25,7 +25,7 @@ use crate::{
         json::Json,
         message::parse_uuid,
     },
-    store::{Store, audit::Subject},
+    store::{Store, audit::Subject, registry::By},
 };
 
 /// Reservations in one transaction at most: each holds its accounts' locks until it commits.
@@ -59,6 +59,8 @@ lines are waiting, so that another program can ask and wait. Exit 3 if some, 1 i
 pub(super) struct Reserve {
     /// Read it instead of stdin (-)
     file: Option<PathBuf>,
+    #[command(flatten)]
+    note: Note,
 }
 
 #[derive(Args)]
@@ -259,10 +261,11 @@ impl std::fmt::Display for Tally {
 }
 
 async fn reserve(context: &Context, wish: Reserve) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let (input, size): (Box<dyn BufRead + Send>, Option<u64>) = match wish.file {
+    let (store, operator) = (context.store()?, wish.note.operator());
+    let by = wish.note.by(&operator);
+    let (input, size): (Box<dyn BufRead + Send>, Option<u64>) = match &wish.file {
         Some(path) if path.as_os_str() != "-" => {
-            let file = File::open(&path)
+            let file = File::open(path)
                 .map_err(|error| Failure::usage(format!("{} can not be read: {error}", path.display())))?;
             let size = file.metadata().ok().map(|about| about.len());
             (Box::new(BufReader::new(file)), size)
@@ -284,7 +287,7 @@ async fn reserve(context: &Context, wish: Reserve) -> Result<Exit, Failure> {
             Ok(false) => break,
             Err(error) => Some(error),
         };
-        let answers = reserve_chunk(context, &store, std::mem::take(&mut chunk))
+        let answers = reserve_chunk(context, &store, std::mem::take(&mut chunk), by)
             .await
             .map_err(|failure| stopped(&failure, tally))?;
         let mut text = String::new();
@@ -293,7 +296,7 @@ async fn reserve(context: &Context, wish: Reserve) -> Result<Exit, Failure> {
             text.push_str(&serde_json::to_string(answer).unwrap_or_default());
             text.push('\n');
         }
-        context.out.write(&text)?;
+        context.out.json_lines(&text)?;
         progress.set_position(read.load(Ordering::Relaxed));
         if let Some(error) = fault {
             let failure = Failure::usage(format!("the reservations can not be read on: {error}"));
@@ -343,13 +346,13 @@ async fn take(lines: &mut mpsc::Receiver<std::io::Result<Line>>, chunk: &mut Vec
 }
 
 /// Reserves what can be read, in one transaction, and puts the answers in the order of the lines.
-async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>) -> Result<Vec<Answer>, Failure> {
+async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>, by: By<'_>) -> Result<Vec<Answer>, Failure> {
     let wishes: Vec<&str> = chunk.iter().filter_map(|line| line.as_deref().ok()).collect();
     let reserved = if wishes.is_empty() {
         Vec::new()
     } else {
         let wishes = format!("[{}]", wishes.join(","));
-        context.patiently(async || store.reserve(&wishes).await).await?
+        context.patiently(async || store.reserve(&wishes, by).await).await?
     };
     let mut reserved = reserved.into_iter();
     chunk

@@ -23,7 +23,8 @@ pub(super) struct List {
     /// Only those of this operator
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
-    /// Only this act: plan, replay, replay ended, resume, cancel, discard, restore, export, purge
+    /// Only this act: partner add, partner suspend, partner resume, key add, key revoke, key reinstate, connection add,
+    /// deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge
     #[arg(long)]
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h
@@ -76,12 +77,31 @@ fn print(context: &Context, acts: &[AuditRecord]) -> Result<(), Failure> {
             act.why.clone().unwrap_or_default(),
             brief(&act.filters),
             brief(&act.outcome),
+            signed(act),
         ]
     };
-    let header = ["audit", "at", "operator", "act", "why", "filters", "outcome"];
+    let header = [
+        "audit",
+        "at",
+        "operator",
+        "act",
+        "why",
+        "filters",
+        "outcome",
+        "database user",
+    ];
     context
         .out
         .table(&header, acts.iter().map(row).collect(), "nobody did anything yet")
+}
+
+/// `user@address`, as the database knows it.
+fn signed(act: &AuditRecord) -> String {
+    match (&act.session_user, &act.client_address) {
+        (Some(user), Some(address)) => format!("{user}@{address}"),
+        (Some(user), None) => user.clone(),
+        (None, _) => "-".to_owned(),
+    }
 }
 
 /// An object as `name value, name value`.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     broker::BrokerError,
     config::ConfigError,
-    store::{Fate, StoreError},
+    store::{Fate, StoreError, trouble::Trouble},
 };
 
 /// How a command ended that could be carried out.
@@ -83,7 +83,7 @@ impl Failure {
 
     /// Says it on stderr. Nobody is left to tell if that fails.
     pub fn tell(&self, json: bool) -> ExitCode {
-        super::output::complain(&if json {
+        if json {
             #[derive(Serialize)]
             struct Document<'a> {
                 error: Body<'a>,
@@ -99,13 +99,13 @@ impl Failure {
                     hint: self.hint.as_deref(),
                 },
             };
-            serde_json::to_string(&document).unwrap_or_default()
+            super::output::complain_in_json(&serde_json::to_string(&document).unwrap_or_default());
         } else {
-            match &self.hint {
+            super::output::complain(&match &self.hint {
                 Some(hint) => format!("settled: {}\n  hint: {hint}", self.message),
                 None => format!("settled: {}", self.message),
-            }
-        });
+            });
+        }
         ExitCode::from(self.code)
     }
 }
@@ -124,12 +124,18 @@ impl From<StoreError> for Failure {
             .hint("run `settled migrate`");
         }
         match error.fate {
-            Fate::Away => Failure::away(format!("the database is away: {error}"))
-                .hint("check that it runs and that SETTLED_DATABASE_URL (or --database-url) says where"),
+            Fate::Away => {
+                let trouble = error.trouble();
+                Failure::away(format!("{}: {error}", trouble.in_a_command())).hint(trouble.hint())
+            }
             Fate::Retry => Failure::away(format!("the database is too busy for this now: {error}"))
                 .hint("try again; nothing was done by halves"),
             Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
-                Failure::ours(format!("the database did not do what was asked: {error}"))
+                let failure = Failure::ours(format!("the database did not do what was asked: {error}"));
+                match error.trouble() {
+                    Trouble::Forgets => failure.hint(Trouble::Forgets.hint()),
+                    _ => failure,
+                }
             }
         }
     }
@@ -150,6 +156,9 @@ impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
         let sentence = error.to_string();
         match error {
+            BrokerError::Away(_) if sentence.starts_with("TLS") => {
+                Failure::away(sentence).hint("check broker.ca_file, the server's certificate and the host's name in it")
+            }
             BrokerError::Away(_) => Failure::away(sentence)
                 .hint("check that it runs and that SETTLED_BROKER_URL (or --broker-url) says where"),
             BrokerError::Refused { code, .. } => match code {

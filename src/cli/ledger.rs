@@ -7,7 +7,9 @@ use uuid::Uuid;
 use super::{
     Context, Exit, Failure, currency, external_id,
     output::{Mood, plain},
-    quantity, uuid,
+    quantity,
+    registry::Note,
+    uuid,
 };
 use crate::{
     domain::ledger::{Amount, Quantity},
@@ -29,6 +31,8 @@ pub(super) struct Deposit {
     /// What tells it from the client's other deposits; the same reference again changes nothing
     #[arg(long, allow_hyphen_values = true, value_parser = external_id)]
     reference: String,
+    #[command(flatten)]
+    note: Note,
 }
 
 #[derive(Subcommand)]
@@ -54,9 +58,13 @@ pub(super) async fn deposit(context: &Context, wish: Deposit) -> Result<Exit, Fa
         currency: wish.currency,
         quantity: wish.quantity,
     };
-    let store = context.store()?;
+    let (store, operator) = (context.store()?, wish.note.operator());
     let deposited = context
-        .patiently(async || store.deposit(wish.client_id, &amount, &wish.reference).await)
+        .patiently(async || {
+            store
+                .deposit(wish.client_id, &amount, &wish.reference, wish.note.by(&operator))
+                .await
+        })
         .await?;
     let (result, word) = match deposited {
         Deposited::Deposited => ("deposited", "came in"),

@@ -27,8 +27,9 @@ pub use self::failure::{Exit, Failure};
 use self::output::Output;
 use crate::{
     broker::{BrokerSettings, Connection},
-    config::{ConfigError, Settings, Sources, process_environment},
+    config::{ConfigError, Settings, Sources, process_environment, repeated},
     domain::{
+        calendar::CalendarTime,
         decide::Rules,
         ledger::{Quantity, is_currency},
         message::{is_enterprise_id, parse_uuid},
@@ -108,7 +109,7 @@ enum Command {
     /// Refused messages: keep them, look at them, have them judged again
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
-    /// What operators did to dead letters
+    /// What operators did
     #[command(subcommand)]
     Audit(audit::AuditCommand),
     /// What the batches counted, against what they wrote
@@ -262,13 +263,17 @@ impl Refusal {
         ExitCode::from(code)
     }
 
-    /// clap repeats what was typed. What looks like a private key or a password goes unrepeated.
+    /// clap repeats what was typed. What looks like a private key or a connection string goes unrepeated.
     fn scrubbed(&self) -> String {
         let mut text = self.error.to_string();
         for argument in self.arguments.iter().skip(1) {
             let argument = argument.to_string_lossy();
-            let value = argument.split_once('=').map_or(&*argument, |(_, value)| value);
-            if value.contains("prv") || value.contains("://") {
+            // --flag=value, or a word of its own: `host=h password=p` is one.
+            let value = match argument.split_once('=') {
+                Some((flag, value)) if flag.starts_with('-') => value,
+                _ => &*argument,
+            };
+            if value.contains("prv") || repeated(value) != value {
                 text = text.replace(value, "***");
             }
         }
@@ -325,11 +330,8 @@ fn quantity(text: &str) -> Result<Quantity, String> {
 }
 
 /// RFC 3339, cut to milliseconds: what is stored is what is shown.
-fn time(text: &str) -> Result<Timestamp, String> {
-    let time: Timestamp = text
-        .parse()
-        .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z".to_owned())?;
-    Timestamp::from_millisecond(time.as_millisecond()).map_err(|_| "out of range".to_owned())
+fn time(text: &str) -> Result<CalendarTime, String> {
+    CalendarTime::parse(text)
 }
 
 /// Cuts what was found down to so many. One more than is shown was asked for: whether it came says whether there are more.
@@ -433,6 +435,8 @@ mod tests {
         for secret in [
             "xprv9s21ZrQH143K3QTDL4LXw2F7HEK3wJUD2nW2nRk4stbPy6cq3jPPqjiChkVvvNKmPGJxWUtg6LnF5kejMRNNU3TGtRBeJgk33yuGBxrMPHi",
             "postgres://u:pa55@h/d",
+            "host=h,password=pa55",
+            "u:pa55@h",
         ] {
             for words in [
                 format!("settled key add --enterprise-id E {secret}"),

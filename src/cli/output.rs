@@ -10,12 +10,16 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use super::Failure;
+pub(super) use crate::plain::plain;
+use crate::plain::{coloured_lines, json_for_people, plain_lines};
 
 /// Stdout, in the form that was asked for.
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) json: bool,
     colour: bool,
+    /// A person looks at it.
+    terminal: bool,
     /// The reader went away.
     closed: AtomicBool,
 }
@@ -32,9 +36,11 @@ impl Output {
     pub(super) fn new(json: bool) -> Self {
         // https://no-color.org
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let terminal = std::io::stdout().is_terminal();
         Self {
             json,
-            colour: !json && !unwanted && std::io::stdout().is_terminal(),
+            colour: !json && !unwanted && terminal,
+            terminal,
             closed: AtomicBool::new(false),
         }
     }
@@ -62,16 +68,30 @@ impl Output {
         }
     }
 
-    /// A line for people.
+    /// A line for people. What others wrote is escaped where it stands in it; this is for what was forgotten.
     pub(super) fn line(&self, text: impl Display) -> Result<(), Failure> {
-        self.write(&format!("{text}\n"))
+        let text = format!("{text}\n");
+        self.write(&if self.colour {
+            coloured_lines(&text)
+        } else {
+            plain_lines(&text)
+        })
+    }
+
+    /// Lines of JSON, each with its end. A program gets them as they are; on a terminal the same values are written so that
+    /// none of them can steer it.
+    pub(super) fn json_lines(&self, text: &str) -> Result<(), Failure> {
+        if self.terminal {
+            return self.write(&json_for_people(text));
+        }
+        self.write(text)
     }
 
     /// One JSON document on one line.
     pub(super) fn document(&self, value: &impl Serialize) -> Result<(), Failure> {
         let text =
             serde_json::to_string(value).map_err(|error| Failure::ours(format!("the answer is no JSON: {error}")))?;
-        self.line(text)
+        self.json_lines(&format!("{text}\n"))
     }
 
     /// One JSON document for programs, or what `human` says for people.
@@ -128,36 +148,24 @@ fn draw(header: &[&str], rows: Vec<Vec<String>>) -> Table {
     table
 }
 
-/// A line on stderr. Nobody is left to tell if that fails.
+/// Lines on stderr, fit for people. Nobody is left to tell if that fails.
 pub(super) fn complain(text: &str) {
     let mut stderr = std::io::stderr().lock();
-    drop(writeln!(stderr, "{text}"));
+    drop(writeln!(stderr, "{}", coloured_lines(text)));
 }
 
-/// Text from outside, fit for a terminal: what would move the cursor or change colours is shown escaped.
-pub(super) fn plain(text: &str) -> String {
-    text.chars()
-        .flat_map(|letter| {
-            let harmful = letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            let escaped = harmful.then(|| letter.escape_default());
-            let same = (!harmful).then_some(letter);
-            escaped.into_iter().flatten().chain(same)
-        })
-        .collect()
+/// One JSON document on stderr, as [`Output::json_lines`] writes it on stdout.
+pub(super) fn complain_in_json(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let shown = if stderr.is_terminal() {
+        json_for_people(text)
+    } else {
+        text.to_owned()
+    };
+    drop(writeln!(stderr, "{shown}"));
 }
 
 /// `yes` or `no`.
 pub(super) fn yes_no(truth: bool) -> String {
     if truth { "yes" } else { "no" }.to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_from_outside_can_not_steer_a_terminal() {
-        assert_eq!(plain("café 東京"), "café 東京");
-        assert_eq!(plain("a\x1b[31mb\nc\u{202e}d"), "a\\u{1b}[31mb\\nc\\u{202e}d");
-    }
 }

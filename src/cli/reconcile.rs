@@ -29,13 +29,40 @@ pub(super) struct Reconcile {
 
 /// RFC 3339, or a duration ago.
 pub(super) fn moment(text: &str) -> Result<Moment, String> {
-    if let Ok(time) = time(text) {
-        return Ok(Moment::At(time));
+    let wrong = match time(text) {
+        Ok(time) => return Ok(Moment::At(time.timestamp())),
+        Err(wrong) => wrong,
+    };
+    match jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text) {
+        Ok(ago) if ago <= AGO_MAX => Ok(Moment::Ago(ago)),
+        Ok(_) => Err(TOO_LONG_AGO.into()),
+        // A number of hours that no duration can hold is one all the same.
+        Err(_) if is_duration(text) => Err(TOO_LONG_AGO.into()),
+        Err(_) if wrong.contains("0001 to 9999") => Err(wrong),
+        Err(_) => {
+            Err("write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as so long ago, such as 90m or 24h".into())
+        }
     }
-    let ago = jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text);
-    ago.map(Moment::Ago)
-        .map_err(|_| "write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as so long ago, such as 90m or 24h".into())
 }
+
+/// Whether it would be a duration if each of its numbers were small.
+fn is_duration(text: &str) -> bool {
+    let mut small = String::new();
+    for letter in text.chars() {
+        match (letter.is_ascii_digit(), small.chars().next_back()) {
+            (true, Some(before)) if before.is_ascii_digit() => {}
+            (true, _) => small.push('1'),
+            (false, _) => small.push(letter),
+        }
+    }
+    jiff::fmt::friendly::SpanParser::new()
+        .parse_unsigned_duration(&small)
+        .is_ok()
+}
+
+/// The calendar of our times begins with the year 0001.
+const AGO_MAX: Duration = Duration::from_secs(17_520_000 * 3_600);
+const TOO_LONG_AGO: &str = "so long ago is at most 17520000h, which is 2,000 years; or write it as RFC 3339";
 
 pub(super) async fn run(context: &Context, wish: Reconcile) -> Result<Exit, Failure> {
     #[derive(Serialize)]
@@ -136,8 +163,6 @@ fn sentence(line: &Line) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -159,6 +184,23 @@ mod tests {
             assert_eq!(moment(text), Ok(Moment::Ago(Duration::from_secs(seconds))), "{text}");
         }
         for text in ["", "24", "yesterday", "2030-01-31", "-24h", "24h ago"] {
+            assert!(moment(text).is_err_and(|why| why.contains("RFC 3339")), "{text}");
+        }
+        assert!(moment("17520000h").is_ok());
+        for text in [
+            "17520001h",
+            "300000000h",
+            "99999999999999999999999h",
+            "1h 99999999999999999999999m",
+            "9223372036854775807s",
+        ] {
+            assert!(
+                moment(text).is_err_and(|why| why.contains("2,000 years")),
+                "{text}: {:?}",
+                moment(text)
+            );
+        }
+        for text in ["10000-01-01T00:00:00Z", "0000-01-01T00:00:00Z"] {
             assert!(moment(text).is_err(), "{text}");
         }
     }

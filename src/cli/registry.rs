@@ -6,12 +6,50 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Context, Exit, Failure, bounded, enterprise_id, external_id, output::yes_no, time, uuid};
+use super::{
+    Context, Exit, Failure, bounded, dead_letters::acts::Operator, enterprise_id, external_id, output::yes_no, time,
+    uuid,
+};
 use crate::{
     broker::topology,
-    domain::{event::rfc3339, signature::PublicKey},
-    store::registry::{ConnectionRecord, KeyRecord, NewConnection, NewKey, NewPartner, PartnerRecord, Registered},
+    domain::{calendar::CalendarTime, event::rfc3339, signature::PublicKey},
+    store::registry::{
+        By, ConnectionRecord, KeyRecord, NewConnection, NewKey, NewPartner, PartnerRecord, REMEMBERED_MAX, Registered,
+        Reinstated,
+    },
 };
+
+/// Who acts and perhaps why, for the audit.
+#[derive(Args)]
+pub(super) struct Note {
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = why)]
+    reason: Option<String>,
+    #[command(flatten)]
+    operator: Operator,
+}
+
+impl Note {
+    /// Who acts.
+    pub(super) fn operator(&self) -> String {
+        self.operator.name()
+    }
+
+    /// The same with why.
+    pub(super) fn by<'a>(&'a self, operator: &'a str) -> By<'a> {
+        By {
+            operator,
+            why: self.reason.as_deref(),
+        }
+    }
+}
+
+fn why(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("say why".into());
+    }
+    bounded(text, 1024).map(|()| text.to_owned())
+}
 
 #[derive(Subcommand)]
 pub(super) enum PartnerCommand {
@@ -45,6 +83,8 @@ pub(super) struct AddPartner {
     /// Give it an input queue of its own, settlement.updates.<enterprise id>
     #[arg(long)]
     own_queue: bool,
+    #[command(flatten)]
+    note: Note,
 }
 
 #[derive(Args)]
@@ -52,14 +92,18 @@ pub(super) struct OnePartner {
     /// The partner's enterprise
     #[arg(long, value_parser = enterprise_id)]
     enterprise_id: String,
+    #[command(flatten)]
+    note: Note,
 }
 
 #[derive(Subcommand)]
 pub(super) enum KeyCommand {
-    /// Register a key; again, it changes its validity, and reinstates a revoked one
+    /// Register a key; again, it changes its validity
     Add(AddKey),
     /// Accept the key no more
-    Revoke(RevokeKey),
+    Revoke(OneKey),
+    /// Accept a revoked key again; what it signed meanwhile and was refused stays refused
+    Reinstate(ReinstateKey),
     /// Every key, or those of one partner
     List(Listing),
 }
@@ -75,20 +119,39 @@ pub(super) struct AddKey {
     public_key: String,
     /// RFC 3339; from now on if left out
     #[arg(long, value_name = "TIME", value_parser = time)]
-    valid_from: Option<Timestamp>,
+    valid_from: Option<CalendarTime>,
     /// RFC 3339; without end if left out
     #[arg(long, value_name = "TIME", value_parser = time)]
-    valid_until: Option<Timestamp>,
+    valid_until: Option<CalendarTime>,
+    #[command(flatten)]
+    note: Note,
 }
 
 #[derive(Args)]
-pub(super) struct RevokeKey {
+pub(super) struct OneKey {
     /// The partner's enterprise
     #[arg(long, value_parser = enterprise_id)]
     enterprise_id: String,
     /// The key, in either form
     #[arg(long, value_name = "XPUB_OR_HEX")]
     public_key: String,
+    #[command(flatten)]
+    note: Note,
+}
+
+#[derive(Args)]
+pub(super) struct ReinstateKey {
+    /// The partner's enterprise
+    #[arg(long, value_parser = enterprise_id)]
+    enterprise_id: String,
+    /// The key, in either form
+    #[arg(long, value_name = "XPUB_OR_HEX")]
+    public_key: String,
+    /// Why it is to be trusted again, for the audit
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = why)]
+    reason: String,
+    #[command(flatten)]
+    operator: Operator,
 }
 
 #[derive(Args)]
@@ -121,6 +184,8 @@ pub(super) struct AddConnection {
     /// What the partner calls the connection
     #[arg(long, value_name = "ID", allow_hyphen_values = true, value_parser = external_id)]
     partners_connection_id: String,
+    #[command(flatten)]
+    note: Note,
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -151,8 +216,8 @@ fn tell<T: Serialize>(
     let (record, result, word) = match registered {
         Registered::Added(record) => (record, "added", added),
         Registered::Exists(record) => (record, "exists", exists),
-        Registered::Updated(record) | Registered::Reinstated(record) => (record, "updated", updated),
-        Registered::Conflict(_) | Registered::NoPartner | Registered::NeverValid => {
+        Registered::Updated(record) => (record, "updated", updated),
+        Registered::Conflict(_) | Registered::Revoked(_) | Registered::NoPartner | Registered::NeverValid => {
             return Err(Failure::ours("a refusal was taken for an answer"));
         }
     };
@@ -174,13 +239,15 @@ fn times(time: Option<Timestamp>) -> String {
 pub(super) async fn partner(context: &Context, command: PartnerCommand) -> Result<Exit, Failure> {
     match command {
         PartnerCommand::Add(wish) => add_partner(context, wish).await,
-        PartnerCommand::Suspend(OnePartner { enterprise_id }) => suspend(context, &enterprise_id, true).await,
-        PartnerCommand::Resume(OnePartner { enterprise_id }) => suspend(context, &enterprise_id, false).await,
+        PartnerCommand::Suspend(wish) => suspend(context, &wish, true).await,
+        PartnerCommand::Resume(wish) => suspend(context, &wish, false).await,
         PartnerCommand::List => list_partners(context).await,
     }
 }
 
 async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failure> {
+    let note = wish.note;
+    let operator = note.operator();
     let wish = NewPartner {
         enterprise_id: wish.enterprise_id,
         name: wish.name,
@@ -195,7 +262,9 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         false => None,
     };
     let store = context.store()?;
-    let registered = context.patiently(async || store.add_partner(&wish).await).await?;
+    let registered = context
+        .patiently(async || store.add_partner(&wish, note.by(&operator)).await)
+        .await?;
     // After the registry: once it is bound, the queue takes the partner's messages away from the common one.
     if let Some(connection) = broker {
         if !matches!(registered, Registered::Conflict(_)) {
@@ -218,7 +287,7 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         Registered::Added(_)
         | Registered::Exists(_)
         | Registered::Updated(_)
-        | Registered::Reinstated(_)
+        | Registered::Revoked(_)
         | Registered::NoPartner
         | Registered::NeverValid => tell(context, &subject, &registered, ["registered", "registered already", ""]),
     }
@@ -252,10 +321,15 @@ fn difference(wish: &NewPartner, stored: &PartnerRecord) -> String {
     differences.join(", ")
 }
 
-async fn suspend(context: &Context, enterprise_id: &str, suspend: bool) -> Result<Exit, Failure> {
-    let store = context.store()?;
+async fn suspend(context: &Context, wish: &OnePartner, suspend: bool) -> Result<Exit, Failure> {
+    let (store, operator) = (context.store()?, wish.note.operator());
+    let enterprise_id = wish.enterprise_id.as_str();
     let registered = context
-        .patiently(async || store.suspend_partner(enterprise_id, suspend).await)
+        .patiently(async || {
+            store
+                .suspend_partner(enterprise_id, suspend, wish.note.by(&operator))
+                .await
+        })
         .await?
         .ok_or_else(|| unknown_partner(enterprise_id))?;
     let words = if suspend {
@@ -306,6 +380,7 @@ pub(super) async fn key(context: &Context, command: KeyCommand) -> Result<Exit, 
     match command {
         KeyCommand::Add(wish) => add_key(context, wish).await,
         KeyCommand::Revoke(wish) => revoke_key(context, wish).await,
+        KeyCommand::Reinstate(wish) => reinstate_key(context, wish).await,
         KeyCommand::List(listing) => list_keys(context, listing).await,
     }
 }
@@ -316,6 +391,8 @@ fn public_key(text: &str) -> Result<PublicKey, Failure> {
 }
 
 async fn add_key(context: &Context, wish: AddKey) -> Result<Exit, Failure> {
+    let note = wish.note;
+    let operator = note.operator();
     let wish = NewKey {
         public_key: public_key(&wish.public_key)?,
         enterprise_id: wish.enterprise_id,
@@ -323,7 +400,9 @@ async fn add_key(context: &Context, wish: AddKey) -> Result<Exit, Failure> {
         valid_until: wish.valid_until,
     };
     let store = context.store()?;
-    let registered = context.patiently(async || store.add_key(&wish).await).await?;
+    let registered = context
+        .patiently(async || store.add_key(&wish, note.by(&operator)).await)
+        .await?;
     let subject = format!("key {} of {}", wish.public_key, wish.enterprise_id);
     match &registered {
         Registered::NoPartner => Err(unknown_partner(&wish.enterprise_id)),
@@ -331,37 +410,46 @@ async fn add_key(context: &Context, wish: AddKey) -> Result<Exit, Failure> {
             "the key belongs to partner {}; a key can not be of two partners",
             stored.enterprise_id
         ))),
+        Registered::Revoked(stored) => {
+            let reinstate = format!(
+                "settled key reinstate --enterprise-id {} --public-key {} --reason \"...\"",
+                wish.enterprise_id, wish.public_key
+            );
+            Err(Failure::refused(format!(
+                "{subject} was revoked at {}, and `key add` does not undo that; `{reinstate}` does; nothing was changed",
+                times(stored.revoked_at)
+            ))
+            .hint("if it may have been in wrong hands, register a new key instead"))
+        }
         Registered::NeverValid => Err(Failure::usage(
             "--valid-until is not after the time from which the key would be valid",
         )),
-        Registered::Added(stored)
-        | Registered::Exists(stored)
-        | Registered::Updated(stored)
-        | Registered::Reinstated(stored) => {
+        Registered::Added(stored) | Registered::Exists(stored) | Registered::Updated(stored) => {
             let until = stored
                 .valid_until
-                .map_or_else(|| "without end".to_owned(), |until| format!("until {}", rfc3339(until)));
-            let subject = format!("{subject}, valid from {} {until}", rfc3339(stored.valid_from));
-            let updated = match &registered {
-                Registered::Reinstated(_) => "reinstated: it was revoked, and counts again from the next batch on",
-                _ => "its validity was changed",
-            };
-            let words = ["registered", "registered already", updated];
+                .map_or_else(|| "without end".to_owned(), |until| format!("until {until}"));
+            let subject = format!("{subject}, valid from {} {until}", stored.valid_from);
+            let words = ["registered", "registered already", "its validity was changed"];
             tell(context, &subject, &registered, words)
         }
     }
 }
 
-async fn revoke_key(context: &Context, wish: RevokeKey) -> Result<Exit, Failure> {
+fn unknown_key(enterprise_id: &str, key: PublicKey) -> Failure {
+    Failure::refused(format!("partner {enterprise_id} has no key {key}")).hint("`settled key list` shows every key")
+}
+
+async fn revoke_key(context: &Context, wish: OneKey) -> Result<Exit, Failure> {
     let key = public_key(&wish.public_key)?;
-    let store = context.store()?;
+    let (store, operator) = (context.store()?, wish.note.operator());
     let registered = context
-        .patiently(async || store.revoke_key(&wish.enterprise_id, key).await)
+        .patiently(async || {
+            store
+                .revoke_key(&wish.enterprise_id, key, wish.note.by(&operator))
+                .await
+        })
         .await?
-        .ok_or_else(|| {
-            Failure::refused(format!("partner {} has no key {key}", wish.enterprise_id))
-                .hint("`settled key list` shows every key")
-        })?;
+        .ok_or_else(|| unknown_key(&wish.enterprise_id, key))?;
     let words = ["", "revoked already", "revoked; it is refused from the next batch on"];
     tell(
         context,
@@ -369,6 +457,66 @@ async fn revoke_key(context: &Context, wish: RevokeKey) -> Result<Exit, Failure>
         &registered,
         words,
     )
+}
+
+async fn reinstate_key(context: &Context, wish: ReinstateKey) -> Result<Exit, Failure> {
+    /// The record, and what stays refused.
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Told<'a> {
+        #[serde(flatten)]
+        record: &'a KeyRecord,
+        result: &'static str,
+        refused_for_ever: i64,
+    }
+    let key = public_key(&wish.public_key)?;
+    let (store, operator) = (context.store()?, wish.operator.name());
+    let by = By {
+        operator: &operator,
+        why: Some(&wish.reason),
+    };
+    let reinstated = context
+        .patiently(async || store.reinstate_key(&wish.enterprise_id, key, by).await)
+        .await?;
+    let subject = format!("key {key} of {}", wish.enterprise_id);
+    let new_key = "register a new key with `settled key add`, and have the partner sign with that";
+    let (record, result, word, refused_for_ever) = match &reinstated {
+        Reinstated::Unknown => return Err(unknown_key(&wish.enterprise_id, key)),
+        Reinstated::NotRemembered(_) => {
+            return Err(Failure::refused(format!(
+                "{subject} was revoked by an older version, which did not remember what was refused meanwhile; it stays \
+                 revoked"
+            ))
+            .hint(new_key));
+        }
+        Reinstated::TooMany(_) => {
+            return Err(Failure::refused(format!(
+                "while {subject} was revoked, more than {REMEMBERED_MAX} messages signed with it were refused, and no \
+                 more are remembered; it stays revoked"
+            ))
+            .hint(new_key));
+        }
+        Reinstated::NotRevoked(record) => (record, "exists", "is not revoked".to_owned(), 0),
+        Reinstated::Reinstated(record, refused) => {
+            let until = if record.valid {
+                ""
+            } else {
+                ", but its validity is over or not begun"
+            };
+            let word = format!(
+                "reinstated, counts again from the next batch on{until}; {refused} messages that were signed with it and \
+                 refused meanwhile stay refused"
+            );
+            (record, "reinstated", word, *refused)
+        }
+    };
+    let told = Told {
+        record,
+        result,
+        refused_for_ever,
+    };
+    context.out.say(&told, |out| out.line(format!("{subject}: {word}")))?;
+    Ok(Exit::Done)
 }
 
 async fn list_keys(context: &Context, listing: Listing) -> Result<Exit, Failure> {
@@ -380,8 +528,9 @@ async fn list_keys(context: &Context, listing: Listing) -> Result<Exit, Failure>
                 key.enterprise_id.clone(),
                 key.public_key.clone(),
                 yes_no(key.valid),
-                rfc3339(key.valid_from),
-                times(key.valid_until),
+                key.valid_from.to_string(),
+                key.valid_until
+                    .map_or_else(|| "-".to_owned(), |until| until.to_string()),
                 times(key.revoked_at),
             ]
         };
@@ -398,6 +547,8 @@ pub(super) async fn connection(context: &Context, command: ConnectionCommand) ->
 }
 
 async fn add_connection(context: &Context, wish: AddConnection) -> Result<Exit, Failure> {
+    let note = wish.note;
+    let operator = note.operator();
     let wish = NewConnection {
         connection_id: wish.connection_id,
         enterprise_id: wish.enterprise_id,
@@ -406,7 +557,9 @@ async fn add_connection(context: &Context, wish: AddConnection) -> Result<Exit, 
         partners_connection_id: wish.partners_connection_id,
     };
     let store = context.store()?;
-    let registered = context.patiently(async || store.add_connection(&wish).await).await?;
+    let registered = context
+        .patiently(async || store.add_connection(&wish, note.by(&operator)).await)
+        .await?;
     let subject = format!("connection {}", wish.connection_id);
     match &registered {
         Registered::NoPartner => Err(unknown_partner(&wish.enterprise_id)),
@@ -417,7 +570,7 @@ async fn add_connection(context: &Context, wish: AddConnection) -> Result<Exit, 
         Registered::Added(_)
         | Registered::Exists(_)
         | Registered::Updated(_)
-        | Registered::Reinstated(_)
+        | Registered::Revoked(_)
         | Registered::NeverValid => tell(context, &subject, &registered, ["registered", "registered already", ""]),
     }
 }

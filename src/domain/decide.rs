@@ -1,7 +1,7 @@
 //! The table of reasons, walked in one place.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     sync::Arc,
 };
@@ -17,7 +17,7 @@ use super::{
     event,
     ledger::{AccountId, Transfer},
     message::{self, Content, Facts, Update},
-    signature::{PublicKey, Verified},
+    signature::{PublicKey, Signer, Verified},
 };
 
 /// Why a message was not settled, in order of precedence. The names are the public codes.
@@ -154,6 +154,8 @@ pub struct Partner {
     pub async_deallocations: bool,
     /// The keys valid now, by the database's clock.
     pub keys: Vec<PublicKey>,
+    /// The keys that are revoked now.
+    pub revoked: Vec<PublicKey>,
 }
 
 impl Partner {
@@ -275,6 +277,8 @@ pub struct Snapshot {
     pub parked: HashMap<ReceiptKey, Parked>,
     /// Parked messages by enterprise, for those whose message may be parked by this batch.
     pub parked_counts: HashMap<String, u64>,
+    /// Of the signed texts that this batch brings, by key: those that were refused because the key was revoked then.
+    pub distrusted: HashSet<(PublicKey, [u8; 32])>,
 }
 
 /// What the settings say about judging.
@@ -384,6 +388,8 @@ pub struct Changeset {
     pub unparked: BTreeMap<ReceiptKey, i64>,
     /// What each account's balance changes by.
     pub balances: BTreeMap<AccountId, BigInt>,
+    /// Digests of signed texts that are refused because their key is revoked: the key may be reinstated, they never are.
+    pub distrusted: BTreeSet<(PublicKey, [u8; 32])>,
 }
 
 /// One message of a batch.
@@ -472,6 +478,12 @@ impl Desk<'_> {
         let partner = self.partners.get(&update.enterprise_id);
         let verified = match self.prove(message, content, partner) {
             Err((reason, detail)) => {
+                if let (Reason::SignatureMismatch, Signer::Key(signer), Some(partner)) =
+                    (reason, &content.signer, partner)
+                    && partner.revoked.contains(signer)
+                {
+                    self.changes.distrusted.insert((*signer, content.payload_digest));
+                }
                 // A parked message was proven when it was parked: its receipt must not go on saying "parked".
                 if message.delivery.source.is_parked()
                     && let Some(receipt) = self.snapshot.receipts.get(&key).cloned()
@@ -527,6 +539,18 @@ impl Desk<'_> {
         }
         let verified = Verified::verify(&content.update, &content.signer, &partner.keys)
             .map_err(|unverified| (unverified.reason(), unverified.detail()))?;
+        if self
+            .snapshot
+            .distrusted
+            .contains(&(verified.key(), content.payload_digest))
+        {
+            return Err((
+                Reason::SignatureMismatch,
+                "it was signed with a key that was revoked when it came first, and stays refused: sign it anew, with a \
+                 new nonce"
+                    .into(),
+            ));
+        }
         match &content.agreement {
             Err(detail) => Err((Reason::PayloadMismatch, detail.clone())),
             Ok(()) => Ok(verified),

@@ -10,6 +10,7 @@
 )]
 
 pub mod allocation;
+pub mod calendar;
 pub mod dead_letter;
 pub mod decide;
 pub mod delivery;

@@ -187,7 +187,7 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 9] = [
+const GUARDS: [(&str, &str, i16); 10] = [
     ("transfers", "append_only", 58),
     ("entries", "append_only", 58),
     ("settlements", "append_only", 58),
@@ -197,6 +197,7 @@ const GUARDS: [(&str, &str, i16); 9] = [
     ("receipts", "never_forgotten", 42),
     ("audit", "append_only", 58),
     ("audit_subjects", "append_only", 58),
+    ("distrusted", "append_only", 58),
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
@@ -226,6 +227,7 @@ const TABLE_GRANTS: [(&str, &str); 23] = [
     ("run_items", "SELECT, INSERT, UPDATE"),
     ("audit", "SELECT, INSERT"),
     ("audit_subjects", "SELECT, INSERT"),
+    ("distrusted", "SELECT, INSERT"),
 ];
 const FUNCTION_GRANTS: [&str; 2] = ["settled.deposit(uuid, text, numeric, text)", "settled.reserve(jsonb)"];
 

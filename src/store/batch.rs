@@ -3,7 +3,7 @@
 //! writer: allocations, receipts, who parks, parked, dead letters, accounts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Row, types::FromSql};
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, dead_letters, outbox};
+use super::{Fate, Session, Store, StoreError, dead_letters, outbox, registry::REMEMBERED_MAX};
 use crate::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
@@ -20,7 +20,7 @@ use crate::{
         delivery::{BatchId, Publication},
         event,
         ledger::{Amount, Quantity},
-        signature::{PublicKey, signature_bytes},
+        signature::{PublicKey, Signer, signature_bytes},
     },
     fail::Point,
 };
@@ -75,14 +75,25 @@ const LOAD_NOW: &str = "\
 const LOAD_PARTNERS: &str = "\
     /* batch::load partners */
     SELECT p.enterprise_id, p.broker_user, p.suspended_at IS NOT NULL AS suspended,
-           p.async_allocations, p.async_deallocations, k.public_key
+           p.async_allocations, p.async_deallocations, k.public_key,
+           k.revoked_at IS NOT NULL AS revoked, k.reinstated_at IS NOT NULL AS reinstated
     FROM settled.partners AS p
     LEFT JOIN settled.partner_keys AS k
       ON k.enterprise_id = p.enterprise_id
-     AND k.revoked_at IS NULL
-     AND k.valid_from <= clock_timestamp()
-     AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())
+     AND (k.revoked_at IS NOT NULL
+       OR (k.valid_from <= clock_timestamp()
+      AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())))
     WHERE p.enterprise_id = ANY ($1)";
+
+/// What was refused because its key was revoked then. Asked only where a message is signed with a key that was reinstated;
+/// after the keys, so that whatever was refused before that is seen.
+const LOAD_DISTRUSTED: &str = "\
+    /* batch::load distrusted */
+    SELECT d.public_key, d.payload_digest
+    FROM settled.distrusted AS d
+    JOIN unnest($1::bytea[], $2::bytea[]) AS n (public_key, payload_digest)
+      ON n.public_key = d.public_key
+     AND n.payload_digest = d.payload_digest";
 
 const LOAD_PARKED: &str = "\
     /* batch::load parked */
@@ -133,7 +144,8 @@ fn load_receipts(lock: bool) -> String {
 /// Loads what the batch may touch. Locks first, and the rest in later statements, so that they see what committed while
 /// the locks were awaited. One round trip; a second one only where a message names an allocation that is not there, since
 /// it may be parked: who parks is locked then, and the rest is loaded anew.
-async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot, StoreError> {
+async fn load(session: &Session, batch: &[Judged<'_>], lock: bool) -> Result<Snapshot, StoreError> {
+    let wanted = &Wanted::of(batch);
     let (allocations, receipts) = (load_allocations(lock), load_receipts(lock));
     for sql in [
         &allocations,
@@ -143,6 +155,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
         LOAD_NOW,
         LOCK_PARKING,
         LOAD_PARKED_COUNTS,
+        LOAD_DISTRUSTED,
     ] {
         session.prepare(sql).await?;
     }
@@ -200,6 +213,7 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
                 .insert(row.get(0), u64::try_from(count).unwrap_or_default());
         }
     }
+    snapshot.distrusted = load_distrusted(session, batch, &rest.reinstated).await?;
     snapshot.partners = rest.partners;
     snapshot.parked = rest.parked;
     snapshot.now = rest.now;
@@ -210,6 +224,8 @@ async fn load(session: &Session, wanted: &Wanted, lock: bool) -> Result<Snapshot
 /// What is loaded after the locks.
 struct Rest {
     partners: HashMap<String, Partner>,
+    /// Keys that were revoked once and are not any more.
+    reinstated: HashSet<PublicKey>,
     parked: HashMap<ReceiptKey, Parked>,
     now: Timestamp,
 }
@@ -222,6 +238,7 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
         async { session.query(LOAD_NOW, &[]).await },
     );
     let mut partners = HashMap::new();
+    let mut reinstated = HashSet::new();
     for row in answers.0? {
         let partner = partners.entry(row.get("enterprise_id")).or_insert_with(|| Partner {
             broker_user: row.get("broker_user"),
@@ -229,9 +246,18 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
             async_allocations: row.get("async_allocations"),
             async_deallocations: row.get("async_deallocations"),
             keys: Vec::new(),
+            revoked: Vec::new(),
         });
         if let Some(bytes) = row.get::<_, Option<&[u8]>>("public_key") {
-            partner.keys.push(public_key(session, bytes)?);
+            let key = public_key(session, bytes)?;
+            if row.get("revoked") {
+                partner.revoked.push(key);
+            } else {
+                partner.keys.push(key);
+                if row.get("reinstated") {
+                    reinstated.insert(key);
+                }
+            }
         }
     }
     let mut parked = HashMap::new();
@@ -246,7 +272,42 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
         parked.insert(ReceiptKey(row.get("key")), waiting);
     }
     let now = answers.2?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
-    Ok(Rest { partners, parked, now })
+    Ok(Rest {
+        partners,
+        reinstated,
+        parked,
+        now,
+    })
+}
+
+/// Which of a batch's signed texts were refused because their key, reinstated since, was revoked.
+async fn load_distrusted(
+    session: &Session,
+    batch: &[Judged<'_>],
+    reinstated: &HashSet<PublicKey>,
+) -> Result<HashSet<(PublicKey, [u8; 32])>, StoreError> {
+    if session.skips(reinstated.is_empty()) {
+        return Ok(HashSet::new());
+    }
+    let contents = batch.iter().filter_map(|message| message.facts.content.as_ref().ok());
+    let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = contents
+        .filter_map(|content| match &content.signer {
+            Signer::Key(key) if reinstated.contains(key) => {
+                Some((key.as_bytes().as_slice(), content.payload_digest.as_slice()))
+            }
+            Signer::Key(_) | Signer::Malformed(_) | Signer::Unrecoverable | Signer::Unread => None,
+        })
+        .unzip();
+    if session.skips(keys.is_empty()) {
+        return Ok(HashSet::new());
+    }
+    let mut distrusted = HashSet::new();
+    for row in session.query(LOAD_DISTRUSTED, &[&keys, &digests]).await? {
+        let digest = row.get::<_, &[u8]>(1).try_into();
+        let digest = digest.map_err(|_| corrupt(session, "a digest"))?;
+        distrusted.insert((public_key(session, row.get(0))?, digest));
+    }
+    Ok(distrusted)
 }
 
 fn corrupt(session: &Session, what: &str) -> StoreError {
@@ -354,7 +415,7 @@ impl Store {
     /// No connection, or the load failed.
     pub async fn open_batch(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let session = self.session("settle_batch").await?;
-        let snapshot = load(&session, &Wanted::of(batch), true).await?;
+        let snapshot = load(&session, batch, true).await?;
         Ok((OpenBatch { session }, snapshot))
     }
 
@@ -364,7 +425,7 @@ impl Store {
     /// No connection, or the load failed.
     pub async fn snapshot(&self, batch: &[Judged<'_>]) -> Result<Snapshot, StoreError> {
         let session = self.session("explain").await?;
-        let snapshot = load(&session, &Wanted::of(batch), false).await?;
+        let snapshot = load(&session, batch, false).await?;
         session.rollback().await;
         Ok(snapshot)
     }
@@ -379,7 +440,7 @@ impl Store {
     pub async fn open_rehearsal(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let mut session = self.session("rehearse").await?;
         session.rehearsal = true;
-        let snapshot = load(&session, &Wanted::of(batch), true).await?;
+        let snapshot = load(&session, batch, true).await?;
         Ok((OpenBatch { session }, snapshot))
     }
 }
@@ -434,7 +495,7 @@ impl OpenBatch {
 }
 
 /// Every statement of the write, in the order in which they are sent.
-const WRITES: [&str; 16] = [
+const WRITES: [&str; 18] = [
     INSERT_BATCH,
     INSERT_RECEIPTS,
     UPDATE_RECEIPTS,
@@ -447,6 +508,8 @@ const WRITES: [&str; 16] = [
     PARK_ON,
     dead_letters::LOCK,
     dead_letters::JUDGE,
+    DISTRUST,
+    STILL_REVOKED,
     outbox::INSERT,
     outbox::DELETE,
     LOCK_ACCOUNTS,
@@ -474,6 +537,8 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         park_on(session, changes),
         dead_letters::lock(session, &rulings),
         dead_letters::judge(session, outcome, &rulings),
+        distrust(session, outcome),
+        still_revoked(session, changes),
         outbox::insert(session, outcome.id, outcome.publications, outcome.lease),
         delete_published(session, outcome.published),
         lock_accounts(session, changes),
@@ -481,7 +546,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
     );
     let results = [
         written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8, written.9,
-        written.10, written.11, written.12, written.13, written.14, written.15,
+        written.10, written.11, written.12, written.13, written.14, written.15, written.16, written.17,
     ];
     results.into_iter().collect()
 }
@@ -621,6 +686,65 @@ const UPDATE_BALANCES: &str = "\
     SET balance = a.balance + n.change::numeric
     FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
     WHERE a.id = n.id";
+
+/// In key order, so that two batches never wait for each other. Of each key as many as are remembered.
+const DISTRUST: &str = "\
+    /* batch::distrust */
+    WITH room AS MATERIALIZED (
+        SELECT k.public_key
+        FROM (SELECT DISTINCT unnest($1::bytea[])) AS k (public_key)
+        WHERE (
+            SELECT count(*)
+            FROM (SELECT FROM settled.distrusted AS d WHERE d.public_key = k.public_key LIMIT $4) AS known
+        ) < $4
+    )
+    INSERT INTO settled.distrusted (public_key, payload_digest, at)
+    SELECT n.public_key, n.payload_digest, $3
+    FROM unnest($1::bytea[], $2::bytea[]) AS n (public_key, payload_digest)
+    JOIN room AS r ON r.public_key = n.public_key
+    ORDER BY n.public_key, n.payload_digest
+    ON CONFLICT DO NOTHING";
+
+/// A later statement than the one that adds to what is distrusted: that waits for whoever reinstates the key just now.
+const STILL_REVOKED: &str = "\
+    /* batch::still_revoked */
+    SELECT count(*) FROM settled.partner_keys WHERE public_key = ANY ($1) AND revoked_at IS NOT NULL";
+
+async fn distrust(session: &Session, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    let refused = &outcome.changes.distrusted;
+    if session.skips(refused.is_empty()) {
+        return Ok(());
+    }
+    let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = refused
+        .iter()
+        .map(|(key, digest)| (key.as_bytes().as_slice(), digest.as_slice()))
+        .unzip();
+    session
+        .execute(DISTRUST, &[&keys, &digests, &outcome.now, &REMEMBERED_MAX])
+        .await
+        .map(drop)
+}
+
+/// A key that was reinstated while the batch was judged: what it signed is judged again, and was never refused.
+async fn still_revoked(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    let keys: BTreeSet<&[u8]> = changes
+        .distrusted
+        .iter()
+        .map(|(key, _)| key.as_bytes().as_slice())
+        .collect();
+    if session.skips(keys.is_empty()) {
+        return Ok(());
+    }
+    let keys: Vec<&[u8]> = keys.into_iter().collect();
+    let rows = session.query(STILL_REVOKED, &[&keys]).await?;
+    let count: i64 = rows.first().map_or(0, |row| row.get(0));
+    if usize::try_from(count) == Ok(keys.len()) {
+        return Ok(());
+    }
+    session.poison();
+    let sentence = "a key was reinstated while what it signed was refused";
+    Err(StoreError::new(session.name, Fate::Retry, sentence))
+}
 
 async fn delete_published(session: &Session, ids: &[BatchId]) -> Result<(), StoreError> {
     outbox::delete(session, ids).await?;

@@ -354,10 +354,14 @@ pub struct AuditRecord {
     pub filters: serde_json::Value,
     pub outcome: serde_json::Value,
     pub run_id: Option<i64>,
+    /// The database's user who wrote it, and from where; None: before these were kept, or through a local socket.
+    pub session_user: Option<String>,
+    pub client_address: Option<String>,
 }
 
 const AUDIT_COLUMNS: &str = "\
-    a.id, a.at, a.operator, a.act, a.why, a.filters::text AS filters, a.outcome::text AS outcome, a.run_id";
+    a.id, a.at, a.operator, a.act, a.why, a.filters::text AS filters, a.outcome::text AS outcome, a.run_id,
+    a.session_name, host(a.client_address) AS client_address";
 
 fn audit_record(row: &Row) -> AuditRecord {
     let json = |column: &str| serde_json::from_str(row.get(column)).unwrap_or_default();
@@ -370,6 +374,8 @@ fn audit_record(row: &Row) -> AuditRecord {
         filters: json("filters"),
         outcome: json("outcome"),
         run_id: row.get("run_id"),
+        session_user: row.get("session_name"),
+        client_address: row.get("client_address"),
     }
 }
 

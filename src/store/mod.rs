@@ -8,6 +8,7 @@ pub mod due;
 pub mod outbox;
 pub mod reconcile;
 pub mod registry;
+pub mod trouble;
 
 use std::{
     fmt,
@@ -19,6 +20,8 @@ use std::{
 use deadpool_postgres::{Hook, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use tokio_postgres::{NoTls, Row, config::SslMode, error::SqlState, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use self::trouble::Trouble;
 
 use crate::{
     config::Settings,
@@ -55,6 +58,7 @@ pub struct StoreError {
     pub sqlstate: Option<String>,
     /// It happened at COMMIT: whether the transaction committed is unknown.
     pub at_commit: bool,
+    trouble: Trouble,
     sentence: String,
 }
 
@@ -77,6 +81,10 @@ impl StoreError {
             fate,
             sqlstate: None,
             at_commit: false,
+            trouble: match fate {
+                Fate::Away => Trouble::NoAnswer,
+                Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => Trouble::Refuses,
+            },
             sentence: sentence.into(),
         }
     }
@@ -97,6 +105,9 @@ impl StoreError {
             fate: fate_of(error),
             sqlstate: error.code().map(|code| code.code().to_owned()),
             at_commit: false,
+            trouble: error
+                .code()
+                .map_or_else(|| Trouble::of_error(error), |code| Trouble::of_code(code.code())),
             sentence,
         }
     }
@@ -235,9 +246,11 @@ impl Store {
                 let mut away = StoreError::from_postgres(during, &error);
                 // A refused password or a missing database is a setting of somebody's; waiting is still all we can do.
                 away.fate = Fate::Away;
-                if let Some(cause) = std::error::Error::source(&error) {
-                    away.sentence = format!("{}: {cause}", away.sentence);
-                }
+                away.sentence = match (error.as_db_error(), std::error::Error::source(&error)) {
+                    (Some(db), _) => trouble::without_names(db.message()),
+                    (None, Some(cause)) => format!("{}: {cause}", away.sentence),
+                    (None, None) => away.sentence,
+                };
                 away
             }
             other => StoreError::new(during, Fate::Away, format!("no connection to the database: {other}")),
@@ -324,6 +337,11 @@ impl Session {
             client.statement_cache.clear();
         }
         Err(error)
+    }
+
+    /// Keeps the transaction from being committed.
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Relaxed);
     }
 
     /// Passes a fail point. A rehearsal passes none: what is counted are batches.
@@ -474,20 +492,55 @@ fn parse_url(text: &str) -> Result<(tokio_postgres::Config, bool), String> {
     let (cleaned, mode) = take_sslmode(text, is_url);
     let config: tokio_postgres::Config = cleaned
         .parse()
-        .map_err(|error: tokio_postgres::Error| format!("the database URL can not be read: {error}"))?;
+        .map_err(|error: tokio_postgres::Error| unreadable(&error))?;
     let encrypted = match mode {
         // One that tokio-postgres found where we did not look (spaces around the equals sign) counts as well.
         None => config.get_ssl_mode() == SslMode::Require,
         Some("disable") => false,
         Some("require" | "verify-full") => true,
         Some(other) => {
+            // The words that libpq knows are no secret; any other may be a piece of one.
+            let known = ["allow", "prefer", "verify-ca"].into_iter().find(|word| *word == other);
             return Err(format!(
-                "sslmode={other} of the database URL is not one of disable, require, verify-full \
-                 (prefer would fall back to plaintext silently)"
+                "sslmode{} of the database URL is not one of disable, require, verify-full (prefer would fall back to \
+                 plaintext silently)",
+                known.map(|word| format!("={word}")).unwrap_or_default()
             ));
         }
     };
     Ok((config, encrypted))
+}
+
+/// Options of a connection string that may be named; anything else in a complaint may be a piece of a password.
+const OPTIONS: [&str; 14] = [
+    "user",
+    "password",
+    "dbname",
+    "options",
+    "application_name",
+    "sslmode",
+    "host",
+    "hostaddr",
+    "port",
+    "connect_timeout",
+    "keepalives",
+    "target_session_attrs",
+    "channel_binding",
+    "load_balance_hosts",
+];
+
+/// Why a connection string can not be read, without a word of it: what looks like an option may be a piece of the password.
+fn unreadable(error: &tokio_postgres::Error) -> String {
+    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| cause.to_string());
+    let named = OPTIONS
+        .iter()
+        .find(|option| text.contains(&format!("option `{option}`")));
+    match named {
+        Some(option) => format!("the database URL can not be read: the value of its option {option} is wrong"),
+        None => "the database URL can not be read: write it as postgres://user:password@host:5432/name, with what is \
+                 not a letter, a digit, -, . or _ in the password as %XX, or as key=value pairs"
+            .into(),
+    }
 }
 
 /// Takes `sslmode=...` out of a URL's query or a DSN, and leaves everything else as it stands.
@@ -742,6 +795,34 @@ mod tests {
         ] {
             let sentence = read(url).expect_err(url);
             assert!(!sentence.contains(":p@"), "{sentence}");
+        }
+        // Wherever a password stands, written as it should not be, no piece of it is repeated.
+        for url in [
+            "postgres://u:hunter2@h:hunter2/db",
+            "postgres://u:x?sslmode=hunter2@h/db",
+            "postgres://u:x&sslmode=hunter2@h/db?sslmode=hunter2",
+            "postgres://u:p@h/db?sslmode=hunter2",
+            "postgres://u:p@h/db?sslmode=hunter2,require",
+            "postgres://u:p@h/db?hunter2=hunter2",
+            "postgres://u:p@h/db?port=hunter2",
+            "postgres://u:p@h/db?connect_timeout=hunter2",
+            "postgres://u:p@h/db?target_session_attrs=hunter2",
+            "postgres://u:%hunter2@h/db?hostaddr=hunter2",
+            "postgres://u:hunter2/hunter2@h/db?channel_binding=hunter2",
+            "postgresql://hunter2:hunter2/x?hunter2",
+            "host=h password=hun ter2 hunter2",
+            "host=h password='hunter2",
+            "host=h sslmode=hunter2 password=hunter2",
+            "host=h sslmode='hunter2' password=hunter2",
+            "host=h sslmode = hunter2",
+            "host=h hunter2=hunter2",
+            "host=h port=hunter2",
+        ] {
+            let sentence = read(url).expect_err(url);
+            assert!(
+                !sentence.contains("unter2") && !sentence.contains("ter2"),
+                "{url}: {sentence}"
+            );
         }
     }
 

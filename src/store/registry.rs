@@ -1,13 +1,22 @@
 //! What operators and the custody system put in: partners, keys, connections, deposits, reservations. Everything here can
 //! be said twice: the second time it is found as it is.
 
+use std::error::Error;
+
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
-use tokio_postgres::Row;
+use serde_json::{Value, json};
+use tokio_postgres::{
+    Row,
+    types::{FromSql, Type},
+};
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError};
-use crate::domain::{event::rfc3339, ledger::Amount, signature::PublicKey};
+use super::{
+    Fate, Session, Store, StoreError,
+    desk::acts::{Act, write_audit},
+};
+use crate::domain::{calendar::CalendarTime, event::rfc3339, ledger::Amount, signature::PublicKey};
 
 /// RFC 3339 with milliseconds, as every time that leaves the program.
 pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -22,6 +31,57 @@ pub(super) fn maybe_time<S: Serializer>(time: &Option<Timestamp>, serializer: S)
     }
 }
 
+fn shown<S: Serializer>(time: &CalendarTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+fn maybe_shown<S: Serializer>(time: &Option<CalendarTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_some(&time.to_string()),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Any timestamptz, the infinite ones too: the server counts microseconds from 2000 on.
+impl<'a> FromSql<'a> for CalendarTime {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        const BEGINNING: i64 = 946_684_800_000_000;
+        let microsecond = i64::from_be_bytes(raw.try_into()?);
+        Ok(Self::from_microsecond(microsecond.saturating_add(BEGINNING)))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TIMESTAMPTZ
+    }
+}
+
+/// What was signed by a revoked key and is remembered of one key, at most. Above it the key can not be reinstated.
+pub const REMEMBERED_MAX: i64 = 100_000;
+
+/// Who does it, and why, for the audit.
+#[derive(Clone, Copy, Debug)]
+pub struct By<'a> {
+    pub operator: &'a str,
+    pub why: Option<&'a str>,
+}
+
+/// Writes down what was done, in the transaction that did it. What changed nothing is not written down.
+async fn note(
+    session: &Session,
+    by: By<'_>,
+    name: &'static str,
+    about: &Value,
+    outcome: &Value,
+) -> Result<(), StoreError> {
+    let act = Act {
+        name,
+        operator: by.operator,
+        why: by.why,
+        filters: about,
+    };
+    write_audit(session, act, outcome, None).await.map(drop)
+}
+
 /// What an addition came to, with the record as it is stored now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registered<T> {
@@ -30,8 +90,8 @@ pub enum Registered<T> {
     Exists(T),
     /// It was there, and what may change was changed.
     Updated(T),
-    /// It was there and revoked, and counts again, as it was said now.
-    Reinstated(T),
+    /// It is revoked, and stays so.
+    Revoked(T),
     /// It is there with other content, which stands.
     Conflict(T),
     /// The partner that it is said to belong to is not registered.
@@ -75,16 +135,34 @@ pub struct KeyRecord {
     /// 33 bytes in lower-case hexadecimal.
     pub public_key: String,
     pub enterprise_id: String,
-    #[serde(serialize_with = "time")]
-    pub valid_from: Timestamp,
-    #[serde(serialize_with = "maybe_time")]
-    pub valid_until: Option<Timestamp>,
+    #[serde(serialize_with = "shown")]
+    pub valid_from: CalendarTime,
+    #[serde(serialize_with = "maybe_shown")]
+    pub valid_until: Option<CalendarTime>,
     #[serde(serialize_with = "maybe_time")]
     pub revoked_at: Option<Timestamp>,
     #[serde(serialize_with = "time")]
     pub created_at: Timestamp,
+    /// When it was reinstated last, if ever.
+    #[serde(serialize_with = "maybe_time", skip_serializing_if = "Option::is_none")]
+    pub reinstated_at: Option<Timestamp>,
     /// Whether it is accepted now, by the database's clock.
     pub valid: bool,
+}
+
+/// What came of reinstating a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reinstated {
+    /// It counts again; so many messages stay refused for ever.
+    Reinstated(KeyRecord, i64),
+    /// It is not revoked.
+    NotRevoked(KeyRecord),
+    /// An older version revoked it and remembered nothing of what came meanwhile.
+    NotRemembered(KeyRecord),
+    /// More came meanwhile than is remembered.
+    TooMany(KeyRecord),
+    /// This partner has no such key.
+    Unknown,
 }
 
 /// A key to register.
@@ -93,9 +171,9 @@ pub struct NewKey {
     pub enterprise_id: String,
     pub public_key: PublicKey,
     /// None: from now on, or from when it was valid already.
-    pub valid_from: Option<Timestamp>,
+    pub valid_from: Option<CalendarTime>,
     /// None: without end.
-    pub valid_until: Option<Timestamp>,
+    pub valid_until: Option<CalendarTime>,
 }
 
 /// A client's connection with a partner.
@@ -159,7 +237,7 @@ fn partner(row: &Row) -> PartnerRecord {
 }
 
 const KEY_COLUMNS: &str = "\
-    public_key, enterprise_id, valid_from, valid_until, revoked_at, created_at,
+    public_key, enterprise_id, valid_from, valid_until, revoked_at, created_at, reinstated_at,
     revoked_at IS NULL
         AND valid_from <= clock_timestamp()
         AND (valid_until IS NULL OR valid_until > clock_timestamp()) AS valid";
@@ -172,8 +250,13 @@ fn key(row: &Row) -> KeyRecord {
         valid_until: row.get("valid_until"),
         revoked_at: row.get("revoked_at"),
         created_at: row.get("created_at"),
+        reinstated_at: row.get("reinstated_at"),
         valid: row.get("valid"),
     }
+}
+
+fn about_key(key: &KeyRecord) -> Value {
+    json!({"enterpriseId": key.enterprise_id, "publicKey": key.public_key})
 }
 
 const CONNECTION_COLUMNS: &str =
@@ -204,8 +287,9 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn add_partner(&self, wish: &NewPartner) -> Result<Registered<PartnerRecord>, StoreError> {
+    pub async fn add_partner(&self, wish: &NewPartner, by: By<'_>) -> Result<Registered<PartnerRecord>, StoreError> {
         let session = self.session("add_partner").await?;
+        session.begin().await?;
         let rows = session
             .query(
                 &format!(
@@ -228,7 +312,18 @@ impl Store {
             )
             .await?;
         if let Some(row) = rows.first() {
-            return Ok(Registered::Added(partner(row)));
+            let added = partner(row);
+            let about = json!({"enterpriseId": added.enterprise_id});
+            let outcome = json!({
+                "name": added.name,
+                "asyncAllocations": added.async_allocations,
+                "asyncDeallocations": added.async_deallocations,
+                "brokerUser": added.broker_user,
+                "ownQueue": added.own_queue,
+            });
+            note(&session, by, "partner add", &about, &outcome).await?;
+            session.commit().await?;
+            return Ok(Registered::Added(added));
         }
         let rows = session
             .query(
@@ -241,8 +336,12 @@ impl Store {
                 &[&wish.enterprise_id],
             )
             .await?;
-        let row = rows.first().ok_or_else(|| vanished(&session, "the partner"))?;
-        let stored = partner(row);
+        let stored = rows
+            .first()
+            .map(partner)
+            .ok_or_else(|| vanished(&session, "the partner"));
+        session.rollback().await;
+        let stored = stored?;
         let same = stored.name == wish.name
             && stored.async_allocations == wish.async_allocations
             && stored.async_deallocations == wish.async_deallocations
@@ -264,8 +363,10 @@ impl Store {
         &self,
         enterprise_id: &str,
         suspend: bool,
+        by: By<'_>,
     ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
         let session = self.session("suspend_partner").await?;
+        session.begin().await?;
         let rows = session
             .query(
                 &format!(
@@ -280,7 +381,12 @@ impl Store {
             )
             .await?;
         if let Some(row) = rows.first() {
-            return Ok(Some(Registered::Updated(partner(row))));
+            let changed = partner(row);
+            let name = if suspend { "partner suspend" } else { "partner resume" };
+            let about = json!({"enterpriseId": changed.enterprise_id});
+            note(&session, by, name, &about, &json!({})).await?;
+            session.commit().await?;
+            return Ok(Some(Registered::Updated(changed)));
         }
         let rows = session
             .query(
@@ -293,6 +399,7 @@ impl Store {
                 &[&enterprise_id],
             )
             .await?;
+        session.rollback().await;
         Ok(rows.first().map(|row| Registered::Exists(partner(row))))
     }
 
@@ -337,11 +444,11 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Registers a key. Afterwards it is valid exactly as said: one that was revoked is reinstated.
+    /// Registers a key. Afterwards it is valid exactly as said; but one that is revoked stays revoked.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn add_key(&self, wish: &NewKey) -> Result<Registered<KeyRecord>, StoreError> {
+    pub async fn add_key(&self, wish: &NewKey, by: By<'_>) -> Result<Registered<KeyRecord>, StoreError> {
         let session = self.session("add_key").await?;
         session.begin().await?;
         let bytes = wish.public_key.as_bytes().as_slice();
@@ -355,7 +462,7 @@ impl Store {
                 &[&wish.enterprise_id],
             )
             .await?;
-        let Some(now) = known.first().map(|row| row.get::<_, Timestamp>(0)) else {
+        let Some(now) = known.first().map(|row| row.get::<_, CalendarTime>(0)) else {
             session.rollback().await;
             return Ok(Registered::NoPartner);
         };
@@ -378,6 +485,12 @@ impl Store {
             session.rollback().await;
             return Ok(Registered::Conflict(earlier.clone()));
         }
+        if let Some(earlier) = &earlier
+            && earlier.revoked_at.is_some()
+        {
+            session.rollback().await;
+            return Ok(Registered::Revoked(earlier.clone()));
+        }
         let valid_from = match (wish.valid_from, &earlier) {
             (Some(given), _) => given,
             (None, Some(earlier)) => earlier.valid_from.min(now),
@@ -388,7 +501,7 @@ impl Store {
             return Ok(Registered::NeverValid);
         }
         if let Some(earlier) = &earlier
-            && (earlier.valid_from, earlier.valid_until, earlier.revoked_at) == (valid_from, wish.valid_until, None)
+            && (earlier.valid_from, earlier.valid_until) == (valid_from, wish.valid_until)
         {
             session.rollback().await;
             return Ok(Registered::Exists(earlier.clone()));
@@ -398,29 +511,120 @@ impl Store {
                 &format!(
                     "/* registry::add_key */
                     INSERT INTO settled.partner_keys AS k (public_key, enterprise_id, valid_from, valid_until)
-                    VALUES ($1, $2, $3, $4)
+                    VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz)
                     ON CONFLICT (public_key) DO UPDATE
                     SET valid_from = excluded.valid_from,
-                        valid_until = excluded.valid_until,
-                        revoked_at = NULL
+                        valid_until = excluded.valid_until
                     WHERE k.enterprise_id = excluded.enterprise_id
+                      AND k.revoked_at IS NULL
                     RETURNING {KEY_COLUMNS}"
                 ),
-                &[&bytes, &wish.enterprise_id, &valid_from, &wish.valid_until],
+                &[
+                    &bytes,
+                    &wish.enterprise_id,
+                    &valid_from.exactly(),
+                    &wish.valid_until.map(CalendarTime::exactly),
+                ],
             )
             .await?;
         let Some(stored) = rows.first().map(key) else {
-            // Another partner was quicker, just now.
+            // Another partner was quicker, or somebody who revoked it, just now.
             let error = vanished(&session, "the key");
             session.rollback().await;
             return Err(error);
         };
+        let mut outcome = json!({
+            "validFrom": stored.valid_from.to_string(),
+            "validUntil": stored.valid_until.map(|time| time.to_string()),
+        });
+        if let Some(earlier) = &earlier {
+            outcome["was"] = json!({
+                "validFrom": earlier.valid_from.to_string(),
+                "validUntil": earlier.valid_until.map(|time| time.to_string()),
+            });
+        }
+        note(&session, by, "key add", &about_key(&stored), &outcome).await?;
         session.commit().await?;
-        Ok(match earlier.map(|earlier| earlier.revoked_at) {
+        Ok(match earlier {
             None => Registered::Added(stored),
-            Some(None) => Registered::Updated(stored),
-            Some(Some(_)) => Registered::Reinstated(stored),
+            Some(_) => Registered::Updated(stored),
         })
+    }
+
+    /// Lets a revoked key count again, from the next batch on. What it signed while it was revoked, and was refused, stays
+    /// refused for ever.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn reinstate_key(
+        &self,
+        enterprise_id: &str,
+        public_key: PublicKey,
+        by: By<'_>,
+    ) -> Result<Reinstated, StoreError> {
+        let session = self.session("reinstate_key").await?;
+        session.begin().await?;
+        let bytes = public_key.as_bytes().as_slice();
+        // Waits for the batches that refuse what it signed just now, and they for this.
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::reinstate_key earlier */
+                    SELECT {KEY_COLUMNS}, remembered
+                    FROM settled.partner_keys
+                    WHERE public_key = $1
+                      AND enterprise_id = $2
+                    FOR UPDATE"
+                ),
+                &[&bytes, &enterprise_id],
+            )
+            .await?;
+        let Some((earlier, remembered)) = rows.first().map(|row| (key(row), row.get::<_, bool>("remembered"))) else {
+            session.rollback().await;
+            return Ok(Reinstated::Unknown);
+        };
+        let rows = session
+            .query(
+                "/* registry::reinstate_key count */
+                SELECT count(*)
+                FROM settled.distrusted
+                WHERE public_key = $1",
+                &[&bytes],
+            )
+            .await?;
+        let refused: i64 = rows.first().map_or(0, |row| row.get(0));
+        let refusal = match (earlier.revoked_at, remembered) {
+            (None, _) => Some(Reinstated::NotRevoked(earlier.clone())),
+            (Some(_), false) => Some(Reinstated::NotRemembered(earlier.clone())),
+            (Some(_), true) if refused >= REMEMBERED_MAX => Some(Reinstated::TooMany(earlier.clone())),
+            (Some(_), true) => None,
+        };
+        if let Some(refusal) = refusal {
+            session.rollback().await;
+            return Ok(refusal);
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::reinstate_key */
+                    UPDATE settled.partner_keys
+                    SET revoked_at = NULL,
+                        reinstated_at = clock_timestamp()
+                    WHERE public_key = $1
+                    RETURNING {KEY_COLUMNS}"
+                ),
+                &[&bytes],
+            )
+            .await?;
+        let Some(stored) = rows.first().map(key) else {
+            let error = vanished(&session, "the key");
+            session.rollback().await;
+            return Err(error);
+        };
+        let outcome = json!({"revokedAt": earlier.revoked_at.map(rfc3339), "refusedForEver": refused});
+        note(&session, by, "key reinstate", &about_key(&stored), &outcome).await?;
+        session.commit().await?;
+        Ok(Reinstated::Reinstated(stored, refused))
     }
 
     /// Revokes a key, from the next batch on. None if this partner has no such key. A key revoked before keeps the time
@@ -432,8 +636,10 @@ impl Store {
         &self,
         enterprise_id: &str,
         public_key: PublicKey,
+        by: By<'_>,
     ) -> Result<Option<Registered<KeyRecord>>, StoreError> {
         let session = self.session("revoke_key").await?;
+        session.begin().await?;
         let bytes = public_key.as_bytes().as_slice();
         let rows = session
             .query(
@@ -450,7 +656,10 @@ impl Store {
             )
             .await?;
         if let Some(row) = rows.first() {
-            return Ok(Some(Registered::Updated(key(row))));
+            let revoked = key(row);
+            note(&session, by, "key revoke", &about_key(&revoked), &json!({})).await?;
+            session.commit().await?;
+            return Ok(Some(Registered::Updated(revoked)));
         }
         let rows = session
             .query(
@@ -464,6 +673,7 @@ impl Store {
                 &[&bytes, &enterprise_id],
             )
             .await?;
+        session.rollback().await;
         Ok(rows.first().map(|row| Registered::Exists(key(row))))
     }
 
@@ -493,8 +703,13 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn add_connection(&self, wish: &NewConnection) -> Result<Registered<ConnectionRecord>, StoreError> {
+    pub async fn add_connection(
+        &self,
+        wish: &NewConnection,
+        by: By<'_>,
+    ) -> Result<Registered<ConnectionRecord>, StoreError> {
         let session = self.session("add_connection").await?;
+        session.begin().await?;
         let rows = session
             .query(
                 &format!(
@@ -518,7 +733,16 @@ impl Store {
             )
             .await?;
         if let Some(row) = rows.first() {
-            return Ok(Registered::Added(connection(row)));
+            let added = connection(row);
+            let about = json!({"connectionId": added.connection_id, "enterpriseId": added.enterprise_id});
+            let outcome = json!({
+                "clientId": added.client_id,
+                "partnersClientId": added.partners_client_id,
+                "partnersConnectionId": added.partners_connection_id,
+            });
+            note(&session, by, "connection add", &about, &outcome).await?;
+            session.commit().await?;
+            return Ok(Registered::Added(added));
         }
         let rows = session
             .query(
@@ -531,6 +755,7 @@ impl Store {
                 &[&wish.connection_id],
             )
             .await?;
+        session.rollback().await;
         let Some(stored) = rows.first().map(connection) else {
             return Ok(Registered::NoPartner);
         };
@@ -571,24 +796,42 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses. It may be asked again: what came in is found by its reference.
-    pub async fn deposit(&self, client_id: Uuid, amount: &Amount, reference: &str) -> Result<Deposited, StoreError> {
+    pub async fn deposit(
+        &self,
+        client_id: Uuid,
+        amount: &Amount,
+        reference: &str,
+        by: By<'_>,
+    ) -> Result<Deposited, StoreError> {
         let session = self.session("deposit").await?;
+        session.begin().await?;
         let rows = session
             .query(
                 "/* registry::deposit */ SELECT settled.deposit($1, $2, $3::text::numeric, $4)",
                 &[&client_id, &amount.currency, &amount.quantity.to_string(), &reference],
             )
             .await?;
-        match rows.first().map(|row| row.get::<_, &str>(0)) {
-            Some("deposited") => Ok(Deposited::Deposited),
-            Some("exists") => Ok(Deposited::Exists),
-            Some("conflict") => Ok(Deposited::Conflict),
-            Some(_) | None => Err(StoreError::new(
-                "deposit",
-                Fate::Ours,
-                "settled.deposit() gave an answer that this version does not know",
-            )),
+        let deposited = match rows.first().map(|row| row.get::<_, &str>(0)) {
+            Some("deposited") => Deposited::Deposited,
+            Some("exists") => Deposited::Exists,
+            Some("conflict") => Deposited::Conflict,
+            Some(_) | None => {
+                return Err(StoreError::new(
+                    "deposit",
+                    Fate::Ours,
+                    "settled.deposit() gave an answer that this version does not know",
+                ));
+            }
+        };
+        if deposited != Deposited::Deposited {
+            session.rollback().await;
+            return Ok(deposited);
         }
+        let about = json!({"clientId": client_id, "reference": reference});
+        let outcome = json!({"currency": amount.currency, "quantity": amount.quantity});
+        note(&session, by, "deposit", &about, &outcome).await?;
+        session.commit().await?;
+        Ok(deposited)
     }
 
     /// Reserves, in one transaction, each on its own. `reservations` is the JSON array that `settled.reserve` documents;
@@ -597,7 +840,7 @@ impl Store {
     /// # Errors
     /// The database is away or refuses; nothing of it is reserved, unless `at_commit` says that it is unknown. It may be
     /// asked again: what is reserved answers `exists`.
-    pub async fn reserve(&self, reservations: &str) -> Result<Vec<Reserved>, StoreError> {
+    pub async fn reserve(&self, reservations: &str, by: By<'_>) -> Result<Vec<Reserved>, StoreError> {
         let session = self.session("reserve").await?;
         session.begin().await?;
         let rows = session
@@ -616,8 +859,7 @@ impl Store {
                 return Err(error);
             }
         };
-        session.commit().await?;
-        Ok(rows
+        let answers: Vec<Reserved> = rows
             .iter()
             .map(|row| Reserved {
                 id: row.get("id"),
@@ -625,6 +867,21 @@ impl Store {
                 reason: row.get("reason"),
                 detail: row.get("detail"),
             })
-            .collect())
+            .collect();
+        // One row however many they are.
+        let count = |result: &str| answers.iter().filter(|answer| answer.result == result).count();
+        let reserved = count("reserved");
+        if reserved > 0 {
+            let ends: Vec<Option<Uuid>> = answers
+                .iter()
+                .filter(|answer| answer.result == "reserved")
+                .map(|answer| answer.id)
+                .collect();
+            let about = json!({"first": ends.first(), "last": ends.last()});
+            let outcome = json!({"reserved": reserved, "exists": count("exists"), "refused": count("refused")});
+            note(&session, by, "reserve", &about, &outcome).await?;
+        }
+        session.commit().await?;
+        Ok(answers)
     }
 }

@@ -201,10 +201,14 @@ async fn every_exit_code_has_its_cause() {
     let wrong = database.replace(password, "wrong");
     let missing = format!("{database}_missing");
     let nobody = format!("postgres://{user}:{password}@{NOWHERE}/x");
-    for url in [&nobody, &wrong, &missing] {
+    for (url, begins) in [
+        (&nobody, "the database is away: "),
+        (&wrong, "the database refuses our login: "),
+        (&missing, "the server has no database of that name: "),
+    ] {
         let answer = ask_in(&[("SETTLED_DATABASE_URL", url)], &["partner", "list"]).await;
         let (message, hint) = answer.refusal(69);
-        assert!(message.starts_with("the database is away: "), "{message}");
+        assert!(message.starts_with(begins), "{message}");
         assert!(hint.contains("SETTLED_DATABASE_URL"), "{hint}");
         assert!(!answer.all().contains(password), "{}", answer.all());
     }
@@ -453,11 +457,33 @@ async fn keys_are_of_one_partner_and_valid_for_a_time() {
     let mut expected = revoked.clone();
     expected.as_object_mut().expect("an object").remove("result");
     assert_eq!(listed, json!([expected]));
-    let reinstated = add_key(&ground, "acme", hex, &[]).await.document(0);
+    add_key(&ground, "acme", hex, &["--valid-until", later])
+        .await
+        .refused(1, "settled key reinstate --enterprise-id acme --public-key");
+    let reinstate = ["key", "reinstate", "--enterprise-id", "acme", "--public-key", hex];
+    ask(&ground, &reinstate).await.refused(2, "--reason");
+    let reinstate = [&reinstate, &["--reason", "revoked by mistake"][..]].concat();
+    let reinstated = ask(&ground, &reinstate).await.document(0);
     assert_eq!(
-        (&reinstated["valid"], &reinstated["revokedAt"]),
-        (&json!(true), &Value::Null)
+        (&reinstated["valid"], &reinstated["revokedAt"], &reinstated["result"]),
+        (&json!(true), &Value::Null, &json!("reinstated"))
     );
+    assert_eq!(
+        (&reinstated["validUntil"], &reinstated["refusedForEver"]),
+        (&revoked["validUntil"], &json!(0))
+    );
+    assert_eq!(ask(&ground, &reinstate).await.document(0)["result"], "exists");
+    let foreign = [
+        "key",
+        "reinstate",
+        "--enterprise-id",
+        "other",
+        "--public-key",
+        hex,
+        "--reason",
+        "x",
+    ];
+    ask(&ground, &foreign).await.refused(1, "partner other has no key");
     assert_eq!(
         ask(&ground, &["key", "list"])
             .await

@@ -108,9 +108,22 @@ async fn screen(place: &Place, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
+/// Acts that are no business of the desk: what a test set up.
+const BEFORE: [&str; 7] = [
+    "partner add",
+    "partner suspend",
+    "partner resume",
+    "key add",
+    "connection add",
+    "deposit",
+    "reserve",
+];
+
 async fn audit(place: &Place, arguments: &[&str]) -> Vec<Value> {
     let arguments = [&["audit", "list"], arguments, &["--json"]].concat();
-    Answer::of(&place.run(&arguments).await).lines(0)
+    let mut acts = Answer::of(&place.run(&arguments).await).lines(0);
+    acts.retain(|act| !BEFORE.contains(&act["act"].as_str().expect("an act")));
+    acts
 }
 
 /// How many of a partner's allocations are cleared.
@@ -990,9 +1003,8 @@ async fn a_canary_goes_first_and_then_the_rest() {
 async fn a_canary_that_differs_stops_the_run() {
     let incident = incident("desk_stop", 12).await;
     let (place, db) = (&incident.place, &incident.db);
-    let key = incident.partner.public_key();
-    let revoke = ["key", "revoke", "--enterprise-id", "acme", "--public-key", &key];
-    assert!(place.run(&revoke).await.status.success());
+    let suspend = ["partner", "suspend", "--enterprise-id", "acme"];
+    assert!(place.run(&suspend).await.status.success());
     let run = desk(
         place,
         &["replay", &incident.plan, "--canary", "3", "--reason", "key added"],
@@ -1010,12 +1022,13 @@ async fn a_canary_that_differs_stops_the_run() {
     );
     assert_eq!(states(db).await, in_states([("open", 12)]));
     assert_eq!(count(db, "dead_letters WHERE times_seen = 2 AND replays = 1").await, 3);
-    assert_eq!(run["cameTo"][0]["reason"], "signature_mismatch");
+    assert_eq!(run["cameTo"][0]["reason"], "partner_inactive");
     // Who goes on has seen what the canary came to.
-    place.add_key(&incident.partner).await;
+    let resume = ["partner", "resume", "--enterprise-id", "acme"];
+    assert!(place.run(&resume).await.status.success());
     let run = desk(
         place,
-        &["runs", "resume", "1", "--reason", "the key was revoked by mistake"],
+        &["runs", "resume", "1", "--reason", "it was suspended by mistake"],
     )
     .await
     .document(3);
@@ -1355,14 +1368,22 @@ async fn many_messages_are_touched_only_when_that_is_meant() {
         "{message}"
     );
     assert!(hint.contains("--yes"), "{hint}");
-    assert_eq!(count(&db, "audit").await, 0, "nothing was done");
+    assert_eq!(
+        count(&db, "audit WHERE act IN ('discard', 'purge')").await,
+        0,
+        "nothing was done"
+    );
     // The flag that selects elsewhere says why here: a slip would discard everything of a partner.
     let slip = ["discard", "--partner", "partner-1", "--reason", "internal"];
     let (message, _) = desk(&place, &slip).await.refusal(2);
     assert!(message.contains("--reason-code"), "{message}");
     let future = ["purge", "--discarded-before", "2999-01-01T00:00:00Z", "--reason", "why"];
     desk(&place, &future).await.refusal(2);
-    assert_eq!(count(&db, "audit").await, 0, "nothing was done");
+    assert_eq!(
+        count(&db, "audit WHERE act IN ('discard', 'purge')").await,
+        0,
+        "nothing was done"
+    );
     let few = [
         "discard",
         "--partner",

@@ -191,6 +191,10 @@ async fn the_page_is_true() {
     let worker = place
         .ready_worker(&[&COLLECTS[..], &[("SETTLED_WORKER__LANES", "1")]].concat())
         .await;
+    // What was done before the page begins is written down too, in as many rows as reading took.
+    db.batch_execute("ALTER TABLE settled.audit ALTER COLUMN id RESTART WITH 21")
+        .await
+        .expect("altered");
     until("everything is collected", PATIENCE, async || {
         let sql = "SELECT count(*) FROM settled.dead_letters";
         let count: i64 = db.query_one(sql, &[]).await.expect("rows").get(0);
@@ -224,6 +228,10 @@ async fn the_page_is_true() {
                 .map(|line| without_times(line))
                 .collect();
             let answer: Vec<String> = answer.iter().map(|line| without_times(line)).collect();
+            let (said, answer) = match typed.line.starts_with("settled audit list") {
+                true => (without_signers(&said), without_signers(&answer)),
+                false => (said, answer),
+            };
             assert_eq!(answer, said, "$ {}", typed.line);
         }
     }
@@ -257,6 +265,14 @@ fn write(before: &str, typed: &[Typed], answers: &[Vec<String>]) {
         }
     }
     std::fs::write(PAGE, page).expect("the page");
+}
+
+/// Without the last column: who the database takes us for depends on where it runs.
+fn without_signers(lines: &[String]) -> Vec<String> {
+    let header = lines.first().map_or(0, |header| {
+        header.split("database user").next().unwrap_or_default().chars().count()
+    });
+    lines.iter().map(|line| line.chars().take(header).collect()).collect()
 }
 
 #[test]

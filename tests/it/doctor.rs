@@ -222,7 +222,7 @@ async fn where_all_is_well_every_line_says_so() {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("PROBLEM"));
     assert!(lines.next().is_some_and(|line| line.contains("append_only")), "{text}");
     assert!(lines.next().is_some_and(|line| line.contains("hint: ")), "{text}");
-    assert!(text.contains("1 of 30 checks found a problem"), "{text}");
+    assert!(text.contains("1 of 31 checks found a problem"), "{text}");
 }
 
 #[tokio::test]

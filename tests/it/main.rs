@@ -4,8 +4,10 @@
 //! the books checked from outside (`auditor`).
 
 mod amqp;
+mod arguments;
 mod auditor;
 mod batch;
+mod causes;
 mod collector;
 mod commands;
 mod desk;
@@ -29,6 +31,7 @@ mod proxy;
 mod raw;
 mod readme;
 mod reconcile;
+mod reinstated;
 mod replays;
 mod support;
 mod tidy;

@@ -3,7 +3,7 @@
 //! function of it (`the_reference_asks_the_program_nothing` holds that). It has no batches, no snapshots, no crashes: what
 //! committed is told to it, message by message, and it says what must have come of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use num_bigint::BigInt;
 use serde_json::{Value, json};
@@ -272,6 +272,8 @@ pub(crate) struct Books {
     /// By enterprise and nonce.
     pub(crate) receipts: BTreeMap<(&'static str, &'static str), Receipt>,
     pub(crate) waiting: BTreeMap<(&'static str, &'static str), Waiting>,
+    /// Key and payload of what was refused because the key was revoked then.
+    pub(crate) distrusted: BTreeSet<(Key, String)>,
     pub(crate) balances: BTreeMap<Account, BigInt>,
 }
 
@@ -412,7 +414,7 @@ impl Books {
     }
 
     /// Steps 4 to 8: the key that proves the sender.
-    fn prove(&self, word: &Word, enterprise: &str) -> Result<Key, Refusal> {
+    fn prove(&mut self, word: &Word, enterprise: &str) -> Result<Key, Refusal> {
         let Some(partner) = self.partners.get(enterprise) else {
             return Err(("unknown_partner", None));
         };
@@ -429,6 +431,17 @@ impl Books {
             .iter()
             .any(|validity| validity.key == key && validity.holds_at(self.now))
         {
+            // Whatever becomes of a revoked key: what it signed meanwhile and came here is refused for ever.
+            if partner
+                .keys
+                .iter()
+                .any(|validity| validity.key == key && validity.revoked)
+            {
+                self.distrusted.insert((key, word.payload.clone()));
+            }
+            return Err(("signature_mismatch", None));
+        }
+        if self.distrusted.contains(&(key, word.payload.clone())) {
             return Err(("signature_mismatch", None));
         }
         // The policy fields are not in these payloads, so they may differ.

@@ -18,6 +18,7 @@ use settled::domain::{
     delivery::{HeaderValue, Headers, Publication, PublicationKind},
     event,
     ledger::{AccountId, Amount, Quantity},
+    signature::{PublicKey, Signer},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -245,6 +246,8 @@ pub(crate) struct World {
     allocations: BTreeMap<Uuid, Allocation>,
     receipts: BTreeMap<ReceiptKey, Receipt>,
     parked: BTreeMap<ReceiptKey, Row>,
+    /// What was refused because its key was revoked.
+    distrusted: BTreeSet<(PublicKey, [u8; 32])>,
     /// What the accounts say, and what the entries say.
     balances: BTreeMap<AccountId, BigInt>,
     entries: BTreeMap<AccountId, BigInt>,
@@ -278,6 +281,7 @@ impl World {
             allocations: BTreeMap::new(),
             receipts: BTreeMap::new(),
             parked: BTreeMap::new(),
+            distrusted: BTreeSet::new(),
             balances: BTreeMap::new(),
             entries: BTreeMap::new(),
             authority: BTreeMap::new(),
@@ -661,6 +665,11 @@ impl World {
         for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
             let update = &content.update;
             enterprises.insert(update.enterprise_id.as_str());
+            if let Signer::Key(key) = &content.signer
+                && self.distrusted.contains(&(*key, content.payload_digest))
+            {
+                snapshot.distrusted.insert((*key, content.payload_digest));
+            }
             ids.insert(update.id);
             ids.extend(&content.signed_ids);
             let signed = content.signed_nonce.as_ref();
@@ -711,6 +720,12 @@ impl World {
             async_allocations: partner.allocations,
             async_deallocations: partner.deallocations,
             keys: valid.map(|validity| public_key(validity.key)).collect(),
+            revoked: partner
+                .keys
+                .iter()
+                .filter(|validity| validity.revoked)
+                .map(|validity| public_key(validity.key))
+                .collect(),
         }
     }
 
@@ -721,6 +736,7 @@ impl World {
             Some(Flaw::ForgetsTheReceiptOfARejection) => "rejected",
             _ => "",
         };
+        self.distrusted.extend(&changes.distrusted);
         for (key, receipt) in &changes.new_receipts {
             ensure!(
                 !self.receipts.contains_key(key),
@@ -1359,6 +1375,7 @@ fn first_books() -> Books {
         allocations: BTreeMap::new(),
         receipts: BTreeMap::new(),
         waiting: BTreeMap::new(),
+        distrusted: BTreeSet::new(),
         balances: BTreeMap::new(),
     };
     for reservation in &RESERVATIONS {

@@ -102,9 +102,11 @@ fn short(id: Uuid) -> String {
 pub(in crate::cli) struct Show {
     /// Its id, the beginning of it (4 digits or more), or the SHA-256 of the message
     id: String,
-    /// With the message itself
+    /// With the message itself; who looked at it stands in the audit
     #[arg(long)]
     body: bool,
+    #[command(flatten)]
+    operator: Operator,
 }
 
 /// Everything about one message.
@@ -162,6 +164,18 @@ pub(super) async fn show(context: &Context, question: Show) -> Result<Exit, Fail
     let Some((exported, bytes)) = store.dead_letter(id).await? else {
         return Err(Failure::refused(format!("the dead letter {id} was purged just now")));
     };
+    if question.body {
+        let operator = question.operator.name();
+        let filters = json!({ "deadLetter": id });
+        let act = Act {
+            name: "show body",
+            operator: &operator,
+            why: None,
+            filters: &filters,
+        };
+        // Before a byte of it is shown; and who can not be written down sees none.
+        store.record(act, &json!({ "bytes": bytes.len() })).await?;
+    }
     let (replays, acts) = store.lineage(id, LINEAGE_MAX).await?;
     let dead_letter = &exported.dead_letter;
     let allocation = match dead_letter.allocation_id {

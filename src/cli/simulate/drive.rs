@@ -28,7 +28,7 @@ use crate::{
     retry::{self, Backoff, Waited},
     store::{
         Fate, Store, StoreError,
-        registry::{Deposited, NewConnection, NewKey, NewPartner, Registered},
+        registry::{By, Deposited, NewConnection, NewKey, NewPartner, Registered},
     },
 };
 
@@ -37,6 +37,11 @@ const LATE: Duration = Duration::from_secs(2);
 /// Reservations in one transaction.
 const RESERVE_MAX: usize = 500;
 /// Messages published together where there is no pace.
+/// Who acts, for the audit.
+const BY: By<'static> = By {
+    operator: "settled simulate",
+    why: None,
+};
 const TOGETHER: usize = 64;
 const PREFETCH: u16 = 1_000;
 const BATCH_BYTES: usize = 8_388_608;
@@ -72,7 +77,7 @@ impl Desk {
             own_queue: false,
         };
         added(
-            &self.again(async || self.store.add_partner(&wish).await).await?,
+            &self.again(async || self.store.add_partner(&wish, BY).await).await?,
             "partner",
             &wish.enterprise_id,
         )?;
@@ -83,7 +88,7 @@ impl Desk {
             valid_until: None,
         };
         added(
-            &self.again(async || self.store.add_key(&wish).await).await?,
+            &self.again(async || self.store.add_key(&wish, BY).await).await?,
             "key",
             &wish.enterprise_id,
         )?;
@@ -95,7 +100,7 @@ impl Desk {
             partners_connection_id: partner.partners_connection_id.clone(),
         };
         added(
-            &self.again(async || self.store.add_connection(&wish).await).await?,
+            &self.again(async || self.store.add_connection(&wish, BY).await).await?,
             "connection",
             &wish.enterprise_id,
         )
@@ -111,7 +116,7 @@ impl Desk {
             .await?;
         self.register(&plan.suspended, "Simulated partner, suspended").await?;
         let suspended = &plan.suspended.enterprise_id;
-        self.again(async || self.store.suspend_partner(suspended, true).await)
+        self.again(async || self.store.suspend_partner(suspended, true, BY).await)
             .await?;
         Ok(())
     }
@@ -122,7 +127,7 @@ impl Desk {
             let put = self
                 .again(async || {
                     self.store
-                        .deposit(deposit.client_id, &deposit.amount, &deposit.reference)
+                        .deposit(deposit.client_id, &deposit.amount, &deposit.reference, BY)
                         .await
                 })
                 .await?;
@@ -144,7 +149,7 @@ impl Desk {
             // Not by `again`: a future with an asynchronous closure cannot be spawned.
             let mut wait = Wait::new(self);
             let answers = loop {
-                match self.store.reserve(&text).await {
+                match self.store.reserve(&text, BY).await {
                     Ok(answers) => break answers,
                     Err(error) => wait.after(error).await?,
                 }
@@ -198,10 +203,12 @@ impl<'a> Wait<'a> {
 
 fn added<T>(outcome: &Registered<T>, what: &str, enterprise_id: &str) -> Result<(), Failure> {
     match outcome {
-        Registered::Added(_) | Registered::Exists(_) | Registered::Updated(_) | Registered::Reinstated(_) => Ok(()),
-        Registered::Conflict(_) | Registered::NoPartner | Registered::NeverValid => Err(Failure::refused(format!(
-            "the {what} of {enterprise_id} could not be registered: the database has another"
-        ))),
+        Registered::Added(_) | Registered::Exists(_) | Registered::Updated(_) => Ok(()),
+        Registered::Conflict(_) | Registered::Revoked(_) | Registered::NoPartner | Registered::NeverValid => {
+            Err(Failure::refused(format!(
+                "the {what} of {enterprise_id} could not be registered: the database has another"
+            )))
+        }
     }
 }
 

@@ -51,6 +51,7 @@ fn partner(keys: &[u8]) -> Partner {
         async_allocations: true,
         async_deallocations: true,
         keys: keys.iter().map(|number| key(*number).public_key()).collect(),
+        revoked: Vec::new(),
     }
 }
 
@@ -267,6 +268,7 @@ struct Model {
     balances: BTreeMap<AccountId, BigInt>,
     /// What authorised each settlement: nonce, payload digest, key.
     settled: BTreeMap<Uuid, (String, [u8; 32], PublicKey)>,
+    distrusted: HashSet<(PublicKey, [u8; 32])>,
 }
 
 impl Model {
@@ -282,6 +284,7 @@ impl Model {
             parked: BTreeMap::new(),
             balances: BTreeMap::new(),
             settled: BTreeMap::new(),
+            distrusted: HashSet::new(),
         };
         for id in [ALLOCATION, DEALLOCATION, OF_BETA, LARGE] {
             model.reserve(id);
@@ -313,6 +316,7 @@ impl Model {
             receipts: HashMap::new(),
             parked: HashMap::new(),
             parked_counts: HashMap::new(),
+            distrusted: self.distrusted.clone(),
         };
         let (mut ids, mut enterprises) = (BTreeSet::new(), BTreeSet::new());
         for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
@@ -354,6 +358,7 @@ impl Model {
 
     /// Writes a changeset in the store's order, and refuses what the store would refuse.
     fn apply(&mut self, batch: &[Judged<'_>], changes: &Changeset) {
+        self.distrusted.extend(&changes.distrusted);
         for (key, receipt) in &changes.new_receipts {
             let earlier = self.receipts.insert(*key, receipt.clone());
             assert!(earlier.is_none(), "a receipt is inserted twice: {receipt:?}");
@@ -1058,6 +1063,34 @@ fn the_largest_quantity_settles_exactly() {
     let max: BigInt = QUANTITY_MAX.parse().expect("a number");
     assert_eq!(line(&model.judge_letter(&Letter::cleared(LARGE, "n"))), "settled");
     assert_eq!((&model.balances[&22], &model.balances[&23]), (&BigInt::ZERO, &max));
+}
+
+/// A revoked key may be reinstated: what it signed meanwhile, and was refused for that alone, stays refused.
+#[test]
+fn what_was_refused_for_a_revoked_key_stays_refused() {
+    let mut model = Model::new();
+    let revoke = |model: &mut Model, revoked: bool| {
+        let (old, new) = (key(1).public_key(), key(2).public_key());
+        model.acme().keys = if revoked { vec![new] } else { vec![old, new] };
+        model.acme().revoked = if revoked { vec![old] } else { Vec::new() };
+    };
+    revoke(&mut model, true);
+    let refused = Letter::cleared(ALLOCATION, "n");
+    assert_eq!(line(&model.judge_letter(&refused)), "signature_mismatch");
+    // Not for the sake of the key: bound to a broker user, or by another key.
+    model.acme().broker_user = Some("acme-user".to_owned());
+    let elsewhere = Letter::cleared(LARGE, "m");
+    assert_eq!(line(&model.judge_letter(&elsewhere)), "sender_mismatch");
+    model.acme().broker_user = None;
+    assert_eq!(model.distrusted.len(), 1);
+    revoke(&mut model, false);
+    assert_eq!(line(&model.judge_letter(&refused)), "signature_mismatch");
+    assert_eq!(line(&model.judge_letter(&elsewhere)), "settled");
+    assert_eq!(
+        line(&model.judge_letter(&Letter::cleared(ALLOCATION, "other"))),
+        "settled"
+    );
+    assert!(model.receipts.values().all(|receipt| receipt.nonce != "n"));
 }
 
 // Duplicates ---------------------------------------------------------------------------------------------------------

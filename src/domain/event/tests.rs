@@ -724,6 +724,7 @@ fn a_stranger_is_not_answered() {
         async_allocations: true,
         async_deallocations: true,
         keys: Vec::new(),
+        revoked: Vec::new(),
     };
     for (known, expected) in [(false, 2), (true, 3)] {
         if known {
@@ -738,6 +739,7 @@ fn a_stranger_is_not_answered() {
             receipts: [].into(),
             parked: [].into(),
             parked_counts: [].into(),
+            distrusted: [].into(),
         };
         let (judgements, _) = decide::decide(snapshot, &batch, &rules());
         let said: usize = judgements

@@ -30,7 +30,7 @@ pub struct Done {
 }
 
 /// Writes down an act, in the transaction that did it.
-pub(super) async fn write_audit(
+pub(in crate::store) async fn write_audit(
     session: &Session,
     act: Act<'_>,
     outcome: &Value,

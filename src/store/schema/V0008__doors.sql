@@ -380,3 +380,38 @@ BEGIN
     RETURN 'deposited';
 END
 $$;
+
+-- Who did it, as the server knows it, beside the operator's name, which anybody may type ------------------------------
+
+ALTER TABLE settled.audit ADD COLUMN session_name text, ADD COLUMN client_address inet;
+
+CREATE FUNCTION settled.sign_audit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.session_name := session_user;
+    NEW.client_address := inet_client_addr();
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER signed BEFORE INSERT ON settled.audit FOR EACH ROW EXECUTE FUNCTION settled.sign_audit();
+
+-- A key that is reinstated ----------------------------------------------------------------------------------------------
+
+-- remembered: what its key signed while it was revoked was written down. An older version wrote nothing down.
+ALTER TABLE settled.partner_keys
+    ADD COLUMN reinstated_at timestamptz,
+    ADD COLUMN remembered boolean NOT NULL DEFAULT true;
+UPDATE settled.partner_keys SET remembered = false WHERE revoked_at IS NOT NULL;
+
+-- What a revoked key signed and was refused for: it never settles, whatever becomes of the key. Only who has held the
+-- private key of a registered partner can add to it, and up to a number (REMEMBERED_MAX) a key; above it the key can not be
+-- reinstated any more. The reference makes a batch that adds to it and a command that reinstates wait for each other.
+CREATE TABLE settled.distrusted (
+    public_key      bytea NOT NULL REFERENCES settled.partner_keys,
+    -- SHA-256 of the signed text.
+    payload_digest  bytea NOT NULL CHECK (octet_length(payload_digest) = 32),
+    at              timestamptz NOT NULL,
+    PRIMARY KEY (public_key, payload_digest)
+);
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON settled.distrusted
+    FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change();
