@@ -201,7 +201,7 @@ const GUARDS: [(&str, &str, i16); 10] = [
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 23] = [
+const TABLE_GRANTS: [(&str, &str); 24] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
