@@ -294,6 +294,7 @@ async fn the_schema_is_the_one_that_is_needed() {
             "rehearsal",
             "keys",
             "open_dead_letters",
+            "outbox_refused",
         ],
     );
     assert!(
