@@ -28,7 +28,7 @@ use crate::{
         event,
     },
     fail::{self, Point},
-    publish::{Entrance, Owned, PublishStage, send_all},
+    publish::{Entrance, Owned, PublishStage, place_within, send_all},
     settle::{self, Batch, Clerk, Settled},
     store::{Fate, StoreError, dead_letters::FilingOutcome},
     telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
@@ -531,8 +531,11 @@ impl Work for Storing {
 
     async fn finish(&self, letters: Letters, received: Instant, disposer: &Disposer) -> Result<(), HandBack<Letters>> {
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
-        let Ok(place) = self.committed.reserve().await else {
-            return Err(HandBack::no_publisher());
+        let limit = self.worker.settings.outbox.stuck_after;
+        let place = match place_within(&self.committed, limit).await {
+            Some(Ok(place)) => place,
+            Some(Err(_)) => return Err(HandBack::no_publisher()),
+            None => return Err(HandBack::stuck(limit)),
         };
         let tags: Vec<u64> = letters.batch.deliveries.iter().map(tag_of).collect();
         let (letters, unstorable) = letters.sort();
@@ -571,4 +574,8 @@ impl Work for Storing {
 
     /// There is one collector a process.
     async fn detached(&self) {}
+
+    async fn has_place(&self) {
+        drop(self.committed.reserve().await);
+    }
 }

@@ -126,6 +126,10 @@ pub struct OutboxSettings {
     pub relay_interval: Duration,
     #[serde(deserialize_with = "lasting::<1, MINUTE, _>")]
     pub idle_delete: Duration,
+    #[serde(deserialize_with = "within::<2, 100, _, _>")]
+    pub strikes: u32,
+    #[serde(deserialize_with = "lasting::<100, { 24 * HOUR }, _>")]
+    pub stuck_after: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -1091,7 +1095,7 @@ mod tests {
         );
         assert_eq!((worker.lanes, worker.prefetch, worker.batch_max), (2, 1000, 256));
         assert_eq!((worker.batch_max_bytes, worker.culprits_per_minute), (4_194_304, 3));
-        assert_eq!(worker.own_queues_max, 16);
+        assert_eq!((worker.own_queues_max, outbox.strikes), (16, 5));
         assert_eq!((park.max_per_partner, retry.transient_attempts), (10_000, 8));
         assert_eq!((retry.multiplier, retry.jitter), (2.0, 0.3));
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
@@ -1132,6 +1136,7 @@ mod tests {
             (outbox.lease, 5_000),
             (outbox.relay_interval, 1_000),
             (outbox.idle_delete, 100),
+            (outbox.stuck_after, 60_000),
             (retry.initial, 50),
             (retry.max, 5_000),
             (http.head_timeout, 5_000),

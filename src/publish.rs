@@ -1,7 +1,7 @@
 //! The publish stage: a batch's outbox row is published from memory until every confirm is in, and only then deleted.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -26,6 +26,7 @@ use crate::{
     settle::Settled,
     store::{Store, StoreError},
     telemetry::{Cause, Dependency, EventType, Fate as Routed, Published, ReplyResult, Signal, Stage},
+    worker::Culprits,
 };
 
 /// Bytes of bodies published under one deadline. A usual batch fits; a large one makes progress slice by slice.
@@ -117,6 +118,35 @@ pub struct Committed {
     pub received: Instant,
 }
 
+/// Publications that end good connections, found one by one. A strike counts where something else passed on the very connection
+/// that the publication then ended; before it is set aside something else must pass once more. So nothing is set aside because the
+/// broker is away, restarts, or a way to it that cuts everything.
+#[derive(Default)]
+struct Suspects(BTreeMap<usize, u32>);
+
+impl Suspects {
+    /// Those without a strike first: they must not wait behind one that can not be published.
+    fn in_order(&self, pending: &BTreeSet<usize>) -> Vec<usize> {
+        let mut order: Vec<usize> = pending.iter().copied().collect();
+        order.sort_by_key(|index| (self.strikes(*index), *index));
+        order
+    }
+
+    fn strikes(&self, index: usize) -> u32 {
+        self.0.get(&index).copied().unwrap_or_default()
+    }
+
+    fn strike(&mut self, index: usize) {
+        let strikes = self.0.entry(index).or_default();
+        *strikes = strikes.saturating_add(1);
+    }
+
+    /// Nothing passes: it was not them.
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// Publishes rows on a connection of its own, which it rebuilds.
 pub struct RowPublisher {
     broker: BrokerSettings,
@@ -127,6 +157,13 @@ pub struct RowPublisher {
     link: Option<(Connection, Publisher)>,
     /// The broker refused a dead letter that carried our login: it may know us by another name.
     without_login: bool,
+    /// Whether something passed on that connection.
+    has_passed: bool,
+    /// Connections that a publication must have ended.
+    strikes: u32,
+    /// What was set aside for that lately: where it is too many the fault is not theirs.
+    culprits: Culprits,
+    culprits_per_minute: usize,
     /// While the broker takes something from nobody: a dead letter has no queue, or we may not publish.
     stuck: Option<Paused>,
 }
@@ -141,6 +178,10 @@ impl RowPublisher {
             backoff: Backoff::new(&settings.retry),
             link: None,
             without_login: false,
+            has_passed: false,
+            strikes: settings.outbox.strikes,
+            culprits: Culprits::default(),
+            culprits_per_minute: settings.worker.culprits_per_minute,
             stuck: None,
         }
     }
@@ -154,6 +195,7 @@ impl RowPublisher {
         let mut alone = false;
         let mut lost = 0;
         let mut attempt = 0;
+        let mut suspects = Suspects::default();
         while !pending.is_empty() {
             attempt += 1;
             if attempt > 1 {
@@ -162,7 +204,13 @@ impl RowPublisher {
                 Signal::RowRepublished { batch: id, attempt }.emit();
             }
             if let Err(error) = self
-                .publish_once(id, publications, &mut pending, alone, &mut told)
+                .publish_once(
+                    id,
+                    publications,
+                    &mut pending,
+                    alone.then_some(&mut suspects),
+                    &mut told,
+                )
                 .await
             {
                 // After an error nothing is known of the channel; a refusal may have ended the connection too. One that ends
@@ -199,6 +247,7 @@ impl RowPublisher {
         let link = match self.link.take().filter(|(connection, _)| connection.is_connected()) {
             Some(link) => link,
             None => {
+                self.has_passed = false;
                 let connection = Connection::open_without_consumer(&self.broker, &self.name).await?;
                 let mut publisher = Publisher::open(&connection).await?;
                 if self.without_login {
@@ -216,21 +265,50 @@ impl RowPublisher {
         id: BatchId,
         publications: &[Publication],
         pending: &mut BTreeSet<usize>,
-        alone: bool,
+        mut suspects: Option<&mut Suspects>,
         told: &mut Published,
     ) -> Result<(), BrokerError> {
-        let most_bytes = if alone || fail::is_armed(Point::HalfPublished) {
-            0
-        } else {
-            SLICE_BYTES
+        let slices = match &suspects {
+            Some(suspects) => {
+                let order = suspects.in_order(pending).into_iter();
+                order.map(|index| index..index + 1).collect()
+            }
+            None if fail::is_armed(Point::HalfPublished) => slices(publications, pending, 0),
+            None => slices(publications, pending, SLICE_BYTES),
         };
-        for slice in slices(publications, pending, most_bytes) {
-            let publisher = self.publisher().await?;
+        for slice in slices {
+            if let Some(suspects) = suspects.as_deref_mut()
+                && suspects.strikes(slice.start) > 0
+            {
+                let passes = self.something_passes().await.inspect_err(|_| suspects.clear())?;
+                if passes
+                    && suspects.strikes(slice.start) >= self.strikes
+                    && self.culprits.have_room(self.culprits_per_minute)
+                    && self.culprits.blame(self.culprits_per_minute)
+                {
+                    let refusal = format!(
+                        "it ended {} good connections, while others passed before and after it",
+                        self.strikes
+                    );
+                    self.set_aside(id, publications, slice, &refusal, pending).await;
+                    continue;
+                }
+            }
+            let publisher = match self.publisher().await {
+                Ok(publisher) => publisher,
+                Err(error) => {
+                    if let Some(suspects) = suspects {
+                        suspects.clear();
+                    }
+                    return Err(error);
+                }
+            };
             match publisher
                 .publish(publications.get(slice.clone()).unwrap_or_default())
                 .await
             {
                 Ok(fates) => {
+                    self.has_passed |= fates.contains(&Fate::Confirmed);
                     for (index, fate) in slice.zip(fates) {
                         if publications
                             .get(index)
@@ -240,10 +318,9 @@ impl RowPublisher {
                         }
                     }
                 }
-                Err(error) if alone && error.is_of_the_message() => {
+                Err(error) if suspects.is_some() && error.is_of_the_message() => {
                     // The channel, and perhaps the connection, went with it.
                     self.link = None;
-                    let refusal = error.to_string();
                     let is_dead_letter = publications
                         .get(slice.clone())
                         .unwrap_or_default()
@@ -256,30 +333,69 @@ impl RowPublisher {
                         return Err(error);
                     }
                     self.without_login = false;
-                    for index in slice {
-                        let Some(publication) = publications.get(index) else {
-                            continue;
-                        };
-                        // Where it can not be stored, it is tried again.
-                        if self.store.set_aside(id, publication, &refusal).await.is_ok() {
-                            let routing_key = &publication.routing_key;
-                            Signal::PublicationRefused {
-                                batch: id,
-                                routing_key,
-                                error: &refusal,
-                            }
-                            .emit();
-                            pending.remove(&index);
-                        }
-                    }
+                    self.set_aside(id, publications, slice, &error.to_string(), pending)
+                        .await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // One that takes too long leaves the connection as it is.
+                    let was_ended = self
+                        .link
+                        .as_ref()
+                        .is_some_and(|(connection, _)| !connection.is_connected());
+                    if let Some(suspects) = suspects
+                        && was_ended
+                        && (self.has_passed || suspects.strikes(slice.start) == 0)
+                    {
+                        suspects.strike(slice.start);
+                    }
+                    return Err(error);
+                }
             }
             fail::fallible(Point::HalfPublished).await?;
         }
         fail::point(Point::AfterConfirm).await;
         self.note_returns(publications, pending);
         Ok(())
+    }
+
+    /// Whether anything else passes on the connection that there is, or on a new one. Where we may not try, only what passed
+    /// by itself can tell.
+    async fn something_passes(&mut self) -> Result<bool, BrokerError> {
+        let publisher = self.publisher().await?;
+        match publisher.probe().await {
+            Ok(()) => self.has_passed = true,
+            Err(BrokerError::Refused { .. }) => self.link = None,
+            Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => {
+                self.link = None;
+                return Err(error);
+            }
+        }
+        Ok(self.has_passed)
+    }
+
+    /// What the broker does not take is kept for an operator. Where it can not be stored, it is tried again.
+    async fn set_aside(
+        &self,
+        id: BatchId,
+        publications: &[Publication],
+        slice: Range<usize>,
+        refusal: &str,
+        pending: &mut BTreeSet<usize>,
+    ) {
+        for index in slice {
+            let Some(publication) = publications.get(index) else {
+                continue;
+            };
+            if self.store.set_aside(id, publication, refusal).await.is_ok() {
+                Signal::PublicationRefused {
+                    batch: id,
+                    routing_key: &publication.routing_key,
+                    error: refusal,
+                }
+                .emit();
+                pending.remove(&index);
+            }
+        }
     }
 
     /// A dead letter without a queue would be lost: the lane stops here until someone declares the topology.
@@ -459,6 +575,14 @@ impl PublishStage {
     }
 }
 
+/// A place in the publish stage; None where there is none for too long.
+pub async fn place_within<'a>(
+    entrance: &'a Entrance,
+    limit: Duration,
+) -> Option<Result<mpsc::Permit<'a, Committed>, mpsc::error::SendError<()>>> {
+    tokio::time::timeout(limit, entrance.reserve()).await.ok()
+}
+
 /// Hands the parts of a batch to the publish stage; nearly always there is one.
 pub async fn send_all(place: mpsc::Permit<'_, Committed>, entrance: &Entrance, done: Vec<Settled>, received: Instant) {
     let mut parts = done.into_iter().map(|settled| Committed { settled, received });
@@ -565,6 +689,20 @@ mod tests {
         let some = BTreeSet::from([0, 1, 3, 5]);
         assert_eq!(slices(&publications, &some, 100), vec![0..2, 3..4, 5..6]);
         assert!(slices(&publications, &BTreeSet::new(), 100).is_empty());
+    }
+
+    #[test]
+    fn suspects_wait_behind_the_others() {
+        let all: BTreeSet<usize> = (0..4).collect();
+        let mut suspects = Suspects::default();
+        assert_eq!(suspects.in_order(&all), [0, 1, 2, 3]);
+        suspects.strike(0);
+        suspects.strike(0);
+        suspects.strike(2);
+        assert_eq!(suspects.in_order(&all), [1, 3, 2, 0]);
+        assert_eq!((suspects.strikes(0), suspects.strikes(1)), (2, 0));
+        suspects.clear();
+        assert_eq!(suspects.in_order(&all), [0, 1, 2, 3]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::{
     health::Health,
     http,
     pause::Paused,
-    publish::{Entrance, Owned, PublishStage, RowPublisher, send_all},
+    publish::{Entrance, Owned, PublishStage, RowPublisher, place_within, send_all},
     relay,
     retry::{self, Backoff, Waited},
     settle::{self, Batch, Clerk, Settled, process_batch, reject_culprit},
@@ -52,6 +52,9 @@ const CONSUMER_LOOK: Duration = Duration::from_secs(3);
 
 /// How long a queue that is not what it must be is left alone before it is looked at again.
 const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Who pauses, as /readyz tells it, where what is committed is not told.
+const OUTBOX: &str = "outbox";
 
 /// Who pauses, as /readyz tells it, before there are lanes.
 const STARTING: &str = "start";
@@ -468,6 +471,14 @@ impl Worker {
                 Ok((backlog, parked)) => {
                     self.health.set_database_ok(true);
                     let oldest = (backlog.rows > 0).then_some(backlog.oldest);
+                    let stuck = oldest.filter(|oldest| *oldest >= self.settings.outbox.stuck_after);
+                    let why = stuck.map(|oldest| {
+                        format!(
+                            "the oldest row of the outbox waits for {} s to be published",
+                            oldest.as_secs()
+                        )
+                    });
+                    self.health.set_paused_by(OUTBOX, why);
                     Signal::OutboxMeasured {
                         pending: backlog.publications,
                         oldest,
@@ -689,6 +700,8 @@ impl Worker {
 /// The fault lasts for too long: what is in hand goes back to the broker, once.
 pub struct HandBack<B = Batch> {
     pub why: String,
+    /// Only this lane is held up: the others go on, and may have what it held.
+    alone: bool,
     /// What could not be settled: intake begins again only when this would go through.
     refused: Option<B>,
     /// Lives until then.
@@ -700,6 +713,7 @@ impl<B> HandBack<B> {
     pub fn map<C>(self, convert: impl FnOnce(B) -> C) -> HandBack<C> {
         HandBack {
             why: self.why,
+            alone: self.alone,
             refused: self.refused.map(convert),
             _paused: self._paused,
         }
@@ -714,6 +728,17 @@ impl<B> HandBack<B> {
     pub fn because(why: impl Into<String>) -> Self {
         Self {
             why: why.into(),
+            alone: false,
+            refused: None,
+            _paused: None,
+        }
+    }
+
+    /// The publish stage takes nothing.
+    pub fn stuck(limit: Duration) -> Self {
+        Self {
+            why: format!("what was committed before could not be published for {limit:?}"),
+            alone: true,
             refused: None,
             _paused: None,
         }
@@ -772,6 +797,7 @@ impl<'a, B: Clone> Patience<'a, B> {
         if self.limit.is_some_and(|limit| paused.since().elapsed() >= limit) {
             return Err(HandBack {
                 why,
+                alone: false,
                 refused: Some(part.clone()),
                 _paused: self.paused.take(),
             });
@@ -827,6 +853,9 @@ pub(crate) trait Work: Sized {
 
     /// Waits until what goes back goes to none of our own consumers.
     async fn detached(&self);
+
+    /// Waits until there is a place for what is committed next.
+    async fn has_place(&self);
 }
 
 /// Takes what is in one queue, session after session with the broker, and has it worked on, one batch after the other.
@@ -873,6 +902,8 @@ enum SessionEnd {
     Closed,
     /// It never began: with a queue or an exchange like that the broker may lose what it dead-letters.
     Misfit,
+    /// This lane alone can not go on: what it held is handed back.
+    Stuck,
 }
 
 /// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
@@ -917,6 +948,13 @@ impl<W: Work> Consumer<W> {
             let waited = match self.session().await {
                 Ok(SessionEnd::Stopping) => return,
                 Ok(SessionEnd::Closed) => continue,
+                Ok(SessionEnd::Stuck) => {
+                    let mut stop = self.worker.stop.clone();
+                    tokio::select! {
+                        _ = stop.wait_for(|stop| *stop) => return,
+                        () = self.work.has_place() => continue,
+                    }
+                }
                 // The broker answered, and ended this consumer or connection: a queue that was deleted, or a message that
                 // breaks the connection. Such a poison comes first again until its delivery limit, and everybody else waits
                 // behind it: so not for long, and not longer each time.
@@ -1048,9 +1086,13 @@ impl<W: Work> Consumer<W> {
                     why: &handed_back.why,
                 }
                 .emit();
-                self.gate.handed_back().push(Arc::new(handed_back));
-                self.gate.close();
-                SessionEnd::Closed
+                if handed_back.alone {
+                    SessionEnd::Stuck
+                } else {
+                    self.gate.handed_back().push(Arc::new(handed_back));
+                    self.gate.close();
+                    SessionEnd::Closed
+                }
             }
         };
         // Also where nothing is handed back: what was on its way to the consumer while it was cancelled goes back too.
@@ -1241,8 +1283,11 @@ impl Work for Settling {
     async fn finish(&self, batch: Batch, received: Instant, disposer: &Disposer) -> Result<(), HandBack> {
         let tags: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
-        let Ok(place) = self.committed.reserve().await else {
-            return Err(HandBack::no_publisher());
+        let limit = self.worker.settings.outbox.stuck_after;
+        let place = match place_within(&self.committed, limit).await {
+            Some(Ok(place)) => place,
+            Some(Err(_)) => return Err(HandBack::no_publisher()),
+            None => return Err(HandBack::stuck(limit)),
         };
         let mut done = Vec::new();
         let patience = Some(self.worker.settings.worker.pause_release);
@@ -1288,6 +1333,10 @@ impl Work for Settling {
 
     async fn detached(&self) {
         self.worker.wait_for_detached().await;
+    }
+
+    async fn has_place(&self) {
+        drop(self.committed.reserve().await);
     }
 }
 

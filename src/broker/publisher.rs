@@ -138,6 +138,22 @@ impl Publisher {
         Ok(fates)
     }
 
+    /// Whether a publication of no matter to anybody passes on this connection: to no queue, under a name of its own.
+    ///
+    /// # Errors
+    /// It does not; `Refused` where this user may not publish so at all.
+    pub async fn probe(&mut self) -> Result<(), BrokerError> {
+        let nobody = Publication {
+            kind: PublicationKind::Reply,
+            exchange: String::new(),
+            routing_key: format!("settled.probe.{}", uuid::Uuid::new_v4()),
+            properties: Properties::default(),
+            body: Vec::new(),
+        };
+        let message = Message::try_from(&nobody, usize::MAX, None)?;
+        answer("a probe", ANSWER_TIMEOUT, message.publish_alone(&self.connection)).await
+    }
+
     /// Sends a reply if that is possible at once. Whether it arrives is not known.
     pub async fn reply(&mut self, publication: &Publication) -> bool {
         // Nothing leaves a blocked connection; frames would only pile up.

@@ -162,6 +162,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
     if version.is_some() {
         checks.push(keys(&store).await);
         checks.push(open_dead_letters(&store).await);
+        checks.push(outbox(&store, settings.outbox.stuck_after).await);
         checks.push(outbox_refused(&store).await);
     }
     checks
@@ -260,6 +261,21 @@ async fn rehearsal(clerk: &Clerk) -> Check {
         Err(error) => Check::bad(NAME, format!("an empty batch can not be settled: {error}"))
             .hint("the lines above may say why; the worker would pause"),
     }
+}
+
+/// What is committed and not told.
+async fn outbox(store: &Store, stuck_after: Duration) -> Check {
+    const NAME: &str = "outbox";
+    asked(NAME, store.backlog().await, |backlog| {
+        let detail = format!("{} publications wait in {} rows", backlog.publications, backlog.rows);
+        if backlog.rows == 0 || backlog.oldest < stuck_after {
+            return Check::good(NAME, detail);
+        }
+        let oldest = backlog.oldest.as_secs();
+        Check::bad(NAME, format!("{detail}, the oldest for {oldest} s")).hint(
+            "the worker's log says why it can not publish; with no worker running, start one: its relay publishes what is left",
+        )
+    })
 }
 
 /// Events and dead letters that nobody heard of.

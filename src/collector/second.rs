@@ -115,4 +115,8 @@ impl Work for Second {
     }
 
     async fn detached(&self) {}
+
+    async fn has_place(&self) {
+        self.0.has_place().await;
+    }
 }

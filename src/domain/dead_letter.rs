@@ -224,6 +224,9 @@ pub fn open(mut delivery: Delivery, trusted: &Trusted, now: Timestamp) -> (Deliv
 /// The header that holds a whole property list (see [`wire`]) of which not everything can be decoded.
 pub(super) const ORIGIN_PROPERTIES: &str = "settled-origin-properties";
 
+/// The header that holds, as they were, the headers that travel as text or not at all (see [`super::carried`]): a table.
+pub(super) const ORIGIN_HEADERS: &str = "settled-origin-headers";
+
 /// Bytes as a text header.
 pub(super) fn as_text(bytes: &[u8]) -> String {
     BASE64_STANDARD.encode(bytes)
@@ -360,6 +363,14 @@ fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'sta
     delivery.properties.user_id = origin("settled-origin-user-id");
     delivery.properties.expiration = origin("settled-origin-expiration");
     delivery.cut = cut.map(Box::new);
+    if let Some(table) = origin(ORIGIN_HEADERS) {
+        let originals = of_text(&table)
+            .and_then(|table| wire::headers(&table))
+            .ok_or(ORIGIN_HEADERS)?;
+        let mut headers = headers.clone();
+        headers.extend(originals);
+        delivery.properties.headers = Some(headers);
+    }
     if let Some(list) = origin(ORIGIN_PROPERTIES) {
         delivery.properties = wire::read(&of_text(&list).ok_or(ORIGIN_PROPERTIES)?);
     }

@@ -10,11 +10,12 @@ use uuid::Uuid;
 
 use super::{
     allocation::{Allocation, Kind, PolicyResult, Status},
-    dead_letter,
+    carried, dead_letter,
     decide::{Judged, Judgement, Reason, Rules, Verdict, VerdictKind},
     delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind},
     ledger::Amount,
     message::TRACEPARENT,
+    wire,
 };
 
 /// Where outcome events are published.
@@ -523,7 +524,7 @@ fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timest
         // All that it came with is in one text header: what can be decoded is read from there again.
         properties = Properties::default();
     }
-    let mut headers: Headers = properties
+    let headers = properties
         .headers
         .take()
         .filter(|_| !without_headers)
@@ -531,6 +532,8 @@ fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timest
         .into_iter()
         .filter(|(name, _)| !dead_letter::is_of_dead_letters(name))
         .collect();
+    let (mut headers, originals) = carried::plain(headers);
+    let originals = originals.and_then(|originals| wire::write_headers(&originals));
     let mut add = |name: &str, value: HeaderValue| headers.insert(name.into(), value);
     // Another user's user_id is refused by the broker; an expiration would let the dead letter vanish.
     if let Some(user_id) = properties.user_id.take() {
@@ -543,6 +546,12 @@ fn dead_letter_of(message: Judged<'_>, reason: Reason, detail: &str, now: Timest
         add(
             dead_letter::ORIGIN_PROPERTIES,
             HeaderValue::text(dead_letter::as_text(&list.0)),
+        );
+    }
+    if let Some(originals) = originals {
+        add(
+            dead_letter::ORIGIN_HEADERS,
+            HeaderValue::text(dead_letter::as_text(&originals)),
         );
     }
     add("settled-reason", HeaderValue::text(reason.as_str()));

@@ -11,6 +11,7 @@
 
 pub mod allocation;
 pub mod calendar;
+mod carried;
 pub mod dead_letter;
 pub mod decide;
 pub mod delivery;

@@ -348,6 +348,13 @@ impl Tap {
     }
 
     /// Everything so far.
+    /// Whether it saw a message with these bytes in its body.
+    pub(crate) fn has(&self, bytes: &[u8]) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bodies = seen.iter().rev().map(|seen| &seen.body);
+        bodies.any(|body| body.windows(bytes.len()).any(|window| window == bytes))
+    }
+
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -33,6 +33,7 @@ mod readme;
 mod reconcile;
 mod reinstated;
 mod replays;
+mod strikes;
 mod support;
 mod tidy;
 mod tls;

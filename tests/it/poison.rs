@@ -271,3 +271,91 @@ async fn threads_are_started_with_a_larger_stack() {
     assert!(stack >= 128 << 20, "{stack}");
     assert_eq!(worker.terminate().await.code(), Some(0));
 }
+
+/// How long others wait under a poison a second, against a quiet queue: docs/evidence/poison.txt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of a minute"]
+async fn what_a_poison_a_second_costs_the_others() {
+    const SAMPLES: usize = 400;
+    let place = Place::new("poison_second").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "1000000").await;
+    let reservations: Vec<Reservation> = (0..2 * SAMPLES + 20).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let worker = place.ready_worker(&[]).await;
+    let settle = async |reservation: &Reservation| {
+        let began = std::time::Instant::now();
+        place.publish(&[partner.cleared(reservation)]).await;
+        let subject = format!("\"subject\":\"{}\"", reservation.id).into_bytes();
+        while !place.events.has(&subject) {
+            assert!(began.elapsed() < PATIENCE);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        began.elapsed()
+    };
+    let (warm, rest) = reservations.split_at(20);
+    for reservation in warm {
+        settle(reservation).await;
+    }
+    let (quiet, poisoned) = rest.split_at(SAMPLES);
+    let mut worst = Vec::new();
+    for (name, reservations, is_poisoned) in [("quiet", quiet, false), ("a poison a second", poisoned, true)] {
+        let url = place.broker_url.clone();
+        let poisoning = crate::support::Beside::spawn(async move {
+            let mut raw = Raw::open(&url).await;
+            let mut ticks = tokio::time::interval(std::time::Duration::from_secs(1));
+            for number in 0_u32.. {
+                ticks.tick().await;
+                if is_poisoned {
+                    let body = format!("poison {number}");
+                    let key = "evil.allocation.update";
+                    let poison = Poison::undecodable_before();
+                    poison
+                        .publish(&mut raw, "settlement.updates", key, body.as_bytes())
+                        .await;
+                }
+            }
+        });
+        let mut took = Vec::new();
+        for reservation in reservations {
+            took.push(settle(reservation).await);
+            // Long enough for many poisons.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        drop(poisoning);
+        took.sort_unstable();
+        let at = |share: usize| took[(took.len() * share / 100).min(took.len() - 1)];
+        println!(
+            "{name}: {} messages, p50 {:?}, p99 {:?}, worst {:?}",
+            took.len(),
+            at(50),
+            at(99),
+            at(100)
+        );
+        worst.push(at(99));
+    }
+    let poisons: i64 = place
+        .db()
+        .await
+        .query_one(
+            "SELECT count(*) FROM settled.dead_letters WHERE reason = 'malformed_message'",
+            &[],
+        )
+        .await
+        .expect("dead letters")
+        .get(0);
+    let lost = worker
+        .said()
+        .lines()
+        .filter(|line| line.contains("consumer lost"))
+        .count();
+    println!(
+        "{poisons} poisons, {lost} connections lost, p99 {:.2} times the quiet one",
+        worst[1].as_secs_f64() / worst[0].as_secs_f64()
+    );
+    assert!(poisons >= 15, "{poisons}");
+    assert_eq!(lost, 0);
+    assert!(worst[1] < 5 * worst[0], "{worst:?}");
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}

@@ -115,8 +115,12 @@ pub(crate) mod looks {
 /// How many bytes travel alone: enough to cut up some hundreds of frames.
 const ALONE: usize = 20_000;
 
+/// Frames to the server that end the connection, each time.
+pub(crate) type Strike = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 #[derive(Default)]
 struct Shared {
+    strike: Mutex<Option<Strike>>,
     /// What is set, and how far it is from springing.
     trap: Mutex<Option<(Trap, usize)>>,
     injected: AtomicUsize,
@@ -136,6 +140,11 @@ impl Shared {
     }
 
     fn judge(&self, way: Way, frame: &[u8]) -> Fate {
+        let strike = self.strike.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if way == Way::ToServer && strike.is_some_and(|strikes| strikes(frame)) {
+            self.count(1);
+            return Fate::Sprung(0, Then::Cut);
+        }
         let mut set = self.trap.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((trap, so_far)) = set.as_mut().filter(|(trap, _)| trap.way == way) else {
             return Fate::Passes;
@@ -227,6 +236,11 @@ impl Proxy {
     /// Ends the connections there are; new ones may come.
     pub(crate) fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
+    }
+
+    /// From now on frames that look so end their connection, until this is said again.
+    pub(crate) fn strike(&self, strike: Option<Strike>) {
+        *self.shared.strike.lock().unwrap_or_else(PoisonError::into_inner) = strike;
     }
 
     /// Sets a trap, in place of the one that is set.

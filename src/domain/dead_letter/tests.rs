@@ -885,3 +885,37 @@ fn the_letter_of_the_largest_undecodable_list_fits_a_small_frame() {
     );
     assert_eq!(opened(letter).0.properties, wire::read(&list));
 }
+
+/// What travels as text is stored, and replayed, as it came.
+#[test]
+fn headers_of_rare_types_come_back_as_they_were() {
+    let mut message = sent();
+    let own = headers([
+        ("mine", HeaderValue::LongInt(7)),
+        ("rate", HeaderValue::Double(0.1_f64.to_bits())),
+        (
+            "raw",
+            HeaderValue::ByteArray(crate::domain::delivery::Bytes(vec![1, 2])),
+        ),
+        (
+            "list",
+            HeaderValue::Array(vec![HeaderValue::Decimal { scale: 1, value: 5 }, HeaderValue::Void]),
+        ),
+    ]);
+    message.properties.headers = Some(own.clone());
+    let letter = letter_of(&message, Reason::UnknownPartner);
+    let travels = letter.properties.headers.as_ref().expect("headers");
+    assert_eq!(travels["rate"], text("0.1"));
+    assert_eq!(
+        travels["list"],
+        HeaderValue::Array(vec![text("0.5"), HeaderValue::Void])
+    );
+    let (again, cause) = opened(letter.clone());
+    assert_eq!(cause.made_by, MadeBy::Settled);
+    assert_eq!(again.properties, message.properties);
+    assert_eq!(again.properties.headers, Some(own));
+    let mut spoilt = letter;
+    let headers = spoilt.properties.headers.as_mut().expect("headers");
+    headers.insert(ORIGIN_HEADERS.into(), text("AAAA"));
+    assert_eq!(opened(spoilt).1.made_by, MadeBy::Unknown);
+}

@@ -528,6 +528,21 @@ fn a_dead_letter_is_the_message_and_why() {
     let mut headers = table(&kept);
     headers.extend(table(&added));
     headers.extend(table(&moved));
+    // What not everyone can carry is text, and beside it as it was.
+    let rare = ["bytes", "nested"].map(|name| (name.to_owned(), headers[name].clone()));
+    let originals = super::super::wire::write_headers(&Headers::from(rare)).expect("short names");
+    headers.insert(
+        "nested".to_owned(),
+        HeaderValue::Array(vec![
+            HeaderValue::text(f64::from_bits(1).to_string()),
+            HeaderValue::Boolean(true),
+        ]),
+    );
+    headers.insert("bytes".to_owned(), HeaderValue::text("ff00"));
+    headers.insert(
+        "settled-origin-headers".to_owned(),
+        HeaderValue::text(dead_letter::as_text(&originals)),
+    );
     let expected = Publication {
         kind: PublicationKind::DeadLetter,
         exchange: "settlement.dead".to_owned(),
