@@ -26,6 +26,7 @@ use crate::{
         decide::{Judged, Judgement, Verdict},
         delivery::{BatchId, Delivery, Publication},
         event,
+        told::{Firsts, Tellings},
     },
     fail::{self, Point},
     publish::{Entrance, Owned, PublishStage, place_within, send_all},
@@ -226,8 +227,27 @@ async fn rehearse_with(clerk: &Clerk, letters: &Letters) -> Result<(), StoreErro
     let arrivals = letters.arrivals(&effects);
     let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
     let (open, known, now) = clerk.store.open_filing_rehearsal(&ids).await?;
-    let filed = file(clerk, Uuid::now_v7(), &arrivals, &effects, &known, now)?;
+    let id = Uuid::now_v7();
+    let firsts = open.remember(id, &tellings(&arrivals, now)).await?;
+    let filed = file(clerk, id, &arrivals, &effects, &known, &firsts, now)?;
     open.rehearse(&filed.outcome(clerk, &arrivals)).await
+}
+
+/// What is told of those that nobody judged.
+fn tellings(arrivals: &[Arrival<'_>], now: Timestamp) -> Tellings {
+    // What has its effect is not told to be refused.
+    let untold = arrivals
+        .iter()
+        .filter(|arrival| arrival.cause.is_untold() && !arrival.has_effect);
+    Tellings::of_given_up(untold.map(|arrival| {
+        let Cause { reason, detail, .. } = arrival.cause;
+        (
+            arrival.message,
+            *reason,
+            detail.as_str(),
+            dead_letter::failed_at(arrival, now),
+        )
+    }))
 }
 
 /// How these join what is known, and what is to be told of it.
@@ -237,6 +257,7 @@ fn file(
     arrivals: &[Arrival<'_>],
     effects: &Effects,
     known: &BTreeMap<Uuid, Known>,
+    firsts: &Firsts,
     now: Timestamp,
 ) -> Result<Filed, StoreError> {
     let filed = catch_unwind(AssertUnwindSafe(|| {
@@ -280,7 +301,7 @@ fn file(
             filed.publications.extend(match effect {
                 Some(allocation) => event::told_again(arrival.message, allocation, &clerk.rules),
                 None => {
-                    let event = event::given_up(arrival.message, *reason, detail, failed_at, &clerk.rules);
+                    let event = event::given_up(arrival.message, *reason, detail, failed_at, firsts, &clerk.rules);
                     Some(event)
                 }
             });
@@ -299,7 +320,8 @@ impl Storing {
         let arrivals = letters.arrivals(&effects);
         let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
         let (open, known, now) = clerk.store.open_filing(&ids).await?;
-        let filed = file(clerk, id, &arrivals, &effects, &known, now)?;
+        let firsts = open.remember(id, &tellings(&arrivals, now)).await?;
+        let filed = file(clerk, id, &arrivals, &effects, &known, &firsts, now)?;
         open.write(&filed.outcome(clerk, &arrivals)).await?;
         Ok(filed.stored())
     }

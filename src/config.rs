@@ -155,6 +155,10 @@ pub struct EventSettings {
     pub format: EventFormat,
     #[serde(deserialize_with = "within::<1024, 16_777_216, _, _>")]
     pub batch_max_bytes: usize,
+    #[serde(deserialize_with = "lasting::<1000, { 87_600 * HOUR }, _>")]
+    pub remember: Duration,
+    #[serde(deserialize_with = "within::<1000, 1_000_000_000, _, _>")]
+    pub remember_max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -1099,6 +1103,7 @@ mod tests {
         assert_eq!((park.max_per_partner, retry.transient_attempts), (10_000, 8));
         assert_eq!((retry.multiplier, retry.jitter), (2.0, 0.3));
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
+        assert_eq!(events.remember_max, 1_000_000);
         assert_eq!((events.format, events.batch_max_bytes), (EventFormat::Single, 262_144));
         assert_eq!((http.connections_max, http.connections_per_address_max), (512, 128));
         assert_eq!(http.scrapes_max, 4);
@@ -1139,6 +1144,7 @@ mod tests {
             (outbox.stuck_after, 60_000),
             (retry.initial, 50),
             (retry.max, 5_000),
+            (events.remember, 2_592_000_000),
             (http.head_timeout, 5_000),
             (http.idle_timeout, 15_000),
             (http.answer_timeout, 30_000),

@@ -19,9 +19,13 @@ use crate::{
         delivery::{BatchId, Delivery, Publication, PublicationKind, Source},
         event::{self, Format},
         message::{self, Facts, Refusal},
+        told::{Firsts, Tellings},
     },
     fail::{self, Point},
-    store::{Fate, Store, StoreError, batch::Outcome},
+    store::{
+        Fate, Store, StoreError,
+        batch::{OpenBatch, Outcome},
+    },
 };
 
 /// Messages that are read where they are, which holds up an I/O thread for a tenth of a millisecond: to have another thread
@@ -208,7 +212,7 @@ pub async fn process_batch(
 ) -> Result<Settled, StoreError> {
     let messages = batch.judged();
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
-    let (settled, changes, now) = judge(clerk, id, &messages, snapshot)?;
+    let (settled, changes, now) = judge(clerk, id, &messages, snapshot, &open).await?;
     commit(clerk, open, &messages, settled, &changes, now, published, earlier).await
 }
 
@@ -219,21 +223,25 @@ pub async fn process_batch(
 pub async fn rehearse(clerk: &Clerk, batch: &Batch) -> Result<(), StoreError> {
     let messages = batch.judged();
     let (open, snapshot) = clerk.store.open_rehearsal(&messages).await?;
-    let (settled, changes, now) = judge(clerk, Uuid::now_v7(), &messages, snapshot)?;
+    let (settled, changes, now) = judge(clerk, Uuid::now_v7(), &messages, snapshot, &open).await?;
     open.rehearse(&outcome(clerk, &messages, &settled, &changes, now, &[]))
         .await
 }
 
-fn judge(
+async fn judge(
     clerk: &Clerk,
     id: BatchId,
     messages: &[Judged<'_>],
     snapshot: Snapshot,
+    open: &OpenBatch,
 ) -> Result<(Settled, Changeset, Timestamp), StoreError> {
     let now = snapshot.now;
     let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, messages, &clerk.rules)))
         .map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
-    Ok((say(clerk, id, messages, judgements, now), changes, now))
+    let tellings = Tellings::of(messages, &judgements, now);
+    let firsts = open.remember(id, &tellings).await?;
+    let settled = say(clerk, id, messages, judgements, &firsts, &changes, now);
+    Ok((settled, changes, now))
 }
 
 /// Gives one message the verdict `internal`: the database refused it alone. Only the batch's own row and what is
@@ -251,7 +259,7 @@ pub async fn reject_culprit(
     let (open, snapshot) = clerk.store.open_batch(&[]).await?;
     let now = snapshot.now;
     let detail = "the message could not be processed; it is kept for the operator";
-    let judgements = messages
+    let judgements: Vec<Judgement> = messages
         .iter()
         .map(|_| Judgement {
             verdict: Verdict::Rejected {
@@ -267,12 +275,21 @@ pub async fn reject_culprit(
             changes.unparked.insert(ReceiptKey(key), seq);
         }
     }
-    let settled = say(clerk, id, &messages, judgements, now);
+    let firsts = open.remember(id, &Tellings::of(&messages, &judgements, now)).await?;
+    let settled = say(clerk, id, &messages, judgements, &firsts, &changes, now);
     commit(clerk, open, &messages, settled, &changes, now, &[], earlier).await
 }
 
 /// Everything there is to say about a judged batch.
-fn say(clerk: &Clerk, id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judgement>, now: Timestamp) -> Settled {
+fn say(
+    clerk: &Clerk,
+    id: BatchId,
+    messages: &[Judged<'_>],
+    judgements: Vec<Judgement>,
+    firsts: &Firsts,
+    changes: &Changeset,
+    now: Timestamp,
+) -> Settled {
     let mut settled = Settled {
         id,
         judgements,
@@ -281,8 +298,9 @@ fn say(clerk: &Clerk, id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judg
         deleted: Vec::new(),
         replies_ignored: 0,
     };
-    for (message, judgement) in messages.iter().zip(&settled.judgements) {
-        for publication in event::publications(*message, judgement, now, &clerk.rules) {
+    for (index, (message, judgement)) in messages.iter().zip(&settled.judgements).enumerate() {
+        let also = changes.also_answered.get(&index);
+        for publication in event::publications_after(*message, judgement, now, firsts, also, &clerk.rules) {
             match publication.kind {
                 PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
                 PublicationKind::Reply => settled.replies.push(publication),
@@ -306,7 +324,7 @@ fn say(clerk: &Clerk, id: BatchId, messages: &[Judged<'_>], judgements: Vec<Judg
 )]
 async fn commit(
     clerk: &Clerk,
-    open: crate::store::batch::OpenBatch,
+    open: OpenBatch,
     messages: &[Judged<'_>],
     mut settled: Settled,
     changes: &Changeset,

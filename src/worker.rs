@@ -457,6 +457,9 @@ impl Worker {
             if desk_measured.is_none_or(|time| time.elapsed() >= DESK_INTERVAL) {
                 // One that takes longer than statements may is not asked for again at once.
                 desk_measured = Some(Instant::now());
+                // What it could not do now, it does the next time.
+                let events = &self.settings.events;
+                drop(store.forget_told(events.remember, events.remember_max).await);
                 if let Ok(desk) = store.measure_desk().await {
                     Signal::DeskMeasured {
                         open: &desk.open,

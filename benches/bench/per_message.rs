@@ -451,6 +451,7 @@ fn parked(row: &Row) -> Option<Parked> {
         parked_at: row.get("parked_at"),
         until: row.get("until"),
         attempts: u32::try_from(row.get::<_, i32>("attempts")).ok()?,
+        also: None,
     })
 }
 

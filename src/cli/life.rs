@@ -20,6 +20,7 @@ use crate::{
     store::{
         audit::{Life, ReceiptRecord, Subject},
         desk::{DeadLetter, Replayed},
+        told::ToldRecord,
     },
 };
 
@@ -161,9 +162,11 @@ struct Told {
     id: Uuid,
     #[serde(rename = "type")]
     kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     state: Delivery,
-    enterprise_id: String,
-    nonce: String,
+    enterprise_id: Option<String>,
+    nonce: Option<String>,
     batch_id: Uuid,
     at: Option<String>,
 }
@@ -194,13 +197,29 @@ impl History {
             let told = Told {
                 id: receipt.event_id,
                 kind: event_type(receipt, allocation_of(life, receipt)),
+                reason: receipt.reason.clone(),
                 state,
-                enterprise_id: receipt.enterprise_id.clone(),
-                nonce: receipt.nonce.clone(),
+                enterprise_id: Some(receipt.enterprise_id.clone()),
+                nonce: Some(receipt.nonce.clone()),
                 batch_id: receipt.batch_id,
                 at: life.batches.get(&receipt.batch_id).map(|batch| rfc3339(batch.at)),
             };
             let known = events.entry(receipt.event_id).or_insert(told);
+            known.state = known.state.max(state);
+        }
+        // What a receipt's earlier verdicts were told by, and what is in no receipt.
+        for told in &life.told {
+            let state = Delivery::of(life, told.batch_id, told.event_id);
+            let known = events.entry(told.event_id).or_insert_with(|| Told {
+                id: told.event_id,
+                kind: format!("update.{}", told.verdict),
+                reason: Some(told.reason.clone()),
+                state,
+                enterprise_id: told.enterprise_id.clone(),
+                nonce: told.nonce.clone(),
+                batch_id: told.batch_id,
+                at: Some(rfc3339(told.at)),
+            });
             known.state = known.state.max(state);
         }
         let mut events: Vec<Told> = events.into_values().collect();
@@ -459,6 +478,7 @@ fn moments(life: &Life) -> Vec<Moment> {
     for receipt in &life.receipts {
         moments.extend(receipt_moments(life, receipt));
     }
+    moments.extend(told_moments(life));
     for settlement in &life.settlements {
         let status = life
             .allocations
@@ -507,11 +527,14 @@ fn refusal_moments(life: &Life, dead_letter: &DeadLetter) -> Vec<Moment> {
     let mut moments = Vec::new();
     let reason = dead_letter.why.reason;
     let digest = &dead_letter.message_digest;
-    // A receipt tells of it with the batch; a message whose sender was not proven has none.
+    // A receipt tells of it with the batch, and so does what was told of a message whose sender was not proven.
     let is_told = life
         .receipts
         .iter()
-        .any(|receipt| receipt.verdict == "rejected" && receipt.message_digest == *digest);
+        .any(|receipt| receipt.verdict == "rejected" && receipt.message_digest == *digest)
+        || life.told.iter().any(|told| {
+            is_dead_lettered(life, told) && told.message_digest == *digest && told.at <= dead_letter.first_failed_at
+        });
     if !is_told {
         let from = dead_letter.enterprise_id.as_deref().unwrap_or("nobody known");
         let detail = format!("{reason}: message {digest} of {from}");
@@ -555,11 +578,19 @@ fn receipt_moments(life: &Life, receipt: &ReceiptRecord) -> Vec<Moment> {
     let batch = life.batches.get(&receipt.batch_id);
     let mut moments = Vec::new();
     let received = format!("nonce {nonce} of {}", receipt.enterprise_id);
-    // The batch in hand is that of the verdict; it is the one that received the message if the times agree.
-    match batch.filter(|batch| batch.at == receipt.first_seen) {
-        Some(batch) => {
-            let detail = format!("{received}, by {} in batch {}", plain(&batch.worker), receipt.batch_id);
-            moments.push(moment(receipt.first_seen, "received", detail).batch(life, receipt.batch_id));
+    // The batch in hand is that of the verdict; it is the one that received the message if the times agree. Else the one
+    // that told the first of its earlier verdicts is.
+    let told = life.told.iter().filter(|told| told.key == Some(receipt.key));
+    let first = std::iter::once(receipt.batch_id)
+        .chain(told.map(|told| told.batch_id))
+        .find_map(|id| {
+            let batch = life.batches.get(&id)?;
+            (batch.at == receipt.first_seen).then_some((id, batch))
+        });
+    match first {
+        Some((id, batch)) => {
+            let detail = format!("{received}, by {} in batch {id}", plain(&batch.worker));
+            moments.push(moment(receipt.first_seen, "received", detail).batch(life, id));
         }
         None => moments.push(moment(receipt.first_seen, "received", received)),
     }
@@ -605,6 +636,62 @@ fn receipt_moments(life: &Life, receipt: &ReceiptRecord) -> Vec<Moment> {
     if batch.is_none_or(|batch| receipt.last_seen > batch.at) && receipt.last_seen > receipt.first_seen {
         let detail = format!("nonce {nonce} again, the last time so far; the verdict stands");
         moments.push(moment(receipt.last_seen, "received", detail));
+    }
+    moments
+}
+
+/// Whether the batch that told it also dead-lettered the message: the broker gave it up by itself, and what is replayed is
+/// a dead letter already.
+fn is_dead_lettered(life: &Life, told: &ToldRecord) -> bool {
+    let by_broker = matches!(told.reason.as_str(), "delivery_limit" | "expired");
+    let source = life.batches.get(&told.batch_id).map(|batch| batch.source.as_str());
+    told.verdict == "rejected" && !by_broker && source != Some("replayed")
+}
+
+/// What was refused and parked, except where a receipt still says so.
+fn told_moments(life: &Life) -> Vec<Moment> {
+    let is_current = |told: &&ToldRecord| {
+        let same = |receipt: &ReceiptRecord| (receipt.event_id, receipt.batch_id) == (told.event_id, told.batch_id);
+        life.receipts.iter().any(same)
+    };
+    let mut moments = Vec::new();
+    for told in life.told.iter().filter(|told| !is_current(told)) {
+        let receipt = life.receipts.iter().find(|receipt| told.key == Some(receipt.key));
+        let allocation_id = told.allocation_id.or(receipt.map(|receipt| receipt.allocation_id));
+        let moment = |what, detail: String| {
+            let enterprise_id = receipt.map(|receipt| receipt.enterprise_id.clone());
+            let nonce = receipt.map(|receipt| receipt.nonce.clone());
+            Moment {
+                enterprise_id: told.enterprise_id.clone().or(enterprise_id),
+                nonce: told.nonce.clone().or(nonce),
+                ..Moment::new(told.at, what, allocation_id, detail).batch(life, told.batch_id)
+            }
+        };
+        let name = match &told.nonce {
+            Some(nonce) => format!("nonce {}", plain(nonce)),
+            None => format!("message {}", told.message_digest),
+        };
+        let worker = life
+            .batches
+            .get(&told.batch_id)
+            .map(|batch| format!(", by {}", plain(&batch.worker)))
+            .unwrap_or_default();
+        if receipt.is_none() && told.verdict == "rejected" {
+            let from = told.enterprise_id.as_deref().unwrap_or("nobody known");
+            let detail = format!("{name} of {from}{worker} in batch {}", told.batch_id);
+            moments.push(moment("received", detail));
+        }
+        let verdict = format!("{name}: {}, {}{worker}", told.verdict, told.reason);
+        moments.push(moment("judged", verdict));
+        let state = Delivery::of(life, told.batch_id, told.event_id);
+        let event = format!("update.{} {}: {}", told.verdict, told.event_id, state.as_str());
+        moments.push(moment("event", event).event(told.event_id));
+        if is_dead_lettered(life, told) {
+            let is_pending = life.batches.get(&told.batch_id).is_some_and(|batch| batch.pending);
+            let state = if is_pending { "pending" } else { "confirmed" };
+            let detail = format!("{name}, message {}: {state}", told.message_digest);
+            moments.push(moment("dead-lettered", detail));
+        }
     }
     moments
 }

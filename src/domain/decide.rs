@@ -18,6 +18,7 @@ use super::{
     ledger::{AccountId, Transfer},
     message::{self, Content, Facts, Update},
     signature::{PublicKey, Signer, Verified},
+    told::ReplyTo,
 };
 
 /// Why a message was not settled, in order of precedence. The names are the public codes.
@@ -264,6 +265,8 @@ pub struct Parked {
     pub until: Timestamp,
     /// How often it was judged and parked.
     pub attempts: u32,
+    /// Where its newest copy asks to be answered too.
+    pub also: Option<ReplyTo>,
 }
 
 /// Everything a batch may touch, as the database had it while it was locked.
@@ -386,6 +389,10 @@ pub struct Changeset {
     pub parked_later: BTreeMap<ReceiptKey, (u32, Timestamp)>,
     /// Parked messages that wait no more, each with which waiting under its key it was.
     pub unparked: BTreeMap<ReceiptKey, i64>,
+    /// Where the newest copy of a parked message asks to be answered.
+    pub asked_again: BTreeMap<ReceiptKey, ReplyTo>,
+    /// Who else is answered, by place in the batch: the newest copy of a message that waited.
+    pub also_answered: BTreeMap<usize, ReplyTo>,
     /// What each account's balance changes by.
     pub balances: BTreeMap<AccountId, BigInt>,
     /// Digests of signed texts that are refused because their key is revoked: the key may be reinstated, they never are.
@@ -435,6 +442,14 @@ impl Desk<'_> {
         if let Source::Parked { key, seq, .. } = message.delivery.source
             && judgement.verdict.kind() != VerdictKind::Parked
         {
+            if let Some(also) = self
+                .snapshot
+                .parked
+                .get(&ReceiptKey(key))
+                .and_then(|parked| parked.also.clone())
+            {
+                self.changes.also_answered.insert(index, also);
+            }
             self.unpark(ReceiptKey(key), seq, message.facts.enterprise_id.as_deref());
         }
         judgement
@@ -583,8 +598,15 @@ impl Desk<'_> {
         // A contradiction comes first (step 10): the same payload may wait with another policyResult around it, unsigned.
         if !due
             && !contradicts(update)
-            && let Some(parked) = self.snapshot.parked.get(&key)
+            && let Some(parked) = self.snapshot.parked.get_mut(&key)
         {
+            // The first one that waits is answered by itself; of those that ask after it, the newest.
+            if let Some(reply) = ReplyTo::of(message)
+                && parked.also.as_ref() != Some(&reply)
+            {
+                parked.also = Some(reply.clone());
+                self.changes.asked_again.insert(key, reply);
+            }
             return proven(Verdict::Parked {
                 parked_at: parked.parked_at,
                 until: parked.until,
@@ -750,6 +772,7 @@ impl Desk<'_> {
             parked_at: now,
             until,
             attempts: 0,
+            also: None,
         };
         let due_at = self.rules.due_at(now, 0, until);
         self.snapshot.parked.insert(key, parked.clone());
@@ -787,6 +810,7 @@ impl Desk<'_> {
             *count = count.saturating_sub(1);
         }
         self.changes.parked_later.remove(&key);
+        self.changes.asked_again.remove(&key);
         // A row that this batch made is not made; one that was there is taken away.
         if self.changes.newly_parked.remove(&key).is_none() {
             self.changes.unparked.insert(key, seq);

@@ -15,6 +15,7 @@ use super::{
     delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind},
     ledger::Amount,
     message::TRACEPARENT,
+    told::{First, Firsts, ReplyTo},
     wire,
 };
 
@@ -194,40 +195,88 @@ pub fn id_of(
     }
 }
 
-/// Everything that is said about one judged message, in the order it is said.
+/// Everything that is said about one judged message, in the order it is said, if nobody said anything of it before.
 pub fn publications(message: Judged<'_>, judgement: &Judgement, now: Timestamp, rules: &Rules) -> Vec<Publication> {
-    let Some((event, publish)) = event_of(message, judgement, now, rules) else {
+    publications_after(message, judgement, now, &Firsts::new(), None, rules)
+}
+
+/// The same after what was told before: a refusal says what the first of its id said. Who else asked for an answer gets
+/// the same one.
+pub fn publications_after(
+    message: Judged<'_>,
+    judgement: &Judgement,
+    now: Timestamp,
+    firsts: &Firsts,
+    also: Option<&ReplyTo>,
+    rules: &Rules,
+) -> Vec<Publication> {
+    let Some((event, publish)) = event_of(message, judgement, now, firsts, rules) else {
         return Vec::new();
     };
-    let reply = reply_of(message, judgement, &event);
+    let own = reply_to(message, judgement);
+    let also = also
+        .filter(|also| judgement.proven && own.as_ref() != Some(also))
+        .cloned();
+    let replies: Vec<Publication> = [own, also]
+        .into_iter()
+        .flatten()
+        .map(|to| reply_at(to, &event))
+        .collect();
     let dead = match &judgement.verdict {
         Verdict::Settled { .. } | Verdict::Duplicate { .. } | Verdict::Parked { .. } => None,
         // It is one already, and its row takes the verdict.
         Verdict::Rejected { .. } if message.delivery.source.dead_letter().is_some() => None,
         Verdict::Rejected { reason, detail } => Some(dead_letter_of(message, *reason, detail, now)),
     };
-    [publish.then_some(event), dead, reply].into_iter().flatten().collect()
+    [publish.then_some(event), dead]
+        .into_iter()
+        .flatten()
+        .chain(replies)
+        .collect()
+}
+
+const WAITS: &str = "no allocation of this id is reserved yet; it will be judged again";
+
+/// The id of the event by which a message is refused or parked, and what it says if its id was never told.
+pub fn first_words(message: Judged<'_>, verdict: &Verdict, now: Timestamp) -> Option<(Uuid, First)> {
+    let first = |at, detail: &str, parked_until| First {
+        at,
+        detail: detail.into(),
+        message_id: message.delivery.properties.message_id.clone(),
+        traceparent: traceparent(message).map(str::to_owned),
+        parked_until,
+    };
+    match verdict {
+        Verdict::Settled { .. } | Verdict::Duplicate { .. } => None,
+        Verdict::Parked { parked_at, until, .. } => Some((
+            refusal_id(PARKED, message, Reason::AllocationNotFound),
+            first(*parked_at, WAITS, Some(*until)),
+        )),
+        Verdict::Rejected { reason, detail } => {
+            Some((refusal_id(REJECTED, message, *reason), first(now, detail, None)))
+        }
+    }
 }
 
 /// The event of a verdict, and whether it is published (a repeated parking is only replied).
-fn event_of(message: Judged<'_>, judgement: &Judgement, now: Timestamp, rules: &Rules) -> Option<(Publication, bool)> {
+fn event_of(
+    message: Judged<'_>,
+    judgement: &Judgement,
+    now: Timestamp,
+    firsts: &Firsts,
+    rules: &Rules,
+) -> Option<(Publication, bool)> {
+    let refusal = |kind, reason| {
+        let (id, own) = first_words(message, &judgement.verdict, now)?;
+        let first = firsts.get(&id).unwrap_or(&own);
+        Some(refusal_event(message, (kind, reason), first, rules))
+    };
     Some(match &judgement.verdict {
         Verdict::Settled { allocation } | Verdict::Duplicate { allocation } => {
             (settlement_event(message, allocation, rules)?, true)
         }
-        Verdict::Parked {
-            parked_at,
-            until,
-            again,
-        } => {
-            let detail = "no allocation of this id is reserved yet; it will be judged again";
-            let refusal = (PARKED, Reason::AllocationNotFound, detail);
-            (refusal_event(message, refusal, *parked_at, Some(*until), rules), !again)
-        }
-        Verdict::Rejected { reason, detail } => (
-            refusal_event(message, (REJECTED, *reason, detail), now, None, rules),
-            true,
-        ),
+        Verdict::Parked { again, .. } => (refusal(PARKED, Reason::AllocationNotFound)?, !again),
+        Verdict::Rejected { reason, .. } => (refusal(REJECTED, *reason)?, true),
     })
 }
 
@@ -249,14 +298,17 @@ fn settlement_event(message: Judged<'_>, allocation: &Allocation, rules: &Rules)
             nonce: allocation.settled_nonce.as_deref(),
         },
     };
-    Some(publication(message, &event, Some(&allocation.enterprise_id)))
+    Some(publication(
+        &event,
+        Some(&allocation.enterprise_id),
+        traceparent(message),
+    ))
 }
 
 fn refusal_event(
     message: Judged<'_>,
-    (kind, reason, detail): (&'static str, Reason, &str),
-    time: Timestamp,
-    until: Option<Timestamp>,
+    (kind, reason): (&'static str, Reason),
+    first: &First,
     rules: &Rules,
 ) -> Publication {
     let update = message.facts.content.as_ref().ok().map(|content| &content.update);
@@ -267,30 +319,30 @@ fn refusal_event(
         source: &rules.event_source,
         kind,
         subject: update.map(|update| update.id),
-        time: rfc3339(time),
+        time: rfc3339(first.at),
         datacontenttype: "application/json",
         data: RefusalData {
             enterprise_id,
             reason,
             class: reason.class(),
             is_final: reason.is_final(),
-            detail,
+            detail: &first.detail,
             allocation_id: update.map(|update| update.id),
             nonce: update.map(|update| update.nonce.as_str()),
             message_digest: hex::encode(message.facts.message_digest),
-            message_id: message.delivery.properties.message_id.as_deref(),
-            parked_until: until.map(rfc3339),
+            message_id: first.message_id.as_deref(),
+            parked_until: first.parked_until.map(rfc3339),
         },
     };
-    publication(message, &event, enterprise_id)
+    publication(&event, enterprise_id, first.traceparent.as_deref())
 }
 
 fn publication<D: Serialize>(
-    message: Judged<'_>,
     event: &CloudEvent<'_, D>,
     enterprise_id: Option<&str>,
+    traceparent: Option<&str>,
 ) -> Publication {
-    let headers = traceparent(message).map(|value| Headers::from([(TRACEPARENT.into(), HeaderValue::text(value))]));
+    let headers = traceparent.map(|value| Headers::from([(TRACEPARENT.into(), HeaderValue::text(value))]));
     Publication {
         kind: PublicationKind::Event,
         exchange: EVENTS_EXCHANGE.into(),
@@ -474,25 +526,28 @@ pub fn is_reply_queue(name: &str, enterprise_id: &str) -> bool {
             .is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The same event for the queue that the message asks to be answered at.
-fn reply_of(message: Judged<'_>, judgement: &Judgement, event: &Publication) -> Option<Publication> {
-    let properties = &message.delivery.properties;
-    let (name, enterprise_id) = (properties.reply_to.as_deref()?, message.facts.enterprise_id.as_deref()?);
+/// Where the message asks to be answered.
+fn reply_to(message: Judged<'_>, judgement: &Judgement) -> Option<ReplyTo> {
     // Who waits was told when it was parked; only who asks again is told again.
     let waits_on = message.delivery.source.is_parked() && judgement.verdict.kind() == VerdictKind::Parked;
-    if !judgement.proven || waits_on || !is_reply_queue(name, enterprise_id) {
+    if !judgement.proven || waits_on {
         return None;
     }
-    Some(Publication {
+    ReplyTo::of(message)
+}
+
+/// The same event for a queue that somebody waits at.
+fn reply_at(to: ReplyTo, event: &Publication) -> Publication {
+    Publication {
         kind: PublicationKind::Reply,
         exchange: String::new(),
-        routing_key: name.into(),
+        routing_key: to.reply_to,
         properties: Properties {
-            correlation_id: properties.correlation_id.clone(),
+            correlation_id: to.correlation_id,
             ..event.properties.clone()
         },
         body: event.body.clone(),
-    })
+    }
 }
 
 /// The event of a settlement once more, byte for byte, for a message whose effect was there when the broker gave it up.
@@ -500,10 +555,31 @@ pub fn told_again(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -
     settlement_event(message, allocation, rules)
 }
 
-/// The event of a message that the broker gave up and nobody judged. Its time is that of the failure, so that every copy
-/// is identical.
-pub fn given_up(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp, rules: &Rules) -> Publication {
-    refusal_event(message, (REJECTED, reason, detail), failed_at, None, rules)
+/// What the event of a message that the broker gave up and nobody judged says, if its id was never told. Its time is that of
+/// the failure.
+pub fn given_up_words(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> (Uuid, First) {
+    let first = First {
+        at: failed_at,
+        detail: detail.into(),
+        message_id: message.delivery.properties.message_id.clone(),
+        traceparent: traceparent(message).map(str::to_owned),
+        parked_until: None,
+    };
+    (refusal_id(REJECTED, message, reason), first)
+}
+
+/// The event of a message that the broker gave up and nobody judged, in the words of the first of its id.
+pub fn given_up(
+    message: Judged<'_>,
+    reason: Reason,
+    detail: &str,
+    failed_at: Timestamp,
+    firsts: &Firsts,
+    rules: &Rules,
+) -> Publication {
+    let (id, own) = given_up_words(message, reason, detail, failed_at);
+    let first = firsts.get(&id).unwrap_or(&own);
+    refusal_event(message, (REJECTED, reason), first, rules)
 }
 
 /// A dead letter that no database can hold, for the exchange of those, with why it is one.

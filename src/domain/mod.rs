@@ -20,4 +20,5 @@ pub(crate) mod json;
 pub mod ledger;
 pub mod message;
 pub mod signature;
+pub mod told;
 pub mod wire;

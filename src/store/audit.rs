@@ -16,6 +16,7 @@ use super::{
     batch::{allocation, select_allocations},
     desk::{self, DeadLetter, Replayed},
     registry::time,
+    told::{self, ToldRecord},
 };
 use crate::domain::{allocation::Allocation, decide::ReceiptKey, ledger::AccountKind};
 
@@ -122,6 +123,8 @@ pub struct BatchRecord {
 pub struct Life {
     pub allocations: Vec<Allocation>,
     pub receipts: Vec<ReceiptRecord>,
+    /// Every refusal and every parking, as it was told first.
+    pub told: Vec<ToldRecord>,
     pub parkings: Vec<ParkingRecord>,
     pub transfers: Vec<TransferRecord>,
     pub settlements: Vec<SettlementRecord>,
@@ -143,6 +146,30 @@ pub enum Subject {
     Nonce(String),
     /// SHA-256 of a message or of a payload. Reads every receipt there is.
     Digest([u8; 32]),
+}
+
+impl Subject {
+    fn allocation(&self) -> Option<Uuid> {
+        match self {
+            Subject::Allocation(id) => Some(*id),
+            Subject::Nonce(_) | Subject::Digest(_) => None,
+        }
+    }
+
+    fn digest(&self) -> Option<&[u8]> {
+        match self {
+            Subject::Digest(digest) => Some(digest),
+            Subject::Allocation(_) | Subject::Nonce(_) => None,
+        }
+    }
+
+    fn is_of(&self, dead_letter: &DeadLetter) -> bool {
+        match self {
+            Subject::Allocation(id) => dead_letter.allocation_id == Some(*id),
+            Subject::Nonce(nonce) => dead_letter.nonce.as_ref() == Some(nonce),
+            Subject::Digest(digest) => dead_letter.message_digest == hex::encode(digest),
+        }
+    }
 }
 
 /// One account.
@@ -187,7 +214,7 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 10] = [
+const GUARDS: [(&str, &str, i16); 11] = [
     ("transfers", "append_only", 58),
     ("entries", "append_only", 58),
     ("settlements", "append_only", 58),
@@ -198,10 +225,11 @@ const GUARDS: [(&str, &str, i16); 10] = [
     ("audit", "append_only", 58),
     ("audit_subjects", "append_only", 58),
     ("distrusted", "append_only", 58),
+    ("told", "never_changed", 50),
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 24] = [
+const TABLE_GRANTS: [(&str, &str); 25] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
@@ -217,6 +245,7 @@ const TABLE_GRANTS: [(&str, &str); 24] = [
     ("receipts", "SELECT, INSERT, UPDATE"),
     ("parked", "SELECT, INSERT, UPDATE, DELETE"),
     ("parkings", "INSERT"),
+    ("told", "SELECT, INSERT, DELETE"),
     ("outbox", "SELECT, INSERT, UPDATE, DELETE"),
     ("outbox_refused", "SELECT, INSERT"),
     ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),
@@ -310,12 +339,25 @@ impl Store {
                 life.receipts.push(receipt);
             }
         }
+        let digests: Vec<&[u8]> = subjects.iter().filter_map(Subject::digest).collect();
+        life.told = told::of_messages(&session, &digests, LIFE_MAX + 1).await?;
+        // A body that is not the newest of its receipt's.
+        let known: BTreeSet<Uuid> = life.receipts.iter().map(|receipt| receipt.key).collect();
+        let proven = life.told.iter().filter(|told| told.proven);
+        let keys: Vec<Uuid> = proven
+            .filter_map(|told| told.key)
+            .filter(|key| !known.contains(key))
+            .collect();
+        if !keys.is_empty() {
+            for row in receipts_where(&session, "key = ANY ($1)", &keys).await? {
+                let receipt = receipt(&row);
+                ids.insert(receipt.allocation_id);
+                life.receipts.push(receipt);
+            }
+        }
         life.receipts.sort_by_key(|receipt| (receipt.first_seen, receipt.key));
         life.receipts.dedup_by_key(|receipt| receipt.key);
-        let (dead_letters, replays) = desk::refusals(&session, subjects, LIFE_MAX + 1).await?;
-        life.cut |= dead_letters.len() > LIFE_MAX as usize;
-        (life.dead_letters, life.replays) = (dead_letters, replays);
-        life.dead_letters.truncate(LIFE_MAX as usize);
+        fill_refusals(&session, &mut life, subjects).await?;
         fill(&session, &mut life, ids.into_iter().collect()).await?;
         session.rollback().await;
         Ok(life)
@@ -698,10 +740,70 @@ async fn fill(session: &Session, life: &mut Life, ids: Vec<Uuid>) -> Result<(), 
     fill_batches(session, life).await
 }
 
+/// What was refused and parked of these lives: as it was told, and as the dead letters keep it.
+async fn fill_refusals(session: &Session, life: &mut Life, subjects: &[Subject]) -> Result<(), StoreError> {
+    let is_too_many = |count: usize| count > LIFE_MAX as usize;
+    // A message by its payload is known to the dead letters by its nonce, and by its body's digest.
+    let mut wider = subjects.to_vec();
+    for receipt in &life.receipts {
+        wider.push(Subject::Nonce(receipt.nonce.clone()));
+        wider.extend(digest(&receipt.message_digest).map(Subject::Digest));
+    }
+    let (mut dead_letters, replays) = desk::refusals(session, &wider, LIFE_MAX + 1).await?;
+    life.cut |= is_too_many(dead_letters.len());
+    // The same nonce of another partner's is another life, unless it was asked for.
+    dead_letters.retain(|dead_letter| {
+        subjects.iter().any(|subject| subject.is_of(dead_letter))
+            || life.receipts.iter().any(|receipt| {
+                let same = (dead_letter.enterprise_id.as_deref(), dead_letter.nonce.as_deref());
+                same == (Some(&receipt.enterprise_id), Some(&receipt.nonce))
+                    || dead_letter.message_digest == receipt.message_digest
+            })
+    });
+    dead_letters.truncate(LIFE_MAX as usize);
+    (life.dead_letters, life.replays) = (dead_letters, replays);
+
+    let mut keys: Vec<Uuid> = life.receipts.iter().map(|receipt| receipt.key).collect();
+    let named = |dead_letter: &DeadLetter| {
+        let names = dead_letter.enterprise_id.as_deref().zip(dead_letter.nonce.as_deref());
+        names.map(|(enterprise_id, nonce)| ReceiptKey::new(enterprise_id, nonce).0)
+    };
+    keys.extend(life.dead_letters.iter().filter_map(named));
+    let allocations: Vec<Uuid> = subjects.iter().filter_map(Subject::allocation).collect();
+    let told = told::of(session, &keys, &allocations, LIFE_MAX + 1).await?;
+    life.told.extend(told);
+    let digests: Vec<[u8; 32]> = life
+        .dead_letters
+        .iter()
+        .filter(|dead_letter| dead_letter.nonce.is_none())
+        .filter_map(|dead_letter| digest(&dead_letter.message_digest))
+        .collect();
+    let asked: BTreeSet<&[u8]> = subjects.iter().filter_map(Subject::digest).collect();
+    let others: Vec<&[u8]> = digests
+        .iter()
+        .map(<[u8; 32]>::as_slice)
+        .filter(|digest| !asked.contains(digest))
+        .collect();
+    life.told
+        .extend(told::of_messages(session, &others, LIFE_MAX + 1).await?);
+    life.told.sort_by_key(|told| (told.at, told.event_id));
+    life.told.dedup_by_key(|told| told.event_id);
+    life.cut |= is_too_many(life.told.len());
+    life.told.truncate(LIFE_MAX as usize);
+    Ok(())
+}
+
+fn digest(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text, &mut bytes).ok()?;
+    Some(bytes)
+}
+
 /// The batches, and what became of their publications.
 async fn fill_batches(session: &Session, life: &mut Life) -> Result<(), StoreError> {
-    let batches: Vec<Uuid> = life.receipts.iter().map(|receipt| receipt.batch_id).collect();
-    let events: Vec<Uuid> = life.receipts.iter().map(|receipt| receipt.event_id).collect();
+    let receipts = life.receipts.iter().map(|receipt| (receipt.batch_id, receipt.event_id));
+    let told = life.told.iter().map(|told| (told.batch_id, told.event_id));
+    let (batches, events): (Vec<Uuid>, Vec<Uuid>) = receipts.chain(told).unzip();
     let mut wanted: BTreeSet<Uuid> = batches.iter().copied().collect();
     wanted.extend(life.settlements.iter().map(|settlement| settlement.batch_id));
     let wanted: Vec<Uuid> = wanted.into_iter().collect();

@@ -1,6 +1,6 @@
 //! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip (the load a second
 //! one where a message may be parked); one statement a table, arrays in, keys sorted. Locks are taken in the order of every
-//! writer: allocations, receipts, who parks, parked, dead letters, accounts.
+//! writer: allocations, receipts, who parks, what was told, parked, dead letters, accounts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Row, types::FromSql};
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, dead_letters, outbox, registry::REMEMBERED_MAX};
+use super::{Fate, Session, Store, StoreError, dead_letters, outbox, registry::REMEMBERED_MAX, told};
 use crate::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
@@ -21,6 +21,7 @@ use crate::{
         event,
         ledger::{Amount, Quantity},
         signature::{PublicKey, Signer, signature_bytes},
+        told::{Firsts, Tellings},
     },
     fail::Point,
 };
@@ -97,7 +98,7 @@ const LOAD_DISTRUSTED: &str = "\
 
 const LOAD_PARKED: &str = "\
     /* batch::load parked */
-    SELECT key, seq, parked_at, until, attempts
+    SELECT key, seq, parked_at, until, attempts, also_reply
     FROM settled.parked
     WHERE key = ANY ($1)";
 
@@ -268,6 +269,10 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
             parked_at: row.get("parked_at"),
             until: row.get("until"),
             attempts: u32::try_from(attempts).unwrap_or_default(),
+            // What a later version wrote is best effort like every reply.
+            also: row
+                .get::<_, Option<&str>>("also_reply")
+                .and_then(|text| serde_json::from_str(text).ok()),
         };
         parked.insert(ReceiptKey(row.get("key")), waiting);
     }
@@ -470,6 +475,14 @@ pub struct Outcome<'a> {
 }
 
 impl OpenBatch {
+    /// What was told before of what this batch refuses and parks; what was not is told by this batch, and remembered.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn remember(&self, id: BatchId, tellings: &Tellings) -> Result<Firsts, StoreError> {
+        told::remember(&self.session, id, tellings).await
+    }
+
     /// Writes the outcome and takes it back.
     ///
     /// # Errors
@@ -495,7 +508,7 @@ impl OpenBatch {
 }
 
 /// Every statement of the write, in the order in which they are sent.
-const WRITES: [&str; 18] = [
+const WRITES: [&str; 19] = [
     INSERT_BATCH,
     INSERT_RECEIPTS,
     UPDATE_RECEIPTS,
@@ -506,6 +519,7 @@ const WRITES: [&str; 18] = [
     UNPARK,
     PARK,
     PARK_ON,
+    ASK_AGAIN,
     dead_letters::LOCK,
     dead_letters::JUDGE,
     DISTRUST,
@@ -535,6 +549,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         unpark(session, outcome),
         park(session, outcome),
         park_on(session, changes),
+        ask_again(session, changes),
         dead_letters::lock(session, &rulings),
         dead_letters::judge(session, outcome, &rulings),
         distrust(session, outcome),
@@ -546,7 +561,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
     );
     let results = [
         written.0, written.1, written.2, written.3, written.4, written.5, written.6, written.7, written.8, written.9,
-        written.10, written.11, written.12, written.13, written.14, written.15, written.16, written.17,
+        written.10, written.11, written.12, written.13, written.14, written.15, written.16, written.17, written.18,
     ];
     results.into_iter().collect()
 }
@@ -662,6 +677,13 @@ const PARK_ON: &str = "\
         due_at = CASE WHEN p.due_at < p.leased_until THEN p.due_at ELSE n.due_at END,
         leased_until = NULL
     FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS n (key, attempts, due_at)
+    WHERE p.key = n.key";
+
+const ASK_AGAIN: &str = "\
+    /* batch::ask_again */
+    UPDATE settled.parked AS p
+    SET also_reply = n.reply
+    FROM unnest($1::uuid[], $2::text[]) AS n (key, reply)
     WHERE p.key = n.key";
 
 const UNPARK: &str = "\
@@ -1021,6 +1043,7 @@ async fn lock_parked(session: &Session, changes: &Changeset) -> Result<(), Store
         .unparked
         .keys()
         .chain(changes.parked_later.keys())
+        .chain(changes.asked_again.keys())
         .map(|key| key.0)
         .collect();
     if session.skips(keys.is_empty()) {
@@ -1093,6 +1116,20 @@ async fn park_on(session: &Session, changes: &Changeset) -> Result<(), StoreErro
     let due_at: Vec<Timestamp> = changes.parked_later.values().map(|(_, due_at)| *due_at).collect();
     session.execute(PARK_ON, &[&keys, &attempts, &due_at]).await?;
     session.pass(Point::ParkedOn).await
+}
+
+/// Keeps who asked last, so that both are answered. What this batch parked is there by now.
+async fn ask_again(session: &Session, changes: &Changeset) -> Result<(), StoreError> {
+    if session.skips(changes.asked_again.is_empty()) {
+        return Ok(());
+    }
+    let keys: Vec<Uuid> = changes.asked_again.keys().map(|key| key.0).collect();
+    let replies: Vec<String> = changes
+        .asked_again
+        .values()
+        .map(|reply| serde_json::to_string(reply).unwrap_or_default())
+        .collect();
+    session.execute(ASK_AGAIN, &[&keys, &replies]).await.map(drop)
 }
 
 /// Ends the waiting. Another worker may have done so already: rows are not counted.

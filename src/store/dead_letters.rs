@@ -12,13 +12,14 @@ use super::{
     Fate, Session, Store, StoreError,
     batch::{self, Outcome},
     due::Claimed,
-    outbox,
+    outbox, told,
 };
 use crate::{
     domain::{
         dead_letter::{Arrival, Entry, Filing, Known, Ruling, State, group_of, ruling},
         decide::{Judgement, Reason, VerdictKind},
         delivery::{BatchId, Cut, Publication, Source},
+        told::{Firsts, Tellings},
     },
     fail::Point,
 };
@@ -163,6 +164,14 @@ impl Store {
 }
 
 impl OpenFiling {
+    /// What was told before of what the broker gave up again; the rest is told by this filing, and remembered.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn remember(&self, id: BatchId, tellings: &Tellings) -> Result<Firsts, StoreError> {
+        told::remember(&self.session, id, tellings).await
+    }
+
     /// Writes the filing and takes it back.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod due;
 pub mod outbox;
 pub mod reconcile;
 pub mod registry;
+pub mod told;
 pub mod trouble;
 
 use std::{

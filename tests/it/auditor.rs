@@ -340,6 +340,7 @@ pub(crate) async fn audit(db: &Client, story: &Story, observed: &Observed) -> Ve
     audit.check_settlement_events();
     audit.check_nonces();
     audit.check_refusal_events();
+    audit.check_copies();
     let mut problems = audit.problems;
     problems.extend(books::ledger(db).await);
     problems.extend(books::authority(db, story).await);
@@ -771,6 +772,25 @@ impl Audit<'_> {
         let twice = effects.iter().filter(|(_, subjects)| subjects.len() > 1);
         let twice = twice.map(|(by, subjects)| format!("I5: one nonce settled twice: {by:?} {subjects:?}"));
         self.problems.extend(twice);
+    }
+
+    /// Every copy of an event of a refusal or a parking is the same, whichever copy of the message it answers.
+    fn check_copies(&mut self) {
+        let mut told = BTreeMap::<String, &Seen>::new();
+        let mut problems = Vec::new();
+        for seen in &self.observed.events {
+            let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+            if !event["type"].as_str().is_some_and(|kind| kind.starts_with("update.")) {
+                continue;
+            }
+            let id = event["id"].as_str().unwrap_or_default();
+            let first = told.entry(id.to_owned()).or_insert(seen);
+            if first.body != seen.body || first.routing_key != seen.routing_key {
+                let texts = [first.body.as_slice(), seen.body.as_slice()].map(String::from_utf8_lossy);
+                problems.push(format!("I4: two copies of {id} differ: {} and {}", texts[0], texts[1]));
+            }
+        }
+        self.problems.extend(problems);
     }
 
     /// Each dead letter has its event, and each such event its dead letter; both say what the reason means.

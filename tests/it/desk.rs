@@ -539,7 +539,18 @@ async fn one_dead_letter_tells_everything() {
         .iter()
         .filter_map(|moment| moment["what"].as_str())
         .collect();
-    assert_eq!(whats, ["reserved", "transfer", "dead-lettered", "collected"]);
+    assert_eq!(
+        whats,
+        [
+            "reserved",
+            "transfer",
+            "received",
+            "judged",
+            "event",
+            "dead-lettered",
+            "collected"
+        ]
+    );
     place.add_key(&partner).await;
     let plan = desk(&place, &["plan", "--partner", "acme", "--not-final"])
         .await

@@ -35,6 +35,7 @@ mod reinstated;
 mod replays;
 mod strikes;
 mod support;
+mod telling;
 mod tidy;
 mod tls;
 mod topology;

@@ -158,6 +158,8 @@ fn signals_are_said_only_in_telemetry() {
     let mut found = trespassers(&words, &["src/telemetry.rs"]);
     // The handle that `/metrics` is answered from is a value like another.
     found.retain(|found| found != "src/http.rs names metrics_exporter_prometheus");
+    // Its tests need something to answer with.
+    found.retain(|found| !found.starts_with("src/http/tests.rs names "));
     assert_none(&found, "logs and metrics are types in src/telemetry.rs");
 }
 

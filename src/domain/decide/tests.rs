@@ -1144,6 +1144,7 @@ fn a_settled_receipt_answers_before_every_rule_from_4_on() {
                     parked_at: model.now,
                     until: model.now,
                     attempts: 0,
+                    also: None,
                 },
                 due_at: model.now,
                 enterprise_id: "acme".to_owned(),
