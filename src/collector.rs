@@ -1,11 +1,11 @@
 //! The collector: dead letters from their queue into the database, acknowledged once they are stored.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use crate::{
         publisher::{Fate as Routed, Publisher},
         topology,
     },
+    config::DeadLetterSettings,
     domain::{
         allocation::Allocation,
         dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy, Trusted},
@@ -30,8 +31,9 @@ use crate::{
     },
     fail::{self, Point},
     publish::{Entrance, Owned, PublishStage, place_within, send_all},
+    retry::{self, Backoff, Waited},
     settle::{self, Batch, Clerk, Settled},
-    store::{Fate, StoreError, dead_letters::FilingOutcome},
+    store::{Fate, Store, StoreError, dead_letter_space::Bounds, dead_letters::FilingOutcome},
     telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
     worker::{Consumer, Culprits, Gate, HandBack, Patience, Work, Worker, dispose, tag_of},
 };
@@ -52,6 +54,8 @@ pub struct Account {
     pub copies: AtomicU64,
     /// Set apart in `settlement.unreadable`.
     pub unreadable: AtomicU64,
+    /// There is no room for more.
+    pub full: AtomicBool,
 }
 
 /// Moves dead letters until the program stops.
@@ -149,7 +153,8 @@ impl Letters {
     }
 
     /// Money that moved is never called rejected: before it is told that the broker gave a message up, the receipts are
-    /// asked. What settles after that was given up before, and is another matter.
+    /// asked. What settles after that was given up before,
+    /// and is found by [`crate::settled_since`].
     async fn effects(&self, clerk: &Clerk) -> Result<Effects, StoreError> {
         let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
         let (places, untold): (Vec<usize>, Vec<Judged<'_>>) = messages
@@ -226,7 +231,12 @@ async fn rehearse_with(clerk: &Clerk, letters: &Letters) -> Result<(), StoreErro
     let effects = letters.effects(clerk).await?;
     let arrivals = letters.arrivals(&effects);
     let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
-    let (open, known, now) = clerk.store.open_filing_rehearsal(&ids).await?;
+    // Whether there is room is another question.
+    let anything = Bounds {
+        max_rows: u64::MAX,
+        max_bytes: u64::MAX,
+    };
+    let (open, known, now) = clerk.store.open_filing_rehearsal(&ids, anything).await?;
     let id = Uuid::now_v7();
     let firsts = open.remember(id, &tellings(&arrivals, now)).await?;
     let filed = file(clerk, id, &arrivals, &effects, &known, &firsts, now)?;
@@ -312,6 +322,91 @@ fn file(
     filed.map_err(|_| StoreError::blame_the_batch("filing the batch panicked"))
 }
 
+/// Until so much of the room is free again a collector that had to stop takes nothing: each time it stops, what is in its
+/// hands goes back, and counts against its delivery limit.
+const RESUME_BELOW: f64 = 0.95;
+
+/// What dead letters may take in all.
+fn bounds(settings: &DeadLetterSettings) -> Bounds {
+    Bounds {
+        max_rows: settings.max_rows,
+        max_bytes: settings.max_bytes,
+    }
+}
+
+/// Watches what dead letters take, and says once when it is most of what they may.
+#[derive(Debug, Default)]
+pub struct SpaceWatch {
+    /// Those that were said to be near their bound; an empty name with a star before it is all of them together.
+    near: BTreeSet<String>,
+}
+
+impl SpaceWatch {
+    /// From this share on there is an alarm.
+    pub const NEAR: f64 = 0.8;
+    /// Partners that are looked at, those with the most bytes first.
+    const PARTNERS: i64 = 1_000;
+    /// In the set, and in words.
+    const ALL: &str = "all of them";
+
+    /// Sums up, measures and says.
+    pub async fn measure(&mut self, store: &Store, settings: &DeadLetterSettings) {
+        // A database that is away is the lanes' to tell.
+        let summed = store.sum_dead_letter_space().await;
+        let Ok(space) = store.dead_letter_space(Self::PARTNERS).await else {
+            return;
+        };
+        drop(summed);
+        let filled = bounds(settings).filled(space.rows, space.bytes);
+        let of_one = Bounds {
+            max_rows: settings.max_rows_per_partner,
+            max_bytes: settings.max_bytes_per_partner,
+        };
+        let mut near = BTreeSet::new();
+        let all = (Self::ALL, space.rows, space.bytes, filled);
+        let partners = space.partners.iter().map(|(partner, rows, bytes)| {
+            let name = if partner.is_empty() {
+                "nobody that can be read"
+            } else {
+                partner
+            };
+            (name, *rows, *bytes, of_one.filled(*rows, *bytes))
+        });
+        for (of, rows, bytes, filled) in std::iter::once(all).chain(partners) {
+            // Again at 100 %, where of one partner nothing else changes.
+            for (level, word) in [(Self::NEAR, ""), (1.0, " (full)")] {
+                if filled >= level {
+                    let name = format!("{of}{word}");
+                    if !self.near.contains(&name) {
+                        let of = name.as_str();
+                        Signal::DeadLettersNearBound {
+                            of,
+                            rows,
+                            bytes,
+                            filled,
+                        }
+                        .emit();
+                    }
+                    near.insert(name);
+                }
+            }
+        }
+        let partners_near = space
+            .partners
+            .iter()
+            .filter(|(_, rows, bytes)| of_one.filled(*rows, *bytes) >= Self::NEAR)
+            .count();
+        Signal::DeadLetterSpace {
+            rows: space.rows,
+            bytes: space.bytes,
+            filled,
+            partners_near,
+        }
+        .emit();
+        self.near = near;
+    }
+}
+
 impl Storing {
     /// One attempt: what is known, how these join it, write, commit.
     async fn store(&self, id: BatchId, letters: &Letters) -> Result<Stored, StoreError> {
@@ -319,7 +414,8 @@ impl Storing {
         let effects = letters.effects(clerk).await?;
         let arrivals = letters.arrivals(&effects);
         let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
-        let (open, known, now) = clerk.store.open_filing(&ids).await?;
+        let bounds = bounds(&self.worker.settings.dead_letters);
+        let (open, known, now) = clerk.store.open_filing(&ids, bounds).await?;
         let firsts = open.remember(id, &tellings(&arrivals, now)).await?;
         let filed = file(clerk, id, &arrivals, &effects, &known, &firsts, now)?;
         open.write(&filed.outcome(clerk, &arrivals)).await?;
@@ -337,6 +433,8 @@ impl Storing {
         let mut parts = vec![letters];
         let limit = Some(settings.worker.pause_release);
         let mut patience = Patience::new(&self.worker, &self.gate, WHO.to_owned(), limit);
+        let mut full_since = None;
+        let mut backoff = Backoff::new(&settings.retry);
         while let Some(mut part) = parts.pop() {
             let began = Instant::now();
             let mut id = Uuid::now_v7();
@@ -351,6 +449,8 @@ impl Storing {
                             self.owned.add(id);
                         }
                         patience.over();
+                        full_since = None;
+                        self.tell_room(None);
                         self.tell(&part, &stored, began.elapsed());
                         done.push(stored.settled);
                         break;
@@ -362,6 +462,10 @@ impl Storing {
                 if error.at_commit {
                     part.again = true;
                     id = Uuid::now_v7();
+                }
+                if error.is_full() {
+                    self.wait_for_room(&error, &mut full_since, &mut backoff, &part).await?;
+                    continue;
                 }
                 match error.fate {
                     Fate::Retry | Fate::CommittedBefore if attempts < settings.retry.transient_attempts => {
@@ -387,6 +491,44 @@ impl Storing {
             }
         }
         Ok(())
+    }
+
+    /// Holds what is in hand while there is no room for it, as long as a pause may last; then it goes back, once, and the
+    /// consumer with it. Settling goes on meanwhile.
+    async fn wait_for_room(
+        &self,
+        error: &StoreError,
+        since: &mut Option<Instant>,
+        backoff: &mut Backoff,
+        part: &Letters,
+    ) -> Result<(), HandBack<Letters>> {
+        self.tell_room(Some(error));
+        let since = since.get_or_insert_with(Instant::now);
+        let mut stop = self.worker.stop.clone();
+        let is_over = since.elapsed() >= self.worker.settings.worker.pause_release;
+        if is_over || retry::sleep(backoff.next(), &mut stop).await == Waited::Stopping {
+            return Err(HandBack::of(error.to_string(), part.clone()));
+        }
+        Ok(())
+    }
+
+    /// Says once that there is no room, and once that there is again.
+    fn tell_room(&self, full: Option<&StoreError>) {
+        let was_full = self.account.full.swap(full.is_some(), Ordering::Relaxed);
+        match full {
+            Some(error) => {
+                let why = error.to_string();
+                if !was_full {
+                    Signal::DeadLettersFull { why: &why }.emit();
+                }
+                self.worker.health.set_collector(Some(why));
+            }
+            None if was_full => {
+                Signal::DeadLettersHaveRoom.emit();
+                self.worker.health.set_collector(None);
+            }
+            None => {}
+        }
     }
 
     /// Leaves letters to `settlement.unreadable`: they are published there by us, since what the broker does with them when
@@ -579,14 +721,32 @@ impl Work for Storing {
     }
 
     async fn rehearse(&self, letters: &Letters) -> Result<(), StoreError> {
-        rehearse_with(&self.worker.clerk, letters).await
+        let clerk = &self.worker.clerk;
+        rehearse_with(clerk, letters).await?;
+        let most = if self.account.full.load(Ordering::Relaxed) {
+            RESUME_BELOW
+        } else {
+            1.0
+        };
+        let bounds = bounds(&self.worker.settings.dead_letters);
+        let room = clerk.store.check_dead_letter_space(bounds, most).await;
+        match &room {
+            Err(error) if error.is_full() => self.tell_room(Some(error)),
+            Err(_) => {}
+            Ok(()) => self.tell_room(None),
+        }
+        room
     }
 
     /// Readiness is about settling: it asks for the lanes' consumers.
     fn attached(&self, _: bool) {}
 
     fn held_up(&self, why: Option<String>) {
-        let why = why.map(|why| format!("the collector of dead letters: {why}"));
+        // Where there is no room it says so, and settling goes on.
+        let is_full = self.account.full.load(Ordering::Relaxed);
+        let why = why
+            .filter(|_| !is_full)
+            .map(|why| format!("the collector of dead letters: {why}"));
         self.worker.health.set_paused_by(WHO, why);
     }
 

@@ -197,6 +197,16 @@ pub struct DeadLetterSettings {
     pub batch_max: usize,
     #[serde(deserialize_with = "lasting::<0, 10_000, _>")]
     pub linger: Duration,
+    #[serde(deserialize_with = "within::<1, 1_000_000_000_000, _, _>")]
+    pub max_rows: u64,
+    #[serde(deserialize_with = "within::<1, 1_000_000_000_000_000, _, _>")]
+    pub max_bytes: u64,
+    #[serde(deserialize_with = "within::<1, 1_000_000_000_000, _, _>")]
+    pub max_rows_per_partner: u64,
+    #[serde(deserialize_with = "within::<1, 1_000_000_000_000_000, _, _>")]
+    pub max_bytes_per_partner: u64,
+    #[serde(deserialize_with = "lasting::<50, HOUR, _>")]
+    pub recheck_interval: Duration,
     #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
     pub confirm_above: usize,
     #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
@@ -1110,6 +1120,14 @@ mod tests {
         assert_eq!(http.listen, SocketAddr::from(([127, 0, 0, 1], 9464)));
         assert!(dead_letters.collect);
         assert_eq!((dead_letters.batch_max, dead_letters.confirm_above), (100, 100));
+        assert_eq!(
+            (dead_letters.max_rows, dead_letters.max_bytes),
+            (10_000_000, 50_000_000_000)
+        );
+        let a_partner = (dead_letters.max_rows_per_partner, dead_letters.max_bytes_per_partner);
+        assert_eq!(a_partner, (2_000_000, 10_000_000_000));
+        assert_eq!(dead_letters.recheck_interval, Duration::from_secs(5));
+        assert!(broker.trusted_users.is_empty());
         assert_eq!(dead_letters.linger, Duration::from_millis(250));
         assert_eq!((dead_letters.plan_max, dead_letters.due_max), (100_000, 1_000));
         assert_eq!(dead_letters.verdict_deadline, Duration::from_secs(60));

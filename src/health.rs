@@ -23,6 +23,8 @@ pub struct Health {
     database_trouble: Mutex<Option<&'static str>>,
     /// By whom, and why.
     paused: Mutex<BTreeMap<String, String>>,
+    /// Why the collector of dead letters takes none. Readiness is about settling, which goes on.
+    collector: Mutex<Option<String>>,
 }
 
 /// The answer of `/readyz`.
@@ -33,6 +35,9 @@ pub struct Readiness {
     consumers_attached: usize,
     database: bool,
     paused: Option<String>,
+    /// Why no dead letters are collected, where settling goes on all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collector: Option<String>,
     reasons: Vec<String>,
 }
 
@@ -96,6 +101,15 @@ impl Health {
         };
     }
 
+    /// Why the collector takes no dead letters; None: it takes them.
+    pub fn set_collector(&self, why: Option<String>) {
+        *self.collector.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    fn collector(&self) -> Option<String> {
+        self.collector.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The reasons of all who paused, each once.
     pub fn paused(&self) -> Option<String> {
         let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,6 +149,7 @@ impl Health {
             consumers_attached: self.consumers_attached(),
             database: self.database_ok(),
             paused: self.paused(),
+            collector: self.collector(),
             reasons,
         }
     }

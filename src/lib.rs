@@ -30,7 +30,7 @@
 //! | [`store`] | the only room with SQL |
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
-//! | [`worker`], [`publish`], [`relay`], [`due`], [`collector`], [`replay`], [`pause`] | the order of steps, patience, shutdown |
+//! | [`worker`], [`publish`], [`relay`], [`due`], [`collector`], [`settled_since`], [`replay`], [`pause`] | the order of steps, patience, shutdown |
 //! | [`cli`] | what an operator types |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
@@ -75,6 +75,7 @@ pub mod relay;
 pub mod replay;
 pub mod retry;
 pub mod settle;
+pub mod settled_since;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

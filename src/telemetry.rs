@@ -175,6 +175,30 @@ pub enum Signal<'a> {
     },
     /// Nothing waits to be collected.
     CollectorIdle,
+    /// Dead letters take all the room that they may: the collector takes none. An alarm.
+    DeadLettersFull {
+        why: &'a str,
+    },
+    /// There is room again.
+    DeadLettersHaveRoom,
+    /// What dead letters take, and how many partners have most of their share.
+    DeadLetterSpace {
+        rows: u64,
+        bytes: u64,
+        filled: f64,
+        partners_near: usize,
+    },
+    /// Dead letters take most of the room that they may, in all or one partner's. An alarm.
+    DeadLettersNearBound {
+        of: &'a str,
+        rows: u64,
+        bytes: u64,
+        filled: f64,
+    },
+    /// Open dead letters whose message has settled since.
+    DeadLettersSettledSince {
+        closed: u64,
+    },
     /// A dead letter that the database refuses, or no database can hold, goes to settlement.unreadable. An alarm.
     DeadLetterSetApart {
         digest: &'a str,
@@ -625,6 +649,45 @@ impl Signal<'_> {
                 gauge!("settled_collector_lag_seconds").set(lag.as_secs_f64());
                 debug!(new, again, copies, lag_ms = millis(lag), "dead letters collected");
             }
+            Signal::DeadLettersFull { why } => {
+                gauge!("settled_dead_letters_full").set(1.0);
+                error!(
+                    alarm = true,
+                    why, "dead letters are full: none is collected until some are purged"
+                );
+            }
+            Signal::DeadLettersHaveRoom => {
+                gauge!("settled_dead_letters_full").set(0.0);
+                info!("there is room for dead letters again");
+            }
+            Signal::DeadLetterSpace {
+                rows,
+                bytes,
+                filled,
+                partners_near,
+            } => {
+                gauge!("settled_dead_letters_rows").set(rows as f64);
+                gauge!("settled_dead_letters_bytes").set(bytes as f64);
+                gauge!("settled_dead_letters_filled_ratio").set(filled);
+                gauge!("settled_dead_letters_partners_near_bound").set(partners_near as f64);
+                trace!(rows, bytes, filled, partners_near, "the room for dead letters measured");
+            }
+            Signal::DeadLettersNearBound {
+                of,
+                rows,
+                bytes,
+                filled,
+            } => {
+                counter!("settled_dead_letters_near_bound_alarms_total").increment(1);
+                warn!(
+                    alarm = true,
+                    of, rows, bytes, filled, "dead letters take most of the room that they may: discard and purge some"
+                );
+            }
+            Signal::DeadLettersSettledSince { closed } => {
+                counter!("settled_dead_letters_settled_since_total").increment(closed);
+                info!(closed, "open dead letters have settled since and are closed");
+            }
             Signal::CollectorIdle => {
                 gauge!("settled_collector_lag_seconds").set(0.0);
                 trace!("no dead letter waits");
@@ -968,6 +1031,14 @@ fn describe() {
             "Dead letters taken from their queue: messages new to the database, further failures, copies of what was stored.",
         ),
         (
+            "settled_dead_letters_near_bound_alarms_total",
+            "Times that dead letters were found to take most of the room that they may.",
+        ),
+        (
+            "settled_dead_letters_settled_since_total",
+            "Open dead letters whose message had settled since.",
+        ),
+        (
             "settled_dead_letters_set_apart_total",
             "Dead letters that the database refused, left to settlement.unreadable. Alarm.",
         ),
@@ -1028,6 +1099,31 @@ fn describe() {
             "settled_dead_letters_open",
             Unit::Count,
             "Dead letters that wait for an operator, by reason.",
+        ),
+        (
+            "settled_dead_letters_full",
+            Unit::Count,
+            "1 while dead letters take all the room that they may, and none is collected.",
+        ),
+        (
+            "settled_dead_letters_rows",
+            Unit::Count,
+            "Dead letters that are stored.",
+        ),
+        (
+            "settled_dead_letters_bytes",
+            Unit::Bytes,
+            "Bytes of their bodies and properties.",
+        ),
+        (
+            "settled_dead_letters_filled_ratio",
+            Unit::Count,
+            "Share of dead_letters.max_rows or max_bytes that is taken, whichever is more.",
+        ),
+        (
+            "settled_dead_letters_partners_near_bound",
+            Unit::Count,
+            "Partners whose dead letters take 80 % of their share or more.",
         ),
         (
             "settled_dead_letters_oldest_seconds",
@@ -1288,6 +1384,21 @@ mod tests {
                 lag: second,
             },
             Signal::CollectorIdle,
+            Signal::DeadLettersFull { why: "full" },
+            Signal::DeadLettersHaveRoom,
+            Signal::DeadLetterSpace {
+                rows: 8,
+                bytes: 900,
+                filled: 0.5,
+                partners_near: 2,
+            },
+            Signal::DeadLettersNearBound {
+                of: "all",
+                rows: 8,
+                bytes: 900,
+                filled: 0.8,
+            },
+            Signal::DeadLettersSettledSince { closed: 3 },
             Signal::DeadLetterSetApart {
                 digest: "ab",
                 sqlstate: Some("23514"),
@@ -1390,6 +1501,13 @@ mod tests {
             "settled_dead_letters_open{reason=\"expired\"} 9",
             "settled_dead_letters_open{reason=\"internal\"} 0",
             "settled_dead_letters_oldest_seconds 1",
+            "settled_dead_letters_full 0",
+            "settled_dead_letters_rows 8",
+            "settled_dead_letters_bytes 900",
+            "settled_dead_letters_filled_ratio 0.5",
+            "settled_dead_letters_partners_near_bound 2",
+            "settled_dead_letters_near_bound_alarms_total 1",
+            "settled_dead_letters_settled_since_total 3",
             "settled_replay_runs{state=\"running\"} 1",
             "settled_replay_runs{state=\"done\"} 0",
             "settled_replies_total{result=\"ignored\"} 1",
@@ -1517,7 +1635,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 12, "{alarms}");
+        assert_eq!(alarms.lines().count(), 13, "{alarms}");
     }
 
     #[test]

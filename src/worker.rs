@@ -37,6 +37,7 @@ use crate::{
     relay,
     retry::{self, Backoff, Waited},
     settle::{self, Batch, Clerk, Settled, process_batch, reject_culprit},
+    settled_since,
     store::{self, Fate, Store, StoreError},
     telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Signal, Stage, Tally},
 };
@@ -302,6 +303,7 @@ impl Worker {
             // Dead letters stay in their queue; what the broker may have kept away from it would be in no place.
             tasks.spawn(collector::second::collect(self.clone(), Arc::default()));
         }
+        tasks.spawn(settled_since::run(self.clone()));
         tasks.spawn(self.clone().serve_own_queues());
         tasks.spawn(due::run(self.clone()));
         tasks.spawn(relay::run(
@@ -451,6 +453,7 @@ impl Worker {
     async fn measure(mut self) {
         let mut connection: Option<Connection> = None;
         let mut desk_measured: Option<Instant> = None;
+        let mut space = collector::SpaceWatch::default();
         let mut unreadable = 0;
         loop {
             let store = &self.clerk.store;
@@ -469,6 +472,7 @@ impl Worker {
                     .emit();
                 }
             }
+            space.measure(store, &self.settings.dead_letters).await;
             let measured = async { Ok::<_, StoreError>((store.backlog().await?, store.count_parked().await?)) };
             match measured.await {
                 Ok((backlog, parked)) => {
@@ -719,6 +723,16 @@ impl<B> HandBack<B> {
             alone: self.alone,
             refused: self.refused.map(convert),
             _paused: self._paused,
+        }
+    }
+
+    /// Nothing is paused by it; only its own consumer waits until it would go through.
+    pub fn of(why: String, refused: B) -> Self {
+        Self {
+            why,
+            refused: Some(refused),
+            _paused: None,
+            alone: false,
         }
     }
 
@@ -1002,6 +1016,14 @@ impl<W: Work> Consumer<W> {
                         Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
                             self.worker.health.set_database_ok(true);
                         }
+                    }
+                    // It has said so, once.
+                    if error.is_full() {
+                        self.work.held_up(Some(error.to_string()));
+                        if retry::sleep(backoff.next(), &mut self.worker.stop).await == Waited::Stopping {
+                            return Waited::Stopping;
+                        }
+                        continue;
                     }
                     let error = error.to_string();
                     self.work.held_up(Some(error.clone()));

@@ -11,11 +11,11 @@ use super::{
 };
 use crate::{
     broker::{BrokerSettings, Connection, server_version, topology},
-    collector,
+    collector::{self, SpaceWatch},
     config::{ConfigError, Settings},
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
-    store::{self, Store, StoreError, audit::Vitals},
+    store::{self, Store, StoreError, audit::Vitals, dead_letter_space::Bounds},
     worker,
 };
 
@@ -163,6 +163,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
         checks.push(keys(&store).await);
         checks.push(open_dead_letters(&store).await);
         checks.push(outbox(&store, settings.outbox.stuck_after).await);
+        checks.push(dead_letter_space(&store, settings).await);
         checks.push(outbox_refused(&store).await);
     }
     checks
@@ -380,6 +381,51 @@ async fn open_dead_letters(store: &Store) -> Check {
         match open {
             0 => check,
             _ => check.hint("`settled dead-letters groups` says whose they are and why"),
+        }
+    })
+}
+
+async fn dead_letter_space(store: &Store, settings: &Settings) -> Check {
+    const NAME: &str = "dead_letter_space";
+    let settings = &settings.dead_letters;
+    asked(NAME, store.dead_letter_space(1_000).await, |space| {
+        let all = Bounds {
+            max_rows: settings.max_rows,
+            max_bytes: settings.max_bytes,
+        };
+        let of_one = Bounds {
+            max_rows: settings.max_rows_per_partner,
+            max_bytes: settings.max_bytes_per_partner,
+        };
+        let filled = all.filled(space.rows, space.bytes);
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        let sentence = format!(
+            "{} dead letters of {} bytes are stored, {} of what they may",
+            space.rows,
+            space.bytes,
+            percent(filled)
+        );
+        let near: Vec<String> = space
+            .partners
+            .iter()
+            .map(|(partner, rows, bytes)| (partner, of_one.filled(*rows, *bytes)))
+            .filter(|(_, filled)| *filled >= SpaceWatch::NEAR)
+            .take(10)
+            .map(|(partner, filled)| {
+                let name = if partner.is_empty() { "unreadable ones" } else { partner };
+                format!("{name} {}", percent(filled))
+            })
+            .collect();
+        let hint = "`settled dead-letters discard` and `purge` make room (`purge --settled` takes those too that settled); \
+                    dead_letters.max_rows and max_bytes are the bounds";
+        if filled >= 1.0 {
+            Check::bad(NAME, format!("{sentence}: none is collected any more")).hint(hint)
+        } else if filled >= SpaceWatch::NEAR {
+            Check::bad(NAME, sentence).hint(hint)
+        } else if near.is_empty() {
+            Check::good(NAME, sentence)
+        } else {
+            Check::bad(NAME, format!("{sentence}; of a partner's share: {}", near.join(", "))).hint(hint)
         }
     })
 }

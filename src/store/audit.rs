@@ -229,7 +229,7 @@ const GUARDS: [(&str, &str, i16); 11] = [
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 25] = [
+const TABLE_GRANTS: [(&str, &str); 26] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
@@ -250,6 +250,7 @@ const TABLE_GRANTS: [(&str, &str); 25] = [
     ("outbox_refused", "SELECT, INSERT"),
     ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),
     ("letters_taken", "SELECT, INSERT, UPDATE"),
+    ("dead_letter_space", "SELECT, INSERT, DELETE"),
     ("plans", "SELECT, INSERT"),
     ("plan_items", "SELECT, INSERT"),
     ("runs", "SELECT, INSERT, UPDATE"),

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Fate, Session, Store, StoreError,
     batch::{self, Outcome},
+    dead_letter_space::{self, Bounds},
     due::Claimed,
     outbox, told,
 };
@@ -63,6 +64,7 @@ const UPDATE: &str = "\
         detail = coalesce(n.detail, d.detail),
         group_id = coalesce(n.group_id, d.group_id),
         made_by = coalesce(n.made_by, d.made_by),
+        checked_at = NULL,
         verdict = coalesce(n.verdict, d.verdict),
         note = coalesce(n.note, d.note),
         judged_at = coalesce(n.judged_at, d.judged_at)
@@ -114,8 +116,9 @@ impl Store {
     pub async fn open_filing(
         &self,
         ids: &[Uuid],
+        bounds: Bounds,
     ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
-        self.open("file_dead_letters", false, ids).await
+        self.open("file_dead_letters", false, ids, bounds).await
     }
 
     /// The same for a transaction that will be undone: every statement runs, even one without rows.
@@ -125,8 +128,9 @@ impl Store {
     pub async fn open_filing_rehearsal(
         &self,
         ids: &[Uuid],
+        bounds: Bounds,
     ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
-        self.open("rehearse_filing", true, ids).await
+        self.open("rehearse_filing", true, ids, bounds).await
     }
 
     async fn open(
@@ -134,16 +138,25 @@ impl Store {
         name: &'static str,
         rehearsal: bool,
         ids: &[Uuid],
+        bounds: Bounds,
     ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
         let mut session = self.session(name).await?;
         session.rehearsal = rehearsal;
-        for sql in [LOAD, LOAD_NOW] {
+        for sql in [LOAD, LOAD_NOW, dead_letter_space::SUM] {
             session.prepare(sql).await?;
         }
-        let (begun, rows, now) = join!(session.begin(), async { session.query(LOAD, &[&ids]).await }, async {
-            session.query(LOAD_NOW, &[]).await
-        },);
+        // One that is full says so, and not where it begins: another collector may have filled it just now.
+        let (begun, rows, now, room) = join!(
+            session.begin(),
+            async { session.query(LOAD, &[&ids]).await },
+            async { session.query(LOAD_NOW, &[]).await },
+            dead_letter_space::check(&session, bounds, 1.0),
+        );
         begun?;
+        if let Err(full) = room {
+            session.rollback().await;
+            return Err(full);
+        }
         let mut known = BTreeMap::new();
         for row in rows? {
             let state = State::parse(row.get("state")).ok_or_else(|| {
@@ -428,6 +441,7 @@ pub(super) const JUDGE: &str = "\
             discarded_at = CASE WHEN n.state = 'open' THEN d.discarded_at END,
             leased_until = NULL,
             note = NULL,
+            checked_at = NULL,
             reason = CASE WHEN n.verdict = 'rejected' THEN n.reason ELSE d.reason END,
             detail = coalesce(n.detail, d.detail),
             group_id = coalesce(n.group_id, d.group_id),
@@ -549,6 +563,106 @@ impl Store {
             claimed.take(&row, id, Source::Replayed { id }, cut(&row));
         }
         Ok(claimed)
+    }
+}
+
+/// Open rows that may have settled since: what they name is settled, and nobody has looked since then.
+#[derive(Clone, Debug, Default)]
+pub struct Suspects {
+    pub ids: Vec<Uuid>,
+    /// Where to go on; none: all have been looked through.
+    pub next: Option<i64>,
+}
+
+impl Store {
+    /// Looks through so many open rows after a place, for so many suspects at most.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn suspects(&self, after: i64, page: i64, most: i64) -> Result<Suspects, StoreError> {
+        let rows = self
+            .session("settled_since")
+            .await?
+            .query(
+                "/* dead_letters::suspects */
+                WITH page AS MATERIALIZED (
+                    SELECT d.id, d.seq, d.allocation_id, d.checked_at
+                    FROM settled.dead_letters AS d
+                    WHERE d.state = 'open' AND d.seq > $1
+                    ORDER BY d.seq
+                    LIMIT $2
+                ), found AS (
+                    SELECT p.id, p.seq
+                    FROM page AS p
+                    JOIN settled.allocations AS a ON a.id = p.allocation_id AND a.status <> 'reserved'
+                    WHERE p.checked_at IS NULL OR p.checked_at < statement_timestamp() - interval '1 hour'
+                    ORDER BY p.seq
+                    LIMIT $3
+                )
+                SELECT w.many, w.last, f.id, f.seq
+                FROM (SELECT count(*) AS many, max(seq) AS last FROM page) AS w
+                LEFT JOIN found AS f ON true
+                ORDER BY f.seq",
+                &[&after, &page, &most],
+            )
+            .await?;
+        let ids: Vec<Uuid> = rows.iter().filter_map(|row| row.get("id")).collect();
+        let last_found: Option<i64> = rows.last().and_then(|row| row.get("seq"));
+        let many: i64 = rows.first().map_or(0, |row| row.get("many"));
+        let is_cut = i64::try_from(ids.len()).unwrap_or(i64::MAX) >= most;
+        let next = if is_cut {
+            last_found
+        } else if many >= page {
+            rows.first().and_then(|row| row.get("last"))
+        } else {
+            None
+        };
+        Ok(Suspects { ids, next })
+    }
+
+    /// Writes down which of these have settled since, each with why, and that the others have been looked at. Only open rows
+    /// change: what a run asked for it judges itself, and what is discarded stays so. How many were closed.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn close_settled(&self, settled: &[(Uuid, String)], others: &[Uuid]) -> Result<u64, StoreError> {
+        let ids: Vec<Uuid> = settled
+            .iter()
+            .map(|(id, _)| *id)
+            .chain(others.iter().copied())
+            .collect();
+        let notes: Vec<Option<&str>> = settled
+            .iter()
+            .map(|(_, note)| Some(note.as_str()))
+            .chain(others.iter().map(|_| None))
+            .collect();
+        let rows = self
+            .session("settled_since")
+            .await?
+            .query(
+                "/* dead_letters::close_settled */
+                WITH mine AS MATERIALIZED (
+                    SELECT d.id
+                    FROM settled.dead_letters AS d
+                    WHERE d.id = ANY ($1) AND d.state = 'open'
+                    ORDER BY d.id
+                    FOR NO KEY UPDATE
+                )
+                UPDATE settled.dead_letters AS d
+                SET checked_at = clock_timestamp(),
+                    state = CASE WHEN n.note IS NULL THEN d.state ELSE 'settled' END,
+                    verdict = CASE WHEN n.note IS NULL THEN d.verdict ELSE 'duplicate' END,
+                    judged_at = CASE WHEN n.note IS NULL THEN d.judged_at
+                                     ELSE date_trunc('milliseconds', clock_timestamp()) END,
+                    note = coalesce(n.note, d.note)
+                FROM mine, unnest($1::uuid[], $2::text[]) AS n (id, note)
+                WHERE d.id = mine.id AND n.id = mine.id
+                RETURNING n.note IS NOT NULL AS closed",
+                &[&ids, &notes],
+            )
+            .await?;
+        let closed = rows.iter().filter(|row| row.get("closed")).count();
+        Ok(u64::try_from(closed).unwrap_or(u64::MAX))
     }
 }
 

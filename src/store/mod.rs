@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod batch;
+pub mod dead_letter_space;
 pub mod dead_letters;
 pub mod desk;
 pub mod due;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The lines about the database, where all is well.
-const DATABASE: [&str; 14] = [
+const DATABASE: [&str; 15] = [
     "database",
     "schema",
     "append_only",
@@ -34,6 +34,7 @@ const DATABASE: [&str; 14] = [
     "keys",
     "open_dead_letters",
     "outbox",
+    "dead_letter_space",
     "outbox_refused",
 ];
 
@@ -296,6 +297,8 @@ async fn the_schema_is_the_one_that_is_needed() {
             "rehearsal",
             "keys",
             "open_dead_letters",
+            "dead_letter_space",
+            "outbox",
             "outbox_refused",
         ],
     );
@@ -429,7 +432,15 @@ async fn the_user_may_do_what_the_worker_does() {
         (
             "USAGE",
             "schema settled",
-            &["schema", "rehearsal", "keys", "append_only", "open_dead_letters"],
+            &[
+                "schema",
+                "rehearsal",
+                "keys",
+                "append_only",
+                "open_dead_letters",
+                "dead_letter_space",
+                "outbox_refused",
+            ],
         ),
     ] {
         let what = match privilege {

@@ -18,6 +18,7 @@ mod drain;
 mod event_format;
 #[cfg(feature = "faults")]
 mod faults;
+mod letters;
 mod mutants;
 mod outage;
 mod outbox;

@@ -125,6 +125,9 @@ pub(in crate::cli) struct Purge {
     /// RFC 3339, or so long ago, such as 720h
     #[arg(long, value_name = "TIME", value_parser = moment)]
     discarded_before: Moment,
+    /// Also what was settled before that time
+    #[arg(long)]
+    settled: bool,
     #[command(flatten)]
     author: Author,
     /// Do not ask back, however many there are
@@ -305,7 +308,7 @@ pub(super) async fn purge(context: &Context, wish: Purge) -> Result<Exit, Failur
                 .hint("what was discarded a moment ago would go for ever: name a time that is over"),
         );
     }
-    let messages = store.count_purgeable(before).await?;
+    let messages = store.count_purgeable(before, wish.settled).await?;
     confirm(
         context,
         usize::try_from(messages).unwrap_or_default(),
@@ -313,14 +316,19 @@ pub(super) async fn purge(context: &Context, wish: Purge) -> Result<Exit, Failur
         "purging",
     )?;
     let operator = wish.author.operator.name();
-    let filters = json!({"discardedBefore": rfc3339(before)});
+    let mut filters = json!({"discardedBefore": rfc3339(before)});
+    if wish.settled {
+        filters["settledBefore"] = json!(rfc3339(before));
+    }
     let act = Act {
         name: "purge",
         operator: &operator,
         why: Some(&wish.author.reason),
         filters: &filters,
     };
-    let done = context.patiently(async || store.purge(act, before).await).await?;
+    let done = context
+        .patiently(async || store.purge(act, before, wish.settled).await)
+        .await?;
     let purged = Purged {
         act: act.name,
         purged: done.changed,

@@ -64,7 +64,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
     tasks.spawn(async move { collector::collect(worker, &counts).await });
     let looked = tokio::select! {
         _ = signals.next() => Ok(()),
-        looked = drained(&connection, wish.follow) => looked,
+        looked = drained(&connection, wish.follow, &account) => looked,
     };
     stopper.send_replace(true);
     // What is in hand when it stops is stored and told, unless a dependency is away for too long or a second signal comes.
@@ -104,11 +104,12 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
 
 /// Resolves once nothing is in the queue. What is handed out and not acknowledged does not count: it is somebody's, perhaps
 /// ours.
-async fn drained(connection: &Connection, follow: bool) -> Result<(), BrokerError> {
+async fn drained(connection: &Connection, follow: bool, account: &Account) -> Result<(), BrokerError> {
     if follow {
         return std::future::pending().await;
     }
-    while waiting(connection).await? > 0 {
+    // Where there is no room for more it ends as well, and says what is left.
+    while !account.full.load(Ordering::Relaxed) && waiting(connection).await? > 0 {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())

@@ -107,7 +107,8 @@ const PURGE: &str = "\
     WITH mine AS MATERIALIZED (
         SELECT id
         FROM settled.dead_letters
-        WHERE state = 'discarded' AND discarded_at < $1 AND id > $2
+        WHERE id > $2
+          AND (state = 'discarded' AND discarded_at < $1 OR $4 AND state = 'settled' AND judged_at < $1)
         ORDER BY id
         LIMIT $3
         FOR UPDATE
@@ -180,7 +181,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn count_purgeable(&self, before: jiff::Timestamp) -> Result<i64, StoreError> {
+    pub async fn count_purgeable(&self, before: jiff::Timestamp, settled_too: bool) -> Result<i64, StoreError> {
         let rows = self
             .session("count_purgeable")
             .await?
@@ -188,25 +189,25 @@ impl Store {
                 "/* desk::count_purgeable */
                 SELECT count(*)
                 FROM settled.dead_letters
-                WHERE state = 'discarded' AND discarded_at < $1",
-                &[&before],
+                WHERE state = 'discarded' AND discarded_at < $1 OR $2 AND state = 'settled' AND judged_at < $1",
+                &[&before, &settled_too],
             )
             .await?;
         Ok(rows.first().map_or(0, |row| row.get(0)))
     }
 
-    /// Deletes for ever what was discarded before a time, and plans older than it that no run names.
+    /// Deletes for ever what was discarded before a time, if so wished what was settled before it too, and plans older than it that no run names.
     ///
     /// # Errors
     /// As [`Store::discard`].
-    pub async fn purge(&self, act: Act<'_>, before: jiff::Timestamp) -> Result<Done, StoreError> {
+    pub async fn purge(&self, act: Act<'_>, before: jiff::Timestamp, settled_too: bool) -> Result<Done, StoreError> {
         let session = self.session("purge").await?;
         session.begin().await?;
         let limit = i64::try_from(SLICE).unwrap_or(i64::MAX);
         let mut purged: Vec<Uuid> = Vec::new();
         loop {
             let last = purged.last().copied().unwrap_or(Uuid::nil());
-            let rows = session.query(PURGE, &[&before, &last, &limit]).await?;
+            let rows = session.query(PURGE, &[&before, &last, &limit, &settled_too]).await?;
             if rows.is_empty() {
                 break;
             }
