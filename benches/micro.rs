@@ -75,6 +75,8 @@ fn rules() -> Rules {
         park_first_retry: SignedDuration::from_millis(500),
         park_max_interval: SignedDuration::from_secs(60),
         park_max_per_partner: 10_000,
+        park_max_bytes: u64::MAX,
+        park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".to_owned(),
     }
 }

@@ -486,7 +486,9 @@ impl Storing {
                         break;
                     }
                     Fate::Away | Fate::Retry => patience.wait(PauseCause::Database, &error, &part).await?,
-                    Fate::Ours | Fate::CommittedBefore => patience.wait(PauseCause::Schema, &error, &part).await?,
+                    Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
+                        patience.wait(PauseCause::Schema, &error, &part).await?
+                    }
                 }
             }
         }

@@ -24,6 +24,7 @@ pub struct Settings {
     pub broker: BrokerSettings,
     pub worker: WorkerSettings,
     pub park: ParkSettings,
+    pub held: HeldSettings,
     pub outbox: OutboxSettings,
     pub retry: RetrySettings,
     pub events: EventSettings,
@@ -94,6 +95,10 @@ pub struct WorkerSettings {
     pub pause_release: Duration,
     #[serde(deserialize_with = "within::<1, 1000, _, _>")]
     pub culprits_per_minute: usize,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub lock_patience: Duration,
+    #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
+    pub partner_rate: u32,
     #[serde(deserialize_with = "within::<0, 256, _, _>")]
     pub own_queues_max: usize,
     #[serde(deserialize_with = "lasting::<100, { 10 * MINUTE }, _>")]
@@ -107,6 +112,10 @@ pub struct ParkSettings {
     pub deadline: Duration,
     #[serde(deserialize_with = "within::<0, 10_000_000, _, _>")]
     pub max_per_partner: u32,
+    #[serde(deserialize_with = "within::<0, 1_099_511_627_776, _, _>")]
+    pub max_bytes: u64,
+    #[serde(deserialize_with = "within::<0, 1_099_511_627_776, _, _>")]
+    pub max_bytes_per_partner: u64,
     #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
     pub first_retry: Duration,
     #[serde(deserialize_with = "lasting::<10, { 24 * HOUR }, _>")]
@@ -115,6 +124,31 @@ pub struct ParkSettings {
     pub poll: Duration,
     #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
     pub lease: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldSettings {
+    #[serde(deserialize_with = "within::<0, 100_000_000, _, _>")]
+    pub max_messages: u64,
+    #[serde(deserialize_with = "within::<0, 100_000_000, _, _>")]
+    pub max_messages_per_partner: u64,
+    #[serde(deserialize_with = "within::<0, 1_099_511_627_776, _, _>")]
+    pub max_bytes: u64,
+    #[serde(deserialize_with = "within::<0, 1_099_511_627_776, _, _>")]
+    pub max_bytes_per_partner: u64,
+    #[serde(deserialize_with = "lasting::<1000, { 24 * HOUR }, _>")]
+    pub others_within: Duration,
+    #[serde(deserialize_with = "tenths::<1, 10, _>")]
+    pub share: f64,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub poll: Duration,
+    #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
+    pub lease: Duration,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub first_retry: Duration,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub max_interval: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -555,7 +589,13 @@ impl Layers {
             retry,
             ..
         } = settings;
-        let ordered: [(&str, Duration, &str, Duration); 3] = [
+        let ordered: [(&str, Duration, &str, Duration); 4] = [
+            (
+                "held.first_retry",
+                settings.held.first_retry,
+                "held.max_interval",
+                settings.held.max_interval,
+            ),
             (
                 "database.statement_timeout",
                 database.statement_timeout,
@@ -1091,6 +1131,7 @@ mod tests {
             broker,
             worker,
             park,
+            held,
             outbox,
             retry,
             events,
@@ -1110,6 +1151,11 @@ mod tests {
         assert_eq!((worker.lanes, worker.prefetch, worker.batch_max), (2, 1000, 256));
         assert_eq!((worker.batch_max_bytes, worker.culprits_per_minute), (4_194_304, 3));
         assert_eq!((worker.own_queues_max, outbox.strikes), (16, 5));
+        assert_eq!(worker.partner_rate, 0);
+        assert_eq!((held.max_messages, held.max_messages_per_partner), (1_000_000, 500_000));
+        assert_eq!((held.max_bytes, held.max_bytes_per_partner), (1 << 30, 1 << 29));
+        assert_eq!(held.share, 0.2);
+        assert_eq!((park.max_bytes, park.max_bytes_per_partner), (1 << 30, 1 << 27));
         assert_eq!((park.max_per_partner, retry.transient_attempts), (10_000, 8));
         assert_eq!((retry.multiplier, retry.jitter), (2.0, 0.3));
         assert_eq!((events.source.as_str(), http.partner_labels_max), ("/settled", 50));
@@ -1151,6 +1197,12 @@ mod tests {
             (worker.drain_deadline, 20_000),
             (worker.pause_release, 60_000),
             (worker.own_queue_poll, 1_000),
+            (worker.lock_patience, 500),
+            (held.others_within, 60_000),
+            (held.poll, 250),
+            (held.lease, 30_000),
+            (held.first_retry, 250),
+            (held.max_interval, 5_000),
             (park.deadline, 900_000),
             (park.first_retry, 500),
             (park.max_interval, 60_000),

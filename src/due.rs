@@ -1,10 +1,11 @@
 //! The second intake: parked messages that are due and dead letters to be replayed, judged by the same batch walk.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use crate::{
     domain::decide::VerdictKind,
     fail::{self, Point},
+    held,
     publish::{Entrance, Owned, PublishStage, send_all},
     retry::{self, Backoff, Waited},
     settle::{Batch, Settled},
@@ -19,9 +20,16 @@ pub async fn run(mut worker: Worker) {
     let owned = Owned::default();
     let mut stage = PublishStage::start(worker.row_publisher("due"), &owned, &settings.outbox);
     let entrance = stage.entrance();
+    let mut other = worker.clone();
+    let judging = async {
+        tokio::join!(
+            judge_due(&mut worker, &owned, &entrance),
+            held::judge_held(&mut other, &owned, &entrance)
+        )
+    };
     tokio::select! {
         () = stage.failed() => {}
-        () = judge_due(&mut worker, &owned, &entrance) => {}
+        ((), ()) = judging => {}
     }
     drop(entrance);
     stage.finish().await;
@@ -38,9 +46,14 @@ async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
             let replayed = !*worker.stop.borrow() && judge_some(worker, Door::Replayed, owned, entrance).await?;
             Ok::<_, StoreError>(parked || replayed)
         };
+        let began = Instant::now();
         let waited = match worked.await {
             Ok(_) if *worker.stop.borrow() => Waited::Stopping,
-            Ok(true) => Waited::Over,
+            // A moment for others, where there are others: thousands may be due at once.
+            Ok(true) => {
+                let pause = worker.pause_for_others(&BTreeSet::new(), began.elapsed());
+                retry::sleep(pause, &mut worker.stop).await
+            }
             Ok(false) => {
                 backoff.reset();
                 retry::sleep(settings.park.poll, &mut worker.stop).await
@@ -70,7 +83,7 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
     let (store, lease) = (&worker.clerk.store, settings.park.lease);
     let claimed = match door {
         Door::Replayed => store.claim_replays(max, max_bytes, lease).await?,
-        Door::Parked | Door::Queue | Door::Dead => store.claim_due(max, max_bytes, lease).await?,
+        Door::Parked | Door::Held | Door::Queue | Door::Dead => store.claim_due(max, max_bytes, lease).await?,
     };
     if claimed.is_empty() {
         return Ok(false);
@@ -78,7 +91,7 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
     for key in claimed.unreadable {
         match door {
             Door::Replayed => Signal::ReplayUnreadable { id: key }.emit(),
-            Door::Parked | Door::Queue | Door::Dead => Signal::ParkedUnreadable { key }.emit(),
+            Door::Parked | Door::Held | Door::Queue | Door::Dead => Signal::ParkedUnreadable { key }.emit(),
         }
     }
     let received = Instant::now();
@@ -86,13 +99,32 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
     let mut done = Vec::new();
     // Handed back means: due again when the lease runs out.
     let patience = Some(settings.worker.pause_release);
-    if let Err(why) = worker.settle(lane, door, batch, owned, patience, &mut done).await {
-        Signal::HandedBack { lane, why: &why.why }.emit();
+    match worker.settle(lane, door, batch, owned, patience, &mut done).await {
+        Ok(blocked) => {
+            let sources = blocked
+                .iter()
+                .flat_map(|part| part.deliveries.iter())
+                .map(|one| one.source);
+            let sources: Vec<_> = sources.collect();
+            // What can not be postponed is due again when the lease runs out.
+            if !sources.is_empty()
+                && let Err(error) = store.postpone(&sources, settings.held.first_retry).await
+            {
+                Signal::HandedBack {
+                    lane,
+                    why: &error.to_string(),
+                }
+                .emit();
+            }
+        }
+        Err(why) => Signal::HandedBack { lane, why: &why.why }.emit(),
     }
     match door {
         Door::Replayed => fail::point(Point::ReplayCommitted).await,
-        Door::Parked | Door::Queue | Door::Dead if done.iter().any(ends_a_wait) => fail::point(Point::Woken).await,
-        Door::Parked | Door::Queue | Door::Dead => {}
+        Door::Parked | Door::Held | Door::Queue | Door::Dead if done.iter().any(ends_a_wait) => {
+            fail::point(Point::Woken).await
+        }
+        Door::Parked | Door::Held | Door::Queue | Door::Dead => {}
     }
     send_all(place, entrance, done, received).await;
     Ok(true)

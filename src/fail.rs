@@ -53,6 +53,11 @@ macro_rules! points {
                 )
             }
 
+            /// Whether it is passed only where messages are held.
+            pub const fn is_of_the_side_room(self) -> bool {
+                matches!(self, Point::Held | Point::HeldClaimed | Point::HeldLeft)
+            }
+
             /// What `error` means there.
             pub const fn on_error(self) -> OnError {
                 match self { $(Point::$point => $on_error),+ }
@@ -122,6 +127,12 @@ points! {
     DueClaimed = "due_claimed": Database;
     /// A message that waited was judged, and its waiting is over.
     Woken = "woken": Nothing("its verdict is committed and its event in memory");
+    /// What a batch leaves to the side room is stored there, and not acknowledged.
+    Held = "held": Database;
+    /// Packs of the side room were claimed; an error here loses the answer.
+    HeldClaimed = "held_claimed": Database;
+    /// Packs have left the side room with the batch that judges them, and it is not committed.
+    HeldLeft = "held_left": Database;
     /// The relay has taken an abandoned row; an error here loses the answer.
     RelayTaken = "relay_taken": Database;
     /// The relay has published it.

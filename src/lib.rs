@@ -30,7 +30,7 @@
 //! | [`store`] | the only room with SQL |
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
-//! | [`worker`], [`publish`], [`relay`], [`due`], [`collector`], [`settled_since`], [`replay`], [`pause`] | the order of steps, patience, shutdown |
+//! | [`worker`], [`publish`], [`relay`], [`due`], [`held`], [`fairness`], [`collector`], [`settled_since`], [`replay`], [`pause`] | the order of steps, patience, shutdown |
 //! | [`cli`] | what an operator types |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
@@ -65,7 +65,9 @@ pub mod config;
 pub mod domain;
 pub mod due;
 pub mod fail;
+pub mod fairness;
 pub mod health;
+pub mod held;
 pub mod http;
 pub mod partner;
 pub mod pause;

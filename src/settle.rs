@@ -22,9 +22,11 @@ use crate::{
         told::{Firsts, Tellings},
     },
     fail::{self, Point},
+    fairness::{self, Fairness},
     store::{
         Fate, Store, StoreError,
         batch::{OpenBatch, Outcome},
+        locked::Locks,
     },
 };
 
@@ -93,6 +95,23 @@ impl Batch {
             .zip(&self.facts)
             .map(|(delivery, facts)| Judged { delivery, facts })
             .collect()
+    }
+
+    /// Those at the places that are picked.
+    pub fn part(&self, picks: impl Fn(usize) -> bool) -> Self {
+        let picked = |index: &usize| picks(*index);
+        let indexes: Vec<usize> = (0..self.deliveries.len()).filter(picked).collect();
+        if indexes.len() == self.deliveries.len() {
+            return self.clone();
+        }
+        let deliveries = indexes.iter().filter_map(|index| self.deliveries.get(*index).cloned());
+        Self {
+            deliveries: Arc::new(deliveries.collect()),
+            facts: indexes
+                .iter()
+                .filter_map(|index| self.facts.get(*index).cloned())
+                .collect(),
+        }
     }
 
     /// The two halves, where there is more than one message: for a search for the one that the database refuses.
@@ -214,6 +233,51 @@ pub async fn process_batch(
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
     let (settled, changes, now) = judge(clerk, id, &messages, snapshot, &open).await?;
     commit(clerk, open, &messages, settled, &changes, now, published, earlier).await
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub enum Attempt {
+    Settled(Settled),
+    /// Nothing was done: the messages at these places need what is known to be locked.
+    Blocked(Vec<usize>),
+}
+
+/// The same as [`process_batch`], but it does not wait for what is known to be locked.
+///
+/// # Errors
+/// An error of ours; never a verdict.
+pub async fn attempt(
+    clerk: &Clerk,
+    fairness: &Fairness,
+    id: BatchId,
+    batch: &Batch,
+    published: &[BatchId],
+    earlier: &mut Option<Settled>,
+) -> Result<Attempt, StoreError> {
+    let messages = batch.judged();
+    let blocked = fairness.blocked(&messages);
+    if !blocked.is_empty() {
+        return Ok(Attempt::Blocked(blocked));
+    }
+    let (open, snapshot) = clerk.store.open_batch(&messages).await?;
+    let (settled, changes, now) = judge(clerk, id, &messages, snapshot, &open).await?;
+    let blocked = fairness.blocked_by_accounts(&messages, &changes);
+    if !blocked.is_empty() {
+        open.leave().await;
+        return Ok(Attempt::Blocked(blocked));
+    }
+    commit(clerk, open, &messages, settled, &changes, now, published, earlier)
+        .await
+        .map(Attempt::Settled)
+}
+
+/// What of a batch is locked by a transaction that does not let go of it soon.
+///
+/// # Errors
+/// The database is away, or a whole table is locked.
+pub async fn find_locked(clerk: &Clerk, batch: &Batch) -> Result<Locks, StoreError> {
+    clerk.store.find_locked(&fairness::wanted(&batch.judged())).await
 }
 
 /// The same, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs.
@@ -363,7 +427,8 @@ fn outcome<'a>(
         source: match source {
             Some(Source::Parked { .. }) => "parked",
             Some(Source::Replayed { .. }) => "replayed",
-            Some(Source::Queue { .. } | Source::Plain) | None => "queue",
+            // What was held came from a queue, and is counted once, when it is judged.
+            Some(Source::Queue { .. } | Source::Held { .. } | Source::Plain) | None => "queue",
         },
         now,
         batch: messages,

@@ -157,6 +157,27 @@ pub enum Signal<'a> {
         cause: Cause,
         paused_for: Duration,
     },
+    /// Messages were put into the side room instead of being judged at once.
+    Held {
+        why: &'static str,
+        messages: u64,
+    },
+    /// Messages could not be put into the side room.
+    HoldFailed {
+        error: &'a str,
+    },
+    /// A pack of the side room is of a format that this version can not read.
+    HeldUnreadable {
+        id: Uuid,
+    },
+    /// Rows that a batch needs are locked by a transaction that stays open.
+    LocksFound {
+        locks: usize,
+    },
+    /// What is in the side room.
+    HeldMeasured {
+        held: &'a [HeldOf],
+    },
     /// A parked message is stored in a format that this version can not read: it waits for one that can. An alarm.
     ParkedUnreadable {
         key: Uuid,
@@ -315,11 +336,11 @@ label!(
 );
 label!(
     /// The door a batch came through.
-    Intake { Queue = "queue", Parked = "parked", Replayed = "replayed", Dead = "dead" }
+    Intake { Queue = "queue", Parked = "parked", Replayed = "replayed", Held = "held", Dead = "dead" }
 );
 label!(
     /// A step of a batch that is timed.
-    Stage { Facts = "facts", Settle = "settle", Publish = "publish", Collect = "collect" }
+    Stage { Facts = "facts", Hold = "hold", Settle = "settle", Publish = "publish", Collect = "collect" }
 );
 label!(
     /// Why intake is paused.
@@ -475,6 +496,15 @@ impl Tally {
     }
 }
 
+/// How much the side room holds for one reason.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOf {
+    pub why: &'static str,
+    pub messages: u64,
+    pub bytes: u64,
+    pub oldest: Duration,
+}
+
 /// The confirmed publications of one batch, counted.
 #[derive(Debug, Default)]
 pub struct Published {
@@ -628,6 +658,32 @@ impl Signal<'_> {
             Signal::Resumed { cause, paused_for } => {
                 gauge!("settled_paused", "reason" => cause.as_str()).decrement(1.0);
                 info!(%cause, paused_ms = millis(paused_for), "intake resumed");
+            }
+            Signal::Held { why, messages } => {
+                counter!("settled_held_total", "why" => why).increment(messages);
+                debug!(why, messages, "messages held, to be judged later");
+            }
+            Signal::HoldFailed { error } => {
+                warn!(error, "messages could not be held; they are judged in line");
+            }
+            Signal::HeldUnreadable { id } => {
+                counter!("settled_held_unreadable_total").increment(1);
+                error!(%id, "held messages are of a format that this version can not read; start a newer worker");
+            }
+            Signal::LocksFound { locks } => {
+                counter!("settled_locks_found_total").increment(1);
+                warn!(
+                    locks,
+                    "a transaction that stays open has locked rows that messages need; only these messages wait"
+                );
+            }
+            Signal::HeldMeasured { held } => {
+                for of in held {
+                    gauge!("settled_held", "why" => of.why).set(of.messages as f64);
+                    gauge!("settled_held_bytes", "why" => of.why).set(of.bytes as f64);
+                    gauge!("settled_held_oldest_seconds", "why" => of.why).set(of.oldest.as_secs_f64());
+                }
+                trace!("held messages measured");
             }
             Signal::ParkedUnreadable { key } => {
                 counter!("settled_parked_unreadable_total").increment(1);
@@ -1019,6 +1075,18 @@ fn describe() {
             "Messages whose properties could not be decoded. They are judged without them.",
         ),
         (
+            "settled_held_total",
+            "Messages put into the side room, by why: share, rate or locked.",
+        ),
+        (
+            "settled_held_unreadable_total",
+            "Times held messages were of a format that this version can not read.",
+        ),
+        (
+            "settled_locks_found_total",
+            "Times a transaction that stays open was found to have locked rows that messages need.",
+        ),
+        (
             "settled_parked_unreadable_total",
             "Times a due message was of a format that this version can not read.",
         ),
@@ -1077,6 +1145,21 @@ fn describe() {
             "settled_outbox_oldest_seconds",
             Unit::Seconds,
             "Age of the oldest of them.",
+        ),
+        (
+            "settled_held",
+            Unit::Count,
+            "Messages in the side room, by why they are there.",
+        ),
+        (
+            "settled_held_bytes",
+            Unit::Bytes,
+            "Bytes of their bodies and properties.",
+        ),
+        (
+            "settled_held_oldest_seconds",
+            Unit::Seconds,
+            "Since when the oldest of them waits.",
         ),
         (
             "settled_parked",
@@ -1198,6 +1281,8 @@ fn start_at_zero() {
         "settled_acks_lost_total",
         "settled_undecodable_total",
         "settled_own_queues_unserved_total",
+        "settled_held_unreadable_total",
+        "settled_locks_found_total",
         "settled_parked_unreadable_total",
         "settled_replays_unreadable_total",
         "settled_dead_letters_set_apart_total",
@@ -1371,6 +1456,21 @@ mod tests {
                 lane: 0,
                 error: "closed",
             },
+            Signal::Held {
+                why: "share",
+                messages: 64,
+            },
+            Signal::HoldFailed { error: "closed" },
+            Signal::HeldUnreadable { id: batch },
+            Signal::LocksFound { locks: 2 },
+            Signal::HeldMeasured {
+                held: &[HeldOf {
+                    why: "share",
+                    messages: 64,
+                    bytes: 4_096,
+                    oldest: second,
+                }],
+            },
             Signal::ParkedUnreadable { key: batch },
             Signal::ReplayUnreadable { id: batch },
             Signal::HandedBack {
@@ -1522,6 +1622,12 @@ mod tests {
             "settled_acks_lost_total 1",
             "settled_undecodable_total 2",
             "settled_own_queues_unserved_total 1",
+            "settled_held_total{why=\"share\"} 64",
+            "settled_held_unreadable_total 1",
+            "settled_locks_found_total 1",
+            "settled_held{why=\"share\"} 64",
+            "settled_held_bytes{why=\"share\"} 4096",
+            "settled_held_oldest_seconds{why=\"share\"} 1",
             "settled_parked_unreadable_total 1",
             "settled_replays_unreadable_total 1",
             "settled_handed_back_total 1",

@@ -30,15 +30,16 @@ use crate::{
     },
     due,
     fail::{self, Point},
+    fairness::Fairness,
     health::Health,
-    http,
+    held, http,
     pause::Paused,
-    publish::{Entrance, Owned, PublishStage, RowPublisher, place_within, send_all},
+    publish::{Committed, Entrance, Owned, PublishStage, RowPublisher, place_within, send_all},
     relay,
     retry::{self, Backoff, Waited},
-    settle::{self, Batch, Clerk, Settled, process_batch, reject_culprit},
+    settle::{self, Attempt, Batch, Clerk, Settled, attempt, reject_culprit},
     settled_since,
-    store::{self, Fate, Store, StoreError},
+    store::{self, Fate, Store, StoreError, held::Pack},
     telemetry::{self, Cause, Dependency, Intake as Door, PartnerLabels, Signal, Stage, Tally},
 };
 
@@ -56,6 +57,8 @@ const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Who pauses, as /readyz tells it, where what is committed is not told.
 const OUTBOX: &str = "outbox";
+/// A pause for others is never longer: whoever sent may have stopped.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Who pauses, as /readyz tells it, before there are lanes.
 const STARTING: &str = "start";
@@ -91,6 +94,8 @@ pub fn rules(settings: &Settings) -> Rules {
         park_first_retry: signed(settings.park.first_retry),
         park_max_interval: signed(settings.park.max_interval),
         park_max_per_partner: u64::from(settings.park.max_per_partner),
+        park_max_bytes: settings.park.max_bytes,
+        park_max_bytes_per_partner: settings.park.max_bytes_per_partner,
         event_source: settings.events.source.clone(),
     }
 }
@@ -271,6 +276,7 @@ pub struct Worker {
     pub culprits: Culprits,
     pub gate: Gate,
     pub labels: Arc<PartnerLabels>,
+    pub fairness: Arc<Fairness>,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -285,6 +291,7 @@ impl Worker {
             culprits: Culprits::default(),
             gate: Gate::default(),
             labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
+            fairness: Arc::new(Fairness::new(settings)),
             stop,
         }
     }
@@ -306,6 +313,7 @@ impl Worker {
         tasks.spawn(settled_since::run(self.clone()));
         tasks.spawn(self.clone().serve_own_queues());
         tasks.spawn(due::run(self.clone()));
+        tasks.spawn(held::watch(self.clone()));
         tasks.spawn(relay::run(
             self.clerk.store.clone(),
             self.row_publisher("relay"),
@@ -605,7 +613,8 @@ impl Worker {
     /// Settles a batch, however long the database is away, or until `patience` is over. A batch that is refused for
     /// something that one message can cause is cut in two until the culprit stands alone.
     ///
-    /// What is committed goes to `done` at once, so that it is told even if a later part has to be handed back.
+    /// What is committed goes to `done` at once, so that it is told even if a later part has to be handed back. Messages that
+    /// need what somebody's open transaction has locked are not waited for: they come back.
     pub async fn settle(
         &self,
         lane: usize,
@@ -614,7 +623,8 @@ impl Worker {
         owned: &Owned,
         patience: Option<Duration>,
         done: &mut Vec<Settled>,
-    ) -> Result<(), HandBack> {
+    ) -> Result<Vec<Batch>, HandBack> {
+        let mut blocked = Vec::new();
         let mut parts = if batch.deliveries.is_empty() {
             Vec::new()
         } else {
@@ -630,12 +640,22 @@ impl Worker {
             loop {
                 let published = owned.deletable();
                 let outcome = if culprit {
-                    reject_culprit(&self.clerk, id, &part, &mut earlier).await
+                    let rejected = reject_culprit(&self.clerk, id, &part, &mut earlier).await;
+                    rejected.map(Attempt::Settled)
                 } else {
-                    process_batch(&self.clerk, id, &part, &published, &mut earlier).await
+                    attempt(&self.clerk, &self.fairness, id, &part, &published, &mut earlier).await
                 };
                 let error = match outcome {
-                    Ok(settled) => {
+                    Ok(Attempt::Blocked(places)) => {
+                        let is_blocked = |index: usize| places.binary_search(&index).is_ok();
+                        blocked.push(part.part(is_blocked));
+                        let rest = part.part(|index| !is_blocked(index));
+                        if !rest.deliveries.is_empty() {
+                            parts.push(rest);
+                        }
+                        break;
+                    }
+                    Ok(Attempt::Settled(settled)) => {
                         owned.deleted(&settled.deleted);
                         if !settled.publications.is_empty() {
                             owned.add(id);
@@ -650,6 +670,15 @@ impl Worker {
                 match error.fate {
                     Fate::Retry if attempts < self.settings.retry.transient_attempts => {
                         attempts += 1;
+                        // Somebody may hold a lock for long. Who needs it is found out once, and waits without us.
+                        if error.is_lock_wait()
+                            && let Ok(locks) = settle::find_locked(&self.clerk, &part).await
+                            && !locks.is_empty()
+                        {
+                            Signal::LocksFound { locks: locks.len() }.emit();
+                            self.fairness.remember_locks(locks);
+                            continue;
+                        }
                         patience.short(id, lane, attempts, &error).await;
                     }
                     Fate::Bisect if !culprit => {
@@ -673,6 +702,8 @@ impl Worker {
                             patience.wait(Cause::Culprits, &error, &part).await?;
                         }
                     }
+                    // Its messages are somebody else's by now.
+                    Fate::Overtaken => break,
                     Fate::Away | Fate::Retry => patience.wait(Cause::Database, &error, &part).await?,
                     Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
                         patience.wait(Cause::Schema, &error, &part).await?;
@@ -680,7 +711,175 @@ impl Worker {
                 }
             }
         }
+        Ok(blocked)
+    }
+
+    /// Stores packs in the side room, and says whether that is known to have been done.
+    async fn hold(&self, packs: &[Pack]) -> bool {
+        if packs.is_empty() {
+            return true;
+        }
+        let began = Instant::now();
+        let mut attempts = 0;
+        loop {
+            match self.clerk.store.hold(packs).await {
+                Ok(()) => {
+                    for pack in packs {
+                        let messages = u64::try_from(pack.deliveries.len()).unwrap_or(u64::MAX);
+                        Signal::Held {
+                            why: pack.why.as_str(),
+                            messages,
+                        }
+                        .emit();
+                    }
+                    Signal::Stage {
+                        stage: Stage::Hold,
+                        elapsed: began.elapsed(),
+                    }
+                    .emit();
+                    self.fairness.put.notify_one();
+                    return true;
+                }
+                Err(error) if error.fate == Fate::Retry && attempts < self.settings.retry.transient_attempts => {
+                    attempts += 1;
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    Signal::HoldFailed { error: &error }.emit();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Keeps messages of a queue that need what is locked, in the side room; where that has no room, they wait in line.
+    async fn keep(
+        &self,
+        lane: usize,
+        blocked: Vec<Batch>,
+        owned: &Owned,
+        patience: Option<Duration>,
+        done: &mut Vec<Settled>,
+    ) -> Result<(), HandBack> {
+        for batch in blocked {
+            let packs = self.fairness.packs_of_locked(&batch);
+            if let Some(packs) = packs
+                && self.hold(&packs).await
+            {
+                continue;
+            }
+            self.settle_in_line(lane, batch, owned, patience, done).await?;
+        }
         Ok(())
+    }
+
+    /// Waits for what is locked, as long as it takes, and pauses intake meanwhile: nothing is dropped.
+    async fn settle_in_line(
+        &self,
+        lane: usize,
+        batch: Batch,
+        owned: &Owned,
+        limit: Option<Duration>,
+        done: &mut Vec<Settled>,
+    ) -> Result<(), HandBack> {
+        let mut patience = Patience::new(self, &self.gate, format!("lane {lane}"), limit);
+        let mut blocked = vec![batch];
+        while let Some(batch) = blocked.pop() {
+            let again = self.settle(lane, Door::Queue, batch, owned, limit, done).await?;
+            for batch in again {
+                let error = StoreError::room_is_full();
+                patience.wait(Cause::Database, &error, &batch).await?;
+                blocked.push(batch);
+            }
+        }
+        patience.over();
+        Ok(())
+    }
+
+    /// Judges packs of the side room.
+    pub async fn settle_held(&self, batch: Batch, owned: &Owned, done: &mut Vec<Settled>) -> Kept {
+        let lane = self.settings.worker.lanes;
+        let mut patience = Patience::new(self, &self.gate, "the side room".to_owned(), None);
+        let id = Uuid::now_v7();
+        let mut earlier = None;
+        let (mut culprit, mut attempts) = (false, 0);
+        let began = Instant::now();
+        loop {
+            if *self.stop.borrow() && attempts > 0 {
+                return Kept::All;
+            }
+            let published = owned.deletable();
+            let outcome = if culprit {
+                let rejected = reject_culprit(&self.clerk, id, &batch, &mut earlier).await;
+                rejected.map(Attempt::Settled)
+            } else {
+                attempt(&self.clerk, &self.fairness, id, &batch, &published, &mut earlier).await
+            };
+            let error = match outcome {
+                Ok(Attempt::Blocked(places)) => {
+                    return Kept::Apart(batch.part(|index| places.binary_search(&index).is_ok()));
+                }
+                Ok(Attempt::Settled(settled)) => {
+                    owned.deleted(&settled.deleted);
+                    if !settled.publications.is_empty() {
+                        owned.add(id);
+                    }
+                    self.tell(lane, Door::Held, &batch, &settled, began.elapsed());
+                    done.push(settled);
+                    return Kept::Nothing;
+                }
+                Err(error) => error,
+            };
+            match error.fate {
+                Fate::Overtaken => return Kept::Nothing,
+                Fate::Retry if attempts < self.settings.retry.transient_attempts => {
+                    attempts += 1;
+                    if error.is_lock_wait()
+                        && let Ok(locks) = settle::find_locked(&self.clerk, &batch).await
+                        && !locks.is_empty()
+                    {
+                        Signal::LocksFound { locks: locks.len() }.emit();
+                        self.fairness.remember_locks(locks);
+                        continue;
+                    }
+                    patience.short(id, lane, attempts, &error).await;
+                }
+                Fate::Bisect if !culprit => {
+                    if batch.deliveries.len() > 1 {
+                        return Kept::Halves;
+                    }
+                    if !self.culprits.blame(self.settings.worker.culprits_per_minute) {
+                        return Kept::All;
+                    }
+                    let digest = batch.facts.first().map(|facts| hex::encode(facts.message_digest));
+                    let (digest, sqlstate) = (digest.unwrap_or_default(), error.sqlstate.as_deref());
+                    let error = error.to_string();
+                    Signal::CulpritIsolated {
+                        batch: id,
+                        digest: &digest,
+                        sqlstate,
+                        error: &error,
+                    }
+                    .emit();
+                    culprit = true;
+                }
+                // Intake learns of it by itself; what is held is due again when its lease runs out.
+                Fate::Away | Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
+                    let error = error.to_string();
+                    Signal::HandedBack { lane, why: &error }.emit();
+                    return Kept::All;
+                }
+            }
+        }
+    }
+
+    /// How long whoever worked so long lets others go first: nothing, where no others sent anything just now.
+    pub fn pause_for_others(&self, owners: &BTreeSet<Option<String>>, took: Duration) -> Duration {
+        if !self.fairness.others_live(owners) {
+            return Duration::ZERO;
+        }
+        let share = self.settings.held.share;
+        took.mul_f64((1.0 - share) / share).min(PAUSE_MAX)
     }
 
     fn tell(&self, lane: usize, door: Door, batch: &Batch, settled: &Settled, elapsed: Duration) {
@@ -702,6 +901,18 @@ impl Worker {
         }
         .emit();
     }
+}
+
+/// What became of packs of the side room.
+pub enum Kept {
+    /// They are judged.
+    Nothing,
+    /// They are due again when their lease runs out.
+    All,
+    /// These need what is locked; nothing was done.
+    Apart(Batch),
+    /// The database refuses it for something that one message can cause; nothing was done.
+    Halves,
 }
 
 /// The fault lasts for too long: what is in hand goes back to the broker, once.
@@ -905,6 +1116,42 @@ struct Settling {
     committed: Entrance,
 }
 
+impl Settling {
+    /// Settles what stays of a batch, once the publish stage has a place for it: the outbox must not grow while the broker
+    /// takes nothing.
+    async fn settle(
+        &self,
+        batch: Batch,
+        patience: Option<Duration>,
+        done: &mut Vec<Settled>,
+    ) -> Result<(mpsc::Permit<'_, Committed>, Result<(), HandBack>), HandBack> {
+        let limit = self.worker.settings.outbox.stuck_after;
+        let place = match place_within(&self.committed, limit).await {
+            Some(Ok(place)) => place,
+            Some(Err(_)) => return Err(HandBack::no_publisher()),
+            None => return Err(HandBack::stuck(limit)),
+        };
+        let (worker, owned) = (&self.worker, &self.owned);
+        let count = batch.deliveries.len();
+        let settled = match worker
+            .settle(self.number, Door::Queue, batch, owned, patience, done)
+            .await
+        {
+            Ok(blocked) => {
+                debug_assert_eq!(
+                    count,
+                    done.iter().map(|part| part.judgements.len()).sum::<usize>()
+                        + blocked.iter().map(|part| part.deliveries.len()).sum::<usize>(),
+                    "one verdict for each delivery that needs nothing that is locked"
+                );
+                worker.keep(self.number, blocked, owned, patience, done).await
+            }
+            Err(why) => Err(why),
+        };
+        Ok((place, settled))
+    }
+}
+
 /// A batch on its way from intake to being worked on.
 struct Taken<B> {
     batch: B,
@@ -1013,7 +1260,7 @@ impl<W: Work> Consumer<W> {
                 Err(error) => {
                     match error.fate {
                         Fate::Away => self.worker.health.set_database_trouble(error.trouble().sentence()),
-                        Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
+                        Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
                             self.worker.health.set_database_ok(true);
                         }
                     }
@@ -1306,28 +1553,24 @@ impl Work for Settling {
     }
 
     async fn finish(&self, batch: Batch, received: Instant, disposer: &Disposer) -> Result<(), HandBack> {
-        let tags: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
-        // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
-        let limit = self.worker.settings.outbox.stuck_after;
-        let place = match place_within(&self.committed, limit).await {
-            Some(Ok(place)) => place,
-            Some(Err(_)) => return Err(HandBack::no_publisher()),
-            None => return Err(HandBack::stuck(limit)),
-        };
-        let mut done = Vec::new();
+        let all: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
         let patience = Some(self.worker.settings.worker.pause_release);
-        let settled = self
-            .worker
-            .settle(self.number, Door::Queue, batch, &self.owned, patience, &mut done)
-            .await;
+        let (batch, packs) = self.worker.fairness.triage(batch);
+        let mut done = Vec::new();
+        let (is_held, settled) = tokio::join!(self.worker.hold(&packs), self.settle(batch, patience, &mut done));
+        let (place, mut settled) = settled?;
+        if settled.is_ok() && !is_held {
+            // What could not be held is judged in line.
+            let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
+            let batch = Batch::read(deliveries).await;
+            let (worker, owned) = (&self.worker, &self.owned);
+            settled = worker
+                .settle_in_line(self.number, batch, owned, patience, &mut done)
+                .await;
+        }
         if settled.is_ok() {
-            debug_assert_eq!(
-                tags.len(),
-                done.iter().map(|part| part.judgements.len()).sum::<usize>(),
-                "one verdict for each delivery"
-            );
             // Whatever they came to: what is refused is dead-lettered by us, never by the broker.
-            dispose(disposer, self.number, &[], &tags).await;
+            dispose(disposer, self.number, &[], &all).await;
             fail::point(Point::AfterAck).await;
         }
         send_all(place, &self.committed, done, received).await;
@@ -1386,6 +1629,6 @@ pub async fn dispose(disposer: &Disposer, lane: usize, rejects: &[u64], acks: &[
 pub fn tag_of(delivery: &Delivery) -> u64 {
     match delivery.source {
         Source::Queue { delivery_tag } => delivery_tag,
-        Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => 0,
+        Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => 0,
     }
 }

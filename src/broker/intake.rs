@@ -518,7 +518,9 @@ mod tests {
     fn tag(delivery: &Delivery) -> u64 {
         match delivery.source {
             Source::Queue { delivery_tag } => delivery_tag,
-            Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => panic!("not from a queue"),
+            Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => {
+                panic!("not from a queue")
+            }
         }
     }
 
@@ -1137,7 +1139,7 @@ mod tests {
                     &[],
                     Some(match got.source {
                         Source::Queue { delivery_tag } => delivery_tag,
-                        Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => 0,
+                        Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => 0,
                     }),
                 )
                 .await

@@ -15,7 +15,7 @@ use crate::{
     config::{ConfigError, Settings},
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
-    store::{self, Store, StoreError, audit::Vitals, dead_letter_space::Bounds},
+    store::{self, Store, StoreError, audit::Vitals, dead_letter_space::Bounds, held::Why},
     worker,
 };
 
@@ -24,6 +24,9 @@ const POSTGRES_MIN: i32 = 150_000;
 
 /// Validity of keys and deadlines of parking follow the database's clock, logs and tools this machine's.
 const CLOCK_MAX: SignedDuration = SignedDuration::from_secs(2);
+
+/// Messages of the side room that wait this long are worth a look.
+const HELD_FOR_LONG: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 
 /// How long a blocked connection takes to say so, after something was published on it.
 const ALARM_WAIT: Duration = Duration::from_millis(200);
@@ -165,6 +168,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
         checks.push(outbox(&store, settings.outbox.stuck_after).await);
         checks.push(dead_letter_space(&store, settings).await);
         checks.push(outbox_refused(&store).await);
+        checks.push(held(&store).await);
     }
     checks
 }
@@ -297,6 +301,30 @@ async fn outbox_refused(store: &Store) -> Check {
              the owner of the schema",
         ),
     }
+    })
+}
+
+/// What is held is judged within moments, unless nobody works or somebody holds a lock for long.
+async fn held(store: &Store) -> Check {
+    const NAME: &str = "held";
+    asked(NAME, store.count_held().await, |totals| {
+        let messages: u64 = totals.iter().map(|total| total.messages).sum();
+        let locked: u64 = totals
+            .iter()
+            .filter(|total| total.why == Why::Locked)
+            .map(|total| total.messages)
+            .sum();
+        let oldest = totals.iter().map(|total| total.oldest).max().unwrap_or_default();
+        let detail = format!(
+            "{messages} messages are held to be judged later, {locked} of them because of locks; the oldest for {} s",
+            oldest.as_secs()
+        );
+        if oldest < HELD_FOR_LONG {
+            return Check::good(NAME, detail);
+        }
+        Check::bad(NAME, detail).hint(
+            "is a worker running? Locks: look for a transaction that is open for long in pg_stat_activity, and end it",
+        )
     })
 }
 

@@ -130,7 +130,7 @@ impl From<StoreError> for Failure {
             }
             Fate::Retry => Failure::away(format!("the database is too busy for this now: {error}"))
                 .hint("try again; nothing was done by halves"),
-            Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
+            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
                 let failure = Failure::ours(format!("the database did not do what was asked: {error}"));
                 match error.trouble() {
                     Trouble::Forgets => failure.hint(Trouble::Forgets.hint()),

@@ -423,7 +423,19 @@ pub(super) async fn timeline(context: &Context, question: Timeline) -> Result<Ex
     {
         life = store.life(&[Subject::Digest(digest)]).await?;
     }
-    let moments = moments(&life);
+    let mut moments = moments(&life);
+    // What is taken and not judged yet is in no other place.
+    if let Some(digest) = digest(&question.subject) {
+        for held in store.held_of(&digest).await? {
+            let detail = format!(
+                "message {}: taken, and held to be judged at {} ({})",
+                question.subject.to_ascii_lowercase(),
+                rfc3339(held.due_at),
+                held.why
+            );
+            moments.push(Moment::new(held.held_at, "held", None, detail));
+        }
+    }
     if moments.is_empty() {
         return Err(Failure::refused(format!(
             "nothing is known of {:?}: no allocation, no nonce and no digest of an authentic message",

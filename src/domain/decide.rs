@@ -282,6 +282,10 @@ pub struct Snapshot {
     pub parked_counts: HashMap<String, u64>,
     /// Of the signed texts that this batch brings, by key: those that were refused because the key was revoked then.
     pub distrusted: HashSet<(PublicKey, [u8; 32])>,
+    /// The same in bytes.
+    pub parked_bytes: HashMap<String, u64>,
+    /// Bytes of all parked messages, as far as they were counted lately.
+    pub parked_bytes_of_all: u64,
 }
 
 /// What the settings say about judging.
@@ -295,6 +299,10 @@ pub struct Rules {
     pub park_max_interval: SignedDuration,
     /// Parked messages a partner may have.
     pub park_max_per_partner: u64,
+    /// Bytes of all parked messages, bodies and properties.
+    pub park_max_bytes: u64,
+    /// Bytes of the parked messages of a partner.
+    pub park_max_bytes_per_partner: u64,
     /// The `source` attribute of every event.
     pub event_source: String,
 }
@@ -450,7 +458,7 @@ impl Desk<'_> {
             {
                 self.changes.also_answered.insert(index, also);
             }
-            self.unpark(ReceiptKey(key), seq, message.facts.enterprise_id.as_deref());
+            self.unpark(ReceiptKey(key), seq, message);
         }
         judgement
     }
@@ -621,9 +629,21 @@ impl Desk<'_> {
         }
         let (kind, reason, verdict) = match step {
             Step::NotFound => {
+                let bytes = self.snapshot.parked_bytes.get(&update.enterprise_id).copied();
+                let bytes = bytes.unwrap_or_default().saturating_add(size_of(message.delivery));
+                let all = self
+                    .snapshot
+                    .parked_bytes_of_all
+                    .saturating_add(size_of(message.delivery));
                 let detail = match self.snapshot.parked_counts.get(&update.enterprise_id) {
                     Some(count) if !due && *count >= self.rules.park_max_per_partner => {
                         "no allocation of this id, and too many of this partner's messages wait already"
+                    }
+                    Some(_) if !due && bytes > self.rules.park_max_bytes_per_partner => {
+                        "no allocation of this id, and this partner's messages that wait take too much room already"
+                    }
+                    Some(_) if !due && all > self.rules.park_max_bytes => {
+                        "no allocation of this id, and the messages that wait take too much room already"
                     }
                     Some(_) | None => "no allocation of this id was reserved in time",
                 };
@@ -765,6 +785,21 @@ impl Desk<'_> {
         if *count >= self.rules.park_max_per_partner {
             return None;
         }
+        let size = size_of(message.delivery);
+        let bytes = self
+            .snapshot
+            .parked_bytes
+            .entry(update.enterprise_id.clone())
+            .or_default();
+        let (with, with_all) = (
+            bytes.saturating_add(size),
+            self.snapshot.parked_bytes_of_all.saturating_add(size),
+        );
+        if with > self.rules.park_max_bytes_per_partner || with_all > self.rules.park_max_bytes {
+            return None;
+        }
+        *bytes = with;
+        self.snapshot.parked_bytes_of_all = with_all;
         *count = count.saturating_add(1);
         let until = now.saturating_add(self.rules.park_deadline).unwrap_or(Timestamp::MAX);
         let parked = Parked {
@@ -803,11 +838,18 @@ impl Desk<'_> {
     }
 
     /// Ends the waiting, and makes room for another message of the partner.
-    fn unpark(&mut self, key: ReceiptKey, seq: i64, enterprise_id: Option<&str>) {
+    fn unpark(&mut self, key: ReceiptKey, seq: i64, message: Judged<'_>) {
         if self.snapshot.parked.remove(&key).is_some()
-            && let Some(count) = enterprise_id.and_then(|id| self.snapshot.parked_counts.get_mut(id))
+            && let Some(id) = message.facts.enterprise_id.as_deref()
         {
-            *count = count.saturating_sub(1);
+            let size = size_of(message.delivery);
+            if let Some(count) = self.snapshot.parked_counts.get_mut(id) {
+                *count = count.saturating_sub(1);
+            }
+            if let Some(bytes) = self.snapshot.parked_bytes.get_mut(id) {
+                *bytes = bytes.saturating_sub(size);
+            }
+            self.snapshot.parked_bytes_of_all = self.snapshot.parked_bytes_of_all.saturating_sub(size);
         }
         self.changes.parked_later.remove(&key);
         self.changes.asked_again.remove(&key);
@@ -869,6 +911,12 @@ impl Desk<'_> {
             self.changes.new_receipts.insert(key, receipt);
         }
     }
+}
+
+/// Bytes of a message, as far as it is kept.
+fn size_of(delivery: &Delivery) -> u64 {
+    let bytes = delivery.body.len().saturating_add(delivery.properties.wire_len());
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// What steps 10 to 15 come to.

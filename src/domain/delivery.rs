@@ -54,7 +54,7 @@ impl Source {
     pub fn is_parked(self) -> bool {
         match self {
             Source::Parked { .. } => true,
-            Source::Queue { .. } | Source::Replayed { .. } | Source::Plain => false,
+            Source::Queue { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => false,
         }
     }
 
@@ -63,7 +63,7 @@ impl Source {
         match self {
             Source::Replayed { id } => Some(id),
             Source::Parked { dead_letter, .. } => dead_letter,
-            Source::Queue { .. } | Source::Plain => None,
+            Source::Queue { .. } | Source::Held { .. } | Source::Plain => None,
         }
     }
 }
@@ -88,6 +88,11 @@ pub enum Source {
     /// A dead letter that an operator replays.
     Replayed {
         /// The row's id, see `dead_letter::Identity`.
+        id: Uuid,
+    },
+    /// A pack of the side room.
+    Held {
+        /// The pack, which leaves the room as a whole.
         id: Uuid,
     },
     /// None of them: a judgement without effect (`explain`).

@@ -214,13 +214,14 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 11] = [
+const GUARDS: [(&str, &str, i16); 12] = [
     ("transfers", "append_only", 58),
     ("entries", "append_only", 58),
     ("settlements", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
     ("parkings", "append_only", 58),
+    ("holdings", "append_only", 58),
     ("receipts", "never_forgotten", 42),
     ("audit", "append_only", 58),
     ("audit_subjects", "append_only", 58),
@@ -229,7 +230,7 @@ const GUARDS: [(&str, &str, i16); 11] = [
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 26] = [
+const TABLE_GRANTS: [(&str, &str); 28] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
@@ -246,6 +247,8 @@ const TABLE_GRANTS: [(&str, &str); 26] = [
     ("parked", "SELECT, INSERT, UPDATE, DELETE"),
     ("parkings", "INSERT"),
     ("told", "SELECT, INSERT, DELETE"),
+    ("held", "SELECT, INSERT, UPDATE, DELETE"),
+    ("holdings", "INSERT"),
     ("outbox", "SELECT, INSERT, UPDATE, DELETE"),
     ("outbox_refused", "SELECT, INSERT"),
     ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::join;
@@ -12,7 +13,7 @@ use jiff::Timestamp;
 use tokio_postgres::{Row, types::FromSql};
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, dead_letters, outbox, registry::REMEMBERED_MAX, told};
+use super::{Fate, Session, Store, StoreError, dead_letters, held, outbox, registry::REMEMBERED_MAX, told};
 use crate::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
@@ -116,7 +117,7 @@ const LOCK_PARKING: &str = "\
 
 const LOAD_PARKED_COUNTS: &str = "\
     /* batch::load parked counts */
-    SELECT enterprise_id, count(*)
+    SELECT enterprise_id, count(*), sum(bytes)::bigint
     FROM settled.parked
     WHERE enterprise_id = ANY ($1)
     GROUP BY enterprise_id";
@@ -145,8 +146,9 @@ fn load_receipts(lock: bool) -> String {
 /// Loads what the batch may touch. Locks first, and the rest in later statements, so that they see what committed while
 /// the locks were awaited. One round trip; a second one only where a message names an allocation that is not there, since
 /// it may be parked: who parks is locked then, and the rest is loaded anew.
-async fn load(session: &Session, batch: &[Judged<'_>], lock: bool) -> Result<Snapshot, StoreError> {
+async fn load(session: &Session, batch: &[Judged<'_>], patience: Option<Duration>) -> Result<Snapshot, StoreError> {
     let wanted = &Wanted::of(batch);
+    let lock = patience.is_some();
     let (allocations, receipts) = (load_allocations(lock), load_receipts(lock));
     for sql in [
         &allocations,
@@ -163,8 +165,8 @@ async fn load(session: &Session, batch: &[Judged<'_>], lock: bool) -> Result<Sna
     let allocation_ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
     let keys: Vec<Uuid> = wanted.receipts.iter().copied().collect();
     let begin = async {
-        if lock {
-            session.begin().await?;
+        if let Some(patience) = patience {
+            session.begin_impatient(patience).await?;
             session.pass(Point::AfterBegin).await
         } else {
             session.begin_read_only().await
@@ -212,9 +214,14 @@ async fn load(session: &Session, batch: &[Judged<'_>], lock: bool) -> Result<Sna
             snapshot
                 .parked_counts
                 .insert(row.get(0), u64::try_from(count).unwrap_or_default());
+            let bytes: i64 = row.get(2);
+            snapshot
+                .parked_bytes
+                .insert(row.get(0), u64::try_from(bytes).unwrap_or_default());
         }
     }
     snapshot.distrusted = load_distrusted(session, batch, &rest.reinstated).await?;
+    snapshot.parked_bytes_of_all = session.parked_bytes;
     snapshot.partners = rest.partners;
     snapshot.parked = rest.parked;
     snapshot.now = rest.now;
@@ -420,7 +427,7 @@ impl Store {
     /// No connection, or the load failed.
     pub async fn open_batch(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let session = self.session("settle_batch").await?;
-        let snapshot = load(&session, batch, true).await?;
+        let snapshot = load(&session, batch, Some(self.lock_patience)).await?;
         Ok((OpenBatch { session }, snapshot))
     }
 
@@ -430,7 +437,7 @@ impl Store {
     /// No connection, or the load failed.
     pub async fn snapshot(&self, batch: &[Judged<'_>]) -> Result<Snapshot, StoreError> {
         let session = self.session("explain").await?;
-        let snapshot = load(&session, batch, false).await?;
+        let snapshot = load(&session, batch, None).await?;
         session.rollback().await;
         Ok(snapshot)
     }
@@ -445,7 +452,7 @@ impl Store {
     pub async fn open_rehearsal(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let mut session = self.session("rehearse").await?;
         session.rehearsal = true;
-        let snapshot = load(&session, batch, true).await?;
+        let snapshot = load(&session, batch, Some(self.lock_patience)).await?;
         Ok((OpenBatch { session }, snapshot))
     }
 }
@@ -460,7 +467,7 @@ pub struct Outcome<'a> {
     /// Made before the transaction; the first row written carries it.
     pub id: BatchId,
     pub worker: &'a str,
-    /// The door it came through: `queue`, `parked` or `replayed`.
+    /// The door it came through: `queue` (also of what was held since), `parked` or `replayed`.
     pub source: &'static str,
     pub now: Timestamp,
     pub batch: &'a [Judged<'a>],
@@ -488,9 +495,17 @@ impl OpenBatch {
     /// # Errors
     /// What the batch would meet.
     pub async fn rehearse(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-        let done = write_all(&self.session, outcome).await;
+        let mut done = write_all(&self.session, outcome).await;
+        if done.is_ok() {
+            done = held::rehearse(&self.session).await;
+        }
         self.session.rollback().await;
         done
+    }
+
+    /// Lets go of everything.
+    pub async fn leave(self) {
+        self.session.rollback().await;
     }
 
     /// Writes the outcome and commits.
@@ -508,7 +523,8 @@ impl OpenBatch {
 }
 
 /// Every statement of the write, in the order in which they are sent.
-const WRITES: [&str; 19] = [
+const WRITES: [&str; 20] = [
+    held::LEAVE,
     INSERT_BATCH,
     INSERT_RECEIPTS,
     UPDATE_RECEIPTS,
@@ -539,6 +555,7 @@ async fn write_all(session: &Session, outcome: &Outcome<'_>) -> Result<(), Store
         session.prepare(sql).await?;
     }
     let written = join!(
+        held::leave(session, outcome),
         insert_batch(session, outcome),
         insert_receipts(session, outcome),
         update_receipts(session, outcome),

@@ -96,6 +96,71 @@ impl Store {
         Ok(claimed)
     }
 
+    /// Lets parked messages and replays that were claimed wait on, unless somebody has locked them: those wait until their
+    /// lease ends.
+    ///
+    /// # Errors
+    /// They wait until their lease ends.
+    pub async fn postpone(&self, sources: &[Source], wait: Duration) -> Result<(), StoreError> {
+        let session = self.session("postpone").await?;
+        let (mut parked, mut replayed) = (Vec::new(), Vec::new());
+        for source in sources {
+            match source {
+                Source::Parked { key, .. } => parked.push(*key),
+                Source::Replayed { id } => replayed.push(*id),
+                Source::Queue { .. } | Source::Held { .. } | Source::Plain => {}
+            }
+        }
+        session
+            .execute(
+                "/* due::postpone parked */
+                UPDATE settled.parked AS p
+                SET due_at = least(p.due_at, statement_timestamp() + make_interval(secs => $2)),
+                    leased_until = NULL
+                FROM (
+                    SELECT key FROM settled.parked WHERE key = ANY ($1) ORDER BY key FOR UPDATE SKIP LOCKED
+                ) AS free
+                WHERE p.key = free.key",
+                &[&parked, &wait.as_secs_f64()],
+            )
+            .await?;
+        session
+            .execute(
+                "/* due::postpone replayed */
+                UPDATE settled.dead_letters AS d
+                SET leased_until = statement_timestamp() + make_interval(secs => $2)
+                FROM (
+                    SELECT id FROM settled.dead_letters
+                    WHERE id = ANY ($1) AND state = 'due'
+                    ORDER BY id
+                    FOR UPDATE SKIP LOCKED
+                ) AS free
+                WHERE d.id = free.id",
+                &[&replayed, &wait.as_secs_f64()],
+            )
+            .await
+            .map(drop)
+    }
+
+    /// Counts the bytes of all parked messages, for the batches that may park more.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn count_parked_bytes(&self) -> Result<(), StoreError> {
+        let rows = self
+            .session("count_parked_bytes")
+            .await?
+            .query(
+                "/* due::count_parked_bytes */ SELECT coalesce(sum(bytes), 0)::bigint FROM settled.parked",
+                &[],
+            )
+            .await?;
+        let bytes: i64 = rows.first().map_or(0, |row| row.get(0));
+        let bytes = u64::try_from(bytes).unwrap_or_default();
+        self.parked_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
     /// How many messages are parked.
     ///
     /// # Errors

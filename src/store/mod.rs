@@ -6,6 +6,8 @@ pub mod dead_letter_space;
 pub mod dead_letters;
 pub mod desk;
 pub mod due;
+pub mod held;
+pub mod locked;
 pub mod outbox;
 pub mod reconcile;
 pub mod registry;
@@ -15,7 +17,10 @@ pub mod trouble;
 use std::{
     fmt,
     future::Future,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,6 +53,8 @@ pub enum Fate {
     Ours,
     /// The batch's own id is there already: an earlier attempt committed.
     CommittedBefore,
+    /// Another worker judged these messages meanwhile: there is nothing left to do.
+    Overtaken,
 }
 
 /// An error of ours. Never a verdict.
@@ -85,7 +92,7 @@ impl StoreError {
             at_commit: false,
             trouble: match fate {
                 Fate::Away => Trouble::NoAnswer,
-                Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => Trouble::Refuses,
+                Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => Trouble::Refuses,
             },
             sentence: sentence.into(),
         }
@@ -94,6 +101,15 @@ impl StoreError {
     /// Something that one message of the batch may have caused.
     pub fn blame_the_batch(sentence: &str) -> Self {
         Self::new("settle_batch", Fate::Bisect, sentence)
+    }
+
+    /// What is locked can not be kept apart either.
+    pub fn room_is_full() -> Self {
+        Self::new(
+            "settle_batch",
+            Fate::Retry,
+            "somebody's open transaction has locked what messages need, and there is no room left to hold them meanwhile",
+        )
     }
 
     fn from_postgres(during: &'static str, error: &tokio_postgres::Error) -> Self {
@@ -112,6 +128,11 @@ impl StoreError {
                 .map_or_else(|| Trouble::of_error(error), |code| Trouble::of_code(code.code())),
             sentence,
         }
+    }
+
+    /// Whether a lock was waited for in vain.
+    pub fn is_lock_wait(&self) -> bool {
+        self.sqlstate.as_deref() == Some(SqlState::LOCK_NOT_AVAILABLE.code())
     }
 
     /// Whether the statement cache of the connection is stale.
@@ -176,6 +197,10 @@ impl fmt::Debug for Store {
 pub struct Store {
     pool: Pool,
     client_deadline: Duration,
+    /// How long a batch waits for a lock.
+    lock_patience: Duration,
+    /// Bytes of all parked messages when they were counted last: a sum over all of them is not for every batch.
+    parked_bytes: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -185,6 +210,7 @@ impl Store {
     /// A sentence about the setting that is wrong.
     pub fn new(settings: &Settings) -> Result<Self, String> {
         let allow_plaintext = settings.allow_plaintext;
+        let lock_patience = settings.worker.lock_patience.min(settings.database.lock_timeout);
         let settings = &settings.database;
         let (mut config, encrypted) = parse_url(settings.url.expose())?;
         config.connect_timeout(settings.connect_timeout);
@@ -239,6 +265,8 @@ impl Store {
         Ok(Self {
             pool,
             client_deadline: settings.client_deadline,
+            lock_patience,
+            parked_bytes: Arc::default(),
         })
     }
 
@@ -275,6 +303,7 @@ impl Store {
             poisoned: AtomicBool::new(false),
             spent: AtomicBool::new(false),
             rehearsal: false,
+            parked_bytes: self.parked_bytes.load(Ordering::Relaxed),
         })
     }
 }
@@ -296,6 +325,7 @@ pub(crate) struct Session {
     spent: AtomicBool,
     /// Nothing is committed: statements run even where they have nothing to write.
     rehearsal: bool,
+    parked_bytes: u64,
 }
 
 impl Session {
@@ -354,6 +384,12 @@ impl Session {
         fail::fallible(point).await.map_err(|injected| self.broken(injected))
     }
 
+    /// The transaction must not commit, and why.
+    fn must_not_commit(&self, fate: Fate, sentence: &str) -> StoreError {
+        self.poisoned.store(true, Ordering::Relaxed);
+        StoreError::new(self.name, fate, sentence)
+    }
+
     /// A connection that broke ends its transaction, and is of no more use.
     fn broken(&self, injected: Injected) -> StoreError {
         self.poisoned.store(true, Ordering::Relaxed);
@@ -372,6 +408,13 @@ impl Session {
                 "the connection was given back before its last use",
             )
         })
+    }
+
+    /// Opens the transaction of a batch, which waits for a lock only so long. One message, as a plain BEGIN is.
+    async fn begin_impatient(&self, patience: Duration) -> Result<(), StoreError> {
+        self.begun.store(true, Ordering::Relaxed);
+        let sql = format!("BEGIN; SET LOCAL lock_timeout = {}", patience.as_millis().max(1));
+        self.ask(self.client()?.batch_execute(&sql)).await
     }
 
     /// Opens the transaction; joined with the first statements it costs no round trip of its own.

@@ -92,7 +92,7 @@ const RESTORE: &str = "the two were written by one commit: somebody altered a ta
                        run `settled ledger check`, then compare with a backup";
 
 /// What must agree. A new table that messages may come to is one more question here.
-const QUESTIONS: [Question; 8] = [
+const QUESTIONS: [Question; 9] = [
     // The batches by themselves.
     Question {
         sql: "SELECT v.line, 'batch ' || b.id, v.l, v.r
@@ -241,6 +241,39 @@ const QUESTIONS: [Question; 8] = [
                 left: "messages that began to wait",
                 relation: Relation::AtMost,
                 right: "parked",
+                advice: RESTORE,
+            },
+        ],
+    },
+    // The side room. The first is of all time: a message may wait across the edge.
+    Question {
+        sql: "SELECT 0, 'held pack ' || coalesce(h.id, s.held_id), coalesce(h.messages, 0)::bigint, coalesce(s.left_over, 0)
+            FROM settled.held AS h
+            FULL JOIN (
+                SELECT held_id, sum(CASE step WHEN 'held' THEN messages ELSE -messages END) AS left_over
+                FROM settled.holdings
+                GROUP BY held_id
+            ) AS s ON s.held_id = h.id
+            UNION ALL
+            SELECT 1, 'batch ' || s.batch_id, coalesce(b.received, 0)::bigint, s.total
+            FROM (
+                SELECT batch_id, sum(messages) AS total
+                FROM settled.holdings
+                WHERE step = 'left' AND at >= $1 AND at < $2
+                GROUP BY batch_id
+            ) AS s
+            LEFT JOIN settled.batches AS b ON b.id = s.batch_id",
+        equations: &[
+            Equation {
+                left: "messages that are held now",
+                relation: Relation::Equal,
+                right: "held and not left yet, of all time",
+                advice: RESTORE,
+            },
+            Equation {
+                left: "received from what was held",
+                relation: Relation::Equal,
+                right: "messages that left to be judged",
                 advice: RESTORE,
             },
         ],

@@ -444,6 +444,22 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
+    /// Every partner that is registered.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn enterprises(&self) -> Result<std::collections::HashSet<String>, StoreError> {
+        let rows = self
+            .session("enterprises")
+            .await?
+            .query(
+                "/* registry::enterprises */ SELECT enterprise_id FROM settled.partners",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Registers a key. Afterwards it is valid exactly as said; but one that is revoked stays revoked.
     ///
     /// # Errors

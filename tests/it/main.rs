@@ -16,8 +16,10 @@ mod doctor;
 mod doors;
 mod drain;
 mod event_format;
+mod fairness;
 #[cfg(feature = "faults")]
 mod faults;
+mod flood;
 mod letters;
 mod mutants;
 mod outage;

@@ -56,6 +56,8 @@ fn rules() -> Rules {
         park_first_retry: SignedDuration::from_secs(1),
         park_max_interval: SignedDuration::from_secs(5),
         park_max_per_partner: PARK_MAX as u64,
+        park_max_bytes: u64::MAX,
+        park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".to_owned(),
     }
 }

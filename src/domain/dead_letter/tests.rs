@@ -50,6 +50,8 @@ fn rules() -> Rules {
         park_first_retry: jiff::SignedDuration::from_secs(1),
         park_max_interval: jiff::SignedDuration::from_secs(1),
         park_max_per_partner: 1,
+        park_max_bytes: u64::MAX,
+        park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".into(),
     }
 }

@@ -317,6 +317,8 @@ impl Model {
             parked: HashMap::new(),
             parked_counts: HashMap::new(),
             distrusted: self.distrusted.clone(),
+            parked_bytes: HashMap::new(),
+            parked_bytes_of_all: 0,
         };
         let (mut ids, mut enterprises) = (BTreeSet::new(), BTreeSet::new());
         for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
@@ -471,6 +473,8 @@ fn rules() -> Rules {
         park_first_retry: seconds(1),
         park_max_interval: seconds(60),
         park_max_per_partner: 100,
+        park_max_bytes: u64::MAX,
+        park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".to_owned(),
     }
 }
@@ -1738,6 +1742,41 @@ fn a_parked_message_is_judged_by_the_registry_of_that_moment() {
 }
 
 #[test]
+fn parked_messages_are_bounded_in_bytes_too() {
+    let letters: Vec<Sent> = ["a", "b", "c"]
+        .into_iter()
+        .map(|nonce| Letter::cleared(LATE, nonce).send())
+        .collect();
+    let size = size_of(&letters[0].delivery);
+    let mut beta = Letter::cleared(OF_BETA, "a");
+    beta.draft.id = LATE;
+    for (all, of_one, expected) in [
+        (
+            u64::MAX,
+            2 * size,
+            ["parked", "parked", "allocation_not_found", "parked"],
+        ),
+        (
+            u64::MAX,
+            2 * size - 1,
+            ["parked", "allocation_not_found", "allocation_not_found", "parked"],
+        ),
+        (
+            2 * size,
+            u64::MAX,
+            ["parked", "parked", "allocation_not_found", "allocation_not_found"],
+        ),
+        (0, u64::MAX, ["allocation_not_found"; 4]),
+    ] {
+        let mut model = Model::new();
+        let mut rules = rules();
+        (rules.park_max_bytes, rules.park_max_bytes_per_partner) = (all, of_one);
+        let (judgements, _) = model.post(&rules, &[&letters[..], &[beta.send()]].concat());
+        assert_eq!(lines(&judgements), expected, "{all} {of_one}");
+    }
+}
+
+#[test]
 fn a_partner_may_park_so_many_and_no_more() {
     let mut model = Model::new();
     let mut rules = rules();
@@ -1888,6 +1927,8 @@ fn story_rules() -> Rules {
         park_first_retry: seconds(1),
         park_max_interval: seconds(3),
         park_max_per_partner: 2,
+        park_max_bytes: u64::MAX,
+        park_max_bytes_per_partner: u64::MAX,
         ..rules()
     }
 }

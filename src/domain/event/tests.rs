@@ -21,6 +21,8 @@ fn rules() -> Rules {
         park_first_retry: jiff::SignedDuration::from_secs(1),
         park_max_interval: jiff::SignedDuration::from_secs(60),
         park_max_per_partner: 10,
+        park_max_bytes: u64::MAX,
+        park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".to_owned(),
     }
 }
@@ -755,6 +757,8 @@ fn a_stranger_is_not_answered() {
             parked: [].into(),
             parked_counts: [].into(),
             distrusted: [].into(),
+            parked_bytes: [].into(),
+            parked_bytes_of_all: 0,
         };
         let (judgements, _) = decide::decide(snapshot, &batch, &rules());
         let said: usize = judgements

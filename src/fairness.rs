@@ -1,0 +1,414 @@
+//! That one partner's messages cost nobody else: who sent lately, what is locked, how much the side room holds, and whose
+//! messages of a batch go there instead of being judged at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    config::Settings,
+    domain::{
+        decide::{Changeset, Judged, Reason, ReceiptKey},
+        delivery::{Delivery, Source},
+        message::Facts,
+        share,
+    },
+    settle::Batch,
+    store::{
+        held::{HeldTotal, Pack, Why, bytes_of},
+        locked::Locks,
+    },
+};
+
+/// Messages in a pack at most: a pack is judged in one transaction, and others wait while it is.
+const PACK_MAX: usize = 64;
+/// Locks that are remembered at most.
+const LOCKS_MAX: usize = 10_000;
+/// Who sent within this is waited for by whoever has time.
+const LIVE: Duration = Duration::from_secs(1);
+
+/// How much of something.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amount {
+    messages: u64,
+    bytes: u64,
+}
+
+/// Messages that may go at a rate: as many as a second's are saved up, and more is a debt.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+/// What the tasks of a worker know of who sends, waits and is in the way. Everything in it is bounded: by the registry, by the
+/// room's own bounds, by `LOCKS_MAX`.
+#[derive(Debug)]
+pub struct Fairness {
+    settings: Settings,
+    roster: RwLock<HashSet<String>>,
+    seen: Mutex<HashMap<String, Instant>>,
+    room: Mutex<HashMap<Option<String>, Amount>>,
+    rates: Mutex<HashMap<Option<String>, Bucket>>,
+    locks: Mutex<Locks>,
+    any_locks: AtomicBool,
+    /// Something was put into the room.
+    pub(crate) put: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a message may have to wait for, as far as it tells by itself.
+pub fn wanted(batch: &[Judged<'_>]) -> Locks {
+    let mut wanted = Locks::default();
+    for message in batch {
+        let parked = message.delivery.source.is_parked();
+        wanted.dead_letters.extend(message.delivery.source.dead_letter());
+        if let Source::Parked { key, .. } = message.delivery.source {
+            wanted.parked.insert(key);
+        }
+        let Ok(content) = &message.facts.content else {
+            continue;
+        };
+        wanted.allocations.insert(content.update.id);
+        wanted.allocations.extend(&content.signed_ids);
+        wanted.receipts.extend(ReceiptKey::of(content).map(|key| key.0));
+        if !parked {
+            wanted.parkings.insert(content.update.enterprise_id.clone());
+        }
+    }
+    wanted
+}
+
+impl Fairness {
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            settings: settings.clone(),
+            roster: RwLock::default(),
+            seen: Mutex::default(),
+            room: Mutex::default(),
+            rates: Mutex::default(),
+            locks: Mutex::default(),
+            any_locks: AtomicBool::new(false),
+            put: Notify::new(),
+        }
+    }
+
+    /// The partners that are registered now.
+    pub fn enrol(&self, partners: HashSet<String>) {
+        lock(&self.seen).retain(|partner, _| partners.contains(partner));
+        *self.roster.write().unwrap_or_else(PoisonError::into_inner) = partners;
+    }
+
+    /// How much the room holds, as the database says.
+    pub fn measured(&self, totals: &[HeldTotal]) {
+        let mut room = lock(&self.room);
+        room.clear();
+        for total in totals {
+            let amount = room.entry(total.whose.clone()).or_default();
+            amount.messages += total.messages;
+            amount.bytes += total.bytes;
+        }
+    }
+
+    /// Whom a message counts for.
+    fn owner<'f>(roster: &HashSet<String>, facts: &'f Facts) -> Option<&'f str> {
+        let enterprise = facts.enterprise_id.as_deref().filter(|_| facts.content.is_ok())?;
+        roster.contains(enterprise).then_some(enterprise)
+    }
+
+    /// Whether somebody sent something just now, other than these.
+    pub fn others_live(&self, but: &BTreeSet<Option<String>>) -> bool {
+        let seen = lock(&self.seen);
+        seen.iter()
+            .any(|(partner, at)| at.elapsed() < LIVE && !but.contains(&Some(partner.clone())))
+    }
+
+    /// What of a batch from a queue is judged now, and what is held instead.
+    pub fn triage(&self, batch: Batch) -> (Batch, Vec<Pack>) {
+        let worker = &self.settings.worker;
+        let now = Instant::now();
+        let waits: Vec<Option<Why>> = {
+            let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
+            let owners: Vec<Option<&str>> = batch.facts.iter().map(|facts| Self::owner(&roster, facts)).collect();
+            let mut seen = lock(&self.seen);
+            let mut last = None;
+            for owner in owners.iter().flatten() {
+                if last != Some(owner) {
+                    match seen.get_mut(*owner) {
+                        Some(at) => *at = now,
+                        None => drop(seen.insert((*owner).to_owned(), now)),
+                    }
+                    last = Some(owner);
+                }
+            }
+            if owners.len() <= worker.batch_max / 16 && worker.partner_rate == 0 {
+                return (batch.clone(), Vec::new());
+            }
+            let about: BTreeSet<&str> = seen
+                .iter()
+                .filter(|(_, at)| at.elapsed() < self.settings.held.others_within)
+                .map(|(partner, _)| partner.as_str())
+                .collect();
+            let surplus = share::surplus(&owners, &about, worker.batch_max);
+            owners
+                .iter()
+                .zip(surplus)
+                .map(|(owner, is_surplus)| {
+                    if is_surplus {
+                        Some(Why::Share)
+                    } else {
+                        (!self.may_go(owner.map(str::to_owned), now)).then_some(Why::Rate)
+                    }
+                })
+                .collect()
+        };
+        self.apart(batch, &waits)
+    }
+
+    /// Takes out what waits; what can not be held stays.
+    fn apart(&self, batch: Batch, waits: &[Option<Why>]) -> (Batch, Vec<Pack>) {
+        if waits.iter().all(Option::is_none) {
+            return (batch, Vec::new());
+        }
+        let mut stays: Vec<bool> = vec![true; waits.len()];
+        let mut packs: BTreeMap<(Option<String>, Why), Vec<usize>> = BTreeMap::new();
+        {
+            let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
+            let mut room = lock(&self.room);
+            for (index, why) in waits.iter().enumerate() {
+                let (Some(why), Some(delivery), Some(facts)) =
+                    (why, batch.deliveries.get(index), batch.facts.get(index))
+                else {
+                    continue;
+                };
+                let owner = match why {
+                    Why::Share | Why::Rate => Self::owner(&roster, facts).map(str::to_owned),
+                    Why::Locked => facts.enterprise_id.clone(),
+                };
+                // What is too large is not kept either: it is shortened when it is judged.
+                let is_large = matches!(&facts.content, Err(refusal) if refusal.reason == Reason::MessageTooLarge);
+                if is_large || !self.put_one(&mut room, owner.as_ref(), delivery) {
+                    continue;
+                }
+                if let Some(stays) = stays.get_mut(index) {
+                    *stays = false;
+                }
+                packs.entry((owner, *why)).or_default().push(index);
+            }
+        }
+        let packs = packs
+            .into_iter()
+            .flat_map(|((whose, why), indexes)| {
+                let deliveries: Vec<Delivery> = indexes
+                    .into_iter()
+                    .filter_map(|index| batch.deliveries.get(index).cloned())
+                    .collect();
+                self.in_packs(whose, why, deliveries)
+            })
+            .collect();
+        (batch.part(|index| stays.get(index).copied().unwrap_or(true)), packs)
+    }
+
+    /// Messages that need what is locked, as packs. None of them, unless there is room for all.
+    pub fn packs_of_locked(&self, batch: &Batch) -> Option<Vec<Pack>> {
+        let waits = vec![Some(Why::Locked); batch.facts.len()];
+        let (rest, packs) = self.apart(batch.clone(), &waits);
+        rest.deliveries.is_empty().then_some(packs)
+    }
+
+    fn in_packs(&self, whose: Option<String>, why: Why, deliveries: Vec<Delivery>) -> Vec<Pack> {
+        let rate = usize::try_from(self.settings.worker.partner_rate).unwrap_or(PACK_MAX);
+        let most = if rate == 0 { PACK_MAX } else { PACK_MAX.min(rate) };
+        let most_bytes = u64::try_from(self.settings.worker.batch_max_bytes).unwrap_or(u64::MAX);
+        let mut packs: Vec<Pack> = Vec::new();
+        let mut bytes = 0_u64;
+        for delivery in deliveries {
+            let size = bytes_of(&delivery);
+            match packs.last_mut() {
+                Some(pack) if pack.deliveries.len() < most && bytes.saturating_add(size) <= most_bytes => {
+                    bytes = bytes.saturating_add(size);
+                    pack.deliveries.push(delivery);
+                }
+                Some(_) | None => {
+                    bytes = size;
+                    packs.push(Pack {
+                        whose: whose.clone(),
+                        why,
+                        deliveries: vec![delivery],
+                        due_in: match why {
+                            Why::Share | Why::Rate => Duration::ZERO,
+                            Why::Locked => self.settings.held.first_retry,
+                        },
+                        attempts: 0,
+                    });
+                }
+            }
+        }
+        packs
+    }
+
+    /// Whether the room takes one more, and if so counts it.
+    fn put_one(&self, room: &mut HashMap<Option<String>, Amount>, owner: Option<&String>, delivery: &Delivery) -> bool {
+        let held = &self.settings.held;
+        let size = bytes_of(delivery);
+        let all = room.values().fold(Amount::default(), |sum, one| Amount {
+            messages: sum.messages + one.messages,
+            bytes: sum.bytes + one.bytes,
+        });
+        let fits =
+            |amount: Amount, messages: u64, bytes: u64| amount.messages < messages && amount.bytes + size <= bytes;
+        let one = room.entry(owner.cloned()).or_default();
+        if !fits(all, held.max_messages, held.max_bytes)
+            || !fits(*one, held.max_messages_per_partner, held.max_bytes_per_partner)
+        {
+            return false;
+        }
+        one.messages += 1;
+        one.bytes += size;
+        true
+    }
+
+    /// Whether one more message of an owner may go now, and if so counts it.
+    fn may_go(&self, owner: Option<String>, now: Instant) -> bool {
+        let rate = f64::from(self.settings.worker.partner_rate);
+        if rate == 0.0 {
+            return true;
+        }
+        let mut rates = lock(&self.rates);
+        // Owners are of the registry; who has saved up all there is to save is as good as new.
+        if rates.len() > LOCKS_MAX {
+            rates.retain(|_, bucket| filled(*bucket, rate, now).tokens < rate);
+        }
+        let bucket = rates.entry(owner).or_insert(Bucket { tokens: rate, at: now });
+        *bucket = filled(*bucket, rate, now);
+        let may = bucket.tokens >= 1.0;
+        if may {
+            bucket.tokens -= 1.0;
+        }
+        may
+    }
+
+    /// The owners whose held messages must wait, since they are at their rate.
+    pub fn at_their_rate(&self) -> Vec<String> {
+        let rate = f64::from(self.settings.worker.partner_rate);
+        if rate == 0.0 {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let rates = lock(&self.rates);
+        rates
+            .iter()
+            .filter(|(_, bucket)| filled(**bucket, rate, now).tokens < 1.0)
+            .filter_map(|(owner, _)| owner.clone())
+            .collect()
+    }
+
+    /// So many of an owner's held messages went.
+    pub fn went(&self, owner: Option<String>, messages: usize) {
+        let rate = f64::from(self.settings.worker.partner_rate);
+        if rate == 0.0 {
+            return;
+        }
+        let now = Instant::now();
+        let mut rates = lock(&self.rates);
+        let bucket = rates.entry(owner).or_insert(Bucket { tokens: rate, at: now });
+        *bucket = filled(*bucket, rate, now);
+        bucket.tokens -= f64::from(u32::try_from(messages).unwrap_or(u32::MAX));
+    }
+
+    /// Whether anything is known to be locked. Nearly always nothing is.
+    pub fn any_locks(&self) -> bool {
+        self.any_locks.load(Ordering::Acquire)
+    }
+
+    pub fn locks(&self) -> Locks {
+        lock(&self.locks).clone()
+    }
+
+    /// Remembers what is locked, until [`Fairness::forget_locks`].
+    pub fn remember_locks(&self, found: Locks) {
+        let mut locks = lock(&self.locks);
+        if locks.len().saturating_add(found.len()) <= LOCKS_MAX {
+            locks.extend(found);
+        }
+        self.any_locks.store(!locks.is_empty(), Ordering::Release);
+    }
+
+    /// Of what was asked for, only this is locked still. Says whether something was freed.
+    pub fn forget_locks(&self, asked: &Locks, still: &Locks) -> bool {
+        let mut locks = lock(&self.locks);
+        let before = locks.len();
+        locks.forget(asked, still);
+        self.any_locks.store(!locks.is_empty(), Ordering::Release);
+        locks.len() < before
+    }
+
+    /// The places of messages that need what is known to be locked, as far as they tell by themselves; and of those that
+    /// speak of the same allocations.
+    pub fn blocked(&self, batch: &[Judged<'_>]) -> Vec<usize> {
+        if !self.any_locks() {
+            return Vec::new();
+        }
+        let locks = lock(&self.locks);
+        let hits = |message: &Judged<'_>| {
+            let one = wanted(std::slice::from_ref(message));
+            !one.allocations.is_disjoint(&locks.allocations)
+                || !one.receipts.is_disjoint(&locks.receipts)
+                || !one.parked.is_disjoint(&locks.parked)
+                || !one.dead_letters.is_disjoint(&locks.dead_letters)
+                || !one.parkings.is_disjoint(&locks.parkings)
+        };
+        places(batch, hits)
+    }
+
+    /// The places of messages whose settlements move money between accounts that are known to be locked.
+    pub fn blocked_by_accounts(&self, batch: &[Judged<'_>], changes: &Changeset) -> Vec<usize> {
+        if !self.any_locks() {
+            return Vec::new();
+        }
+        let locks = lock(&self.locks);
+        let blocked: BTreeSet<_> = changes
+            .settlements
+            .iter()
+            .filter(|settlement| {
+                let transfer = &settlement.transfer;
+                locks.accounts.contains(&transfer.debit.1) || locks.accounts.contains(&transfer.credit.1)
+            })
+            .map(|settlement| settlement.allocation.id)
+            .collect();
+        if blocked.is_empty() {
+            return Vec::new();
+        }
+        places(batch, |message| {
+            let content = message.facts.content.as_ref();
+            content.is_ok_and(|content| blocked.contains(&content.update.id))
+        })
+    }
+}
+
+fn places(batch: &[Judged<'_>], hits: impl Fn(&Judged<'_>) -> bool) -> Vec<usize> {
+    batch
+        .iter()
+        .enumerate()
+        .filter(|(_, message)| hits(message))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+fn filled(bucket: Bucket, rate: f64, now: Instant) -> Bucket {
+    let more = now.saturating_duration_since(bucket.at).as_secs_f64() * rate;
+    Bucket {
+        tokens: (bucket.tokens + more).min(rate),
+        at: now,
+    }
+}
