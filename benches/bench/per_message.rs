@@ -32,7 +32,7 @@ use lapin::{
     types::{AMQPValue, DecimalValue, FieldArray, FieldTable, ShortString},
 };
 use settled::{
-    broker::topology::UPDATES,
+    broker::{BrokerSettings, topology::UPDATES},
     config::{Settings, Sources, process_environment},
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
@@ -95,7 +95,10 @@ pub(crate) async fn settle(settings: &Settings, stop: impl Future<Output = ()>) 
     let database = settings.database_url().map_err(|error| error.message().to_owned())?;
     let broker = settings.broker_url().map_err(|error| error.message().to_owned())?;
     let pool = pool(database.expose()).map_err(|error| format!("the database's URL will not do: {error}"))?;
-    work(pool, broker.expose(), rules(settings), stop)
+    let login = BrokerSettings::from_settings(settings)
+        .map_err(|error| error.message().to_owned())?
+        .login();
+    work(pool, broker.expose(), login, rules(settings), stop)
         .await
         .map_err(|fault| format!("the per-message worker broke off: {}", whole(fault.as_ref())))
 }
@@ -123,7 +126,13 @@ fn pool(url: &str) -> Result<Pool, Fault> {
         .build()?)
 }
 
-async fn work(pool: Pool, broker: &str, rules: Rules, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+async fn work(
+    pool: Pool,
+    broker: &str,
+    login: Option<String>,
+    rules: Rules,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Fault> {
     let mut stop = std::pin::pin!(stop);
     let properties = ConnectionProperties::default().with_connection_name("per-message".into());
     let connection = Connection::connect(broker, properties).await?;
@@ -142,6 +151,7 @@ async fn work(pool: Pool, broker: &str, rules: Rules, stop: impl Future<Output =
         let desk = Desk {
             pool: pool.clone(),
             channel,
+            login: login.clone(),
             rules: Arc::clone(&rules),
         };
         tasks.spawn(desk.work(Arc::clone(&deliveries)));
@@ -193,6 +203,8 @@ struct Desk {
     pool: Pool,
     /// Its own: on a shared one, confirms of several tasks would have to be told apart.
     channel: Channel,
+    /// Who the broker knows us as.
+    login: Option<String>,
     rules: Arc<Rules>,
 }
 
@@ -275,7 +287,15 @@ impl Desk {
                 publication.routing_key.as_str().into(),
                 options,
                 &publication.body,
-                properties_to(&publication.properties),
+                match (publication.kind, &self.login) {
+                    // By which the collector knows its own.
+                    (PublicationKind::DeadLetter, Some(login)) => {
+                        properties_to(&publication.properties).with_user_id(login.as_str().into())
+                    }
+                    (PublicationKind::DeadLetter, None) | (PublicationKind::Event | PublicationKind::Reply, _) => {
+                        properties_to(&publication.properties)
+                    }
+                },
             )
         });
         for confirm in try_join_all(confirms).await? {
