@@ -104,7 +104,7 @@ async fn a_stale_plan_costs_a_retry() {
     let (before, after) = messages.split_at(10);
     place.publish(before).await;
     place.rest().await;
-    let alter = "ALTER TABLE settled.allocations ALTER COLUMN notes TYPE varchar(5000)";
+    let alter = "ALTER TABLE settled.allocations ALTER COLUMN evaluation_id TYPE varchar(5000)";
     place.db().await.batch_execute(alter).await.expect("another type");
     place.publish(after).await;
     place.rest().await;
