@@ -339,7 +339,7 @@ const LETTERS: &str = "\
     LEFT JOIN settled.letters_taken AS t ON t.failed_at = b.at
     ORDER BY b.at";
 
-/// The line of [`LETTERS`].
+/// The line of `LETTERS`.
 pub const PUBLISHED: &str = "dead letters that batches published";
 
 /// What waits in the queue of dead letters, so far as the broker says.
