@@ -1741,7 +1741,7 @@ mod tests {
         let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
             every_signal(&mut |signal| signal.emit())
         });
-        assert_eq!(alarms.lines().count(), 13, "{alarms}");
+        assert_eq!(alarms.lines().count(), 14, "{alarms}");
     }
 
     #[test]
