@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The lines about the database, where all is well.
-const DATABASE: [&str; 15] = [
+const DATABASE: [&str; 16] = [
     "database",
     "schema",
     "append_only",
@@ -36,6 +36,7 @@ const DATABASE: [&str; 15] = [
     "outbox",
     "dead_letter_space",
     "outbox_refused",
+    "held",
 ];
 
 /// The lines about the broker.
