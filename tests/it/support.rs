@@ -476,6 +476,11 @@ impl Place {
             if problems.is_empty() && self.line.depth("settlement.updates").await > 0 {
                 problems.push("I7: messages in the queue".to_owned());
             }
+            // Acknowledged, and judged in a moment.
+            let held = "SELECT EXISTS (SELECT FROM settled.held)";
+            if problems.is_empty() && db.query_one(held, &[]).await.expect("held").get(0) {
+                problems.push("I7: messages are held".to_owned());
+            }
             if problems.is_empty() && self.collects() && self.line.depth("settlement.dead").await > 0 {
                 problems.push("I7: dead letters in the queue".to_owned());
             }
