@@ -235,17 +235,22 @@ fn wrong(dead_letters: &str) -> Vec<Value> {
 async fn replace(place: &Place, queue: &str, arguments: Option<&Value>, bound_to: &str) {
     let path = format!("/api/queues/{}/{queue}", place.name);
     manage(place, "DELETE", &path, None).await;
-    if let Some(arguments) = arguments {
-        manage(
-            place,
-            "PUT",
-            &path,
-            Some(json!({"durable": true, "arguments": arguments})),
-        )
-        .await;
-        let path = format!("/api/bindings/{}/e/{bound_to}/q/{queue}", place.name);
-        manage(place, "POST", &path, Some(json!({"routing_key": KEY}))).await;
-    }
+    let Some(arguments) = arguments else { return };
+    let body = json!({"durable": true, "arguments": arguments});
+    until("the queue is as this test wants it", PATIENCE, async || {
+        let (status, answer) = place.services.manage("PUT", &path, Some(body.clone())).await;
+        if status == 400 {
+            // A worker that looked at the old one at this very moment has declared the right one by it.
+            assert!(answer.to_string().contains("inequivalent"), "{answer}");
+            manage(place, "DELETE", &path, None).await;
+            return None;
+        }
+        assert!(matches!(status, 201 | 204), "{status} {answer}");
+        Some(())
+    })
+    .await;
+    let path = format!("/api/bindings/{}/e/{bound_to}/q/{queue}", place.name);
+    manage(place, "POST", &path, Some(json!({"routing_key": KEY}))).await;
 }
 
 async fn says_what_the_doctor_says(place: &Place, worker: &Worker, object: &str) {
