@@ -671,12 +671,7 @@ impl Worker {
                     Fate::Retry if attempts < self.settings.retry.transient_attempts => {
                         attempts += 1;
                         // Somebody may hold a lock for long. Who needs it is found out once, and waits without us.
-                        if error.is_lock_wait()
-                            && let Ok(locks) = settle::find_locked(&self.clerk, &part).await
-                            && !locks.is_empty()
-                        {
-                            Signal::LocksFound { locks: locks.len() }.emit();
-                            self.fairness.remember_locks(locks);
+                        if error.is_lock_wait() && self.finds_locks(&part).await {
                             continue;
                         }
                         patience.short(id, lane, attempts, &error).await;
@@ -712,6 +707,18 @@ impl Worker {
             }
         }
         Ok(blocked)
+    }
+
+    /// Whether somebody's open transaction has locked what a batch needs; then that is remembered.
+    async fn finds_locks(&self, batch: &Batch) -> bool {
+        match settle::find_locked(&self.clerk, batch).await {
+            Ok(locks) if !locks.is_empty() => {
+                Signal::LocksFound { locks: locks.len() }.emit();
+                self.fairness.remember_locks(locks);
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
     }
 
     /// Stores packs in the side room, and says whether that is known to have been done.
@@ -834,12 +841,7 @@ impl Worker {
                 Fate::Overtaken => return Kept::Nothing,
                 Fate::Retry if attempts < self.settings.retry.transient_attempts => {
                     attempts += 1;
-                    if error.is_lock_wait()
-                        && let Ok(locks) = settle::find_locked(&self.clerk, &batch).await
-                        && !locks.is_empty()
-                    {
-                        Signal::LocksFound { locks: locks.len() }.emit();
-                        self.fairness.remember_locks(locks);
+                    if error.is_lock_wait() && self.finds_locks(&batch).await {
                         continue;
                     }
                     patience.short(id, lane, attempts, &error).await;
