@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | I1 | an accepted message has one effect | `check_records`, [`books::ledger`], [`books::batches`] |
 //! | I2 | money is conserved: entries sum to zero, balances equal entries, states equal the fold of their transfers, nothing is negative | `check_balances`, [`books::ledger`] |
-//! | I3 | of the messages that differ in routing key or body each is settled, dead-lettered, parked or still queued, one of these and not two; what came in is what it came to, batch by batch | `check_places`, [`books::batches`] |
+//! | I3 | of the messages that differ in routing key or body each is settled, dead-lettered, parked, held or still queued, one of these and not two; what came in is what it came to, batch by batch | `check_places`, [`books::batches`] |
 //! | I4 | an effect has its event, under one id, with the same bytes in every copy; no event without its effect | `check_settlement_events`, `check_refusal_events`, `check_parked_events` |
 //! | I5 | no nonce of a partner is accepted twice | `check_nonces`, [`books::ledger`] |
 //! | I6 | what had an effect and is said again changes nothing | [`books::Books`], in `Place::settle_up` |
@@ -227,6 +227,8 @@ struct Places {
     parked: BTreeSet<(String, [u8; 32])>,
     dead: BTreeSet<(String, [u8; 32])>,
     queued: BTreeSet<(String, [u8; 32])>,
+    /// Bodies that were taken and wait in the side room to be judged.
+    held: BTreeSet<[u8; 32]>,
 }
 
 impl Places {
@@ -243,6 +245,15 @@ impl Places {
             .await
             .expect("parked");
         let parked = rows.iter().map(|row| (row.get(0), sha256(row.get(1)))).collect();
+        let rows = db.query("SELECT digests FROM settled.held", &[]).await.expect("held");
+        let held = rows
+            .iter()
+            .flat_map(|row| {
+                let (digests, rest) = row.get::<_, &[u8]>(0).as_chunks::<32>();
+                assert!(rest.is_empty(), "digests of held messages");
+                digests.to_vec()
+            })
+            .collect();
         let at = |seen: &[Seen]| {
             let at = |seen: &Seen| (seen.routing_key.clone(), digest_of(seen));
             seen.iter().map(at).collect()
@@ -259,10 +270,11 @@ impl Places {
             parked,
             dead,
             queued: at(queued),
+            held,
         }
     }
 
-    /// Where a message is. It should be in one place exactly. What waits in the queue is in that place only if it is in no
+    /// Where a message is. It should be in one place exactly. What waits to be judged is in that place only if it is in no
     /// other: a copy may wait there of what was settled, and its acknowledgement lost.
     fn of(&self, known: &Known<'_>) -> Vec<&'static str> {
         let sent = known.sent;
@@ -287,6 +299,9 @@ impl Places {
         if places.is_empty() && self.queued.contains(&at) {
             places.push("queued");
         }
+        if places.is_empty() && self.held.contains(&known.digest) {
+            places.push("held");
+        }
         places
     }
 }
@@ -302,6 +317,7 @@ pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<Str
         let is_over = match at.as_slice() {
             [] => false,
             // One whose allocation is there has yet to be woken.
+            ["held"] => false,
             ["parked"] => !subject.is_some_and(|id| waiting.contains(&id)),
             _ => true,
         };
@@ -537,7 +553,7 @@ impl Audit<'_> {
             let reasons = self.reasons_of(known);
             let fine = match known.sent.expect {
                 Expect::Any => true,
-                _ if *place == "queued" => true,
+                _ if matches!(*place, "queued" | "held") => true,
                 Expect::Waits => *place == "parked",
                 Expect::Refused(reason) => *place == "dead" && reasons.iter().all(|given| given == reason),
                 Expect::Settles => {
@@ -635,7 +651,7 @@ impl Audit<'_> {
             if record.status == "reserved" {
                 let unheard = words.iter().find(|(known, _)| {
                     known.sent.expect == Expect::Settles
-                        && self.places.of(known) != ["queued"]
+                        && !matches!(*self.places.of(known), ["queued" | "held"])
                         && !self.lost_its_nonce(known)
                 });
                 if let Some((known, _)) = unheard {

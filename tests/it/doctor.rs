@@ -301,6 +301,7 @@ async fn the_schema_is_the_one_that_is_needed() {
             "dead_letter_space",
             "outbox",
             "outbox_refused",
+            "held",
         ],
     );
     assert!(
