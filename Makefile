@@ -41,7 +41,7 @@ faults: ## the crash matrix: every fault, with one seed after another (RUNS=2000
 	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; \
 	SETTLED_FAULTS_RUNS=$(RUNS) SETTLED_FAULTS_SEED=$(SEED) SETTLED_FAULTS_ONLY=$(ONLY) SETTLED_FAULTS_JOBS=$(JOBS) RUST_BACKTRACE=0; \
 	set +a; \
-	cargo test --locked --features faults --test it -- --ignored --exact faults::matrix --nocapture $(ARGS) || exit 1
+	cargo test --locked --features faults --test it -- --ignored --exact cases::faults::matrix --nocapture $(ARGS) || exit 1
 
 mutants: ## seed one bug after another, and see that the tests notice each (ARGS: names of tests/mutants)
 	@dev/mutants $(ARGS)

@@ -41,7 +41,7 @@
 //!
 //! A rule about money, states or messages goes to `domain` (if it needs the time, time is an argument). A question to
 //! PostgreSQL goes to `store`, a word to RabbitMQ to `broker`, an order of steps or a retry to `worker` and its
-//! neighbours. `tests/it/tidy.rs` holds the walls.
+//! neighbours. `tests/it/cases/tidy.rs` holds the walls.
 //!
 //! # Invariants
 //!

@@ -1,0 +1,257 @@
+//! What the README says is so.
+
+use std::collections::BTreeMap;
+
+use settled::domain::{
+    decide::Reason,
+    delivery::{Delivery, Properties, Publication, PublicationKind, Source},
+    event,
+    message::{facts, parse_uuid, sha256},
+    signature::{Signer, SigningKey},
+};
+
+const README: &str = include_str!("../../../README.md");
+
+/// The fenced blocks between a heading and the next one.
+fn blocks(heading: &str) -> Vec<&'static str> {
+    let (_, section) = README.split_once(heading).expect("the heading is there");
+    let end = section.find("\n## ").unwrap_or(section.len());
+    let section = section.get(..end).expect("a boundary");
+    section
+        .split("```")
+        .skip(1)
+        .step_by(2)
+        .filter_map(|block| Some(block.split_once('\n')?.1.trim_end()))
+        .collect()
+}
+
+/// The worked example is real: the key signs the payload to that signature, and the body is judged signed and agreeing.
+#[test]
+fn the_worked_example_is_true_to_the_byte() {
+    let [keys, payload, signature, body] = blocks("### A worked example")[..] else {
+        panic!("four blocks")
+    };
+    let (secret, public) = keys.split_once('\n').expect("two keys");
+    let seed = sha256("settled: the partner of the README");
+    assert_eq!(hex::encode(seed), secret);
+    let key = SigningKey::from_bytes(seed).expect("a key");
+    assert_eq!(key.public_key().to_hex(), public);
+    assert_eq!(key.sign(payload), signature);
+    assert!(README.contains(&format!("The payload of {} bytes", payload.len())));
+
+    let delivery = Delivery {
+        exchange: "settlement.updates".to_owned(),
+        routing_key: "northwind.allocation.update".to_owned(),
+        body: body.as_bytes().to_vec(),
+        properties: Properties::default(),
+        cut: None,
+        redelivered: false,
+        source: Source::Plain,
+    };
+    let content = facts(&delivery).content.expect("it decodes");
+    assert_eq!(content.update.payload, payload);
+    assert_eq!(content.update.signature, signature);
+    assert_eq!(content.signer, Signer::Key(key.public_key()));
+    assert_eq!(content.agreement, Ok(()));
+}
+
+/// The id of a settlement's event, by the rule.
+fn id_of(event: &serde_json::Value) -> String {
+    let namespace = parse_uuid("6f1d0c52-0e0b-5c7e-9a53-3c1c8a2d7f10").expect("a UUID");
+    let text = |name: &str| event[name].as_str().unwrap_or_default();
+    let name = format!("{}|{}", text("type"), text("subject"));
+    uuid::Uuid::new_v5(&namespace, name.as_bytes()).to_string()
+}
+
+/// The event that the README shows for the worked example has the id that the worker would give it.
+#[test]
+fn the_event_shown_is_that_of_the_worked_example() {
+    let [event, ..] = blocks("## For services: subscribe to events")[..] else {
+        panic!("a block")
+    };
+    let event: serde_json::Value = serde_json::from_str(event).expect("JSON");
+    assert_eq!(event["id"], id_of(&event));
+    assert_eq!(event["data"]["allocation"]["id"], event["subject"]);
+    assert_eq!(event["data"]["allocation"]["updatedAt"], event["time"]);
+}
+
+/// The array that the README shows is what the worker makes of the events in it, byte for byte and with these properties.
+#[test]
+fn the_array_shown_is_that_of_its_events() {
+    let [properties, array] = blocks("### Many events in one message")[..] else {
+        panic!("two blocks")
+    };
+    let said = |name: &str| {
+        let line = properties.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name}")).trim()
+    };
+    let events = event::read(Some(said("content_type")), array.as_bytes()).expect("an array");
+    let alone = events.iter().map(|body| {
+        let told: serde_json::Value = serde_json::from_slice(body).expect("an event");
+        let text = |name: &str| told[name].as_str().expect("text").to_owned();
+        assert_eq!(text("id"), id_of(&told));
+        Publication {
+            kind: PublicationKind::Event,
+            exchange: said("exchange").to_owned(),
+            routing_key: format!("{}.northwind", text("type")),
+            properties: Properties {
+                content_type: Some("application/cloudevents+json".to_owned()),
+                delivery_mode: Some(2),
+                message_id: Some(text("id")),
+                ..Properties::default()
+            },
+            body: body.to_vec(),
+        }
+    });
+    let max_bytes = 262_144;
+    let made = event::in_format(alone.collect(), event::Format::Batched { max_bytes });
+    let [made] = made.as_slice() else {
+        panic!("one message: {made:?}")
+    };
+    assert_eq!(std::str::from_utf8(&made.body), Ok(array));
+    assert_eq!(made.routing_key, said("routing key"));
+    let properties = &made.properties;
+    assert_eq!(properties.content_type.as_deref(), Some(said("content_type")));
+    assert_eq!(properties.message_id.as_deref(), Some(said("message_id")));
+    assert_eq!(
+        properties.delivery_mode.map(|mode| mode.to_string()).as_deref(),
+        Some(said("delivery_mode"))
+    );
+    assert_eq!(format!("settled-events: {}", event::count_of(made)), said("headers"));
+    assert_eq!(properties.headers.as_ref().map(BTreeMap::len), Some(1));
+}
+
+#[test]
+fn the_table_of_reasons_is_that_of_the_code() {
+    for (place, reason) in Reason::ALL.into_iter().enumerate().filter(|(place, _)| *place < 15) {
+        let is_final = if reason.is_final() { "yes" } else { "no" };
+        let row = format!("| {} | `{reason}` | {} | {is_final} |", place + 1, reason.class());
+        assert!(README.contains(&row), "{row}");
+    }
+    for reason in [Reason::DeliveryLimit, Reason::Expired, Reason::Internal] {
+        assert!(README.contains(&format!("`{reason}`")), "{reason}");
+    }
+}
+
+/// Every setting that the README names in the manner of `room.name`, or with a value, is one.
+#[test]
+fn the_settings_named_are_settings() {
+    let settings: toml::Table = settled::config::DEFAULTS.parse().expect("TOML");
+    let named = README
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|code| code.split(" = ").next()?.split_once('.'));
+    let mut found = 0;
+    for (room, name) in named {
+        if let Some(toml::Value::Table(room)) = settings.get(room) {
+            assert!(room.contains_key(name), "{room:?} has no {name}");
+            found += 1;
+        }
+    }
+    assert!(found > 3, "the README names settings");
+}
+
+/// Every metric that the README names is one.
+#[test]
+fn the_metrics_named_are_metrics() {
+    const TELEMETRY: &str = include_str!("../../../src/telemetry.rs");
+    let codes = README.split('`').skip(1).step_by(2);
+    let metrics: Vec<&str> = codes.filter(|code| code.starts_with("settled_")).collect();
+    assert!(!metrics.is_empty(), "the README names metrics");
+    for metric in metrics {
+        assert!(TELEMETRY.contains(&format!("\"{metric}\"")), "{metric} is no metric");
+    }
+}
+
+/// The tests that a text names, like `worker::sigterm_settles...`, and where there is none of that name.
+fn named_tests(text: &str) -> (Vec<&str>, Vec<&str>) {
+    let is_there = |path: &str| {
+        let modules: Vec<&str> = path.split("::").filter(|module| *module != "tests").collect();
+        let (name, modules) = modules.split_last()?;
+        // The last module may stand in the file of the one before it.
+        let outer = modules.split_last().map_or(modules, |(_, outer)| outer);
+        let files = [modules, outer].map(|modules| modules.join("/")).map(|room| {
+            [
+                format!("src/{room}.rs"),
+                format!("src/{room}/mod.rs"),
+                format!("src/{room}/tests.rs"),
+                format!("tests/it/cases/{room}.rs"),
+                format!("tests/{room}/main.rs"),
+            ]
+        });
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let texts = files
+            .iter()
+            .flatten()
+            .filter_map(|file| std::fs::read_to_string(root.join(file)).ok());
+        let test = format!("fn {name}(");
+        texts.into_iter().any(|text| text.contains(&test)).then_some(())
+    };
+    let is_path = |code: &&str| {
+        code.contains("::")
+            && code
+                .bytes()
+                .all(|byte| byte == b':' || byte == b'_' || byte.is_ascii_alphanumeric())
+    };
+    let codes = text.split('`').skip(1).step_by(2);
+    codes.filter(is_path).partition(|path| is_there(path).is_some())
+}
+
+/// The first cells of the table that a heading opens.
+fn first_cells(heading: &str) -> Vec<&'static str> {
+    let (_, section) = README.split_once(heading).expect(heading);
+    let section = section.split("\n#").next().unwrap_or_default();
+    let rows = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    rows.skip(1).collect()
+}
+
+/// Every promise names a test that is there, and what voids it.
+#[test]
+fn every_promise_names_its_test() {
+    let (_, section) = README.split_once("## What is promised").expect("the heading is there");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let (found, missing) = named_tests(section);
+    assert!(found.len() > 10, "promises name tests: {found:?}");
+    assert!(missing.is_empty(), "these tests are not there: {missing:?}");
+    for row in section
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| promise"))
+    {
+        let cells = row.split(" | ").nth(1).unwrap_or_default();
+        let is_promise = section
+            .split("### How to break")
+            .next()
+            .is_some_and(|table| table.contains(row));
+        assert!(
+            !is_promise || !named_tests(cells).0.is_empty(),
+            "a promise without a test: {row}"
+        );
+    }
+    let (promises, breaks) = (
+        first_cells("## What is promised"),
+        first_cells("### How to break our promise"),
+    );
+    assert!(promises.len() > 10, "{promises:?}");
+    assert_eq!(promises, breaks, "for each promise, in the same order, what voids it");
+}
+
+/// Every trap names a test that is there.
+#[test]
+fn every_trap_names_its_test() {
+    const TRAPS: &str = include_str!("../../../docs/traps.md");
+    let (found, missing) = named_tests(TRAPS);
+    assert!(
+        found.len() > 30 && missing.is_empty(),
+        "these tests are not there: {missing:?}"
+    );
+    let rows = TRAPS
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| what"));
+    for row in rows {
+        let tests = row.rsplit(" | ").next().unwrap_or_default();
+        assert!(!named_tests(tests).0.is_empty(), "a trap without a test: {row}");
+    }
+}

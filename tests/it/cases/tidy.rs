@@ -1,0 +1,281 @@
+//! The walls of the house, and the size of its foundations.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file under a directory, by its path from the root.
+fn sources(directory: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut directories = vec![root().join(directory)];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root()).expect("inside").display().to_string();
+                found.push((name, std::fs::read_to_string(&path).expect("UTF-8")));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "nothing in {directory}");
+    found
+}
+
+/// The code without its comments, for what a comment names, it may explain; without its tests; and without the lines that
+/// silence a dependency's own log.
+fn code(text: &str) -> String {
+    let tests = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    text.split_at(tests)
+        .0
+        .lines()
+        .filter(|line| !line.trim_start().starts_with(".with_target("))
+        .map(|line| {
+            line.split_once("//")
+                .map_or(line, |(before, _)| if before.ends_with(':') { line } else { before })
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Whether a word stands in the text with nothing of a name around it.
+fn names(text: &str, word: &str) -> bool {
+    let is_name = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+    let bytes = text.as_bytes();
+    text.match_indices(word).any(|(at, _)| {
+        let before = at.checked_sub(1).and_then(|before| bytes.get(before));
+        !is_name(before) && !is_name(bytes.get(at + word.len()))
+    })
+}
+
+/// The files outside of `rooms` that name one of the words.
+fn trespassers(words: &[&str], rooms: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, text) in sources("src") {
+        if rooms.iter().any(|room| name.starts_with(room)) {
+            continue;
+        }
+        let text = code(&text);
+        found.extend(
+            words
+                .iter()
+                .filter(|word| names(&text, word))
+                .map(|word| format!("{name} names {word}")),
+        );
+    }
+    found
+}
+
+fn assert_none(found: &[String], why: &str) {
+    assert!(found.is_empty(), "{why}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_domain_does_no_io_and_knows_no_time() {
+    let words = [
+        "tokio",
+        "lapin",
+        "tokio_postgres",
+        "SystemTime",
+        "Instant",
+        "async fn",
+        "tracing",
+        "metrics",
+        "std::env",
+        "std::fs",
+        "Timestamp::now",
+    ];
+    let mut found = Vec::new();
+    for (name, text) in sources("src/domain") {
+        let text = code(&text);
+        found.extend(
+            words
+                .iter()
+                .filter(|word| names(&text, word))
+                .map(|word| format!("{name} names {word}")),
+        );
+    }
+    assert_none(&found, "src/domain is pure");
+}
+
+#[test]
+fn sql_stands_only_in_the_store() {
+    let words = [
+        "tokio_postgres",
+        "deadpool_postgres",
+        "refinery",
+        "SELECT",
+        "INSERT INTO",
+        "DELETE FROM",
+    ];
+    assert_none(&trespassers(&words, &["src/store/"]), "SQL belongs to src/store");
+}
+
+#[test]
+fn lapin_stands_only_in_the_broker() {
+    assert_none(
+        &trespassers(&["lapin"], &["src/broker/"]),
+        "lapin belongs to src/broker",
+    );
+}
+
+#[test]
+fn backoff_stands_only_in_retry() {
+    let uses = [
+        "backoff::ExponentialBackoff",
+        "backoff::backoff",
+        "::backoff",
+        "use backoff",
+        "ExponentialBackoff",
+    ];
+    assert_none(
+        &trespassers(&uses, &["src/retry.rs"]),
+        "the backoff crate is replaceable in src/retry.rs",
+    );
+}
+
+#[test]
+fn signals_are_said_only_in_telemetry() {
+    let words = [
+        "tracing",
+        "metrics_exporter_prometheus",
+        "counter!",
+        "gauge!",
+        "histogram!",
+        "trace!",
+        "debug!",
+        "info!",
+        "warn!",
+        "error!",
+    ];
+    let mut found = trespassers(&words, &["src/telemetry.rs"]);
+    // The handle that `/metrics` is answered from is a value like another.
+    found.retain(|found| found != "src/http.rs names metrics_exporter_prometheus");
+    // Its tests need something to answer with.
+    found.retain(|found| !found.starts_with("src/http/tests.rs names "));
+    assert_none(&found, "logs and metrics are types in src/telemetry.rs");
+}
+
+#[test]
+fn files_are_named_for_what_they_are_about() {
+    let vague = [
+        "utils", "util", "helpers", "helper", "types", "common", "manager", "misc",
+    ];
+    let is_vague = |name: &str| {
+        Path::new(name).iter().any(|part| {
+            let part = part.to_string_lossy();
+            vague.contains(&part.trim_end_matches(".rs"))
+        })
+    };
+    let found: Vec<String> = ["src", "tests", "benches"]
+        .into_iter()
+        .flat_map(sources)
+        .map(|(name, _)| name)
+        .filter(|name| is_vague(name))
+        .collect();
+    assert_none(&found, "a file is named for what it is about");
+}
+
+#[test]
+fn the_auditor_asks_the_domain_nothing() {
+    let rooms = [
+        "tests/it/kit/auditor",
+        "tests/it/kit/partner.rs",
+        "tests/it/kit/traffic.rs",
+    ];
+    let mut read = 0;
+    for (name, text) in sources("tests/it") {
+        if rooms.iter().any(|room| name.starts_with(room)) {
+            read += 1;
+            for word in ["settled::", "domain"] {
+                assert!(!code(&text).contains(word), "{name} names {word}");
+            }
+        }
+    }
+    assert!(read > rooms.len(), "the auditor has rooms of its own");
+}
+
+/// A fail point in a release would let its environment kill it.
+#[test]
+fn fail_points_stay_out_of_releases() {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).expect(name);
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("TOML");
+    let features = manifest["features"].as_table().expect("features");
+    assert!(
+        !features.contains_key("default"),
+        "no feature is on that was not asked for"
+    );
+    for name in ["Makefile", "Dockerfile", "dev/services"] {
+        let text = read(name);
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("cargo build") || line.contains("cargo install"))
+            .filter(|line| line.contains("features"))
+            .collect();
+        assert!(lines.is_empty(), "{name}: {lines:?}");
+    }
+    // What reads the environment, and acts, is one module that the feature switches on.
+    let text = code(&read("src/fail.rs"));
+    let (before, armed) = text
+        .split_once("#[cfg(feature = \"faults\")]\nmod armed {")
+        .expect("the module is switched");
+    assert!(!names(before, "env") && armed.contains("std::env::var(\"SETTLED_FAULT\")"));
+    let (_, after) = armed.split_once("\n}\n").unwrap_or((armed, ""));
+    assert!(!names(after, "env"), "nothing comes after it");
+    assert_none(
+        &trespassers(&["SETTLED_FAULT"], &["src/fail.rs"]),
+        "SETTLED_FAULT is read in src/fail.rs",
+    );
+}
+
+#[test]
+fn the_reference_asks_the_program_nothing() {
+    let text = std::fs::read_to_string(root().join("tests/model/reference.rs")).expect("the reference");
+    for word in ["settled::", "domain", "crate::", "super::"] {
+        assert!(!code(&text).contains(word), "tests/model/reference.rs names {word}");
+    }
+}
+
+#[test]
+fn no_commented_word_is_taken_for_code() {
+    assert!(names("use lapin::Channel;", "lapin"));
+    assert!(!names("let lapins = 1;", "lapin"));
+    assert!(!names(&code("// lapin does this"), "lapin"));
+    assert!(code("let url = \"http://x\";").contains("http://x"));
+}
+
+/// What is linked into the program on Linux, itself included.
+#[test]
+fn fewer_than_400_crates() {
+    let cargo = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
+    let output = std::process::Command::new(cargo)
+        .args(["tree", "--locked", "--offline", "--prefix", "none"])
+        .args([
+            "--edges",
+            "normal,no-proc-macro",
+            "--target",
+            "x86_64-unknown-linux-gnu",
+        ])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "cargo tree: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let crates: BTreeSet<&str> = text.lines().filter_map(|line| line.split(" (").next()).collect();
+    assert!(
+        (50..400).contains(&crates.len()),
+        "{} crates; fewer than 400 are allowed: {crates:?}",
+        crates.len()
+    );
+}

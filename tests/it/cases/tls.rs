@@ -1,0 +1,484 @@
+//! TLS on both sides: a PostgreSQL of one's own with a certificate, and a TLS front before the broker. And what is refused
+//! without it.
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use rustls::{
+    ServerConfig, ServerConnection,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use uuid::Uuid;
+
+use crate::kit::{
+    amqp::{Line, Tap},
+    auditor::event_id,
+    command::{Answer, ask, ask_in},
+    partner::Partner,
+    postgres::{Server, skip},
+    support::{Beside, Ground, Services, address, connect, said, userinfo},
+};
+
+/// Where nobody is, on another machine (RFC 5737).
+const ELSEWHERE: &str = "192.0.2.1";
+
+// Certificates -------------------------------------------------------------------------------------------------------
+
+fn openssl(directory: &Path, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new("openssl")
+        .current_dir(directory)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("openssl: {error}"))?;
+    assert!(output.status.success(), "openssl {arguments:?}: {}", said(&output));
+    Ok(())
+}
+
+const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+
+/// Makes an authority, and a certificate of a server that is called localhost, and nothing else: NAME.pem, NAME-server.pem
+/// and NAME-server.key.
+fn certify(directory: &Path, name: &str) -> Result<(), String> {
+    let config = "[req]\ndistinguished_name = dn\nx509_extensions = ca\n[dn]\n[ca]\n\
+                  basicConstraints = critical,CA:TRUE\nkeyUsage = critical,keyCertSign\n";
+    std::fs::write(directory.join("openssl.cnf"), config).expect("a file");
+    std::fs::write(directory.join("server.ext"), "subjectAltName = DNS:localhost\n").expect("a file");
+    let [subject, key, certificate] = [format!("/CN={name}"), format!("{name}.key"), format!("{name}.pem")];
+    let [server_key, request, server] = ["key", "csr", "pem"].map(|ending| format!("{name}-server.{ending}"));
+    let new = ["req", "-config", "openssl.cnf", "-subj", &subject];
+    let out = ["-x509", "-days", "2", "-keyout", &key, "-out", &certificate];
+    openssl(directory, &[&new[..], &NEW_KEY, &out].concat())?;
+    let out = ["-new", "-keyout", &server_key, "-out", &request];
+    openssl(directory, &[&new[..], &NEW_KEY, &out].concat())?;
+    let sign = [
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        &request,
+        "-CA",
+        &certificate,
+        "-CAkey",
+        &key,
+    ];
+    let out = ["-set_serial", "1", "-extfile", "server.ext", "-out", &server];
+    openssl(directory, &[&sign[..], &out].concat())
+}
+
+// A TLS front --------------------------------------------------------------------------------------------------------
+
+/// Takes TLS connections and hands their content on in plaintext.
+struct Front {
+    address: SocketAddr,
+    _open: Beside,
+}
+
+impl Front {
+    async fn open(upstream: String, certificate: &Path, key: &Path) -> Self {
+        let chain = CertificateDer::pem_file_iter(certificate).expect("a certificate");
+        let chain = chain.collect::<Result<Vec<_>, _>>().expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("a server's certificate");
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let open = Beside::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (upstream, config) = (upstream.clone(), Arc::clone(&config));
+                tokio::spawn(async move {
+                    // The end of either side ends both; who spoke through it notices.
+                    drop(front(client, &upstream, config).await);
+                });
+            }
+        });
+        Self { address, _open: open }
+    }
+}
+
+/// Passes everything on, both ways, until one side ends.
+async fn front(mut client: TcpStream, upstream: &str, config: Arc<ServerConfig>) -> std::io::Result<()> {
+    let mut server = TcpStream::connect(upstream).await?;
+    let mut tls = ServerConnection::new(config).map_err(std::io::Error::other)?;
+    let (mut secret, mut plain) = (vec![0; 65_536], vec![0; 65_536]);
+    loop {
+        while tls.wants_write() {
+            let mut records = Vec::new();
+            tls.write_tls(&mut records)?;
+            client.write_all(&records).await?;
+        }
+        tokio::select! {
+            read = client.read(&mut secret) => {
+                let read = read?;
+                let mut records = secret.get(..read).unwrap_or_default();
+                if records.is_empty() {
+                    return Ok(());
+                }
+                while !records.is_empty() {
+                    tls.read_tls(&mut records)?;
+                    let refused = tls.process_new_packets().map_err(std::io::Error::other);
+                    if refused.is_err() {
+                        let mut alert = Vec::new();
+                        tls.write_tls(&mut alert)?;
+                        client.write_all(&alert).await?;
+                    }
+                    let waiting = refused?.plaintext_bytes_to_read();
+                    let mut text = vec![0; waiting];
+                    tls.reader().read_exact(&mut text)?;
+                    server.write_all(&text).await?;
+                }
+            }
+            read = server.read(&mut plain), if !tls.is_handshaking() => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                tls.writer().write_all(plain.get(..read).unwrap_or_default())?;
+            }
+        }
+    }
+}
+
+// The tests ----------------------------------------------------------------------------------------------------------
+
+/// A directory with certificates of two authorities.
+struct Certificates(PathBuf);
+
+impl Certificates {
+    fn new() -> Result<Self, String> {
+        let name = format!("certificates-{}", Uuid::new_v4().simple());
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let certificates = Self(directory);
+        certify(&certificates.0, "good")?;
+        certify(&certificates.0, "other")?;
+        Ok(certificates)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.file(name).display().to_string()
+    }
+
+    /// A server that takes nothing but TLS.
+    async fn postgres(&self) -> Result<Server, String> {
+        let settings = "ssl = on\nssl_cert_file = 'good-server.pem'\nssl_key_file = 'good-server.key'";
+        let (certificate, key) = (self.file("good-server.pem"), self.file("good-server.key"));
+        Server::start(settings, "hostssl all all 127.0.0.1/32 trust\n", &[&certificate, &key]).await
+    }
+
+    async fn broker(&self) -> Front {
+        let upstream = address(&Services::of_environment().broker);
+        Front::open(upstream, &self.file("good-server.pem"), &self.file("good-server.key")).await
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// What is refused because nobody vouches for the other side: said so, as away.
+fn assert_untrusted(answer: &Answer, piece: &str) {
+    let (message, hint) = answer.refusal(69);
+    assert!(
+        message.contains("certificate") && message.contains(piece),
+        "{piece:?}: {message}"
+    );
+    assert!(!hint.is_empty(), "{message}");
+}
+
+#[tokio::test]
+async fn postgres_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
+    let prepared = async {
+        let certificates = Certificates::new()?;
+        let server = certificates.postgres().await?;
+        Ok::<_, String>((certificates, server))
+    };
+    let (certificates, server) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(why) => return skip("postgres_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
+    };
+    let run = async |host: &str, mode: &str, authority: &str, arguments: &[&str]| {
+        let url = server.url(host, &format!("postgres{mode}"));
+        let authority = match authority {
+            "" => String::new(),
+            name => certificates.name(name),
+        };
+        let variables = [
+            ("SETTLED_DATABASE_URL", url.as_str()),
+            ("SETTLED_DATABASE__CA_FILE", &authority),
+        ];
+        ask_in(&variables, arguments).await
+    };
+    let (full, balances) = ("?sslmode=verify-full", ["ledger", "balances"]);
+    run("localhost", full, "good.pem", &["migrate"]).await.document(0);
+    let client = Uuid::new_v4().to_string();
+    let deposit = [
+        "deposit",
+        "--client-id",
+        &client,
+        "--currency",
+        "BTC",
+        "--quantity",
+        "5",
+        "--reference",
+        "r",
+    ];
+    run("localhost", full, "good.pem", &deposit).await.document(0);
+    for mode in [full, "?sslmode=require", "?application_name=x&sslmode=verify-full"] {
+        let told = run("localhost", mode, "good.pem", &balances).await.document(0);
+        assert_eq!(
+            told[1],
+            json!({"account": "available", "owner": client, "currency": "BTC", "balance": "5"})
+        );
+    }
+    // Nobody vouches for it, or for this name of it; not even where `require` is all that was asked.
+    for mode in [full, "?sslmode=require"] {
+        assert_untrusted(&run("localhost", mode, "other.pem", &balances).await, "UnknownIssuer");
+        assert_untrusted(&run("localhost", mode, "", &balances).await, "UnknownIssuer");
+        assert_untrusted(
+            &run("127.0.0.1", mode, "good.pem", &balances).await,
+            "not valid for name",
+        );
+    }
+    // It takes nothing else, so what was answered above was encrypted.
+    run("localhost", "", "good.pem", &balances)
+        .await
+        .refused(69, "no encryption");
+    run("localhost", "?sslmode=disable", "good.pem", &balances)
+        .await
+        .refused(69, "no encryption");
+    run("localhost", "?sslmode=prefer", "good.pem", &balances)
+        .await
+        .refused(2, "sslmode=prefer");
+    run("localhost", full, "none.pem", &balances)
+        .await
+        .refused(2, "none.pem");
+    run("localhost", full, "openssl.cnf", &balances)
+        .await
+        .refused(2, "holds no certificate");
+    // And a server without TLS is not spoken to without it.
+    let url = format!("{}?sslmode=verify-full", Services::of_environment().database);
+    let answer = ask_in(&[("SETTLED_DATABASE_URL", &url)], &balances).await;
+    answer.refused(69, "TLS");
+}
+
+#[tokio::test]
+async fn the_broker_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
+    let certificates = match Certificates::new() {
+        Ok(certificates) => certificates,
+        Err(why) => return skip("the_broker_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
+    };
+    let front = certificates.broker().await;
+    let ground = Ground::new("amqps").await;
+    let (user, password) = userinfo(&ground.broker_url);
+    let run = async |host: &str, authority: &str| {
+        let url = format!(
+            "amqps://{user}:{password}@{host}:{}/{}",
+            front.address.port(),
+            ground.name
+        );
+        let authority = match authority {
+            "" => String::new(),
+            name => certificates.name(name),
+        };
+        let variables = [
+            ("SETTLED_BROKER_URL", url.as_str()),
+            ("SETTLED_BROKER__CA_FILE", &authority),
+        ];
+        ask_in(&variables, &["topology"]).await
+    };
+    run("localhost", "good.pem").await.document(0);
+    assert_untrusted(&run("localhost", "other.pem").await, "UnknownIssuer");
+    assert_untrusted(&run("localhost", "").await, "UnknownIssuer");
+    assert_untrusted(&run("127.0.0.1", "good.pem").await, "not valid for name");
+    run("localhost", "none.pem").await.refused(2, "none.pem");
+    run("localhost", "openssl.cnf").await.refused(2, "holds no certificate");
+    // A broker without TLS is not spoken to without it.
+    let url = ground.broker_url.replace("amqp://", "amqps://");
+    ask_in(&[("SETTLED_BROKER_URL", &url)], &["topology"]).await.refusal(69);
+}
+
+#[tokio::test]
+async fn a_message_settles_over_tls_on_both_sides() {
+    let prepared = async {
+        let certificates = Certificates::new()?;
+        let server = certificates.postgres().await?;
+        Ok::<_, String>((certificates, server))
+    };
+    let (certificates, server) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(why) => return skip("a_message_settles_over_tls_on_both_sides", &why),
+    };
+    let front = certificates.broker().await;
+    let mut ground = Ground::new("tls").await;
+    let plain = ground.broker_url.clone();
+    let (user, password) = userinfo(&plain);
+    let port = front.address.port();
+    ground.broker_url = format!("amqps://{user}:{password}@localhost:{port}/{}", ground.name);
+    ground.database_url = server.url("localhost", "postgres?sslmode=verify-full");
+    let authority = certificates.name("good.pem");
+    let flags = [
+        format!("database.ca_file={authority}"),
+        format!("broker.ca_file={authority}"),
+    ];
+    let flags = flags.each_ref().map(|flag| ["--set", flag.as_str()]).concat();
+    let done = async |arguments: &[&str]| ask(&ground, &[arguments, &flags].concat()).await.document(0);
+
+    done(&["migrate"]).await;
+    done(&["topology"]).await;
+    let partner = Partner::new("acme");
+    let (client, connection) = (partner.client.to_string(), partner.connection.to_string());
+    done(&["partner", "add", "--enterprise-id", "acme", "--name", "A partner"]).await;
+    done(&[
+        "key",
+        "add",
+        "--enterprise-id",
+        "acme",
+        "--public-key",
+        &partner.public_key(),
+    ])
+    .await;
+    let ours = [
+        "connection",
+        "add",
+        "--enterprise-id",
+        "acme",
+        "--connection-id",
+        &connection,
+        "--client-id",
+        &client,
+    ];
+    let theirs = [
+        "--partners-client-id",
+        &partner.partners_client,
+        "--partners-connection-id",
+        &partner.partners_connection,
+    ];
+    done(&[&ours[..], &theirs].concat()).await;
+    done(&[
+        "deposit",
+        "--client-id",
+        &client,
+        "--currency",
+        "BTC",
+        "--quantity",
+        "5",
+        "--reference",
+        "r",
+    ])
+    .await;
+    let reservation = partner.allocation("BTC", "5");
+    let arguments = [&["allocation", "reserve"], &flags[..]].concat();
+    let output = ground.run_with(&arguments, &reservation.line()).await;
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(done(&["doctor"]).await["ok"], true);
+
+    let events = Tap::open(&plain, "settlement.events", "test.events").await;
+    let variables = [
+        ("SETTLED_DATABASE__CA_FILE", authority.as_str()),
+        ("SETTLED_BROKER__CA_FILE", &authority),
+    ];
+    let worker = ground.ready_worker(&variables).await;
+    let line = Line::open(&plain).await;
+    line.publish(&[partner.cleared(&reservation)]).await;
+    let id = event_id(&format!("allocation.cleared|{}", reservation.id));
+    events.wait("its event", |seen| seen.message_id() == Some(&id)).await;
+    let shown = done(&["allocation", "show", &reservation.id.to_string()]).await;
+    assert_eq!(shown["allocation"]["status"], "cleared");
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn plaintext_stays_on_this_machine_unless_it_is_allowed() {
+    let list = ["partner", "list"];
+    for host in [ELSEWHERE, "db.example", "localhost,db.example", "[2001:db8::1]"] {
+        for mode in ["", "?sslmode=disable"] {
+            let url = format!("postgres://u:p4ss@{host}/x{mode}");
+            let (message, _) = ask_in(&[("SETTLED_DATABASE_URL", &url)], &list).await.refusal(2);
+            assert!(
+                message.contains("allow_plaintext") && !message.contains("p4ss"),
+                "{url}: {message}"
+            );
+        }
+    }
+    for host in [ELSEWHERE, "mq.example", "[2001:db8::1]"] {
+        let url = format!("amqp://u:p4ss@{host}/x");
+        let (message, _) = ask_in(&[("SETTLED_BROKER_URL", &url)], &["topology"]).await.refusal(2);
+        assert!(
+            message.contains("allow_plaintext") && !message.contains("p4ss"),
+            "{url}: {message}"
+        );
+    }
+    // The worker does not even start.
+    let (database, broker) = (
+        format!("postgres://u:p4ss@{ELSEWHERE}/x"),
+        format!("amqp://u:p4ss@{ELSEWHERE}/x"),
+    );
+    let ours = Services::of_environment();
+    for (database, broker) in [(&database, &ours.broker), (&ours.database, &broker)] {
+        let variables = [
+            ("SETTLED_DATABASE_URL", database.as_str()),
+            ("SETTLED_BROKER_URL", broker),
+            ("SETTLED_HTTP__LISTEN", "127.0.0.1:0"),
+        ];
+        ask_in(&variables, &["worker"]).await.refused(2, "allow_plaintext");
+    }
+    // Allowed, it is only far away.
+    let allowed = ("SETTLED_ALLOW_PLAINTEXT", "true");
+    let soon = [
+        ("SETTLED_DATABASE__CONNECT_TIMEOUT", "300ms"),
+        ("SETTLED_BROKER__CONNECT_TIMEOUT", "300ms"),
+    ];
+    ask_in(&[("SETTLED_DATABASE_URL", &database), allowed, soon[0]], &list)
+        .await
+        .refusal(69);
+    ask_in(&[("SETTLED_BROKER_URL", &broker), allowed, soon[1]], &["topology"])
+        .await
+        .refusal(69);
+    // Encrypted, it may be anywhere.
+    let database = format!("{database}?sslmode=verify-full");
+    let broker = broker.replace("amqp://", "amqps://");
+    ask_in(&[("SETTLED_DATABASE_URL", &database), soon[0]], &list)
+        .await
+        .refusal(69);
+    ask_in(&[("SETTLED_BROKER_URL", &broker), soon[1]], &["topology"])
+        .await
+        .refusal(69);
+}
+
+#[tokio::test]
+async fn the_private_server_leaves_nothing_behind() {
+    let server = match Server::start("fsync = off", "host all all 127.0.0.1/32 trust\n", &[]).await {
+        Ok(server) => server,
+        Err(why) => return skip("the_private_server_leaves_nothing_behind", &why),
+    };
+    let db = connect(&server.url("127.0.0.1", "postgres")).await;
+    db.batch_execute("SELECT 1").await.expect("it answers");
+    let directory = server.directory.clone();
+    assert!(directory.exists());
+    drop(server);
+    assert!(!directory.exists());
+    assert!(db.batch_execute("SELECT 1").await.is_err());
+}

@@ -1,0 +1,51 @@
+//! A batch settled in the test's own process, without a broker: for what only one batch by itself shows.
+
+use settled::{
+    config::{Settings, Sources},
+    domain::delivery::{Delivery, Properties, Source},
+    settle::{self, Batch, Clerk, Settled},
+    store::{Store, StoreError},
+    worker,
+};
+use uuid::Uuid;
+
+use super::{amqp::Message, support::Place};
+
+/// Who settles in this process, at a place's database.
+pub(crate) fn clerk(place: &Place) -> Clerk {
+    let environment = [
+        ("SETTLED_DATABASE_URL", place.database_url.as_str()),
+        // What waits on is not looked at again before the test is over.
+        ("SETTLED_PARK__FIRST_RETRY", "60s"),
+        // What is settled here and published by nobody is soon the relay's.
+        ("SETTLED_OUTBOX__LEASE", "1s"),
+    ];
+    let settings = Settings::load(Sources {
+        file: None,
+        environment: environment
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        flags: Vec::new(),
+    });
+    let settings = settings.expect("settings");
+    let store = Store::new(&settings).expect("a store");
+    worker::clerk(&settings, store)
+}
+
+pub(crate) async fn read(messages: &[Message]) -> Batch {
+    let deliveries = messages.iter().zip(1..).map(|(message, delivery_tag)| Delivery {
+        exchange: message.exchange.clone(),
+        routing_key: message.routing_key.clone(),
+        body: message.body.clone(),
+        properties: Properties::default(),
+        cut: None,
+        redelivered: false,
+        source: Source::Queue { delivery_tag },
+    });
+    Batch::read(deliveries.collect()).await
+}
+
+/// One attempt, as a worker makes it.
+pub(crate) async fn settle(clerk: &Clerk, batch: &Batch) -> Result<Settled, StoreError> {
+    settle::process_batch(clerk, Uuid::now_v7(), batch, &[], &mut None).await
+}

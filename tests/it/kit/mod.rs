@@ -1,0 +1,13 @@
+//! What the cases are told with: places, clients, partners, traffic, and the auditor who checks the books from outside.
+
+pub(crate) mod amqp;
+pub(crate) mod auditor;
+pub(crate) mod command;
+pub(crate) mod in_process;
+pub(crate) mod partner;
+pub(crate) mod postgres;
+pub(crate) mod private;
+pub(crate) mod proxy;
+pub(crate) mod raw;
+pub(crate) mod support;
+pub(crate) mod traffic;
