@@ -15,11 +15,11 @@
 //!    it: one [`domain::decide::Verdict`] each, one [`domain::decide::Changeset`] for all.
 //! 5. [`store::batch`] writes the changeset, one statement a table, with one outbox row that holds everything to publish,
 //!    and commits.
-//! 6. [`worker`] acknowledges the batch; [`publish`] publishes the row from memory until every confirm is in, and only
-//!    then is it deleted. What a crash left, [`relay`] publishes.
+//! 6. [`worker`] acknowledges the batch; [`worker::publish`] publishes the row from memory until every confirm is in, and only
+//!    then is it deleted. What a crash left, its relay publishes.
 //!
-//! A refused message goes to the dead-letter queue. [`collector`] moves it from there into the database, one row a message
-//! ([`domain::dead_letter`]); an operator looks at it there and has it replayed, which is this walk again: [`due`] claims the
+//! A refused message goes to the dead-letter queue. [`worker::collector`] moves it from there into the database, one row a message
+//! ([`domain::dead_letter`]); an operator looks at it there and has it replayed, which is this walk again: the worker claims the
 //! row, and its verdict is written by the transaction that judges the message.
 //!
 //! # The rooms
@@ -30,7 +30,8 @@
 //! | [`store`] | the only room with SQL |
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
-//! | [`worker`], [`publish`], [`relay`], [`due`], [`held`], [`fairness`], [`collector`], [`settled_since`], [`replay`], [`pause`] | the order of steps, patience, shutdown |
+//! | [`worker`] | the consumer pool: the order of steps, patience, shutdown. Lanes, publishing, relay, due and held messages, collector |
+//! | [`replay`] | a run of dead letters through the worker again |
 //! | [`cli`] | what an operator types |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
@@ -60,24 +61,16 @@
 
 pub mod broker;
 pub mod cli;
-pub mod collector;
 pub mod config;
 pub mod domain;
-pub mod due;
 pub mod fail;
-pub mod fairness;
 pub mod health;
-pub mod held;
 pub mod http;
 pub mod partner;
-pub mod pause;
 mod plain;
-pub mod publish;
-pub mod relay;
 pub mod replay;
 pub mod retry;
 pub mod settle;
-pub mod settled_since;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

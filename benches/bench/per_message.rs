@@ -46,7 +46,8 @@ use settled::{
         message::{self, Facts},
         signature::{PublicKey, signature_bytes},
     },
-    worker::{Signals, rules},
+    settle::rules,
+    worker::Signals,
 };
 use tokio::{
     sync::{Mutex, mpsc},

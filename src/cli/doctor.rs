@@ -11,12 +11,11 @@ use super::{
 };
 use crate::{
     broker::{BrokerSettings, Connection, server_version, topology},
-    collector::{self, SpaceWatch},
     config::{ConfigError, Settings},
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
     store::{self, Store, StoreError, audit::Vitals, dead_letter_space::Bounds, held::Why},
-    worker,
+    worker::collector::{self, SpaceWatch},
 };
 
 /// The oldest PostgreSQL that has what the schema uses (UNIQUE NULLS NOT DISTINCT).
@@ -156,7 +155,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
         checks.push(ownership(&store, &vitals).await);
     }
     if version.is_some() && !vitals.read_only {
-        checks.push(rehearsal(&worker::clerk(settings, store.clone())).await);
+        checks.push(rehearsal(&Clerk::new(settings, store.clone())).await);
     }
     checks.push(clock(&store).await);
     checks.push(synchronous_commit(&vitals));

@@ -216,7 +216,7 @@ impl Context {
     }
 
     fn rules(&self) -> Rules {
-        crate::worker::rules(&self.settings)
+        crate::settle::rules(&self.settings)
     }
 
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.

@@ -12,9 +12,11 @@ use tokio::{sync::watch, task::JoinSet};
 use crate::{
     broker::{BrokerError, Connection, topology},
     cli::{Context, Exit, Failure, worker::start_again_with_stack},
-    collector::{self, Account},
     store, telemetry,
-    worker::{Signals, Worker},
+    worker::{
+        Signals, Worker,
+        collector::{self, Account},
+    },
 };
 
 /// How often the queue is looked at.

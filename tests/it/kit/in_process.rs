@@ -5,7 +5,6 @@ use settled::{
     domain::delivery::{Delivery, Properties, Source},
     settle::{self, Batch, Clerk, Settled},
     store::{Store, StoreError},
-    worker,
 };
 use uuid::Uuid;
 
@@ -29,7 +28,7 @@ pub(crate) fn clerk(place: &Place) -> Clerk {
     });
     let settings = settings.expect("settings");
     let store = Store::new(&settings).expect("a store");
-    worker::clerk(&settings, store)
+    Clerk::new(&settings, store)
 }
 
 pub(crate) async fn read(messages: &[Message]) -> Batch {

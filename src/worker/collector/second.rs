@@ -6,13 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Account, Letters, PREFETCH_MAX, Storing, trusted};
+use super::{
+    super::{
+        Worker,
+        consumer::{Consumer, Work, dispose, tag_of},
+        patience::{Culprits, Gate, HandBack},
+        publish::{Owned, PublishStage},
+    },
+    Account, PREFETCH_MAX, Storing,
+    letters::Letters,
+    trusted,
+};
 use crate::{
     broker::{intake::Disposer, topology},
     domain::{dead_letter, delivery::Delivery},
-    publish::{Owned, PublishStage},
     store::StoreError,
-    worker::{Consumer, Culprits, Gate, HandBack, Work, Worker, dispose, tag_of},
 };
 
 /// Who pauses, as /readyz tells it.

@@ -2,20 +2,21 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use super::{
+    Worker, held,
+    publish::{Entrance, Owned, PublishStage, send_all},
+};
 use crate::{
     domain::decide::VerdictKind,
     fail::{self, Point},
-    held,
-    publish::{Entrance, Owned, PublishStage, send_all},
     retry::{self, Backoff, Waited},
     settle::{Batch, Settled},
     store::StoreError,
     telemetry::{Dependency, Intake as Door, Signal},
-    worker::Worker,
 };
 
 /// Judges due messages until the program stops.
-pub async fn run(mut worker: Worker) {
+pub(crate) async fn run(mut worker: Worker) {
     let settings = worker.settings.clone();
     let owned = Owned::default();
     let mut stage = PublishStage::start(worker.row_publisher("due"), &owned, &settings.outbox);
@@ -51,7 +52,7 @@ async fn judge_due(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
             Ok(_) if *worker.stop.borrow() => Waited::Stopping,
             // A moment for others, where there are others: thousands may be due at once.
             Ok(true) => {
-                let pause = worker.pause_for_others(&BTreeSet::new(), began.elapsed());
+                let pause = worker.fairness.pause_for_others(&BTreeSet::new(), began.elapsed());
                 retry::sleep(pause, &mut worker.stop).await
             }
             Ok(false) => {

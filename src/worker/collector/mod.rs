@@ -1,8 +1,11 @@
 //! The collector: dead letters from their queue into the database, acknowledged once they are stored.
 
+mod filing;
+mod letters;
+mod second;
+mod space;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,6 +16,18 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
+pub use self::{filing::rehearse, second::collect as collect_second, space::SpaceWatch};
+use self::{
+    filing::{Stored, file, rehearse_with, tellings},
+    letters::{Effects, Letters},
+    space::{RESUME_BELOW, bounds},
+};
+use super::{
+    Worker,
+    consumer::{Consumer, Work, dispose, tag_of},
+    patience::{Culprits, Gate, HandBack, Patience},
+    publish::{Entrance, Owned, PublishStage, place_within, send_all},
+};
 use crate::{
     broker::{
         BrokerError, Connection,
@@ -20,25 +35,17 @@ use crate::{
         publisher::{Fate as Routed, Publisher},
         topology,
     },
-    config::DeadLetterSettings,
     domain::{
-        allocation::Allocation,
-        dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy, Trusted},
-        decide::{Judged, Judgement, Verdict},
+        dead_letter::{self, Arrival, Cause, Trusted},
         delivery::{BatchId, Delivery, Publication},
         event,
-        told::{Firsts, Tellings},
     },
     fail::{self, Point},
-    publish::{Entrance, Owned, PublishStage, place_within, send_all},
     retry::{self, Backoff, Waited},
-    settle::{self, Batch, Clerk, Settled},
-    store::{Fate, Store, StoreError, dead_letter_space::Bounds, dead_letters::FilingOutcome},
+    settle::{Batch, Settled},
+    store::{Fate, StoreError},
     telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
-    worker::{Consumer, Culprits, Gate, HandBack, Patience, Work, Worker, dispose, tag_of},
 };
-
-pub mod second;
 
 /// Who pauses, as /readyz tells it.
 const WHO: &str = "collector";
@@ -124,287 +131,6 @@ struct Storing {
     committed: Entrance,
     account: Arc<Account>,
     trusted: Trusted,
-}
-
-/// Dead letters with the message in each as its partner sent it, and why it is here.
-#[derive(Clone, Default)]
-struct Letters {
-    batch: Batch,
-    causes: Vec<Cause>,
-    /// An earlier commit of theirs is unknown: they may be stored.
-    again: bool,
-}
-
-/// Of each dead letter that nobody told yet, what it asks for, where that is there already. By their place.
-type Effects = BTreeMap<usize, Arc<Allocation>>;
-
-impl Letters {
-    fn arrivals(&self, effects: &Effects) -> Vec<Arrival<'_>> {
-        let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
-        messages
-            .enumerate()
-            .map(|(index, ((delivery, facts), cause))| Arrival {
-                message: Judged { delivery, facts },
-                cause,
-                again: self.again || delivery.redelivered,
-                has_effect: effects.contains_key(&index),
-            })
-            .collect()
-    }
-
-    /// Money that moved is never called rejected: before it is told that the broker gave a message up, the receipts are
-    /// asked. What settles after that was given up before,
-    /// and is found by [`crate::settled_since`].
-    async fn effects(&self, clerk: &Clerk) -> Result<Effects, StoreError> {
-        let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
-        let (places, untold): (Vec<usize>, Vec<Judged<'_>>) = messages
-            .enumerate()
-            .filter(|(_, (_, cause))| cause.is_untold())
-            .map(|(index, ((delivery, facts), _))| (index, Judged { delivery, facts }))
-            .unzip();
-        let effects = settle::effects(clerk, &untold).await?;
-        let effects = places.into_iter().zip(effects);
-        Ok(effects.filter_map(|(index, effect)| Some((index, effect?))).collect())
-    }
-
-    /// Two halves, unless a single one is left.
-    fn halves(&self) -> Option<(Self, Self)> {
-        let (left, right) = self.batch.halves()?;
-        let (left_causes, right_causes) = self.causes.split_at_checked(left.deliveries.len())?;
-        let half = |batch: Batch, causes: &[Cause]| Self {
-            batch,
-            causes: causes.to_vec(),
-            again: self.again,
-        };
-        Some((half(left, left_causes), half(right, right_causes)))
-    }
-
-    /// What can be stored, and what no database could hold.
-    fn sort(self) -> (Self, Self) {
-        let mut unstorable = Self::default();
-        if !self
-            .batch
-            .deliveries
-            .iter()
-            .any(|delivery| dead_letter::unstorable(delivery).is_some())
-        {
-            return (self, unstorable);
-        }
-        let mut kept = Self {
-            again: self.again,
-            ..Self::default()
-        };
-        let (mut storable, mut others) = (Vec::new(), Vec::new());
-        let facts = self.batch.facts.into_iter().zip(self.causes);
-        for (delivery, (facts, cause)) in self.batch.deliveries.iter().zip(facts) {
-            let (deliveries, letters) = match dead_letter::unstorable(delivery) {
-                Some(_) => (&mut others, &mut unstorable),
-                None => (&mut storable, &mut kept),
-            };
-            deliveries.push(delivery.clone());
-            letters.batch.facts.push(facts);
-            letters.causes.push(cause);
-        }
-        kept.batch.deliveries = Arc::new(storable);
-        unstorable.batch.deliveries = Arc::new(others);
-        (kept, unstorable)
-    }
-}
-
-/// Dead letters that are stored.
-struct Stored {
-    settled: Settled,
-    filing: Filing,
-    /// From the failure of the last one to its being stored.
-    lag: Duration,
-}
-
-/// Does, and undoes, everything that storing dead letters asks of the database.
-///
-/// # Errors
-/// What it would meet.
-pub async fn rehearse(clerk: &Clerk) -> Result<(), StoreError> {
-    rehearse_with(clerk, &Letters::default()).await
-}
-
-async fn rehearse_with(clerk: &Clerk, letters: &Letters) -> Result<(), StoreError> {
-    let effects = letters.effects(clerk).await?;
-    let arrivals = letters.arrivals(&effects);
-    let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
-    // Whether there is room is another question.
-    let anything = Bounds {
-        max_rows: u64::MAX,
-        max_bytes: u64::MAX,
-    };
-    let (open, known, now) = clerk.store.open_filing_rehearsal(&ids, anything).await?;
-    let id = Uuid::now_v7();
-    let firsts = open.remember(id, &tellings(&arrivals, now)).await?;
-    let filed = file(clerk, id, &arrivals, &effects, &known, &firsts, now)?;
-    open.rehearse(&filed.outcome(clerk, &arrivals)).await
-}
-
-/// What is told of those that nobody judged.
-fn tellings(arrivals: &[Arrival<'_>], now: Timestamp) -> Tellings {
-    // What has its effect is not told to be refused.
-    let untold = arrivals
-        .iter()
-        .filter(|arrival| arrival.cause.is_untold() && !arrival.has_effect);
-    Tellings::of_given_up(untold.map(|arrival| {
-        let Cause { reason, detail, .. } = arrival.cause;
-        (
-            arrival.message,
-            *reason,
-            detail.as_str(),
-            dead_letter::failed_at(arrival, now),
-        )
-    }))
-}
-
-/// How these join what is known, and what is to be told of it.
-fn file(
-    clerk: &Clerk,
-    id: BatchId,
-    arrivals: &[Arrival<'_>],
-    effects: &Effects,
-    known: &BTreeMap<Uuid, Known>,
-    firsts: &Firsts,
-    now: Timestamp,
-) -> Result<Filed, StoreError> {
-    let filed = catch_unwind(AssertUnwindSafe(|| {
-        let mut filed = Filed {
-            id,
-            now,
-            filing: dead_letter::file(known, arrivals, now),
-            taken: dead_letter::taken(known, arrivals),
-            judgements: Vec::new(),
-            publications: Vec::new(),
-            lag: Duration::ZERO,
-        };
-        for (index, arrival) in arrivals.iter().enumerate() {
-            let is_counted = filed.filing.counted.binary_search(&index).is_ok();
-            let failed_at = dead_letter::failed_at(arrival, now);
-            // A broker's record may be forged; the worker's word counts where there is one.
-            if is_counted && (arrival.cause.made_by == MadeBy::Settled || filed.lag.is_zero()) {
-                filed.lag = Duration::try_from(now.duration_since(failed_at)).unwrap_or_default();
-            }
-            if !arrival.cause.is_untold() {
-                continue;
-            }
-            let Cause { reason, detail, .. } = arrival.cause;
-            let effect = effects.get(&index);
-            if is_counted {
-                filed.judgements.push(Judgement {
-                    verdict: match effect {
-                        Some(allocation) => Verdict::Duplicate {
-                            allocation: Arc::clone(allocation),
-                        },
-                        None => Verdict::Rejected {
-                            reason: *reason,
-                            detail: detail.clone(),
-                        },
-                    },
-                    proven: effect.is_some(),
-                });
-            }
-            // Told also where it looks like a copy: one that was handed out before is not for certain stored, and nobody
-            // else tells of it. Told twice it is the same event, with the same id.
-            filed.publications.extend(match effect {
-                Some(allocation) => event::told_again(arrival.message, allocation, &clerk.rules),
-                None => {
-                    let event = event::given_up(arrival.message, *reason, detail, failed_at, firsts, &clerk.rules);
-                    Some(event)
-                }
-            });
-        }
-        filed.publications = event::in_format(filed.publications, clerk.event_format);
-        filed
-    }));
-    filed.map_err(|_| StoreError::blame_the_batch("filing the batch panicked"))
-}
-
-/// Until so much of the room is free again a collector that had to stop takes nothing: each time it stops, what is in its
-/// hands goes back, and counts against its delivery limit.
-const RESUME_BELOW: f64 = 0.95;
-
-/// What dead letters may take in all.
-fn bounds(settings: &DeadLetterSettings) -> Bounds {
-    Bounds {
-        max_rows: settings.max_rows,
-        max_bytes: settings.max_bytes,
-    }
-}
-
-/// Watches what dead letters take, and says once when it is most of what they may.
-#[derive(Debug, Default)]
-pub struct SpaceWatch {
-    /// Those that were said to be near their bound; an empty name with a star before it is all of them together.
-    near: BTreeSet<String>,
-}
-
-impl SpaceWatch {
-    /// From this share on there is an alarm.
-    pub const NEAR: f64 = 0.8;
-    /// Partners that are looked at, those with the most bytes first.
-    const PARTNERS: i64 = 1_000;
-    /// In the set, and in words.
-    const ALL: &str = "all of them";
-
-    /// Sums up, measures and says.
-    pub async fn measure(&mut self, store: &Store, settings: &DeadLetterSettings) {
-        // A database that is away is the lanes' to tell.
-        let summed = store.sum_dead_letter_space().await;
-        let Ok(space) = store.dead_letter_space(Self::PARTNERS).await else {
-            return;
-        };
-        drop(summed);
-        let filled = bounds(settings).filled(space.rows, space.bytes);
-        let of_one = Bounds {
-            max_rows: settings.max_rows_per_partner,
-            max_bytes: settings.max_bytes_per_partner,
-        };
-        let mut near = BTreeSet::new();
-        let all = (Self::ALL, space.rows, space.bytes, filled);
-        let partners = space.partners.iter().map(|(partner, rows, bytes)| {
-            let name = if partner.is_empty() {
-                "nobody that can be read"
-            } else {
-                partner
-            };
-            (name, *rows, *bytes, of_one.filled(*rows, *bytes))
-        });
-        for (of, rows, bytes, filled) in std::iter::once(all).chain(partners) {
-            // Again at 100 %, where of one partner nothing else changes.
-            for (level, word) in [(Self::NEAR, ""), (1.0, " (full)")] {
-                if filled >= level {
-                    let name = format!("{of}{word}");
-                    if !self.near.contains(&name) {
-                        let of = name.as_str();
-                        Signal::DeadLettersNearBound {
-                            of,
-                            rows,
-                            bytes,
-                            filled,
-                        }
-                        .emit();
-                    }
-                    near.insert(name);
-                }
-            }
-        }
-        let partners_near = space
-            .partners
-            .iter()
-            .filter(|(_, rows, bytes)| of_one.filled(*rows, *bytes) >= Self::NEAR)
-            .count();
-        Signal::DeadLetterSpace {
-            rows: space.rows,
-            bytes: space.bytes,
-            filled,
-            partners_near,
-        }
-        .emit();
-        self.near = near;
-    }
 }
 
 impl Storing {
@@ -622,48 +348,6 @@ impl Storing {
             tally: &tally,
         }
         .emit();
-    }
-}
-
-/// Dead letters, filed and not written yet.
-struct Filed {
-    id: BatchId,
-    now: Timestamp,
-    filing: Filing,
-    taken: BTreeMap<Timestamp, u32>,
-    judgements: Vec<Judgement>,
-    publications: Vec<Publication>,
-    lag: Duration,
-}
-
-impl Filed {
-    fn outcome<'a>(&'a self, clerk: &'a Clerk, arrivals: &'a [Arrival<'a>]) -> FilingOutcome<'a> {
-        FilingOutcome {
-            id: self.id,
-            worker: &clerk.worker,
-            now: self.now,
-            arrivals,
-            filing: &self.filing,
-            taken: &self.taken,
-            judgements: &self.judgements,
-            publications: &self.publications,
-            lease: clerk.outbox_lease,
-        }
-    }
-
-    fn stored(self) -> Stored {
-        Stored {
-            settled: Settled {
-                id: self.id,
-                judgements: self.judgements,
-                publications: self.publications,
-                replies: Vec::new(),
-                deleted: Vec::new(),
-                replies_ignored: 0,
-            },
-            filing: self.filing,
-            lag: self.lag,
-        }
     }
 }
 

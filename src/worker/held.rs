@@ -10,17 +10,20 @@ use std::{
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::{
+    Worker,
+    patience::Patience,
+    publish::{Entrance, Owned, send_all},
+};
 use crate::{
     domain::delivery::{Delivery, Source},
-    publish::{Entrance, Owned, send_all},
     retry::{self, Backoff, Waited},
-    settle::{Batch, Settled},
+    settle::{Attempt, Batch, Settled, attempt, reject_culprit},
     store::{
-        StoreError,
+        Fate, StoreError,
         held::{HeldPack, Pack, Why},
     },
-    telemetry::{Dependency, HeldOf, Signal},
-    worker::{Kept, Worker},
+    telemetry::{Dependency, HeldOf, Intake as Door, Signal},
 };
 
 /// How often the room is measured, and the registry read.
@@ -29,7 +32,7 @@ const MEASURE: Duration = Duration::from_secs(1);
 const WATCH: Duration = Duration::from_millis(100);
 
 /// Measures the room, reads who is registered, and looks whether locks are gone, until the program stops.
-pub async fn watch(mut worker: Worker) {
+pub(crate) async fn watch(mut worker: Worker) {
     let mut measured: Option<Instant> = None;
     loop {
         let store = &worker.clerk.store;
@@ -54,10 +57,10 @@ pub async fn watch(mut worker: Worker) {
                 Signal::HeldMeasured { held: &held }.emit();
             }
         }
-        if worker.fairness.any_locks() {
-            let asked = worker.fairness.locks();
+        if worker.locks.any() {
+            let asked = worker.locks.all();
             if let Ok(still) = store.still_locked(&asked).await
-                && worker.fairness.forget_locks(&asked, &still)
+                && worker.locks.forget(&asked, &still)
                 && store.wake_held().await.is_ok()
             {
                 worker.fairness.put.notify_one();
@@ -70,7 +73,7 @@ pub async fn watch(mut worker: Worker) {
 }
 
 /// Judges what is held until the program stops. It publishes where due messages do.
-pub async fn judge_held(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
+pub(crate) async fn judge_held(worker: &mut Worker, owned: &Owned, entrance: &Entrance) {
     let settings = Arc::clone(&worker.settings);
     let mut backoff = Backoff::new(&settings.retry);
     loop {
@@ -104,7 +107,7 @@ pub async fn judge_held(worker: &mut Worker, owned: &Owned, entrance: &Entrance)
 
 /// While others send, what took a while is followed by a pause that leaves them their share.
 async fn pause(worker: &mut Worker, owners: &BTreeSet<Option<String>>, took: Duration) -> Waited {
-    let pause = worker.pause_for_others(owners, took);
+    let pause = worker.fairness.pause_for_others(owners, took);
     retry::sleep(pause, &mut worker.stop).await
 }
 
@@ -229,4 +232,90 @@ async fn wait_on(worker: &Worker, held: HeldPack, blocked: &Batch) -> Result<(),
         parts.push(part(goes, held.pack.why, Duration::ZERO, 0));
     }
     worker.clerk.store.split_held(held.id, &parts).await
+}
+
+impl Worker {
+    /// Judges packs of the side room.
+    pub async fn settle_held(&self, batch: Batch, owned: &Owned, done: &mut Vec<Settled>) -> Kept {
+        let lane = self.settings.worker.lanes;
+        let mut patience = Patience::new(self, &self.gate, "the side room".to_owned(), None);
+        let id = Uuid::now_v7();
+        let mut earlier = None;
+        let (mut culprit, mut attempts) = (false, 0);
+        let began = Instant::now();
+        loop {
+            if *self.stop.borrow() && attempts > 0 {
+                return Kept::All;
+            }
+            let published = owned.deletable();
+            let outcome = if culprit {
+                let rejected = reject_culprit(&self.clerk, id, &batch, &mut earlier).await;
+                rejected.map(Attempt::Settled)
+            } else {
+                attempt(&self.clerk, &self.locks, id, &batch, &published, &mut earlier).await
+            };
+            let error = match outcome {
+                Ok(Attempt::Blocked(places)) => {
+                    return Kept::Apart(batch.part(|index| places.binary_search(&index).is_ok()));
+                }
+                Ok(Attempt::Settled(settled)) => {
+                    owned.deleted(&settled.deleted);
+                    if !settled.publications.is_empty() {
+                        owned.add(id);
+                    }
+                    self.tell(lane, Door::Held, &batch, &settled, began.elapsed());
+                    done.push(settled);
+                    return Kept::Nothing;
+                }
+                Err(error) => error,
+            };
+            match error.fate {
+                Fate::Overtaken => return Kept::Nothing,
+                Fate::Retry if attempts < self.settings.retry.transient_attempts => {
+                    attempts += 1;
+                    if error.is_lock_wait() && self.finds_locks(&batch).await {
+                        continue;
+                    }
+                    patience.short(id, lane, attempts, &error).await;
+                }
+                Fate::Bisect if !culprit => {
+                    if batch.deliveries.len() > 1 {
+                        return Kept::Halves;
+                    }
+                    if !self.culprits.blame(self.settings.worker.culprits_per_minute) {
+                        return Kept::All;
+                    }
+                    let digest = batch.facts.first().map(|facts| hex::encode(facts.message_digest));
+                    let (digest, sqlstate) = (digest.unwrap_or_default(), error.sqlstate.as_deref());
+                    let error = error.to_string();
+                    Signal::CulpritIsolated {
+                        batch: id,
+                        digest: &digest,
+                        sqlstate,
+                        error: &error,
+                    }
+                    .emit();
+                    culprit = true;
+                }
+                // Intake learns of it by itself; what is held is due again when its lease runs out.
+                Fate::Away | Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
+                    let error = error.to_string();
+                    Signal::HandedBack { lane, why: &error }.emit();
+                    return Kept::All;
+                }
+            }
+        }
+    }
+}
+
+/// What became of packs of the side room.
+pub enum Kept {
+    /// They are judged.
+    Nothing,
+    /// They are due again when their lease runs out.
+    All,
+    /// These need what is locked; nothing was done.
+    Apart(Batch),
+    /// The database refuses it for something that one message can cause; nothing was done.
+    Halves,
 }

@@ -2,13 +2,13 @@
 //! with a note how, and wait for nobody. The lanes pay nothing for it: a page of open rows is looked through at a time, and
 //! what names a settled allocation is judged as a plan would judge it.
 
+use super::Worker;
 use crate::{
     domain::decide::Judged,
     retry::{self, Waited},
     settle::{self, Batch, Clerk},
     store::StoreError,
     telemetry::{Dependency, Signal},
-    worker::Worker,
 };
 
 /// Open rows that are looked through at a time.

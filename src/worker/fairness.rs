@@ -1,12 +1,9 @@
-//! That one partner's messages cost nobody else: who sent lately, what is locked, how much the side room holds, and whose
+//! That one partner's messages cost nobody else: who sent lately, how much the side room holds, and whose
 //! messages of a batch go there instead of being judged at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{
-        Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -14,23 +11,17 @@ use tokio::sync::Notify;
 
 use crate::{
     config::Settings,
-    domain::{
-        decide::{Changeset, Judged, Reason, ReceiptKey},
-        delivery::{Delivery, Source},
-        message::Facts,
-        share,
-    },
+    domain::{decide::Reason, delivery::Delivery, message::Facts, share},
     settle::Batch,
-    store::{
-        held::{HeldTotal, Pack, Why, bytes_of},
-        locked::Locks,
-    },
+    store::held::{HeldTotal, Pack, Why, bytes_of},
 };
 
 /// Messages in a pack at most: a pack is judged in one transaction, and others wait while it is.
 const PACK_MAX: usize = 64;
-/// Locks that are remembered at most.
-const LOCKS_MAX: usize = 10_000;
+/// Rates that are remembered at most.
+const RATES_MAX: usize = 10_000;
+/// A pause for others is never longer: whoever sent may have stopped.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Who sent within this is waited for by whoever has time.
 const LIVE: Duration = Duration::from_secs(1);
 
@@ -49,7 +40,7 @@ struct Bucket {
 }
 
 /// What the tasks of a worker know of who sends, waits and is in the way. Everything in it is bounded: by the registry, by the
-/// room's own bounds, by `LOCKS_MAX`.
+/// room's own bounds, by `RATES_MAX`.
 #[derive(Debug)]
 pub struct Fairness {
     settings: Settings,
@@ -57,36 +48,12 @@ pub struct Fairness {
     seen: Mutex<HashMap<String, Instant>>,
     room: Mutex<HashMap<Option<String>, Amount>>,
     rates: Mutex<HashMap<Option<String>, Bucket>>,
-    locks: Mutex<Locks>,
-    any_locks: AtomicBool,
     /// Something was put into the room.
     pub(crate) put: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a message may have to wait for, as far as it tells by itself.
-pub fn wanted(batch: &[Judged<'_>]) -> Locks {
-    let mut wanted = Locks::default();
-    for message in batch {
-        let parked = message.delivery.source.is_parked();
-        wanted.dead_letters.extend(message.delivery.source.dead_letter());
-        if let Source::Parked { key, .. } = message.delivery.source {
-            wanted.parked.insert(key);
-        }
-        let Ok(content) = &message.facts.content else {
-            continue;
-        };
-        wanted.allocations.insert(content.update.id);
-        wanted.allocations.extend(&content.signed_ids);
-        wanted.receipts.extend(ReceiptKey::of(content).map(|key| key.0));
-        if !parked {
-            wanted.parkings.insert(content.update.enterprise_id.clone());
-        }
-    }
-    wanted
 }
 
 impl Fairness {
@@ -97,8 +64,6 @@ impl Fairness {
             seen: Mutex::default(),
             room: Mutex::default(),
             rates: Mutex::default(),
-            locks: Mutex::default(),
-            any_locks: AtomicBool::new(false),
             put: Notify::new(),
         }
     }
@@ -131,6 +96,15 @@ impl Fairness {
         let seen = lock(&self.seen);
         seen.iter()
             .any(|(partner, at)| at.elapsed() < LIVE && !but.contains(&Some(partner.clone())))
+    }
+
+    /// How long whoever worked so long lets others go first: nothing, where no others sent anything just now.
+    pub fn pause_for_others(&self, owners: &BTreeSet<Option<String>>, took: Duration) -> Duration {
+        if !self.others_live(owners) {
+            return Duration::ZERO;
+        }
+        let share = self.settings.held.share;
+        took.mul_f64((1.0 - share) / share).min(PAUSE_MAX)
     }
 
     /// What of a batch from a queue is judged now, and what is held instead.
@@ -286,7 +260,7 @@ impl Fairness {
         }
         let mut rates = lock(&self.rates);
         // Owners are of the registry; who has saved up all there is to save is as good as new.
-        if rates.len() > LOCKS_MAX {
+        if rates.len() > RATES_MAX {
             rates.retain(|_, bucket| filled(*bucket, rate, now).tokens < rate);
         }
         let bucket = rates.entry(owner).or_insert(Bucket { tokens: rate, at: now });
@@ -325,84 +299,6 @@ impl Fairness {
         *bucket = filled(*bucket, rate, now);
         bucket.tokens -= f64::from(u32::try_from(messages).unwrap_or(u32::MAX));
     }
-
-    /// Whether anything is known to be locked. Nearly always nothing is.
-    pub fn any_locks(&self) -> bool {
-        self.any_locks.load(Ordering::Acquire)
-    }
-
-    pub fn locks(&self) -> Locks {
-        lock(&self.locks).clone()
-    }
-
-    /// Remembers what is locked, until [`Fairness::forget_locks`].
-    pub fn remember_locks(&self, found: Locks) {
-        let mut locks = lock(&self.locks);
-        if locks.len().saturating_add(found.len()) <= LOCKS_MAX {
-            locks.extend(found);
-        }
-        self.any_locks.store(!locks.is_empty(), Ordering::Release);
-    }
-
-    /// Of what was asked for, only this is locked still. Says whether something was freed.
-    pub fn forget_locks(&self, asked: &Locks, still: &Locks) -> bool {
-        let mut locks = lock(&self.locks);
-        let before = locks.len();
-        locks.forget(asked, still);
-        self.any_locks.store(!locks.is_empty(), Ordering::Release);
-        locks.len() < before
-    }
-
-    /// The places of messages that need what is known to be locked, as far as they tell by themselves; and of those that
-    /// speak of the same allocations.
-    pub fn blocked(&self, batch: &[Judged<'_>]) -> Vec<usize> {
-        if !self.any_locks() {
-            return Vec::new();
-        }
-        let locks = lock(&self.locks);
-        let hits = |message: &Judged<'_>| {
-            let one = wanted(std::slice::from_ref(message));
-            !one.allocations.is_disjoint(&locks.allocations)
-                || !one.receipts.is_disjoint(&locks.receipts)
-                || !one.parked.is_disjoint(&locks.parked)
-                || !one.dead_letters.is_disjoint(&locks.dead_letters)
-                || !one.parkings.is_disjoint(&locks.parkings)
-        };
-        places(batch, hits)
-    }
-
-    /// The places of messages whose settlements move money between accounts that are known to be locked.
-    pub fn blocked_by_accounts(&self, batch: &[Judged<'_>], changes: &Changeset) -> Vec<usize> {
-        if !self.any_locks() {
-            return Vec::new();
-        }
-        let locks = lock(&self.locks);
-        let blocked: BTreeSet<_> = changes
-            .settlements
-            .iter()
-            .filter(|settlement| {
-                let transfer = &settlement.transfer;
-                locks.accounts.contains(&transfer.debit.1) || locks.accounts.contains(&transfer.credit.1)
-            })
-            .map(|settlement| settlement.allocation.id)
-            .collect();
-        if blocked.is_empty() {
-            return Vec::new();
-        }
-        places(batch, |message| {
-            let content = message.facts.content.as_ref();
-            content.is_ok_and(|content| blocked.contains(&content.update.id))
-        })
-    }
-}
-
-fn places(batch: &[Judged<'_>], hits: impl Fn(&Judged<'_>) -> bool) -> Vec<usize> {
-    batch
-        .iter()
-        .enumerate()
-        .filter(|(_, message)| hits(message))
-        .map(|(index, _)| index)
-        .collect()
 }
 
 fn filled(bucket: Bucket, rate: f64, now: Instant) -> Bucket {

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::publish::{Owned, RowPublisher, renew_leases};
 use crate::{
     fail::{self, Point},
-    publish::{Owned, RowPublisher, renew_leases},
     retry::{self, Backoff, Waited},
     store::{Store, StoreError},
     telemetry::{Dependency, Signal},
 };
 
 /// Takes rows whose lease ran out, one at a time, and publishes them outside any transaction, until the program stops.
-pub async fn run(
+pub(crate) async fn run(
     store: Store,
     mut publisher: RowPublisher,
     lease: Duration,

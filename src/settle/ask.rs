@@ -1,0 +1,74 @@
+//! What messages would come to, or came to already: the same steps without the write.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use super::{Batch, Clerk};
+use crate::{
+    domain::{
+        allocation::{Allocation, Status},
+        decide::{self, Changeset, Judged, Judgement, ReceiptKey, Rules, Snapshot, Verdict, VerdictKind},
+        delivery::Delivery,
+        message::Facts,
+    },
+    store::{Store, StoreError},
+};
+
+/// What a single message would come to now, with the movement it would make. Nothing is written.
+///
+/// # Errors
+/// The database is away.
+pub async fn explain(
+    store: &Store,
+    rules: &Rules,
+    delivery: Delivery,
+) -> Result<(Judgement, Changeset, Facts), StoreError> {
+    let batch = Batch::read(vec![delivery]).await;
+    let messages = batch.judged();
+    let snapshot = match batch.facts.first().map(|facts| &facts.content) {
+        Some(Ok(_)) => store.snapshot(&messages).await?,
+        // Steps 1 to 3 ask nothing of the registry, so they can be explained without a database.
+        Some(Err(_)) | None => Snapshot::default(),
+    };
+    let (judgements, changes) = decide::decide(snapshot, &messages, rules);
+    let judgement = judgements.into_iter().next();
+    let facts = batch.facts.into_iter().next();
+    judgement
+        .zip(facts)
+        .map(|(judgement, facts)| (judgement, changes, facts))
+        .ok_or_else(|| StoreError::blame_the_batch("a batch of one came to no verdict"))
+}
+
+/// Of each message, read with its signer, the allocation that has what the message asks for: what would be a duplicate if it
+/// were judged now. Each is judged alone, and nothing is written.
+///
+/// # Errors
+/// The database is away.
+pub async fn effects(clerk: &Clerk, messages: &[Judged<'_>]) -> Result<Vec<Option<Arc<Allocation>>>, StoreError> {
+    if messages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let snapshot = clerk.store.snapshot(messages).await?;
+    let effect = |message: &Judged<'_>| {
+        let content = message.facts.content.as_ref().ok()?;
+        // Where nothing has settled nothing needs to be judged.
+        let is_settled = |allocation: &Arc<Allocation>| allocation.status != Status::Reserved;
+        let is_asked_for = snapshot.allocations.get(&content.update.id).is_some_and(is_settled);
+        let has_receipt = ReceiptKey::of(content).any(|key| {
+            let receipt = snapshot.receipts.get(&key);
+            receipt.is_some_and(|receipt| receipt.verdict == VerdictKind::Settled)
+        });
+        if !is_asked_for && !has_receipt {
+            return None;
+        }
+        let (judgements, _) = decide::decide(snapshot.clone(), &[*message], &clerk.rules);
+        match judgements.into_iter().next()?.verdict {
+            Verdict::Duplicate { allocation } => Some(allocation),
+            Verdict::Settled { .. } | Verdict::Parked { .. } | Verdict::Rejected { .. } => None,
+        }
+    };
+    catch_unwind(AssertUnwindSafe(|| messages.iter().map(effect).collect()))
+        .map_err(|_| StoreError::blame_the_batch("looking for an effect panicked"))
+}

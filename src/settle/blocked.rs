@@ -1,0 +1,134 @@
+//! What is known to be locked by somebody's open transaction, and which messages would have to wait for it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::{
+    domain::{
+        decide::{Changeset, Judged, ReceiptKey},
+        delivery::Source,
+    },
+    store::locked::Locks,
+};
+
+/// Locks that are remembered at most.
+const LOCKS_MAX: usize = 10_000;
+
+/// What batches found locked lately. No batch waits for it again.
+#[derive(Debug, Default)]
+pub struct KnownLocks {
+    locks: Mutex<Locks>,
+    /// Whether there are any: asked for every batch.
+    any: AtomicBool,
+}
+
+/// What a message may have to wait for, as far as it tells by itself.
+pub fn wanted(batch: &[Judged<'_>]) -> Locks {
+    let mut wanted = Locks::default();
+    for message in batch {
+        let parked = message.delivery.source.is_parked();
+        wanted.dead_letters.extend(message.delivery.source.dead_letter());
+        if let Source::Parked { key, .. } = message.delivery.source {
+            wanted.parked.insert(key);
+        }
+        let Ok(content) = &message.facts.content else {
+            continue;
+        };
+        wanted.allocations.insert(content.update.id);
+        wanted.allocations.extend(&content.signed_ids);
+        wanted.receipts.extend(ReceiptKey::of(content).map(|key| key.0));
+        if !parked {
+            wanted.parkings.insert(content.update.enterprise_id.clone());
+        }
+    }
+    wanted
+}
+
+impl KnownLocks {
+    fn locks(&self) -> MutexGuard<'_, Locks> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anything is known to be locked. Nearly always nothing is.
+    pub fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
+    pub fn all(&self) -> Locks {
+        self.locks().clone()
+    }
+
+    /// Remembers what is locked, until [`KnownLocks::forget`].
+    pub fn remember(&self, found: Locks) {
+        let mut locks = self.locks();
+        if locks.len().saturating_add(found.len()) <= LOCKS_MAX {
+            locks.extend(found);
+        }
+        self.any.store(!locks.is_empty(), Ordering::Release);
+    }
+
+    /// Of what was asked for, only this is locked still. Says whether something was freed.
+    pub fn forget(&self, asked: &Locks, still: &Locks) -> bool {
+        let mut locks = self.locks();
+        let before = locks.len();
+        locks.forget(asked, still);
+        self.any.store(!locks.is_empty(), Ordering::Release);
+        locks.len() < before
+    }
+
+    /// The places of messages that need what is known to be locked, as far as they tell by themselves; and of those that
+    /// speak of the same allocations.
+    pub fn blocked(&self, batch: &[Judged<'_>]) -> Vec<usize> {
+        if !self.any() {
+            return Vec::new();
+        }
+        let locks = self.locks();
+        let hits = |message: &Judged<'_>| {
+            let one = wanted(std::slice::from_ref(message));
+            !one.allocations.is_disjoint(&locks.allocations)
+                || !one.receipts.is_disjoint(&locks.receipts)
+                || !one.parked.is_disjoint(&locks.parked)
+                || !one.dead_letters.is_disjoint(&locks.dead_letters)
+                || !one.parkings.is_disjoint(&locks.parkings)
+        };
+        places(batch, hits)
+    }
+
+    /// The places of messages whose settlements move money between accounts that are known to be locked.
+    pub fn blocked_by_accounts(&self, batch: &[Judged<'_>], changes: &Changeset) -> Vec<usize> {
+        if !self.any() {
+            return Vec::new();
+        }
+        let locks = self.locks();
+        let blocked: BTreeSet<_> = changes
+            .settlements
+            .iter()
+            .filter(|settlement| {
+                let transfer = &settlement.transfer;
+                locks.accounts.contains(&transfer.debit.1) || locks.accounts.contains(&transfer.credit.1)
+            })
+            .map(|settlement| settlement.allocation.id)
+            .collect();
+        if blocked.is_empty() {
+            return Vec::new();
+        }
+        places(batch, |message| {
+            let content = message.facts.content.as_ref();
+            content.is_ok_and(|content| blocked.contains(&content.update.id))
+        })
+    }
+}
+
+fn places(batch: &[Judged<'_>], hits: impl Fn(&Judged<'_>) -> bool) -> Vec<usize> {
+    batch
+        .iter()
+        .enumerate()
+        .filter(|(_, message)| hits(message))
+        .map(|(index, _)| index)
+        .collect()
+}

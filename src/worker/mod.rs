@@ -1,0 +1,261 @@
+//! The worker: lanes that take, settle, acknowledge and publish; the relay, due messages, the collector and gauges beside
+//! them.
+
+pub mod collector;
+mod consumer;
+mod context;
+mod due;
+mod fairness;
+mod gauges;
+mod held;
+mod lane;
+mod patience;
+pub mod publish;
+mod relay;
+pub mod settled_since;
+mod stop;
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use tokio::{sync::watch, task::JoinSet};
+
+use self::lane::lane;
+pub use self::{context::Worker, stop::Signals};
+use crate::{
+    broker::{BrokerError, BrokerSettings, Connection, topology},
+    config::{ConfigError, Settings},
+    health::Health,
+    http,
+    retry::{self, Backoff, Waited},
+    store::{self, Store},
+    telemetry::{self, Dependency, Signal},
+};
+
+/// Who pauses, as /readyz tells it, before there are lanes.
+const STARTING: &str = "start";
+
+/// Why the worker can not run. Nothing that passes by waiting.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A setting is wrong.
+    #[error("{}", .0.message())]
+    Config(ConfigError),
+    /// A setting is wrong in a way that only its user finds out.
+    #[error("{0}")]
+    Setting(String),
+    /// The HTTP address can not be had.
+    #[error("{}", .0.message())]
+    Http(http::HttpError),
+    /// The schema is missing, older or newer than this program.
+    #[error("{0}")]
+    Schema(String),
+    /// Exchanges or queues are missing.
+    #[error("{0}")]
+    Topology(String),
+    /// A task of ours panicked.
+    #[error("{0}")]
+    Ours(String),
+}
+
+/// Runs until SIGTERM or SIGINT; then stops in order: intake, batches in hand, acknowledgements, outbox, connections.
+/// A second signal, or the end of `worker.drain_deadline`, stops at once: what was not acknowledged is delivered again.
+///
+/// # Errors
+/// What waiting can not mend.
+pub async fn run(settings: &Settings) -> Result<(), Failure> {
+    let metrics = telemetry::install_metrics();
+    let store = Store::new(settings).map_err(Failure::Setting)?;
+    let broker = BrokerSettings::from_settings(settings).map_err(Failure::Config)?;
+    broker.check().map_err(|error| Failure::Setting(error.to_string()))?;
+    let (stopper, stop) = watch::channel(false);
+    let mut signals = Signals::new().map_err(|error| Failure::Ours(format!("signals can not be caught: {error}")))?;
+    let health = Arc::new(Health::new());
+    let (http_stopper, http_stop) = watch::channel(false);
+    http::serve(&settings.http, Arc::clone(&health), metrics, http_stop)
+        .await
+        .map_err(Failure::Http)?;
+    Signal::Started {
+        worker: &settings.worker.name,
+        lanes: settings.worker.lanes,
+        version: env!("CARGO_PKG_VERSION"),
+    }
+    .emit();
+
+    let worker = Worker {
+        health,
+        ..Worker::new(settings, store, broker, stop)
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(worker.clone().work());
+    let ended = tokio::select! {
+        ended = tasks.join_next() => ended,
+        name = signals.next() => {
+            Signal::Stopping { why: name }.emit();
+            let began = Instant::now();
+            stopper.send_replace(true);
+            let ended = tokio::select! {
+                ended = tokio::time::timeout(settings.worker.drain_deadline, tasks.join_next()) => ended.unwrap_or(None),
+                _ = signals.next() => None,
+            };
+            // What is aborted is not lost: unacknowledged messages come again, outbox rows are the relay's.
+            tasks.shutdown().await;
+            Signal::Drained { elapsed: began.elapsed() }.emit();
+            ended
+        }
+    };
+    stopper.send_replace(true);
+    http_stopper.send_replace(true);
+    Signal::Stopped.emit();
+    match ended {
+        None => Ok(()),
+        Some(Ok(result)) => result,
+        Some(Err(error)) => Err(Failure::Ours(format!("the worker's own code failed: {error}"))),
+    }
+}
+
+impl Worker {
+    async fn work(mut self) -> Result<(), Failure> {
+        if self.wait_for_schema().await? == Waited::Stopping || self.wait_for_topology().await? == Waited::Stopping {
+            return Ok(());
+        }
+        let mut tasks = JoinSet::new();
+        for number in 0..self.settings.worker.lanes {
+            tasks.spawn(lane(self.clone(), number, topology::UPDATES.to_owned()));
+        }
+        if self.settings.dead_letters.collect {
+            tasks.spawn(collector::run(self.clone()));
+        } else {
+            // Dead letters stay in their queue; what the broker may have kept away from it would be in no place.
+            tasks.spawn(collector::collect_second(self.clone(), Arc::default()));
+        }
+        tasks.spawn(settled_since::run(self.clone()));
+        tasks.spawn(self.clone().serve_own_queues());
+        tasks.spawn(due::run(self.clone()));
+        tasks.spawn(held::watch(self.clone()));
+        tasks.spawn(relay::run(
+            self.clerk.store.clone(),
+            self.row_publisher("relay"),
+            self.settings.outbox.lease,
+            self.settings.outbox.relay_interval,
+            Backoff::new(&self.settings.retry),
+            self.stop.clone(),
+        ));
+        tasks.spawn(self.clone().measure());
+        let mut readiness = JoinSet::new();
+        readiness.spawn(self.clone().tell_readiness());
+        // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                return Err(Failure::Ours(format!("a task of the worker failed: {error}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A lane for each partner's own queue: consumer, publisher and their connections are its own, so that a partner whose
+    /// messages break connections breaks nobody else's, and a backlog of one partner's is nobody else's wait. What the lanes
+    /// share is the pool of database connections, the gate and the count of culprits: a batch that can not be settled closes
+    /// intake for every lane, whoever sent it.
+    async fn serve_own_queues(mut self) {
+        let mut lanes = JoinSet::new();
+        let mut seen = BTreeSet::new();
+        loop {
+            // A database that is away is the lanes' to tell; the next look finds what this one missed.
+            for enterprise_id in self.clerk.store.own_queues().await.unwrap_or_default() {
+                let queue = topology::own_queue(&enterprise_id);
+                if !seen.insert(queue.clone()) {
+                    continue;
+                }
+                let most = self.settings.worker.own_queues_max;
+                if lanes.len() < most {
+                    // In logs these come after the lanes of the common queue, the second intake and the collector.
+                    let number = self.settings.worker.lanes + 1 + seen.len();
+                    lanes.spawn(lane(self.clone(), number, queue));
+                } else {
+                    Signal::OwnQueueUnserved { queue: &queue, most }.emit();
+                }
+            }
+            let ended = tokio::select! {
+                Some(ended) = lanes.join_next() => Some(ended),
+                waited = retry::sleep(self.settings.worker.own_queue_poll, &mut self.stop) => match waited {
+                    Waited::Over => None,
+                    Waited::Stopping => break,
+                },
+            };
+            escalate(ended);
+        }
+        while let Some(ended) = lanes.join_next().await {
+            escalate(Some(ended));
+        }
+    }
+
+    /// Waits for the database; a schema of another version is not a thing that passes.
+    async fn wait_for_schema(&mut self) -> Result<Waited, Failure> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            match self.clerk.store.schema_version().await {
+                Ok(version) => {
+                    self.health.set_database_ok(true);
+                    return match store::check_schema(version) {
+                        Ok(()) => Ok(Waited::Over),
+                        Err(sentence) => Err(Failure::Schema(sentence)),
+                    };
+                }
+                Err(error) => {
+                    self.health.set_database_trouble(error.trouble().sentence());
+                    if self
+                        .wait_for(Dependency::Database, &error.to_string(), &mut backoff)
+                        .await
+                        == Waited::Stopping
+                    {
+                        return Ok(Waited::Stopping);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the broker; queues that were never declared do not appear by waiting.
+    async fn wait_for_topology(&mut self) -> Result<Waited, Failure> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            let looked = async {
+                let connection = Connection::open(&self.broker, &self.settings.worker.name).await?;
+                let depths = topology::depths(&connection).await;
+                drop(connection.close().await);
+                depths
+            };
+            match looked.await {
+                Ok(_) => {
+                    self.health.set_paused_by(STARTING, None);
+                    return Ok(Waited::Over);
+                }
+                Err(BrokerError::Refused { code: 404, text }) => {
+                    return Err(Failure::Topology(format!(
+                        "the broker does not have our queues ({text}); run `settled topology` first"
+                    )));
+                }
+                Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
+                Err(error) => {
+                    self.health.set_paused_by(STARTING, Some(error.trouble().to_owned()));
+                    if self
+                        .wait_for(Dependency::Broker, &error.to_string(), &mut backoff)
+                        .await
+                        == Waited::Stopping
+                    {
+                        return Ok(Waited::Stopping);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Better no worker than half a one.
+fn escalate(ended: Option<Result<(), tokio::task::JoinError>>) {
+    if let Some(Err(error)) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
