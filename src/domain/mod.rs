@@ -19,6 +19,7 @@ pub mod event;
 pub(crate) mod json;
 pub mod ledger;
 pub mod message;
+pub mod names;
 pub mod share;
 pub mod signature;
 pub mod told;

@@ -16,6 +16,7 @@ mod fairness;
 mod faults;
 mod flood;
 mod letters;
+mod metrics;
 mod mutants;
 mod outage;
 mod outbox;

@@ -152,18 +152,6 @@ fn the_settings_named_are_settings() {
     assert!(found > 3, "the README names settings");
 }
 
-/// Every metric that the README names is one.
-#[test]
-fn the_metrics_named_are_metrics() {
-    const TELEMETRY: &str = include_str!("../../../src/telemetry.rs");
-    let codes = README.split('`').skip(1).step_by(2);
-    let metrics: Vec<&str> = codes.filter(|code| code.starts_with("settled_")).collect();
-    assert!(!metrics.is_empty(), "the README names metrics");
-    for metric in metrics {
-        assert!(TELEMETRY.contains(&format!("\"{metric}\"")), "{metric} is no metric");
-    }
-}
-
 /// The tests that a text names, like `worker::sigterm_settles...`, and where there is none of that name.
 fn named_tests(text: &str) -> (Vec<&str>, Vec<&str>) {
     let is_there = |path: &str| {
