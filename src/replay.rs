@@ -7,7 +7,7 @@ use crate::{
     config::DeadLetterSettings,
     store::{
         Store, StoreError,
-        desk::runs::{Driven, Driver, Marked, Run},
+        runs::{Driven, Driver, Marked, Run},
     },
 };
 

@@ -25,7 +25,7 @@ use crate::{
         json::Json,
         message::parse_uuid,
     },
-    store::{Store, audit::Subject, registry::By},
+    store::{Store, life::Subject, registry::By},
 };
 
 /// Reservations in one transaction at most: each holds its accounts' locks until it commits.

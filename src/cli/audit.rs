@@ -7,7 +7,7 @@ use super::{Context, Exit, Failure, cut, maybe_when, reconcile::moment};
 use crate::{
     domain::event::rfc3339,
     store::{
-        desk::{AuditFilter, AuditRecord},
+        audit::{AuditFilter, AuditRecord},
         reconcile::Moment,
     },
 };

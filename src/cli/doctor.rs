@@ -14,7 +14,7 @@ use crate::{
     config::{ConfigError, Settings},
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
-    store::{self, Store, StoreError, audit::Vitals, dead_letter_space::Bounds, held::Why},
+    store::{self, Store, StoreError, dead_letter_space::Bounds, held::Why, vitals::Vitals},
     worker::collector::{self, SpaceWatch},
 };
 

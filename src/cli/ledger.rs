@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::ledger::{Amount, Quantity},
     store::{
-        audit::{BalanceRecord, Books},
+        books::{BalanceRecord, Books},
         registry::Deposited,
     },
 };

@@ -18,8 +18,8 @@ use crate::{
         message::parse_uuid,
     },
     store::{
-        audit::{Life, ReceiptRecord, Subject},
-        desk::{DeadLetter, Replayed},
+        letters::{DeadLetter, Replayed},
+        life::{Life, ReceiptRecord, Subject},
         told::ToldRecord,
     },
 };
@@ -711,7 +711,7 @@ fn told_moments(life: &Life) -> Vec<Moment> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::audit::{BatchRecord, ParkingRecord};
+    use crate::store::life::{BatchRecord, ParkingRecord};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + seconds).expect("a time")

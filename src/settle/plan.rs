@@ -18,7 +18,7 @@ use crate::{
     },
     store::{
         Store, StoreError,
-        desk::plans::{PlanItem, Stored},
+        plans::{PlanItem, Stored},
     },
 };
 

@@ -2,17 +2,23 @@
 
 pub mod audit;
 pub mod batch;
+pub mod books;
 pub mod dead_letter_space;
 pub mod dead_letters;
-pub mod desk;
 pub mod due;
+pub mod filing;
 pub mod held;
+pub mod letters;
+pub mod life;
 pub mod locked;
 pub mod outbox;
+pub mod plans;
 pub mod reconcile;
 pub mod registry;
+pub mod runs;
 pub mod told;
 pub mod trouble;
+pub mod vitals;
 
 use std::{
     fmt,
@@ -39,6 +45,9 @@ use crate::{
 
 /// Under which name the pool logs what we say ourselves.
 pub const LOG_TARGET: &str = "deadpool_postgres";
+
+/// How long a question that reads a whole table may take. The server's own limit is lifted for it.
+const LONG: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// What an error means for the work in hand. Decided by SQLSTATE, never by text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -415,6 +424,24 @@ impl Session {
         self.begun.store(true, Ordering::Relaxed);
         let sql = format!("BEGIN; SET LOCAL lock_timeout = {}", patience.as_millis().max(1));
         self.ask(self.client()?.batch_execute(&sql)).await
+    }
+
+    /// Opens a transaction of one moment that may take long and changes nothing.
+    async fn begin_long(&mut self) -> Result<(), StoreError> {
+        self.deadline = LONG;
+        self.begin_read_only().await?;
+        self.execute("/* store::begin_long */ SET LOCAL statement_timeout = 0", &[])
+            .await?;
+        // Sums over whole tables: hashes that stay in memory are worth it for one connection.
+        self.execute("/* store::begin_long */ SET LOCAL work_mem = '64MB'", &[])
+            .await
+            .map(drop)
+    }
+
+    /// The row of a question that has one answer.
+    fn one<'r>(&self, rows: &'r [Row]) -> Result<&'r Row, StoreError> {
+        rows.first()
+            .ok_or_else(|| StoreError::new(self.name, Fate::Ours, "a question that has one answer had none"))
     }
 
     /// Opens the transaction; joined with the first statements it costs no round trip of its own.

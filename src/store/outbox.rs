@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -239,6 +240,24 @@ impl Store {
             )
             .await
             .map(drop)
+    }
+
+    /// How many publications are set aside because the broker refused them, and since when; none where there are none.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn outbox_refused(&self) -> Result<Option<(i64, Timestamp)>, StoreError> {
+        let rows = self
+            .session("outbox_refused")
+            .await?
+            .query(
+                "/* outbox::outbox_refused */ SELECT count(*), min(at) FROM settled.outbox_refused",
+                &[],
+            )
+            .await?;
+        Ok(rows
+            .first()
+            .and_then(|row| row.get::<_, Option<Timestamp>>(1).map(|oldest| (row.get(0), oldest))))
     }
 
     /// How much waits to be published.

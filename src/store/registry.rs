@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Fate, Session, Store, StoreError,
-    desk::acts::{Act, write_audit},
+    audit::{Act, write_audit},
 };
 use crate::domain::{calendar::CalendarTime, event::rfc3339, ledger::Amount, signature::PublicKey};
 

@@ -13,10 +13,8 @@ use crate::{
     domain::{dead_letter::State, decide::Reason, event::rfc3339},
     store::{
         Store, StoreError,
-        desk::{
-            Filter,
-            acts::{Act, Done},
-        },
+        audit::Act,
+        letters::{Filter, acts::Done},
         reconcile::Moment,
     },
 };

@@ -9,7 +9,7 @@ use crate::{
         dead_letter::{MadeBy, State},
         decide::Reason,
     },
-    store::{Store, desk::Filter, reconcile::Moment},
+    store::{Store, letters::Filter, reconcile::Moment},
 };
 
 /// Everything but the reason.

@@ -26,7 +26,10 @@ use crate::{
         decide::Reason,
         event::{self, AllocationView, rfc3339},
     },
-    store::desk::{AuditRecord, DeadLetter, Exported, Group, Name, Replayed, Stat, acts::Act},
+    store::{
+        audit::{Act, AuditRecord},
+        letters::{DeadLetter, Exported, Group, Name, Replayed, Stat},
+    },
 };
 
 /// Replays and acts that `show` shows at most.

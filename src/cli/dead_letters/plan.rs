@@ -19,7 +19,7 @@ use crate::{
         decide::{Reason, VerdictKind},
     },
     settle::plan::{Ahead, SLICE, slice},
-    store::desk::{Filter, acts::Act, plans::PlanItem},
+    store::{audit::Act, letters::Filter, plans::PlanItem},
 };
 
 #[derive(Args)]

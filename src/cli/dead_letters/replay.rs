@@ -25,10 +25,8 @@ use crate::{
     replay::{self, Ended, Step},
     store::{
         Store,
-        desk::{
-            acts::Act,
-            runs::{Came, Changed, Driver, Moved, NewRun, Run, RunState},
-        },
+        audit::Act,
+        runs::{Came, Changed, Driver, Moved, NewRun, Run, RunState},
     },
     worker::Signals,
 };

@@ -18,7 +18,7 @@ use crate::{
             rate_of, reasons, round, unexpected, verdicts,
         },
     },
-    store::audit::{BalanceRecord, Books},
+    store::books::{BalanceRecord, Books},
 };
 
 /// What was found when all was over.

@@ -20,7 +20,7 @@ use crate::{
         told::{Firsts, Tellings},
     },
     settle::{Clerk, Settled},
-    store::{StoreError, dead_letter_space::Bounds, dead_letters::FilingOutcome},
+    store::{StoreError, dead_letter_space::Bounds, filing::FilingOutcome},
 };
 
 /// Dead letters that are stored.

@@ -1330,7 +1330,7 @@ async fn what_is_judged_while_its_lock_is_awaited_is_not_marked() {
     until("the run waits for the lock", PATIENCE, async || {
         let sql = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'
-                     AND query LIKE '/* desk::mark_due lock */%'";
+                     AND query LIKE '/* runs::mark_due lock */%'";
         let waiting: i64 = db.query_one(sql, &[]).await.expect("activity").get(0);
         (waiting == 1).then_some(())
     })

@@ -1,152 +1,27 @@
-//! The operator's desk: what is asked about dead letters, and in the rooms below what is done to them. Every act writes
-//! its audit row in its own transaction.
+//! Stored dead letters as they are asked for; in the rooms below, by which filter, and what is done to them directly.
 //!
 //! Whatever is asked names its states: one branch each, so that every branch walks an index in its order.
 
 pub mod acts;
-pub mod plans;
-pub mod runs;
+mod filter;
+
+use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
-use tokio_postgres::{Row, types::ToSql};
+use serde::Serialize;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
+pub use self::filter::Filter;
+use self::filter::{Asked, Parameters};
 use super::{
     Session, Store, StoreError,
-    audit::Subject,
+    audit::{self, AuditRecord},
+    life::Subject,
     outbox,
     registry::{maybe_time, time},
 };
-use crate::domain::{
-    dead_letter::{MadeBy, State},
-    decide::Reason,
-    delivery::Properties,
-};
-
-/// Which dead letters.
-#[derive(Clone, Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Filter {
-    #[serde(serialize_with = "states")]
-    pub states: Vec<State>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub reasons: Vec<Reason>,
-    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
-    pub is_final: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub partner: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub allocation: Option<Uuid>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maker")]
-    pub made_by: Option<MadeBy>,
-    /// Only what somebody known made.
-    #[serde(skip)]
-    pub is_known: bool,
-    /// Failed last at this time or later ...
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
-    pub since: Option<Timestamp>,
-    /// ... and before this one.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
-    pub until: Option<Timestamp>,
-}
-
-fn states<S: Serializer>(states: &[State], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(states.iter().map(|state| state.as_str()))
-}
-
-fn maker<S: Serializer>(made_by: &Option<MadeBy>, serializer: S) -> Result<S::Ok, S::Error> {
-    made_by.map(MadeBy::as_str).serialize(serializer)
-}
-
-/// A filter, ready to become SQL.
-struct Asked<'f> {
-    filter: &'f Filter,
-    /// By name and by being final, in one.
-    reasons: Option<Vec<&'static str>>,
-    made_by: Option<&'static str>,
-}
-
-type Parameters<'p> = Vec<&'p (dyn ToSql + Sync)>;
-
-impl<'f> Asked<'f> {
-    fn of(filter: &'f Filter) -> Self {
-        let is_asked = |reason: &Reason| {
-            (filter.reasons.is_empty() || filter.reasons.contains(reason))
-                && filter.is_final.is_none_or(|is_final| reason.is_final() == is_final)
-        };
-        let any = filter.reasons.is_empty() && filter.is_final.is_none();
-        let reasons = || Reason::ALL.into_iter().filter(is_asked).map(Reason::as_str).collect();
-        Self {
-            filter,
-            reasons: (!any).then(reasons),
-            made_by: filter.made_by.map(MadeBy::as_str),
-        }
-    }
-
-    /// What follows the state in a WHERE. Parameters are added to those there are.
-    fn conditions<'p>(&'p self, parameters: &mut Parameters<'p>) -> String {
-        let filter = self.filter;
-        let mut sql = String::new();
-        let mut add = |condition: &str, parameter: Option<&'p (dyn ToSql + Sync)>| {
-            if let Some(parameter) = parameter {
-                parameters.push(parameter);
-                let place = format!("${}", parameters.len());
-                sql.push_str(" AND ");
-                sql.push_str(&condition.replace('?', &place));
-            }
-        };
-        fn sql_of<T: ToSql + Sync>(value: &Option<T>) -> Option<&(dyn ToSql + Sync)> {
-            value.as_ref().map(|value| value as &(dyn ToSql + Sync))
-        }
-        add("d.enterprise_id = ?", sql_of(&filter.partner));
-        match self.reasons.as_deref() {
-            // An equality lets the planner walk the reason's own index in order.
-            Some([one]) => add("d.reason = ?", Some(one)),
-            Some(_) => add("d.reason = ANY (?)", sql_of(&self.reasons)),
-            None => {}
-        }
-        add("d.allocation_id = ?", sql_of(&filter.allocation));
-        add("d.nonce = ?", sql_of(&filter.nonce));
-        add("d.group_id = ?", sql_of(&filter.group));
-        add("d.made_by = ?", sql_of(&self.made_by));
-        add("d.last_failed_at >= ?", sql_of(&filter.since));
-        add("d.last_failed_at < ?", sql_of(&filter.until));
-        if filter.is_known {
-            sql.push_str(" AND d.made_by <> 'unknown'");
-        }
-        sql
-    }
-
-    /// One SELECT for each state, put together.
-    fn branches(&self, branch: impl Fn(&str) -> String) -> String {
-        let branches: Vec<String> = self
-            .filter
-            .states
-            .iter()
-            .map(|state| format!("({})", branch(state.as_str())))
-            .collect();
-        branches.join("\n        UNION ALL ")
-    }
-
-    /// A page of ids in order of arrival: after $1, $2 of them at most.
-    fn page(&self, conditions: &str) -> String {
-        let branches = self.branches(|state| {
-            format!(
-                "SELECT d.id, d.seq
-                FROM settled.dead_letters AS d
-                WHERE d.state = '{state}' AND d.seq > $1{conditions}
-                ORDER BY d.seq
-                LIMIT $2"
-            )
-        });
-        format!("SELECT b.id, b.seq FROM ({branches}) AS b ORDER BY b.seq LIMIT $2")
-    }
-}
+use crate::domain::{decide::Reason, delivery::Properties};
 
 /// A dead letter without its body.
 #[derive(Clone, Debug, Serialize)]
@@ -340,54 +215,6 @@ pub struct Replayed {
     pub judged_at: Option<Timestamp>,
 }
 
-/// What somebody did.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AuditRecord {
-    /// Also where a list goes on: `--after`.
-    pub id: i64,
-    #[serde(serialize_with = "time")]
-    pub at: Timestamp,
-    pub operator: String,
-    pub act: String,
-    pub why: Option<String>,
-    pub filters: serde_json::Value,
-    pub outcome: serde_json::Value,
-    pub run_id: Option<i64>,
-    /// The database's user who wrote it, and from where; None: before these were kept, or through a local socket.
-    pub session_user: Option<String>,
-    pub client_address: Option<String>,
-}
-
-const AUDIT_COLUMNS: &str = "\
-    a.id, a.at, a.operator, a.act, a.why, a.filters::text AS filters, a.outcome::text AS outcome, a.run_id,
-    a.session_name, host(a.client_address) AS client_address";
-
-fn audit_record(row: &Row) -> AuditRecord {
-    let json = |column: &str| serde_json::from_str(row.get(column)).unwrap_or_default();
-    AuditRecord {
-        id: row.get("id"),
-        at: row.get("at"),
-        operator: row.get("operator"),
-        act: row.get("act"),
-        why: row.get("why"),
-        filters: json("filters"),
-        outcome: json("outcome"),
-        run_id: row.get("run_id"),
-        session_user: row.get("session_name"),
-        client_address: row.get("client_address"),
-    }
-}
-
-/// Which acts.
-#[derive(Clone, Debug, Default)]
-pub struct AuditFilter {
-    pub operator: Option<String>,
-    pub act: Option<String>,
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
-}
-
 impl Store {
     /// A page of dead letters, oldest first.
     ///
@@ -421,13 +248,11 @@ impl Store {
         let branches = asked.branches(|state| {
             format!("SELECT count(*) AS n FROM settled.dead_letters AS d WHERE d.state = '{state}'{conditions}")
         });
-        let sql = format!("/* desk::count_dead_letters */ SELECT sum(n)::bigint FROM ({branches}) AS b");
-        let rows = self
-            .session("count_dead_letters")
-            .await?
-            .query(&sql, &parameters)
-            .await?;
-        Ok(rows.first().and_then(|row| row.get(0)).unwrap_or_default())
+        let sql = format!("/* letters::count_dead_letters */ SELECT sum(n)::bigint FROM ({branches}) AS b");
+        let session = self.session("count_dead_letters").await?;
+        let rows = session.query(&sql, &parameters).await?;
+        // No state at all is a sum of nothing.
+        Ok(session.one(&rows)?.get::<_, Option<i64>>(0).unwrap_or_default())
     }
 
     /// The ids of a selection in order of arrival, up to a number.
@@ -438,7 +263,7 @@ impl Store {
         let asked = Asked::of(filter);
         let mut parameters: Parameters<'_> = vec![&0_i64, &limit];
         let conditions = asked.conditions(&mut parameters);
-        let sql = format!("/* desk::select_dead_letters */ {}", asked.page(&conditions));
+        let sql = format!("/* letters::select_dead_letters */ {}", asked.page(&conditions));
         let rows = self
             .session("select_dead_letters")
             .await?
@@ -456,7 +281,7 @@ impl Store {
         let mut parameters: Parameters<'_> = vec![&limit];
         let conditions = asked.conditions(&mut parameters);
         let sql = format!(
-            "/* desk::dead_letter_groups */
+            "/* letters::dead_letter_groups */
             SELECT g.*, e.id AS example, e.detail
             FROM (
                 SELECT b.group_id, b.enterprise_id, b.reason, sum(b.messages)::bigint AS messages,
@@ -506,7 +331,7 @@ impl Store {
         let mut parameters: Parameters<'_> = vec![&partners];
         let conditions = asked.conditions(&mut parameters);
         let sql = format!(
-            "/* desk::dead_letter_stats */
+            "/* letters::dead_letter_stats */
             WITH grouped AS MATERIALIZED ({})
             SELECT state, reason, NULL::text AS enterprise_id, sum(messages)::bigint AS messages,
                    min(first_failed_at) AS first_failed_at, max(last_failed_at) AS last_failed_at
@@ -546,12 +371,12 @@ impl Store {
         let session = self.session("find_dead_letters").await?;
         let rows = match name {
             Name::Ids(first, last) => {
-                let sql = "/* desk::find_dead_letters by id */
+                let sql = "/* letters::find_dead_letters by id */
                     SELECT id FROM settled.dead_letters WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3";
                 session.query(sql, &[first, last, &limit]).await?
             }
             Name::Digest(digest) => {
-                let sql = "/* desk::find_dead_letters by digest */
+                let sql = "/* letters::find_dead_letters by digest */
                     SELECT id FROM settled.dead_letters WHERE digest = $1 ORDER BY id LIMIT $2";
                 session.query(sql, &[&digest.as_slice(), &limit]).await?
             }
@@ -576,7 +401,7 @@ impl Store {
             .session("dead_letter_of")
             .await?
             .query(
-                "/* desk::dead_letter_of */
+                "/* letters::dead_letter_of */
                 SELECT id, state
                 FROM settled.dead_letters
                 WHERE digest = $1 AND enterprise_id = $2 AND nonce = $3
@@ -596,7 +421,7 @@ impl Store {
     /// The database is away or refuses.
     pub async fn dead_letter(&self, id: Uuid) -> Result<Option<(Exported, Vec<u8>)>, StoreError> {
         let sql = format!(
-            "/* desk::dead_letter */
+            "/* letters::dead_letter */
             SELECT {COLUMNS}, {BODY_COLUMNS}, d.body AS bytes FROM settled.dead_letters AS d WHERE d.id = $1"
         );
         let rows = self.session("dead_letter").await?.query(&sql, &[&id]).await?;
@@ -612,57 +437,8 @@ impl Store {
         let replays = replays_of(&session, &[id], limit).await?;
         let replays: Vec<Replayed> = replays.into_iter().map(|(_, replay)| replay).collect();
         let runs: Vec<i64> = replays.iter().map(|replay| replay.run).collect();
-        let rows = session
-            .query(
-                &format!(
-                    "/* desk::lineage acts */
-                    SELECT {AUDIT_COLUMNS}
-                    FROM settled.audit AS a
-                    WHERE a.run_id = ANY ($2)
-                       OR a.id IN (SELECT s.audit_id FROM settled.audit_subjects AS s WHERE s.dead_letter_id = $1)
-                    ORDER BY a.id DESC
-                    LIMIT $3"
-                ),
-                &[&id, &runs, &limit],
-            )
-            .await?;
-        let mut acts: Vec<AuditRecord> = rows.iter().map(audit_record).collect();
-        acts.reverse();
+        let acts = audit::acts_on(&session, id, &runs, limit).await?;
         Ok((replays, acts))
-    }
-
-    /// A page of acts, the newest first.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn audit(&self, filter: &AuditFilter, before: i64, limit: i64) -> Result<Vec<AuditRecord>, StoreError> {
-        let rows = self
-            .session("audit")
-            .await?
-            .query(
-                &format!(
-                    "/* desk::audit */
-                    SELECT {AUDIT_COLUMNS}
-                    FROM settled.audit AS a
-                    WHERE a.id < $1
-                      AND ($3::text IS NULL OR a.operator = $3)
-                      AND ($4::text IS NULL OR a.act = $4)
-                      AND ($5::timestamptz IS NULL OR a.at >= $5)
-                      AND ($6::timestamptz IS NULL OR a.at < $6)
-                    ORDER BY a.id DESC
-                    LIMIT $2"
-                ),
-                &[
-                    &before,
-                    &limit,
-                    &filter.operator,
-                    &filter.act,
-                    &filter.since,
-                    &filter.until,
-                ],
-            )
-            .await?;
-        Ok(rows.iter().map(audit_record).collect())
     }
 }
 
@@ -689,7 +465,7 @@ async fn page(
     let mut parameters: Parameters<'_> = vec![&after, &limit];
     let conditions = asked.conditions(&mut parameters);
     let sql = format!(
-        "/* desk::{function} */
+        "/* letters::{function} */
         SELECT {columns}
         FROM ({}) AS page
         JOIN settled.dead_letters AS d ON d.id = page.id
@@ -703,7 +479,7 @@ async fn page(
 async fn replays_of(session: &Session, ids: &[Uuid], limit: i64) -> Result<Vec<(Uuid, Replayed)>, StoreError> {
     let rows = session
         .query(
-            "/* desk::replays_of */
+            "/* letters::replays_of */
             SELECT i.dead_letter_id, i.run_id, r.plan_id, r.operator, r.why, i.planned, i.state, i.verdict, i.reason,
                    i.note, i.judged_at
             FROM settled.run_items AS i
@@ -750,7 +526,7 @@ pub(super) async fn refusals(
     let rows = session
         .query(
             &format!(
-                "/* desk::refusals */
+                "/* letters::refusals */
                 SELECT {COLUMNS}
                 FROM settled.dead_letters AS d
                 WHERE d.allocation_id = ANY ($1) OR d.nonce = ANY ($2) OR d.digest = ANY ($3)
@@ -764,4 +540,62 @@ pub(super) async fn refusals(
     let ids: Vec<Uuid> = dead_letters.iter().map(|dead_letter| dead_letter.id).collect();
     let replays = replays_of(session, &ids, limit).await?;
     Ok((dead_letters, replays))
+}
+
+/// How many dead letters wait, and what is being replayed.
+#[derive(Clone, Debug, Default)]
+pub struct Desk {
+    /// Open ones by reason.
+    pub open: Vec<(Reason, u64)>,
+    /// How long ago the oldest open one was collected.
+    pub oldest: Option<Duration>,
+    /// Runs by state.
+    pub runs: Vec<(String, u64)>,
+}
+
+impl Store {
+    /// Measures the desk. One index is read from end to end: not for every few seconds.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn measure_desk(&self) -> Result<Desk, StoreError> {
+        let session = self.session("measure_desk").await?;
+        let natural = |number: i64| u64::try_from(number).unwrap_or_default();
+        let rows = session
+            .query(
+                "/* letters::measure_desk open */
+                SELECT reason, count(*)
+                FROM settled.dead_letters
+                WHERE state = 'open'
+                GROUP BY reason",
+                &[],
+            )
+            .await?;
+        let open = rows
+            .iter()
+            .filter_map(|row| Some((Reason::parse(row.get(0))?, natural(row.get(1)))))
+            .collect();
+        let rows = session
+            .query(
+                "/* letters::measure_desk oldest */
+                SELECT extract(epoch FROM clock_timestamp() - collected_at)::float8
+                FROM settled.dead_letters
+                WHERE state = 'open'
+                ORDER BY seq
+                LIMIT 1",
+                &[],
+            )
+            .await?;
+        let oldest = rows
+            .first()
+            .map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0)));
+        let rows = session
+            .query(
+                "/* letters::measure_desk runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
+                &[],
+            )
+            .await?;
+        let runs = rows.iter().map(|row| (row.get(0), natural(row.get(1)))).collect();
+        Ok(Desk { open, oldest, runs })
+    }
 }

@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    super::{Store, StoreError, dead_letters, due, registry::time},
-    acts::{Act, write_audit},
+    Store, StoreError,
+    audit::{Act, write_audit},
+    dead_letters, due,
+    registry::time,
 };
 use crate::domain::{
     decide::{Reason, VerdictKind},
@@ -57,7 +59,7 @@ impl Store {
             .session("dead_letter_deliveries")
             .await?
             .query(
-                "/* desk::dead_letter_deliveries */
+                "/* plans::dead_letter_deliveries */
                 SELECT id, exchange, routing_key, format, properties, body, digest, body_length, too_large
                 FROM settled.dead_letters
                 WHERE id = ANY ($1)",
@@ -84,14 +86,14 @@ impl Store {
         let messages = i32::try_from(items.len()).unwrap_or(i32::MAX);
         let rows = session
             .query(
-                "/* desk::save_plan */
+                "/* plans::save_plan */
                 INSERT INTO settled.plans (at, operator, filters, messages)
                 VALUES (date_trunc('milliseconds', now()), $1, $2::text::jsonb, $3)
                 RETURNING id",
                 &[&act.operator, &act.filters.to_string(), &messages],
             )
             .await?;
-        let plan_id: i64 = rows.first().map_or(0, |row| row.get("id"));
+        let plan_id: i64 = session.one(&rows)?.get("id");
         let mut position = 0_i32;
         for slice in items.chunks(SLICE) {
             let ids: Vec<Uuid> = slice.iter().map(|item| item.id).collect();
@@ -108,7 +110,7 @@ impl Store {
             session
                 .execute_exactly(
                     slice.len(),
-                    "/* desk::save_plan items */
+                    "/* plans::save_plan items */
                     INSERT INTO settled.plan_items (
                         plan_id, position, dead_letter_id, verdict, reason, detail, currency, quantity
                     )
@@ -145,7 +147,7 @@ impl Store {
             .session("plan")
             .await?
             .query(
-                "/* desk::plan */
+                "/* plans::plan */
                 SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages,
                        (SELECT count(*)
                         FROM settled.plan_items AS i
@@ -174,7 +176,7 @@ impl Store {
             .session("plan_messages")
             .await?
             .query(
-                "/* desk::plan_messages */
+                "/* plans::plan_messages */
                 SELECT dead_letter_id FROM settled.plan_items WHERE plan_id = $1 ORDER BY position",
                 &[&id],
             )

@@ -10,8 +10,9 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    super::{Session, Store, StoreError, registry::maybe_time, registry::time},
-    acts::{Act, write_audit},
+    Session, Store, StoreError,
+    audit::{Act, write_audit},
+    registry::{maybe_time, time},
 };
 
 /// A run's state as its row has it.
@@ -191,7 +192,7 @@ impl Store {
         // Held against a purge.
         let plan = session
             .query(
-                "/* desk::begin_run plan */ SELECT FROM settled.plans WHERE id = $1 FOR KEY SHARE",
+                "/* runs::begin_run plan */ SELECT FROM settled.plans WHERE id = $1 FOR KEY SHARE",
                 &[&wish.plan],
             )
             .await?;
@@ -201,7 +202,7 @@ impl Store {
         }
         let rows = session
             .query(
-                "/* desk::begin_run */
+                "/* runs::begin_run */
                 INSERT INTO settled.runs (
                     plan_id, state, operator, why, canary, rate, all_verdicts, started_at, changed_at, driver, driven_until
                 )
@@ -222,10 +223,10 @@ impl Store {
                 ],
             )
             .await?;
-        let run_id: i64 = rows.first().map_or(0, |row| row.get("id"));
+        let run_id: i64 = session.one(&rows)?.get("id");
         let messages = session
             .execute(
-                "/* desk::begin_run items */
+                "/* runs::begin_run items */
                 INSERT INTO settled.run_items (run_id, position, dead_letter_id, planned)
                 SELECT $1, position, dead_letter_id, verdict
                 FROM settled.plan_items
@@ -269,7 +270,7 @@ impl Store {
         session
             .execute_exactly(
                 1,
-                "/* desk::resume_run */
+                "/* runs::resume_run */
                 UPDATE settled.runs
                 SET state = 'running',
                     note = NULL,
@@ -327,7 +328,7 @@ impl Store {
         session.begin().await?;
         let ours = session
             .query(
-                "/* desk::end_run */
+                "/* runs::end_run */
                 SELECT FROM settled.runs WHERE id = $1 AND driver = $2 AND state = 'running' FOR NO KEY UPDATE",
                 &[&id, &driver],
             )
@@ -355,7 +356,7 @@ impl Store {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = session
             .query(
-                "/* desk::mark_due next */
+                "/* runs::mark_due next */
                 SELECT dead_letter_id
                 FROM settled.run_items
                 WHERE run_id = $1 AND state = 'waiting'
@@ -367,7 +368,7 @@ impl Store {
         let next: Vec<Uuid> = rows.iter().map(|row| row.get("dead_letter_id")).collect();
         let rows = session
             .query(
-                "/* desk::mark_due lock */
+                "/* runs::mark_due lock */
                 SELECT id, state, run_id
                 FROM settled.dead_letters
                 WHERE id = ANY ($1)
@@ -380,7 +381,7 @@ impl Store {
         // claimed before the run was cancelled: its item waits no more, whatever became of the message.
         let waiting = session
             .query(
-                "/* desk::mark_due still waiting */
+                "/* runs::mark_due still waiting */
                 SELECT dead_letter_id
                 FROM settled.run_items
                 WHERE run_id = $1 AND state = 'waiting' AND dead_letter_id = ANY ($2)",
@@ -397,7 +398,7 @@ impl Store {
         session
             .execute_exactly(
                 open.len(),
-                "/* desk::mark_due */
+                "/* runs::mark_due */
                 UPDATE settled.dead_letters SET state = 'due', run_id = $1 WHERE id = ANY ($2)",
                 &[&id, &open],
             )
@@ -405,7 +406,7 @@ impl Store {
         session
             .execute_exactly(
                 next.len(),
-                "/* desk::mark_due items */
+                "/* runs::mark_due items */
                 UPDATE settled.run_items AS i
                 SET state = CASE WHEN w.id = ANY ($3) THEN 'due' ELSE 'skipped' END,
                     note = CASE
@@ -437,7 +438,7 @@ impl Store {
             return Ok(Driven::Lost);
         }
         let rows = session
-            .query(&format!("/* desk::drive_on */ {RUN} WHERE r.id = $1"), &[&id])
+            .query(&format!("/* runs::drive_on */ {RUN} WHERE r.id = $1"), &[&id])
             .await?;
         Ok(rows.first().map_or(Driven::Lost, |row| Driven::Ours(run(row))))
     }
@@ -450,7 +451,7 @@ impl Store {
         let rows = self
             .session("run")
             .await?
-            .query(&format!("/* desk::run */ {RUN} WHERE r.id = $1"), &[&id])
+            .query(&format!("/* runs::run */ {RUN} WHERE r.id = $1"), &[&id])
             .await?;
         Ok(rows.first().map(run))
     }
@@ -464,7 +465,7 @@ impl Store {
             .session("runs")
             .await?
             .query(
-                &format!("/* desk::runs */ {RUN} WHERE r.id < $1 ORDER BY r.id DESC LIMIT $2"),
+                &format!("/* runs::runs */ {RUN} WHERE r.id < $1 ORDER BY r.id DESC LIMIT $2"),
                 &[&before, &limit],
             )
             .await?;
@@ -479,7 +480,7 @@ impl Store {
         let session = self.session("run_outcome").await?;
         let rows = session
             .query(
-                "/* desk::run_outcome */
+                "/* runs::run_outcome */
                 SELECT planned, state, verdict, reason, note, count(*) AS messages
                 FROM settled.run_items
                 WHERE run_id = $1
@@ -502,7 +503,7 @@ impl Store {
         // What moved is asked of the transfers, not of the plan: of those that the judging batches made.
         let rows = session
             .query(
-                "/* desk::run_outcome money */
+                "/* runs::run_outcome money */
                 SELECT m.currency, sum(m.planned)::text AS planned, sum(m.moved)::text AS moved
                 FROM (
                     SELECT p.currency, p.quantity AS planned, 0 AS moved
@@ -539,7 +540,7 @@ impl Store {
 async fn lock_run(session: &Session, id: i64) -> Result<Option<(RunState, Option<Timestamp>, bool)>, StoreError> {
     let rows = session
         .query(
-            "/* desk::lock_run */
+            "/* runs::lock_run */
             SELECT state, driven_until, coalesce(driven_until < clock_timestamp(), true) AS stalled
             FROM settled.runs
             WHERE id = $1
@@ -556,7 +557,7 @@ async fn lock_run(session: &Session, id: i64) -> Result<Option<(RunState, Option
 async fn sign_of_life(session: &Session, id: i64, driver: Driver) -> Result<bool, StoreError> {
     let renewed = session
         .execute(
-            "/* desk::sign_of_life */
+            "/* runs::sign_of_life */
             UPDATE settled.runs
             SET driven_until = clock_timestamp() + make_interval(secs => $3)
             WHERE id = $1 AND driver = $2 AND state = 'running'",
@@ -571,7 +572,7 @@ async fn end(session: &Session, act: Act<'_>, id: i64, state: RunState, note: Op
     session
         .execute_exactly(
             1,
-            "/* desk::end */
+            "/* runs::end */
             UPDATE settled.runs
             SET state = $2,
                 note = $3,
@@ -584,7 +585,7 @@ async fn end(session: &Session, act: Act<'_>, id: i64, state: RunState, note: Op
         .await?;
     session
         .query(
-            "/* desk::end lock */
+            "/* runs::end lock */
             SELECT
             FROM settled.dead_letters
             WHERE id IN (SELECT dead_letter_id FROM settled.run_items WHERE run_id = $1 AND state = 'due')
@@ -595,7 +596,7 @@ async fn end(session: &Session, act: Act<'_>, id: i64, state: RunState, note: Op
         .await?;
     session
         .execute(
-            "/* desk::end messages */
+            "/* runs::end messages */
             UPDATE settled.dead_letters AS d
             SET state = 'open'
             FROM settled.run_items AS i
@@ -605,14 +606,14 @@ async fn end(session: &Session, act: Act<'_>, id: i64, state: RunState, note: Op
         .await?;
     session
         .execute(
-            "/* desk::end items */
+            "/* runs::end items */
             UPDATE settled.run_items SET state = 'waiting' WHERE run_id = $1 AND state = 'due'",
             &[&id],
         )
         .await?;
     let rows = session
         .query(
-            "/* desk::end outcome */
+            "/* runs::end outcome */
             SELECT coalesce(verdict, state) AS word, count(*) AS messages
             FROM settled.run_items
             WHERE run_id = $1

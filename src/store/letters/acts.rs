@@ -1,23 +1,16 @@
 //! What an operator does to dead letters directly: discard, restore, purge. Rows are locked in id order, and whether a row
 //! is as it was thought to be stands in the WHERE, so that two operators at once do everything once.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
-use super::super::{Session, Store, StoreError};
+use super::super::{
+    Store, StoreError,
+    audit::{Act, write_audit, write_subjects},
+};
 
 /// Rows that one statement changes.
 const SLICE: usize = 5_000;
-
-/// Who does what, and why.
-#[derive(Clone, Copy, Debug)]
-pub struct Act<'a> {
-    pub name: &'static str,
-    pub operator: &'a str,
-    /// Looking needs no why.
-    pub why: Option<&'a str>,
-    pub filters: &'a Value,
-}
 
 /// What an act came to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,49 +22,8 @@ pub struct Done {
     pub plans: usize,
 }
 
-/// Writes down an act, in the transaction that did it.
-pub(in crate::store) async fn write_audit(
-    session: &Session,
-    act: Act<'_>,
-    outcome: &Value,
-    run_id: Option<i64>,
-) -> Result<i64, StoreError> {
-    let rows = session
-        .query(
-            "/* desk::write_audit */
-            INSERT INTO settled.audit (at, operator, act, why, filters, outcome, run_id)
-            VALUES (date_trunc('milliseconds', clock_timestamp()), $1, $2, $3, $4::text::jsonb, $5::text::jsonb, $6)
-            RETURNING id",
-            &[
-                &act.operator,
-                &act.name,
-                &act.why,
-                &act.filters.to_string(),
-                &outcome.to_string(),
-                &run_id,
-            ],
-        )
-        .await?;
-    Ok(rows.first().map_or(0, |row| row.get("id")))
-}
-
-async fn write_subjects(session: &Session, audit_id: i64, ids: &[Uuid]) -> Result<(), StoreError> {
-    for slice in ids.chunks(SLICE) {
-        session
-            .execute_exactly(
-                slice.len(),
-                "/* desk::write_subjects */
-                INSERT INTO settled.audit_subjects (dead_letter_id, audit_id)
-                SELECT id, $1 FROM unnest($2::uuid[]) AS s (id)",
-                &[&audit_id, &slice],
-            )
-            .await?;
-    }
-    Ok(())
-}
-
 const DISCARD: &str = "\
-    /* desk::discard */
+    /* acts::discard */
     WITH mine AS MATERIALIZED (
         SELECT id
         FROM settled.dead_letters
@@ -87,7 +39,7 @@ const DISCARD: &str = "\
     RETURNING d.id";
 
 const RESTORE: &str = "\
-    /* desk::restore */
+    /* acts::restore */
     WITH mine AS MATERIALIZED (
         SELECT id
         FROM settled.dead_letters
@@ -103,7 +55,7 @@ const RESTORE: &str = "\
     RETURNING d.id";
 
 const PURGE: &str = "\
-    /* desk::purge */
+    /* acts::purge */
     WITH mine AS MATERIALIZED (
         SELECT id
         FROM settled.dead_letters
@@ -119,7 +71,7 @@ const PURGE: &str = "\
     RETURNING d.id";
 
 const PURGE_PLAN: &str = "\
-    /* desk::purge plan */
+    /* acts::purge plan */
     DELETE FROM settled.plans
     WHERE id = (
         SELECT p.id
@@ -182,18 +134,17 @@ impl Store {
     /// # Errors
     /// The database is away or refuses.
     pub async fn count_purgeable(&self, before: jiff::Timestamp, settled_too: bool) -> Result<i64, StoreError> {
-        let rows = self
-            .session("count_purgeable")
-            .await?
+        let session = self.session("count_purgeable").await?;
+        let rows = session
             .query(
-                "/* desk::count_purgeable */
+                "/* acts::count_purgeable */
                 SELECT count(*)
                 FROM settled.dead_letters
                 WHERE state = 'discarded' AND discarded_at < $1 OR $2 AND state = 'settled' AND judged_at < $1",
                 &[&before, &settled_too],
             )
             .await?;
-        Ok(rows.first().map_or(0, |row| row.get(0)))
+        Ok(session.one(&rows)?.get(0))
     }
 
     /// Deletes for ever what was discarded before a time, if so wished what was settled before it too, and plans older than it that no run names.
@@ -228,14 +179,5 @@ impl Store {
             changed: purged.len(),
             plans,
         })
-    }
-
-    /// Writes down an act that changes nothing.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn record(&self, act: Act<'_>, outcome: &Value) -> Result<i64, StoreError> {
-        let session = self.session("record").await?;
-        write_audit(&session, act, outcome, None).await
     }
 }

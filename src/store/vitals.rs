@@ -1,0 +1,224 @@
+//! The server itself, so far as settling depends on it: what `doctor` asks.
+
+use jiff::Timestamp;
+
+use super::{Store, StoreError};
+
+/// The server's own state, as far as settling depends on it.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    /// `15.8 (Debian 15.8-0+deb12u1)`.
+    pub version: String,
+    /// `150008`.
+    pub version_number: i32,
+    /// A standby that follows another server: nothing can be written.
+    pub read_only: bool,
+    pub user: String,
+    pub synchronous_commit: String,
+    pub synchronous_standby_names: String,
+    /// Standbys that follow this server now, and how many of them a commit may wait for.
+    pub standbys: i64,
+    pub synchronous_standbys: i64,
+    pub fsync: bool,
+    pub full_page_writes: bool,
+    /// `origin`, unless somebody switched triggers off.
+    pub replication_role: String,
+}
+
+/// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
+/// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
+const GUARDS: [(&str, &str, i16); 12] = [
+    ("transfers", "append_only", 58),
+    ("entries", "append_only", 58),
+    ("settlements", "append_only", 58),
+    ("batches", "append_only", 58),
+    ("deposits", "append_only", 58),
+    ("parkings", "append_only", 58),
+    ("holdings", "append_only", 58),
+    ("receipts", "never_forgotten", 42),
+    ("audit", "append_only", 58),
+    ("audit_subjects", "append_only", 58),
+    ("distrusted", "append_only", 58),
+    ("told", "never_changed", 50),
+];
+
+/// What the program's user must be allowed, of tables and then of functions.
+const TABLE_GRANTS: [(&str, &str); 28] = [
+    ("refinery_schema_history", "SELECT"),
+    ("partners", "SELECT"),
+    ("partner_keys", "SELECT"),
+    ("connections", "SELECT"),
+    // The row locks of a batch are an UPDATE to the server.
+    ("allocations", "SELECT, UPDATE"),
+    ("accounts", "SELECT, UPDATE"),
+    // RETURNING reads what was inserted.
+    ("transfers", "SELECT, INSERT"),
+    ("entries", "INSERT"),
+    ("settlements", "INSERT"),
+    ("batches", "INSERT"),
+    ("receipts", "SELECT, INSERT, UPDATE"),
+    ("parked", "SELECT, INSERT, UPDATE, DELETE"),
+    ("parkings", "INSERT"),
+    ("told", "SELECT, INSERT, DELETE"),
+    ("held", "SELECT, INSERT, UPDATE, DELETE"),
+    ("holdings", "INSERT"),
+    ("outbox", "SELECT, INSERT, UPDATE, DELETE"),
+    ("outbox_refused", "SELECT, INSERT"),
+    ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),
+    ("letters_taken", "SELECT, INSERT, UPDATE"),
+    ("dead_letter_space", "SELECT, INSERT, DELETE"),
+    ("plans", "SELECT, INSERT"),
+    ("plan_items", "SELECT, INSERT"),
+    ("runs", "SELECT, INSERT, UPDATE"),
+    ("run_items", "SELECT, INSERT, UPDATE"),
+    ("audit", "SELECT, INSERT"),
+    ("audit_subjects", "SELECT, INSERT"),
+    ("distrusted", "SELECT, INSERT"),
+];
+const FUNCTION_GRANTS: [&str; 2] = ["settled.deposit(uuid, text, numeric, text)", "settled.reserve(jsonb)"];
+
+impl Store {
+    /// How the server is and how it is set up.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn vitals(&self) -> Result<Vitals, StoreError> {
+        let session = self.session("vitals").await?;
+        let rows = session
+            .query(
+                "/* vitals::vitals */
+                SELECT current_setting('server_version') AS version,
+                       current_setting('server_version_num')::integer AS version_number,
+                       pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean AS read_only,
+                       current_user::text AS \"user\",
+                       current_setting('synchronous_commit') AS synchronous_commit,
+                       current_setting('synchronous_standby_names') AS synchronous_standby_names,
+                       (SELECT count(*) FROM pg_stat_replication) AS standbys,
+                       (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum'))
+                           AS synchronous_standbys,
+                       current_setting('fsync')::boolean AS fsync,
+                       current_setting('full_page_writes')::boolean AS full_page_writes,
+                       current_setting('session_replication_role') AS replication_role",
+                &[],
+            )
+            .await?;
+        let row = session.one(&rows)?;
+        Ok(Vitals {
+            version: row.get("version"),
+            version_number: row.get("version_number"),
+            read_only: row.get("read_only"),
+            user: row.get("user"),
+            synchronous_commit: row.get("synchronous_commit"),
+            synchronous_standby_names: row.get("synchronous_standby_names"),
+            standbys: row.get("standbys"),
+            synchronous_standbys: row.get("synchronous_standbys"),
+            fsync: row.get("fsync"),
+            full_page_writes: row.get("full_page_writes"),
+            replication_role: row.get("replication_role"),
+        })
+    }
+
+    /// The database's clock.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn clock(&self) -> Result<Timestamp, StoreError> {
+        let session = self.session("clock").await?;
+        let rows = session
+            .query("/* vitals::clock */ SELECT clock_timestamp()", &[])
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
+    /// The triggers that are missing, switched off or not what they were, as `trigger append_only on settled.entries`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn missing_guards(&self) -> Result<Vec<String>, StoreError> {
+        let (tables, names): (Vec<&str>, Vec<&str>) = GUARDS.iter().map(|(table, name, _)| (*table, *name)).unzip();
+        let events: Vec<i16> = GUARDS.iter().map(|(_, _, events)| *events).collect();
+        let rows = self
+            .session("missing_guards")
+            .await?
+            .query(
+                "/* vitals::missing_guards */
+                SELECT format('trigger %s on settled.%s', w.name, w.table_name)
+                FROM unnest($1::text[], $2::text[], $3::smallint[]) AS w (table_name, name, events)
+                WHERE NOT EXISTS (
+                    SELECT
+                    FROM pg_trigger AS t
+                    JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relname = w.table_name
+                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                    JOIN pg_proc AS f ON f.oid = t.tgfoid
+                    WHERE t.tgname = w.name
+                      AND t.tgenabled IN ('O', 'A')
+                      AND t.tgtype & w.events = w.events
+                      AND t.tgqual IS NULL
+                      AND f.proname = 'refuse_change'
+                      AND f.prosrc ~ 'RAISE EXCEPTION'
+                )
+                ORDER BY w.table_name",
+                &[&tables, &names, &events],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Whether this user could switch off what refuses change: it owns tables of ours, or may do anything.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn owns_tables(&self) -> Result<bool, StoreError> {
+        let session = self.session("owns_tables").await?;
+        let rows = session
+            .query(
+                "/* vitals::owns_tables */
+                SELECT EXISTS (
+                    SELECT
+                    FROM pg_class AS c
+                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                    WHERE c.relkind = 'r' AND pg_has_role(current_user, c.relowner, 'MEMBER')
+                )",
+                &[],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
+    /// What this user is not allowed and needs, as `UPDATE on settled.receipts`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn missing_grants(&self) -> Result<Vec<String>, StoreError> {
+        let (tables, privileges): (Vec<&str>, Vec<&str>) = TABLE_GRANTS
+            .iter()
+            .flat_map(|(table, privileges)| privileges.split(", ").map(|privilege| (*table, privilege)))
+            .unzip();
+        let functions = FUNCTION_GRANTS.as_slice();
+        let rows = self
+            .session("missing_grants")
+            .await?
+            .query(
+                // What does not exist is the schema's problem, not a missing grant.
+                "/* vitals::missing_grants */
+                SELECT format('%s on settled.%s', w.privilege, w.table_name)
+                FROM unnest($1::text[], $2::text[]) AS w (table_name, privilege)
+                JOIN pg_class AS c ON c.relname = w.table_name
+                JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                WHERE NOT has_table_privilege(c.oid, w.privilege)
+                UNION ALL
+                SELECT 'EXECUTE on ' || w.signature
+                FROM unnest($3::text[]) AS w (signature)
+                WHERE EXISTS (SELECT FROM pg_namespace WHERE nspname = 'settled' AND has_schema_privilege(oid, 'USAGE'))
+                  AND NOT has_function_privilege(to_regprocedure(w.signature), 'EXECUTE')
+                UNION ALL
+                SELECT 'USAGE on schema settled'
+                FROM pg_namespace
+                WHERE nspname = 'settled' AND NOT has_schema_privilege(oid, 'USAGE')
+                ORDER BY 1",
+                &[&tables, &privileges, &functions],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+}
