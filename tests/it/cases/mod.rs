@@ -21,6 +21,7 @@ mod mutants;
 mod outage;
 mod outbox;
 mod own_queue;
+mod pages;
 mod per_message;
 mod poison;
 mod proof;

@@ -135,8 +135,8 @@ fn every_mutant_says_what_it_is_and_who_notices() {
     assert!(mutants.len() >= FEWEST, "{} mutants", mutants.len());
     let told = format!("{} seeded bugs", mutants.len());
     assert!(
-        include_str!("../../../README.md").contains(&told),
-        "README does not say: {told}"
+        include_str!("../../../docs/promises.md").contains(&told),
+        "docs/promises.md does not say: {told}"
     );
     for mutant in &mutants {
         let name = &mutant.name;
