@@ -94,8 +94,8 @@ impl Trouble {
             }
             Trouble::NoRoom => "make room on the server",
             Trouble::Forgets => {
-                "a pooler in between shares connections by statement or transaction: let it pool by session, or keep \
-                 prepared statements"
+                "a pooler in between lends a connection for a transaction and forgets what was prepared on it: let it \
+                 pool by session, or keep prepared statements (PgBouncer 1.21 or later with max_prepared_statements above 0)"
             }
             Trouble::Tls => "check database.ca_file, the server's certificate and the host's name in it",
             Trouble::Refuses => "the log of the database says more",

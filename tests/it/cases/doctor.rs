@@ -15,8 +15,8 @@ use crate::kit::{
     auditor::Expect,
     command::{Answer, NOWHERE, ask_in},
     partner::Partner,
-    postgres::{Server, skip},
-    support::{Beside, Ground, address, userinfo, with_address},
+    postgres::Server,
+    support::{Beside, Ground, address, skip, userinfo, with_address},
 };
 
 /// The lines about the database, where all is well.

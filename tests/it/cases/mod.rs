@@ -24,6 +24,7 @@ mod own_queue;
 mod pages;
 mod per_message;
 mod poison;
+mod pooler;
 mod proof;
 mod readme;
 mod reconcile;

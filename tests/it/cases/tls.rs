@@ -25,8 +25,8 @@ use crate::kit::{
     auditor::event_id,
     command::{Answer, ask, ask_in},
     partner::Partner,
-    postgres::{Server, skip},
-    support::{Beside, Ground, Services, address, connect, said, userinfo},
+    postgres::Server,
+    support::{Beside, Ground, Services, address, connect, said, skip, userinfo},
 };
 
 /// Where nobody is, on another machine (RFC 5737).

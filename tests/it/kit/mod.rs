@@ -5,6 +5,7 @@ pub(crate) mod auditor;
 pub(crate) mod command;
 pub(crate) mod in_process;
 pub(crate) mod partner;
+pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod private;
 pub(crate) mod proxy;

@@ -1,7 +1,6 @@
-//! A PostgreSQL of a test's own, for settings that the shared one can not have; and how a test says that it could not run.
+//! A PostgreSQL of a test's own, for settings that the shared one can not have.
 
 use std::{
-    io::Write,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -11,17 +10,6 @@ use uuid::Uuid;
 
 use super::support::{PATIENCE, said, until};
 
-/// Says that a test could not run here, for `dev/test` to repeat.
-pub(crate) fn skip(test: &str, why: &str) {
-    let line = format!("SKIPPED {test}: {why}\n");
-    eprint!("{line}");
-    if let Some(path) = std::env::var_os("SETTLED_TEST_SKIPS") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .expect("the list of skipped tests");
-    }
-}
-
 /// A server in a directory of the system's temporary one; both go with it.
 pub(crate) struct Server {
     process: Child,
@@ -30,13 +18,13 @@ pub(crate) struct Server {
 }
 
 /// A directory that the server's user can reach, and that user, if it must be another than we are.
-struct Home {
-    directory: PathBuf,
-    user: Option<(u32, u32)>,
+pub(super) struct Home {
+    pub(super) directory: PathBuf,
+    pub(super) user: Option<(u32, u32)>,
 }
 
 impl Home {
-    fn new() -> Result<Self, String> {
+    pub(super) fn new() -> Result<Self, String> {
         let directory = std::env::temp_dir().join(format!("settled-{}", Uuid::new_v4().simple()));
         std::fs::create_dir(&directory).expect("a directory");
         let ask = |arguments: &[&str]| -> Option<u32> {
@@ -59,14 +47,14 @@ impl Home {
     }
 
     /// Hands a file over to the server's user.
-    fn give(&self, path: &Path, mode: u32) {
+    pub(super) fn give(&self, path: &Path, mode: u32) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
         if let Some((user, group)) = self.user {
             std::os::unix::fs::chown(path, Some(user), Some(group)).expect("its owner");
         }
     }
 
-    fn command(&self, program: &Path) -> Command {
+    pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command
             .current_dir(&self.directory)
