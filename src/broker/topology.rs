@@ -27,10 +27,10 @@ struct Exchange {
     from: Option<&'static str>,
 }
 
-struct Queue {
-    name: String,
+pub(super) struct Queue {
+    pub(super) name: String,
     kind: QueueKind,
-    bindings: Vec<Binding>,
+    pub(super) bindings: Vec<Binding>,
 }
 
 enum QueueKind {
@@ -42,9 +42,9 @@ enum QueueKind {
     Patient,
 }
 
-struct Binding {
-    exchange: &'static str,
-    key: String,
+pub(super) struct Binding {
+    pub(super) exchange: &'static str,
+    pub(super) key: String,
     /// The header that a message must have, whatever it says.
     header: Option<&'static str>,
 }
@@ -144,7 +144,7 @@ pub fn own_queue(enterprise_id: &str) -> String {
     format!("{UPDATES}.{enterprise_id}")
 }
 
-fn partner_queue(enterprise_id: &str) -> Queue {
+pub(super) fn partner_queue(enterprise_id: &str) -> Queue {
     Queue {
         name: own_queue(enterprise_id),
         kind: QueueKind::DeadLettering(DEAD),
@@ -205,11 +205,11 @@ impl Queue {
         table(arguments)
     }
 
-    async fn declare(&self, channel: &lapin::Channel, passive: bool) -> Result<u32, BrokerError> {
+    pub(super) async fn declare(&self, channel: &lapin::Channel, passive: bool) -> Result<u32, BrokerError> {
         declare_queue(channel, &self.name, passive, self.arguments()).await
     }
 
-    async fn bind(&self, channel: &lapin::Channel) -> Result<(), BrokerError> {
+    pub(super) async fn bind(&self, channel: &lapin::Channel) -> Result<(), BrokerError> {
         for binding in &self.bindings {
             let bound = channel.queue_bind(
                 short(&self.name)?,
@@ -256,7 +256,7 @@ fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldT
 }
 
 /// lapin's conversion panics above 255 bytes.
-fn short(name: &str) -> Result<ShortString, BrokerError> {
+pub(super) fn short(name: &str) -> Result<ShortString, BrokerError> {
     ShortString::try_new(name)
         .map_err(|error| BrokerError::Config(format!("a name for the broker is too long: {error}")))
 }
@@ -276,16 +276,7 @@ pub async fn declare(connection: &Connection) -> Result<(), BrokerError> {
     close(&channel).await
 }
 
-/// Declares a partner's own input queue, which from then on takes that partner's messages instead of the common one.
-pub async fn declare_own_queue(connection: &Connection, enterprise_id: &str) -> Result<(), BrokerError> {
-    let channel = connection.channel().await?;
-    let queue = partner_queue(enterprise_id);
-    queue.declare(&channel, false).await?;
-    queue.bind(&channel).await?;
-    close(&channel).await
-}
-
-async fn close(channel: &lapin::Channel) -> Result<(), BrokerError> {
+pub(super) async fn close(channel: &lapin::Channel) -> Result<(), BrokerError> {
     answer("closing a channel", ANSWER_TIMEOUT, channel.close(200, "done".into())).await
 }
 
@@ -320,6 +311,13 @@ pub async fn depth_of(connection: &Connection, queue: &str) -> Result<u32, Broke
 /// Counts what is ready in one queue, and its consumers. Refused with 404 if it is missing.
 pub async fn backlog(connection: &Connection, queue: &str) -> Result<(u32, u32), BrokerError> {
     let channel = connection.channel().await?;
+    let declared = passive(&channel, queue).await?;
+    close(&channel).await?;
+    Ok((declared.message_count(), declared.consumer_count()))
+}
+
+/// Looks at a queue without declaring it.
+pub(super) async fn passive(channel: &lapin::Channel, queue: &str) -> Result<lapin::Queue, BrokerError> {
     let options = QueueDeclareOptions {
         passive: true,
         durable: true,
@@ -328,9 +326,7 @@ pub async fn backlog(connection: &Connection, queue: &str) -> Result<(u32, u32),
         nowait: false,
     };
     let declared = channel.queue_declare(short(queue)?, options, FieldTable::default());
-    let declared = answer("a queue declaration", ANSWER_TIMEOUT, declared).await?;
-    close(&channel).await?;
-    Ok((declared.message_count(), declared.consumer_count()))
+    answer("a queue declaration", ANSWER_TIMEOUT, declared).await
 }
 
 async fn depth(channel: &lapin::Channel, queue: &str) -> Result<u32, BrokerError> {
@@ -658,8 +654,12 @@ mod tests {
         let vhost = Vhost::new();
         let connection = vhost.connect().await;
         declare(&connection).await.expect("declared");
-        declare_own_queue(&connection, "acme").await.expect("declared");
-        declare_own_queue(&connection, "acme").await.expect("declared again");
+        super::super::own_queue::declare(&connection, "acme")
+            .await
+            .expect("declared");
+        super::super::own_queue::declare(&connection, "acme")
+            .await
+            .expect("declared again");
         let mut publisher = Publisher::open(&connection).await.expect("a publisher");
         let sent: Vec<_> = [
             "acme.allocation.update",

@@ -23,7 +23,7 @@ pub(super) struct List {
     /// Only those of this operator
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
-    /// Only this act: partner add, partner suspend, partner resume, key add, key revoke, key reinstate, connection add,
+    /// Only this act: partner add, partner set, partner suspend, partner resume, key add, key revoke, key reinstate, connection add,
     /// deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge
     #[arg(long)]
     act: Option<String>,

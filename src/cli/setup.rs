@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use super::{Context, Exit, Failure};
 use crate::{
-    broker::topology::{self, BROKER_MADE, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
+    broker::{
+        own_queue,
+        topology::{self, BROKER_MADE, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
+    },
     store::{self, Fate},
 };
 
@@ -69,7 +72,7 @@ pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
         format!("partners' own queues were left out ({why}): run this again when the database answers")
     });
     for enterprise_id in own.unwrap_or_default() {
-        topology::declare_own_queue(&connection, &enterprise_id).await?;
+        own_queue::declare(&connection, &enterprise_id).await?;
         queues.push(topology::own_queue(&enterprise_id));
     }
     connection.close().await?;

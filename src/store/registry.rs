@@ -1,6 +1,8 @@
 //! What operators and the custody system put in: partners, keys, connections, deposits, reservations. Everything here can
 //! be said twice: the second time it is found as it is.
 
+mod partners;
+
 use std::error::Error;
 
 use jiff::Timestamp;
@@ -12,6 +14,7 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
+pub use self::partners::{Change, Changes, NewPartner, PartnerRecord, PartnerWish};
 use super::{
     Fate, Session, Store, StoreError,
     audit::{Act, write_audit},
@@ -98,34 +101,6 @@ pub enum Registered<T> {
     NoPartner,
     /// Its validity would end before it begins.
     NeverValid,
-}
-
-/// A partner as registered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PartnerRecord {
-    pub enterprise_id: String,
-    pub name: String,
-    pub async_allocations: bool,
-    pub async_deallocations: bool,
-    /// The AMQP user its messages must carry.
-    pub broker_user: Option<String>,
-    pub own_queue: bool,
-    #[serde(serialize_with = "maybe_time")]
-    pub suspended_at: Option<Timestamp>,
-    #[serde(serialize_with = "time")]
-    pub created_at: Timestamp,
-}
-
-/// A partner to register.
-#[derive(Clone, Debug)]
-pub struct NewPartner {
-    pub enterprise_id: String,
-    pub name: String,
-    pub async_allocations: bool,
-    pub async_deallocations: bool,
-    pub broker_user: Option<String>,
-    pub own_queue: bool,
 }
 
 /// A partner's key as registered.
@@ -220,22 +195,6 @@ pub struct Reserved {
     pub detail: Option<String>,
 }
 
-const PARTNER_COLUMNS: &str =
-    "enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue, suspended_at, created_at";
-
-fn partner(row: &Row) -> PartnerRecord {
-    PartnerRecord {
-        enterprise_id: row.get("enterprise_id"),
-        name: row.get("name"),
-        async_allocations: row.get("async_allocations"),
-        async_deallocations: row.get("async_deallocations"),
-        broker_user: row.get("broker_user"),
-        own_queue: row.get("own_queue"),
-        suspended_at: row.get("suspended_at"),
-        created_at: row.get("created_at"),
-    }
-}
-
 const KEY_COLUMNS: &str = "\
     public_key, enterprise_id, valid_from, valid_until, revoked_at, created_at, reinstated_at,
     revoked_at IS NULL
@@ -283,183 +242,6 @@ fn vanished(session: &Session, what: &str) -> StoreError {
 }
 
 impl Store {
-    /// Registers a partner.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn add_partner(&self, wish: &NewPartner, by: By<'_>) -> Result<Registered<PartnerRecord>, StoreError> {
-        let session = self.session("add_partner").await?;
-        session.begin().await?;
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::add_partner */
-                    INSERT INTO settled.partners (
-                        enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue
-                    )
-                    VALUES ($1, $2, $3, $4, $5, $6)
-                    ON CONFLICT (enterprise_id) DO NOTHING
-                    RETURNING {PARTNER_COLUMNS}"
-                ),
-                &[
-                    &wish.enterprise_id,
-                    &wish.name,
-                    &wish.async_allocations,
-                    &wish.async_deallocations,
-                    &wish.broker_user,
-                    &wish.own_queue,
-                ],
-            )
-            .await?;
-        if let Some(row) = rows.first() {
-            let added = partner(row);
-            let about = json!({"enterpriseId": added.enterprise_id});
-            let outcome = json!({
-                "name": added.name,
-                "asyncAllocations": added.async_allocations,
-                "asyncDeallocations": added.async_deallocations,
-                "brokerUser": added.broker_user,
-                "ownQueue": added.own_queue,
-            });
-            note(&session, by, "partner add", &about, &outcome).await?;
-            session.commit().await?;
-            return Ok(Registered::Added(added));
-        }
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::add_partner again */
-                    SELECT {PARTNER_COLUMNS}
-                    FROM settled.partners
-                    WHERE enterprise_id = $1"
-                ),
-                &[&wish.enterprise_id],
-            )
-            .await?;
-        let stored = rows
-            .first()
-            .map(partner)
-            .ok_or_else(|| vanished(&session, "the partner"));
-        session.rollback().await;
-        let stored = stored?;
-        let same = stored.name == wish.name
-            && stored.async_allocations == wish.async_allocations
-            && stored.async_deallocations == wish.async_deallocations
-            && stored.broker_user == wish.broker_user
-            && stored.own_queue == wish.own_queue;
-        Ok(if same {
-            Registered::Exists(stored)
-        } else {
-            Registered::Conflict(stored)
-        })
-    }
-
-    /// Suspends a partner or lets it go on; from the next batch on. None if there is no such partner. A partner that is
-    /// suspended again keeps the time of the first.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn suspend_partner(
-        &self,
-        enterprise_id: &str,
-        suspend: bool,
-        by: By<'_>,
-    ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
-        let session = self.session("suspend_partner").await?;
-        session.begin().await?;
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::suspend_partner */
-                    UPDATE settled.partners
-                    SET suspended_at = CASE WHEN $2 THEN clock_timestamp() END
-                    WHERE enterprise_id = $1
-                      AND (suspended_at IS NULL) = $2
-                    RETURNING {PARTNER_COLUMNS}"
-                ),
-                &[&enterprise_id, &suspend],
-            )
-            .await?;
-        if let Some(row) = rows.first() {
-            let changed = partner(row);
-            let name = if suspend { "partner suspend" } else { "partner resume" };
-            let about = json!({"enterpriseId": changed.enterprise_id});
-            note(&session, by, name, &about, &json!({})).await?;
-            session.commit().await?;
-            return Ok(Some(Registered::Updated(changed)));
-        }
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::suspend_partner again */
-                    SELECT {PARTNER_COLUMNS}
-                    FROM settled.partners
-                    WHERE enterprise_id = $1"
-                ),
-                &[&enterprise_id],
-            )
-            .await?;
-        session.rollback().await;
-        Ok(rows.first().map(|row| Registered::Exists(partner(row))))
-    }
-
-    /// Every partner, by enterprise id.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn partners(&self) -> Result<Vec<PartnerRecord>, StoreError> {
-        let rows = self
-            .session("partners")
-            .await?
-            .query(
-                &format!(
-                    "/* registry::partners */
-                    SELECT {PARTNER_COLUMNS}
-                    FROM settled.partners
-                    ORDER BY enterprise_id"
-                ),
-                &[],
-            )
-            .await?;
-        Ok(rows.iter().map(partner).collect())
-    }
-
-    /// The partners that have an input queue of their own, the first registered first.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn own_queues(&self) -> Result<Vec<String>, StoreError> {
-        let rows = self
-            .session("own_queues")
-            .await?
-            .query(
-                "/* registry::own_queues */
-                SELECT enterprise_id
-                FROM settled.partners
-                WHERE own_queue
-                ORDER BY created_at, enterprise_id",
-                &[],
-            )
-            .await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
-    /// Every partner that is registered.
-    ///
-    /// # Errors
-    /// The database is away.
-    pub async fn enterprises(&self) -> Result<std::collections::HashSet<String>, StoreError> {
-        let rows = self
-            .session("enterprises")
-            .await?
-            .query(
-                "/* registry::enterprises */ SELECT enterprise_id FROM settled.partners",
-                &[],
-            )
-            .await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
     /// Registers a key. Afterwards it is valid exactly as said; but one that is revoked stays revoked.
     ///
     /// # Errors
@@ -806,6 +588,27 @@ impl Store {
             )
             .await?;
         Ok(rows.iter().map(connection).collect())
+    }
+
+    /// One connection; None if there is no such one.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn registered_connection(&self, connection_id: Uuid) -> Result<Option<ConnectionRecord>, StoreError> {
+        let rows = self
+            .session("connection")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::connection */
+                    SELECT {CONNECTION_COLUMNS}
+                    FROM settled.connections
+                    WHERE connection_id = $1"
+                ),
+                &[&connection_id],
+            )
+            .await?;
+        Ok(rows.first().map(connection))
     }
 
     /// Funds come in, once per client and reference.

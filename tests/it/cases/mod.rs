@@ -28,6 +28,7 @@ mod pooler;
 mod proof;
 mod readme;
 mod reconcile;
+mod registry;
 mod reinstated;
 mod replays;
 mod strikes;

@@ -193,6 +193,7 @@ async fn every_act_is_written_down() {
     let by = ["--operator", "nora", "--reason", "ticket 7"];
     for (act, words) in [
         ("partner add", [&["partner", "add", "--name", "N"], &e[..]].concat()),
+        ("partner set", [&["partner", "set", "--name", "M"], &e[..]].concat()),
         ("partner suspend", [&["partner", "suspend"], &e[..]].concat()),
         ("partner resume", [&["partner", "resume"], &e[..]].concat()),
         ("key add", [&["key", "add"], &k[..]].concat()),

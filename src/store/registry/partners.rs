@@ -1,0 +1,374 @@
+//! Partners: who may send updates.
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::Row;
+
+use super::{By, Registered, maybe_time, note, time, vanished};
+use crate::store::{Store, StoreError};
+
+/// A partner as registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartnerRecord {
+    pub enterprise_id: String,
+    pub name: String,
+    pub async_allocations: bool,
+    pub async_deallocations: bool,
+    /// The AMQP user its messages must carry.
+    pub broker_user: Option<String>,
+    pub own_queue: bool,
+    #[serde(serialize_with = "maybe_time")]
+    pub suspended_at: Option<Timestamp>,
+    #[serde(serialize_with = "time")]
+    pub created_at: Timestamp,
+}
+
+/// A partner to register.
+#[derive(Clone, Debug)]
+pub struct NewPartner {
+    pub enterprise_id: String,
+    pub name: String,
+    pub async_allocations: bool,
+    pub async_deallocations: bool,
+    pub broker_user: Option<String>,
+    pub own_queue: bool,
+}
+
+/// What is to change of a partner. What is None stays.
+#[derive(Clone, Debug, Default)]
+pub struct PartnerWish {
+    pub name: Option<String>,
+    pub async_allocations: Option<bool>,
+    pub async_deallocations: Option<bool>,
+    /// Some(None): bound to no user.
+    pub broker_user: Option<Option<String>>,
+    pub own_queue: Option<bool>,
+}
+
+/// What a field was, and what it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    pub from: Value,
+    pub to: Value,
+}
+
+/// By field, as they are called in JSON.
+pub type Changes = BTreeMap<&'static str, Change>;
+
+impl PartnerRecord {
+    /// The fields that an operator says, by their names in JSON.
+    fn said(&self) -> [(&'static str, Value); 5] {
+        [
+            ("name", json!(self.name)),
+            ("asyncAllocations", json!(self.async_allocations)),
+            ("asyncDeallocations", json!(self.async_deallocations)),
+            ("brokerUser", json!(self.broker_user)),
+            ("ownQueue", json!(self.own_queue)),
+        ]
+    }
+
+    /// The same partner with a wish come true.
+    #[must_use]
+    pub fn with(&self, wish: &PartnerWish) -> Self {
+        let wish = wish.clone();
+        Self {
+            name: wish.name.unwrap_or_else(|| self.name.clone()),
+            async_allocations: wish.async_allocations.unwrap_or(self.async_allocations),
+            async_deallocations: wish.async_deallocations.unwrap_or(self.async_deallocations),
+            broker_user: wish.broker_user.unwrap_or_else(|| self.broker_user.clone()),
+            own_queue: wish.own_queue.unwrap_or(self.own_queue),
+            ..self.clone()
+        }
+    }
+
+    /// What is different in another record.
+    pub fn changes_to(&self, other: &Self) -> Changes {
+        self.said()
+            .into_iter()
+            .zip(other.said())
+            .filter(|((_, from), (_, to))| from != to)
+            .map(|((field, from), (_, to))| (field, Change { from, to }))
+            .collect()
+    }
+}
+
+const PARTNER_COLUMNS: &str =
+    "enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue, suspended_at, created_at";
+
+fn partner(row: &Row) -> PartnerRecord {
+    PartnerRecord {
+        enterprise_id: row.get("enterprise_id"),
+        name: row.get("name"),
+        async_allocations: row.get("async_allocations"),
+        async_deallocations: row.get("async_deallocations"),
+        broker_user: row.get("broker_user"),
+        own_queue: row.get("own_queue"),
+        suspended_at: row.get("suspended_at"),
+        created_at: row.get("created_at"),
+    }
+}
+
+impl Store {
+    /// Registers a partner.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn add_partner(&self, wish: &NewPartner, by: By<'_>) -> Result<Registered<PartnerRecord>, StoreError> {
+        let session = self.session("add_partner").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_partner */
+                    INSERT INTO settled.partners (
+                        enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue
+                    )
+                    VALUES ($1, $2, $3, $4, $5, $6)
+                    ON CONFLICT (enterprise_id) DO NOTHING
+                    RETURNING {PARTNER_COLUMNS}"
+                ),
+                &[
+                    &wish.enterprise_id,
+                    &wish.name,
+                    &wish.async_allocations,
+                    &wish.async_deallocations,
+                    &wish.broker_user,
+                    &wish.own_queue,
+                ],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            let added = partner(row);
+            let about = json!({"enterpriseId": added.enterprise_id});
+            let outcome = json!({
+                "name": added.name,
+                "asyncAllocations": added.async_allocations,
+                "asyncDeallocations": added.async_deallocations,
+                "brokerUser": added.broker_user,
+                "ownQueue": added.own_queue,
+            });
+            note(&session, by, "partner add", &about, &outcome).await?;
+            session.commit().await?;
+            return Ok(Registered::Added(added));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::add_partner again */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE enterprise_id = $1"
+                ),
+                &[&wish.enterprise_id],
+            )
+            .await?;
+        let stored = rows
+            .first()
+            .map(partner)
+            .ok_or_else(|| vanished(&session, "the partner"));
+        session.rollback().await;
+        let stored = stored?;
+        let same = stored.name == wish.name
+            && stored.async_allocations == wish.async_allocations
+            && stored.async_deallocations == wish.async_deallocations
+            && stored.broker_user == wish.broker_user
+            && stored.own_queue == wish.own_queue;
+        Ok(if same {
+            Registered::Exists(stored)
+        } else {
+            Registered::Conflict(stored)
+        })
+    }
+
+    /// Suspends a partner or lets it go on; from the next batch on. None if there is no such partner. A partner that is
+    /// suspended again keeps the time of the first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn suspend_partner(
+        &self,
+        enterprise_id: &str,
+        suspend: bool,
+        by: By<'_>,
+    ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
+        let session = self.session("suspend_partner").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::suspend_partner */
+                    UPDATE settled.partners
+                    SET suspended_at = CASE WHEN $2 THEN clock_timestamp() END
+                    WHERE enterprise_id = $1
+                      AND (suspended_at IS NULL) = $2
+                    RETURNING {PARTNER_COLUMNS}"
+                ),
+                &[&enterprise_id, &suspend],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            let changed = partner(row);
+            let name = if suspend { "partner suspend" } else { "partner resume" };
+            let about = json!({"enterpriseId": changed.enterprise_id});
+            note(&session, by, name, &about, &json!({})).await?;
+            session.commit().await?;
+            return Ok(Some(Registered::Updated(changed)));
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::suspend_partner again */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE enterprise_id = $1"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        session.rollback().await;
+        Ok(rows.first().map(|row| Registered::Exists(partner(row))))
+    }
+
+    /// Every partner, by enterprise id.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn partners(&self) -> Result<Vec<PartnerRecord>, StoreError> {
+        let rows = self
+            .session("partners")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::partners */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    ORDER BY enterprise_id"
+                ),
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(partner).collect())
+    }
+
+    /// The partners that have an input queue of their own, the first registered first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn own_queues(&self) -> Result<Vec<String>, StoreError> {
+        let rows = self
+            .session("own_queues")
+            .await?
+            .query(
+                "/* registry::own_queues */
+                SELECT enterprise_id
+                FROM settled.partners
+                WHERE own_queue
+                ORDER BY created_at, enterprise_id",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Every partner that is registered.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn enterprises(&self) -> Result<HashSet<String>, StoreError> {
+        let rows = self
+            .session("enterprises")
+            .await?
+            .query(
+                "/* registry::enterprises */ SELECT enterprise_id FROM settled.partners",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// One partner; None if there is no such one.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn partner(&self, enterprise_id: &str) -> Result<Option<PartnerRecord>, StoreError> {
+        let rows = self
+            .session("partner")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::partner */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE enterprise_id = $1"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        Ok(rows.first().map(partner))
+    }
+
+    /// Changes what is registered of a partner, from the next batch on: the record now, and what was changed. None if there
+    /// is no such partner.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn set_partner(
+        &self,
+        enterprise_id: &str,
+        wish: &PartnerWish,
+        by: By<'_>,
+    ) -> Result<Option<(PartnerRecord, Changes)>, StoreError> {
+        let session = self.session("set_partner").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::set_partner before */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE enterprise_id = $1
+                    FOR NO KEY UPDATE"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        let Some(before) = rows.first().map(partner) else {
+            session.rollback().await;
+            return Ok(None);
+        };
+        let after = before.with(wish);
+        let changes = before.changes_to(&after);
+        if changes.is_empty() {
+            session.rollback().await;
+            return Ok(Some((before, changes)));
+        }
+        session
+            .query(
+                "/* registry::set_partner */
+                UPDATE settled.partners
+                SET name = $2,
+                    async_allocations = $3,
+                    async_deallocations = $4,
+                    broker_user = $5,
+                    own_queue = $6
+                WHERE enterprise_id = $1",
+                &[
+                    &enterprise_id,
+                    &after.name,
+                    &after.async_allocations,
+                    &after.async_deallocations,
+                    &after.broker_user,
+                    &after.own_queue,
+                ],
+            )
+            .await?;
+        let about = json!({"enterpriseId": enterprise_id});
+        note(&session, by, "partner set", &about, &json!(changes)).await?;
+        session.commit().await?;
+        Ok(Some((after, changes)))
+    }
+}
