@@ -9,13 +9,14 @@ mod fairness;
 mod gauges;
 mod held;
 mod lane;
+mod own_queues;
 mod patience;
 pub mod publish;
 mod relay;
 pub mod settled_since;
 mod stop;
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use tokio::{sync::watch, task::JoinSet};
 
@@ -26,7 +27,7 @@ use crate::{
     config::{ConfigError, Settings},
     health::Health,
     http,
-    retry::{self, Backoff, Waited},
+    retry::{Backoff, Waited},
     store::{self, Store},
     telemetry::{self, Dependency, Signal},
 };
@@ -152,43 +153,6 @@ impl Worker {
         Ok(())
     }
 
-    /// A lane for each partner's own queue: consumer, publisher and their connections are its own, so that a partner whose
-    /// messages break connections breaks nobody else's, and a backlog of one partner's is nobody else's wait. What the lanes
-    /// share is the pool of database connections, the gate and the count of culprits: a batch that can not be settled closes
-    /// intake for every lane, whoever sent it.
-    async fn serve_own_queues(mut self) {
-        let mut lanes = JoinSet::new();
-        let mut seen = BTreeSet::new();
-        loop {
-            // A database that is away is the lanes' to tell; the next look finds what this one missed.
-            for enterprise_id in self.clerk.store.own_queues().await.unwrap_or_default() {
-                let queue = topology::own_queue(&enterprise_id);
-                if !seen.insert(queue.clone()) {
-                    continue;
-                }
-                let most = self.settings.worker.own_queues_max;
-                if lanes.len() < most {
-                    // In logs these come after the lanes of the common queue, the second intake and the collector.
-                    let number = self.settings.worker.lanes + 1 + seen.len();
-                    lanes.spawn(lane(self.clone(), number, queue));
-                } else {
-                    Signal::OwnQueueUnserved { queue: &queue, most }.emit();
-                }
-            }
-            let ended = tokio::select! {
-                Some(ended) = lanes.join_next() => Some(ended),
-                waited = retry::sleep(self.settings.worker.own_queue_poll, &mut self.stop) => match waited {
-                    Waited::Over => None,
-                    Waited::Stopping => break,
-                },
-            };
-            escalate(ended);
-        }
-        while let Some(ended) = lanes.join_next().await {
-            escalate(Some(ended));
-        }
-    }
-
     /// Waits for the database; a schema of another version is not a thing that passes.
     async fn wait_for_schema(&mut self) -> Result<Waited, Failure> {
         let mut backoff = Backoff::new(&self.settings.retry);
@@ -248,14 +212,5 @@ impl Worker {
                 }
             }
         }
-    }
-}
-
-/// Better no worker than half a one.
-fn escalate(ended: Option<Result<(), tokio::task::JoinError>>) {
-    if let Some(Err(error)) = ended
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
     }
 }
