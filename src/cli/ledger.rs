@@ -5,7 +5,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Context, Exit, Failure, currency, external_id,
+    Context, Exit, Failure, currency,
+    currency::must_be_meant,
+    external_id,
     output::{Mood, plain},
     quantity,
     registry::Note,
@@ -28,6 +30,9 @@ pub(super) struct Deposit {
     /// Base units (satoshi, wei)
     #[arg(long, value_parser = quantity)]
     quantity: Quantity,
+    /// A currency that the books have never held is meant
+    #[arg(long)]
+    new_currency: bool,
     /// What tells it from the client's other deposits; the same reference again changes nothing
     #[arg(long, allow_hyphen_values = true, value_parser = external_id)]
     reference: String,
@@ -59,6 +64,9 @@ pub(super) async fn deposit(context: &Context, wish: Deposit) -> Result<Exit, Fa
         quantity: wish.quantity,
     };
     let (store, operator) = (context.store()?, wish.note.operator());
+    if !wish.new_currency {
+        must_be_meant(context, &amount.currency, &store.currencies().await?)?;
+    }
     let deposited = context
         .patiently(async || {
             store
@@ -69,10 +77,21 @@ pub(super) async fn deposit(context: &Context, wish: Deposit) -> Result<Exit, Fa
     let (result, word) = match deposited {
         Deposited::Deposited => ("deposited", "came in"),
         Deposited::Exists => ("exists", "came in before; nothing was changed"),
-        Deposited::Conflict => {
+        Deposited::Conflict(earlier) => {
+            let Amount { currency, quantity } = &earlier;
             return Err(Failure::refused(format!(
-                "client {} has another deposit under the reference {:?}; nothing was changed",
-                wish.client_id, wish.reference
+                "client {} has another deposit under the reference {:?} ({}); nothing was changed",
+                wish.client_id,
+                wish.reference,
+                [
+                    ("currency", currency, &amount.currency),
+                    ("quantity", &quantity.to_string(), &amount.quantity.to_string())
+                ]
+                .into_iter()
+                .filter(|(_, is, given)| is != given)
+                .map(|(what, is, given)| format!("its {what} is {is}, and {given} was given"))
+                .collect::<Vec<_>>()
+                .join("; ")
             ))
             .hint("a reference is used once per client: choose another if this is another deposit"));
         }

@@ -3,6 +3,8 @@
 
 mod allocation;
 mod audit;
+mod config;
+mod currency;
 mod dead_letters;
 mod demo;
 mod doctor;
@@ -81,6 +83,9 @@ enum Command {
     Topology,
     /// Check everything that the worker needs, one line each
     Doctor,
+    /// Settings: what counts, and where it comes from
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Run the worker until SIGTERM
     Worker,
     /// Partners: who may send updates
@@ -145,6 +150,7 @@ impl Cli {
         let command = match self.command {
             // A wrong setting is one of the things it looks for.
             Command::Doctor => return doctor::run(settings, &out).await,
+            Command::Config(command) => return config::run(&self.global, &out, command),
             command => command,
         };
         let context = Context {
@@ -155,7 +161,7 @@ impl Cli {
         match command {
             Command::Migrate => setup::migrate(context).await,
             Command::Topology => setup::topology(context).await,
-            Command::Doctor => Ok(Exit::Done),
+            Command::Doctor | Command::Config(_) => Ok(Exit::Done),
             Command::Worker => worker::run(context).await,
             Command::Partner(command) => registry::partner(context, command).await,
             Command::Key(command) => registry::key(context, command).await,
@@ -177,15 +183,36 @@ impl Cli {
 
 impl Global {
     fn settings(&self) -> Result<Settings, ConfigError> {
-        let urls = [("database.url", &self.database_url), ("broker.url", &self.broker_url)];
-        let named = urls
+        Settings::load(self.sources())
+    }
+
+    fn urls(&self) -> [(&'static str, &'static str, &Option<String>); 2] {
+        [
+            ("database.url", "--database-url", &self.database_url),
+            ("broker.url", "--broker-url", &self.broker_url),
+        ]
+    }
+
+    /// Where settings come from.
+    fn sources(&self) -> Sources<impl Iterator<Item = (String, String)>> {
+        let named = self
+            .urls()
             .into_iter()
-            .filter_map(|(key, url)| Some((key.to_owned(), url.clone()?)));
-        Settings::load(Sources {
+            .filter_map(|(key, _, url)| Some((key.to_owned(), url.clone()?)));
+        Sources {
             file: self.config.clone(),
             environment: process_environment(),
             flags: self.set.iter().cloned().chain(named).collect(),
-        })
+        }
+    }
+
+    /// The flag that has the word on a setting, where one has.
+    fn flag_of(&self, setting: &str) -> &'static str {
+        let named = self
+            .urls()
+            .into_iter()
+            .find(|(key, _, url)| *key == setting && url.is_some());
+        named.map_or("--set", |(_, flag, _)| flag)
     }
 }
 

@@ -19,7 +19,12 @@ use super::{
     Fate, Session, Store, StoreError,
     audit::{Act, write_audit},
 };
-use crate::domain::{calendar::CalendarTime, event::rfc3339, ledger::Amount, signature::PublicKey};
+use crate::domain::{
+    calendar::CalendarTime,
+    event::rfc3339,
+    ledger::{Amount, Quantity},
+    signature::PublicKey,
+};
 
 /// RFC 3339 with milliseconds, as every time that leaves the program.
 pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -175,13 +180,13 @@ pub struct NewConnection {
 }
 
 /// What a deposit came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deposited {
     Deposited,
     /// The same content under the same reference came in before.
     Exists,
-    /// Other content came in under this reference.
-    Conflict,
+    /// Other content came in under this reference: this.
+    Conflict(Amount),
 }
 
 /// What became of one reservation: `reserved`, `exists`, or `refused` with a reason.
@@ -239,6 +244,27 @@ fn vanished(session: &Session, what: &str) -> StoreError {
         Fate::Retry,
         format!("{what} went away while it was looked at"),
     )
+}
+
+/// What came in under a reference before.
+async fn earlier_deposit(session: &Session, client_id: Uuid, reference: &str) -> Result<Amount, StoreError> {
+    let rows = session
+        .query(
+            "/* registry::deposit earlier */
+            SELECT currency, quantity::text AS quantity
+            FROM settled.deposits
+            WHERE client_id = $1
+              AND reference = $2",
+            &[&client_id, &reference],
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| vanished(session, "the deposit"))?;
+    let quantity = Quantity::parse(row.get("quantity"))
+        .map_err(|why| StoreError::new("deposit", Fate::Ours, format!("a stored deposit's quantity: {why}")))?;
+    Ok(Amount {
+        currency: row.get("currency"),
+        quantity,
+    })
 }
 
 impl Store {
@@ -611,6 +637,26 @@ impl Store {
         Ok(rows.first().map(connection))
     }
 
+    /// Every currency that ever came in.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn currencies(&self) -> Result<Vec<String>, StoreError> {
+        let rows = self
+            .session("currencies")
+            .await?
+            .query(
+                "/* registry::currencies */
+                SELECT currency
+                FROM settled.accounts
+                WHERE kind = 'external'
+                ORDER BY currency",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Funds come in, once per client and reference.
     ///
     /// # Errors
@@ -633,7 +679,7 @@ impl Store {
         let deposited = match rows.first().map(|row| row.get::<_, &str>(0)) {
             Some("deposited") => Deposited::Deposited,
             Some("exists") => Deposited::Exists,
-            Some("conflict") => Deposited::Conflict,
+            Some("conflict") => Deposited::Conflict(earlier_deposit(&session, client_id, reference).await?),
             Some(_) | None => {
                 return Err(StoreError::new(
                     "deposit",

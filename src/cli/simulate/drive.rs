@@ -131,7 +131,7 @@ impl Desk {
                         .await
                 })
                 .await?;
-            if put == Deposited::Conflict {
+            if let Deposited::Conflict(_) = put {
                 return Err(Failure::refused(format!(
                     "the deposit {} is there with other content",
                     deposit.reference

@@ -9,7 +9,7 @@ use settled::cli::Cli;
 use uuid::Uuid;
 
 use crate::kit::{
-    command::{Answer, add_key, add_partner, ask, ledger},
+    command::{Answer, add_key, add_partner, ask, ask_in, ledger},
     partner::new_key,
 };
 
@@ -230,4 +230,37 @@ async fn the_ends_of_the_calendar() {
     ask(&ground, &[&purge[..], &["0001-01-01T00:00:00Z"]].concat())
         .await
         .document(0);
+}
+
+/// What was probably meant is said, for commands, flags and settings.
+#[tokio::test]
+async fn a_slip_is_answered_with_what_was_meant() {
+    let ground = ledger("slips").await;
+    for (words, meant) in [
+        (&["parner", "list"][..], "'partner'"),
+        (&["partner", "lst"], "'list'"),
+        (&["dead-leters", "list"], "'dead-letters'"),
+        (&["partner", "list", "--jsn"], "'--json'"),
+        (&["deposit", "--curency", "BTC"], "'--currency'"),
+        (&["partner", "list", "--set", "worker.lane=2"], "`worker.lanes`"),
+    ] {
+        let answer = Answer::of(&ground.run(words).await);
+        assert!(
+            answer.code == Some(2) && answer.err.contains(meant),
+            "{words:?}: {}",
+            answer.all()
+        );
+        let words = [&["--json"], words].concat();
+        let (_, hint) = ask(&ground, &words).await.refusal(2);
+        assert!(hint.contains(meant), "{words:?}: {hint}");
+    }
+    for (name, meant) in [
+        ("SETTLED_DATABSE_URL", "SETTLED_DATABASE_URL"),
+        ("SETTLED_WORKER_LANES", "SETTLED_WORKER__LANES"),
+        ("SETTLED_WORKER__LANE", "SETTLED_WORKER__LANES"),
+    ] {
+        let answer = ask_in(&[(name, "1")], &["partner", "list"]).await;
+        let (_, hint) = answer.refusal(2);
+        assert!(hint.contains(meant), "{name}: {hint}");
+    }
 }

@@ -539,12 +539,14 @@ async fn funds_come_in_once_per_client_and_reference() {
         deposit(&ground, &client, "ofc:x.1", "5", "wire 1").await.document(0),
         expected
     );
-    deposit(&ground, &client, "ofc:x.1", "6", "wire 1")
-        .await
-        .refused(1, "another deposit under the reference");
-    deposit(&ground, &client, "BTC", "5", "wire 1")
-        .await
-        .refused(1, "another deposit under the reference");
+    deposit(&ground, &client, "ofc:x.1", "6", "wire 1").await.refused(
+        1,
+        "another deposit under the reference \"wire 1\" (its quantity is 5, and 6 was given)",
+    );
+    deposit(&ground, &client, "BTC", "7", "wire 1").await.refused(
+        1,
+        "(its currency is ofc:x.1, and BTC was given; its quantity is 5, and 7 was given)",
+    );
     assert_eq!(
         deposit(&ground, &other, "ofc:x.1", "7", "wire 1").await.document(0)["result"],
         "deposited"
@@ -576,6 +578,67 @@ async fn funds_come_in_once_per_client_and_reference() {
         balance("available", json!(other), "7"),
     ];
     assert_eq!(found, expected.iter().map(Value::to_string).collect());
+}
+
+#[tokio::test]
+async fn a_currency_that_looks_like_a_slip_must_be_meant() {
+    let ground = ledger("new_currency").await;
+    let client = Uuid::new_v4().to_string();
+    // Programs deposit in as many currencies as they like.
+    for (number, currency) in ["BTC", "ETH", "USDC", "USDT", "ofc:x.1", "ofc:x.2", "TBTC"]
+        .iter()
+        .enumerate()
+    {
+        let answer = deposit(&ground, &client, currency, "5", &format!("r{number}")).await;
+        assert_eq!(answer.document(0)["result"], "deposited", "{currency}");
+    }
+    let before = ask(&ground, &["ledger", "balances"]).await.document(0);
+    for (currency, meant) in [
+        ("BTX", "BTC"),
+        ("btc", "BTC"),
+        ("BTCC", "BTC"),
+        ("ofc:y.1", ""),
+        ("ofc-x.1", "ofc:x.1"),
+    ] {
+        let answer = deposit(&ground, &client, currency, "5", "slip").await;
+        if meant.is_empty() {
+            assert_eq!(answer.document(0)["result"], "deposited");
+            continue;
+        }
+        let (message, hint) = answer.refusal(2);
+        assert!(
+            message.contains(&format!("never held the currency {currency}")),
+            "{message}"
+        );
+        assert!(
+            hint.contains(&format!("did you mean {meant}?")) && hint.contains("--new-currency"),
+            "{hint}"
+        );
+    }
+    // Nothing was opened but what was meant.
+    let after = ask(&ground, &["ledger", "balances"]).await.document(0);
+    let opened = |balances: &Value| balances.as_array().map_or(0, Vec::len);
+    assert_eq!(opened(&after), opened(&before) + 2);
+    let meant = [
+        "deposit",
+        "--client-id",
+        &client,
+        "--currency",
+        "BTX",
+        "--quantity",
+        "5",
+        "--reference",
+        "meant",
+        "--new-currency",
+    ];
+    for result in ["deposited", "exists"] {
+        assert_eq!(ask(&ground, &meant).await.document(0)["result"], result);
+    }
+    // Once it is there nobody has to say so.
+    assert_eq!(
+        deposit(&ground, &client, "BTX", "1", "next").await.document(0)["result"],
+        "deposited"
+    );
 }
 
 #[tokio::test]
@@ -620,7 +683,8 @@ async fn each_reservation_is_judged_on_its_own() {
     let last = partner.allocation("BTC", "40");
     let (same_name, stranger, no_field) = (fresh(), fresh(), fresh());
     let reserve = ["allocation", "reserve"];
-    let refused = |id: Uuid, reason: &str| json!({"id": id, "result": "refused", "reason": reason});
+    let refused = |id: Uuid, reason: &str, detail: &str| json!({"id": id, "result": "refused", "reason": reason, "detail": detail});
+    let elsewhere = partner.allocation("ETH", "1");
     let lines = [
         one.line(),
         with(&one, "id", json!(one.id.to_string().to_uppercase())),
@@ -632,24 +696,75 @@ async fn each_reservation_is_judged_on_its_own() {
         nothing_there.line(),
         String::new(),
         last.line(),
-        partner.allocation("ETH", "1").line(),
+        elsewhere.line(),
     ];
-    let mut answers = ask_with(&ground, &reserve, &lines.join("\n")).await.lines(3);
-    assert_eq!(answers.pop().expect("the last")["reason"], "insufficient_funds");
+    let answers = ask_with(&ground, &reserve, &lines.join("\n")).await.lines(3);
+    let nothing = "1 is more than the 0";
     assert_eq!(
         answers,
         [
             json!({"id": one.id, "result": "reserved"}),
             json!({"id": one.id, "result": "exists"}),
-            refused(one.id, "conflict"),
-            refused(one.id, "conflict"),
-            refused(same_name.id, "conflict"),
-            refused(stranger.id, "unknown_connection"),
-            refused(too_much.id, "insufficient_funds"),
-            refused(nothing_there.id, "insufficient_funds"),
+            refused(one.id, "conflict", "amount.quantity: this id is reserved with 60"),
+            refused(one.id, "conflict", "notes: this id is reserved with another one"),
+            refused(
+                same_name.id,
+                "conflict",
+                &format!("clientExternalId: this client used it before, for {}", one.id)
+            ),
+            refused(
+                stranger.id,
+                "unknown_connection",
+                "connectionId: no connection of this id is registered"
+            ),
+            refused(
+                too_much.id,
+                "insufficient_funds",
+                "amount.quantity: 41 is more than the 40 BTC that are available"
+            ),
+            refused(
+                nothing_there.id,
+                "insufficient_funds",
+                &format!("amount.quantity: {nothing} BTC that are allocated")
+            ),
             json!({"id": last.id, "result": "reserved"}),
+            refused(
+                elsewhere.id,
+                "insufficient_funds",
+                &format!("amount.quantity: {nothing} ETH that are available")
+            ),
         ]
     );
+    // Every field that a reservation has is named when it is another.
+    for (name, value, detail) in [
+        (
+            "type",
+            json!("deallocation"),
+            "type: this id is reserved with allocation",
+        ),
+        (
+            "connectionId",
+            json!(Uuid::new_v4()),
+            &format!("connectionId: this id is reserved with {}", partner.connection),
+        ),
+        (
+            "amount",
+            json!({"currency": "ETH", "quantity": "60"}),
+            "amount.currency: this id is reserved with BTC",
+        ),
+        ("clientExternalId", json!("other"), "clientExternalId: this id"),
+        ("initiatedBy", json!("other"), "initiatedBy: this id"),
+        ("reason", json!("other"), "reason: this id"),
+        ("retriable", json!(true), "retriable: this id is reserved with false"),
+    ] {
+        let answer = ask_with(&ground, &reserve, &with(&one, name, value))
+            .await
+            .lines(1)
+            .remove(0);
+        assert_eq!(answer["reason"], "conflict");
+        let found = answer["detail"].as_str().expect("a detail");
+        assert!(found.starts_with(detail), "{name}: {found}");
+    }
     // What is no reservation is refused in its place, with its id where that can be read.
     let lines = [
         "nonsense".to_owned(),

@@ -232,3 +232,61 @@ async fn more_than_the_bound_are_an_alarm() {
     let worker = place.ready_worker(&[]).await;
     place.settle_up(worker).await;
 }
+
+/// Taken away and given back while the partner publishes: every message settles, wherever it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn taken_away_under_traffic_it_loses_nothing() {
+    let place = Place::new("own_away").await;
+    let (_, messages) = partner(&place, "beta", &["--own-queue"], 400).await;
+    let worker = place.ready_worker(&[]).await;
+    consumed(&place, "settlement.updates.beta").await;
+    let mut parts = messages.chunks(25);
+    let mut publish = async |count: usize| {
+        for part in parts.by_ref().take(count) {
+            place.publish(part).await;
+        }
+    };
+    publish(4).await;
+    let by = ["--operator", "nora", "--reason", "less to look after"];
+    let off = [&["partner", "set", "beta", "--own-queue", "off"], &by[..]].concat();
+    let (told, ()) = tokio::join!(place.json(&off), publish(6));
+    assert_eq!(
+        (&told["result"], &told["changed"], &told["queue"]),
+        (
+            &json!("updated"),
+            &json!({"ownQueue": {"from": true, "to": false}}),
+            &json!("empty, and deleted")
+        )
+    );
+    assert_eq!(queue_info(&place, "settlement.updates.beta").await.0, 404);
+    let (told, ()) = tokio::join!(place.json(&["partner", "set", "beta", "--own-queue"]), publish(3));
+    assert_eq!(told["ownQueue"], true);
+    consumed(&place, "settlement.updates.beta").await;
+    publish(3).await;
+    place.rest().await;
+    undisturbed(&worker.lines());
+    place.settle_up(worker).await;
+}
+
+/// What comes back to a queue that is nobody's own any more is settled, and then it is let go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_in_a_queue_that_is_nobodys_own_is_settled() {
+    let place = Place::new("own_left").await;
+    let (_, messages) = partner(&place, "beta", &["--own-queue"], 20).await;
+    let worker = place.ready_worker(&[]).await;
+    consumed(&place, "settlement.updates.beta").await;
+    // Somebody changed the registry by hand: the queue is bound still.
+    let db = place.db().await;
+    let sql = "UPDATE settled.partners SET own_queue = false WHERE enterprise_id = 'beta'";
+    db.execute(sql, &[]).await.expect("changed");
+    until("its consumer lets go", PATIENCE, async || {
+        let (_, info) = queue_info(&place, "settlement.updates.beta").await;
+        (info["consumer_details"].as_array().is_some_and(Vec::is_empty)).then_some(())
+    })
+    .await;
+    place.json(&["partner", "set", "beta", "--own-queue"]).await;
+    consumed(&place, "settlement.updates.beta").await;
+    place.publish(&messages).await;
+    place.rest().await;
+    place.settle_up(worker).await;
+}

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::kit::{
-    command::{Answer, add_partner, ask, ledger, register},
+    command::{Answer, add_partner, ask, ask_in, ledger, register},
     partner::Partner,
     support::Place,
 };
@@ -267,4 +267,69 @@ async fn an_own_queue_goes_only_when_nothing_is_in_it() {
     assert_eq!(place.line().depth("settlement.updates").await, 1);
     let worker = place.ready_worker(&[]).await;
     place.settle_up(worker).await;
+}
+
+/// Every setting, and who has the word; a password nowhere.
+#[tokio::test]
+async fn settings_are_shown_with_where_they_come_from() {
+    let ground = ledger("config_show").await;
+    let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.toml", ground.name));
+    std::fs::write(&path, "[worker]\nlanes = 3\n").expect("a file");
+    let file = path.display().to_string();
+    let secret = "hunter2hunter2";
+    let url = format!("amqp://somebody:{secret}@localhost:1/v");
+    let variables = [("SETTLED_PARK__DEADLINE", "2s"), ("SETTLED_DATABASE_URL", "")];
+    let words = [
+        "config",
+        "show",
+        "--config",
+        &file,
+        "--broker-url",
+        &url,
+        "--set",
+        "log.level=debug",
+    ];
+    let answer = ask_in(&variables, &words).await;
+    assert!(!answer.all().contains(secret), "{}", answer.all());
+    let settings = answer.document(0);
+    let of = |setting: &str| {
+        let mut all = settings.as_array().expect("a list").iter();
+        all.find(|told| told["setting"] == setting).expect(setting).clone()
+    };
+    assert_eq!(
+        of("worker.lanes"),
+        json!({"setting": "worker.lanes", "value": 3, "from": {"kind": "file", "name": file, "line": 2}})
+    );
+    assert_eq!(
+        of("park.deadline"),
+        json!({
+            "setting": "park.deadline", "value": "2s",
+            "from": {"kind": "environment", "name": "SETTLED_PARK__DEADLINE"},
+        })
+    );
+    assert_eq!(
+        of("broker.url"),
+        json!({
+            "setting": "broker.url", "value": "amqp://somebody:***@localhost:1/v",
+            "from": {"kind": "flag"}, "flag": "--broker-url",
+        })
+    );
+    assert_eq!(
+        (&of("log.level")["value"], &of("log.level")["flag"]),
+        (&json!("debug"), &json!("--set"))
+    );
+    assert_eq!(
+        of("worker.batch_max"),
+        json!({"setting": "worker.batch_max", "value": 256, "from": {"kind": "default"}})
+    );
+    assert_eq!(of("database.pool_size")["derived"], "worker.lanes + 4");
+    let mut command = ground.command(&words);
+    let said = Answer::of(&command.output().await.expect("settled runs"));
+    assert!(said.succeeded() && !said.all().contains(secret), "{}", said.all());
+    assert!(
+        said.out.contains(&format!("{file}, line 2")) && said.out.contains("flag --broker-url"),
+        "{}",
+        said.all()
+    );
+    std::fs::remove_file(&path).expect("it goes");
 }
