@@ -376,7 +376,7 @@ async fn load(transaction: &Transaction<'_>, facts: &Facts) -> Result<Snapshot, 
         let allocation = allocation(&row).ok_or("an allocation that can not be read")?;
         snapshot.allocations.insert(allocation.id, Arc::new(allocation));
     }
-    let mut keys: Vec<Uuid> = ReceiptKey::of(content).map(|key| key.0).collect();
+    let mut keys: Vec<Uuid> = content.receipt_keys().map(|key| key.0).collect();
     keys.dedup();
     let statement = transaction.prepare_cached(LOAD_RECEIPTS).await?;
     for row in transaction.query(&statement, &[&keys]).await? {

@@ -4,6 +4,11 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp, civil, fmt::temporal::Pieces};
 
+/// RFC 3339, UTC, milliseconds.
+pub fn rfc3339(time: Timestamp) -> String {
+    format!("{time:.3}")
+}
+
 /// A moment, in microseconds since 1970. jiff's own timestamps end a day before the year 9999 does, so that no local time of
 /// any offset is out of range; here what was asked for is kept exactly. What an offset moves beyond the ends of the
 /// calendar in UTC counts as that end.

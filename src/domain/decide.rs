@@ -1,418 +1,28 @@
 //! The table of reasons, walked in one place.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
-use jiff::{SignedDuration, Timestamp};
-use num_bigint::BigInt;
-use serde::Serialize;
-use uuid::Uuid;
+use jiff::Timestamp;
 
 use super::{
-    allocation::{Allocation, Kind, PolicyResult, Status},
+    allocation::{Allocation, PolicyResult, Status},
     delivery::{Delivery, Source},
-    event,
-    ledger::{AccountId, Transfer},
-    message::{self, Content, Facts, Update},
+    event_id,
+    ledger::Transfer,
+    message::Content,
     signature::{PublicKey, Signer, Verified},
-    told::ReplyTo,
+    update::{Outcome, Update},
 };
-
-/// Why a message was not settled, in order of precedence. The names are the public codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    MessageTooLarge,
-    MalformedMessage,
-    InvalidField,
-    UnknownPartner,
-    SenderMismatch,
-    MalformedSignature,
-    SignatureMismatch,
-    PayloadMismatch,
-    NonceReused,
-    PolicyContradiction,
-    PartnerInactive,
-    AllocationNotFound,
-    NotPermitted,
-    AllocationMismatch,
-    AlreadySettled,
-    DeliveryLimit,
-    Expired,
-    Internal,
-}
-
-impl Reason {
-    /// Every reason, in order of precedence.
-    pub const ALL: [Reason; 18] = [
-        Reason::MessageTooLarge,
-        Reason::MalformedMessage,
-        Reason::InvalidField,
-        Reason::UnknownPartner,
-        Reason::SenderMismatch,
-        Reason::MalformedSignature,
-        Reason::SignatureMismatch,
-        Reason::PayloadMismatch,
-        Reason::NonceReused,
-        Reason::PolicyContradiction,
-        Reason::PartnerInactive,
-        Reason::AllocationNotFound,
-        Reason::NotPermitted,
-        Reason::AllocationMismatch,
-        Reason::AlreadySettled,
-        Reason::DeliveryLimit,
-        Reason::Expired,
-        Reason::Internal,
-    ];
-
-    /// The public code.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::MessageTooLarge => "message_too_large",
-            Reason::MalformedMessage => "malformed_message",
-            Reason::InvalidField => "invalid_field",
-            Reason::UnknownPartner => "unknown_partner",
-            Reason::SenderMismatch => "sender_mismatch",
-            Reason::MalformedSignature => "malformed_signature",
-            Reason::SignatureMismatch => "signature_mismatch",
-            Reason::PayloadMismatch => "payload_mismatch",
-            Reason::NonceReused => "nonce_reused",
-            Reason::PolicyContradiction => "policy_contradiction",
-            Reason::PartnerInactive => "partner_inactive",
-            Reason::AllocationNotFound => "allocation_not_found",
-            Reason::NotPermitted => "not_permitted",
-            Reason::AllocationMismatch => "allocation_mismatch",
-            Reason::AlreadySettled => "already_settled",
-            Reason::DeliveryLimit => "delivery_limit",
-            Reason::Expired => "expired",
-            Reason::Internal => "internal",
-        }
-    }
-
-    /// Reads a public code.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
-    }
-
-    /// The class, in the manner of an HTTP status.
-    pub fn class(self) -> u16 {
-        match self {
-            Reason::MessageTooLarge
-            | Reason::MalformedMessage
-            | Reason::InvalidField
-            | Reason::PayloadMismatch
-            | Reason::PolicyContradiction => 400,
-            Reason::UnknownPartner | Reason::MalformedSignature | Reason::SignatureMismatch => 401,
-            Reason::SenderMismatch | Reason::PartnerInactive | Reason::NotPermitted => 403,
-            Reason::AllocationNotFound => 404,
-            Reason::Expired => 408,
-            Reason::NonceReused | Reason::AllocationMismatch | Reason::AlreadySettled => 409,
-            Reason::DeliveryLimit | Reason::Internal => 500,
-        }
-    }
-
-    /// Whether no later change of registry or state could make the same bytes settle.
-    pub fn is_final(self) -> bool {
-        match self {
-            Reason::MessageTooLarge
-            | Reason::MalformedMessage
-            | Reason::InvalidField
-            | Reason::MalformedSignature
-            | Reason::PayloadMismatch
-            | Reason::NonceReused
-            | Reason::NotPermitted
-            | Reason::AllocationMismatch
-            | Reason::AlreadySettled => true,
-            Reason::UnknownPartner
-            | Reason::SenderMismatch
-            | Reason::SignatureMismatch
-            | Reason::PolicyContradiction
-            | Reason::PartnerInactive
-            | Reason::AllocationNotFound
-            | Reason::DeliveryLimit
-            | Reason::Expired
-            | Reason::Internal => false,
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What a partner may do, as the registry says at the moment of judging.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Partner {
-    /// The AMQP user its messages must carry in `user_id`, if it is bound to one.
-    pub broker_user: Option<String>,
-    pub suspended: bool,
-    pub async_allocations: bool,
-    pub async_deallocations: bool,
-    /// The keys valid now, by the database's clock.
-    pub keys: Vec<PublicKey>,
-    /// The keys that are revoked now.
-    pub revoked: Vec<PublicKey>,
-}
-
-impl Partner {
-    /// Why the partner may not settle this kind now.
-    fn inactive(&self, kind: Kind) -> Option<&'static str> {
-        if self.suspended {
-            return Some("the partner is suspended");
-        }
-        let enabled = match kind {
-            Kind::Allocation => self.async_allocations,
-            Kind::Deallocation => self.async_deallocations,
-        };
-        if enabled {
-            return None;
-        }
-        Some(match kind {
-            Kind::Allocation => "asynchronous allocations are not enabled for the partner",
-            Kind::Deallocation => "asynchronous deallocations are not enabled for the partner",
-        })
-    }
-}
-
-/// (enterpriseId, nonce) in sixteen bytes: the head of `SHA-256(enterpriseId || 0x00 || nonce)`. Fixed and short, because
-/// the index over it is the one that grows for ever. A partner would need 2^64 nonces to collide with itself, and can not
-/// aim at another's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReceiptKey(pub Uuid);
-
-impl ReceiptKey {
-    pub fn new(enterprise_id: &str, nonce: &str) -> Self {
-        let digest = message::sha256([enterprise_id.as_bytes(), &[0], nonce.as_bytes()].concat());
-        let mut head = [0; 16];
-        head.copy_from_slice(digest.first_chunk::<16>().unwrap_or(&[0; 16]));
-        Self(Uuid::from_bytes(head))
-    }
-
-    /// Those that a message may touch: of the nonce that it says, and of the one that is signed.
-    pub fn of(content: &Content) -> impl Iterator<Item = Self> + use<> {
-        [Some(content.key), content.signed_key].into_iter().flatten()
-    }
-}
-
-/// The four verdicts, by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VerdictKind {
-    Settled,
-    Duplicate,
-    Parked,
-    Rejected,
-}
-
-impl VerdictKind {
-    pub const ALL: [VerdictKind; 4] = [
-        VerdictKind::Settled,
-        VerdictKind::Duplicate,
-        VerdictKind::Parked,
-        VerdictKind::Rejected,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            VerdictKind::Settled => "settled",
-            VerdictKind::Duplicate => "duplicate",
-            VerdictKind::Parked => "parked",
-            VerdictKind::Rejected => "rejected",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
-    }
-}
-
-/// What became of the first authentic payload that carried a nonce. Kept for ever.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    pub enterprise_id: String,
-    pub nonce: String,
-    pub payload_digest: [u8; 32],
-    pub message_digest: [u8; 32],
-    pub verdict: VerdictKind,
-    pub reason: Option<Reason>,
-    pub allocation_id: Uuid,
-    pub event_id: Uuid,
-    /// The key that proved it.
-    pub public_key: PublicKey,
-    pub first_seen: Timestamp,
-    pub last_seen: Timestamp,
-}
-
-impl Receipt {
-    /// A receipt never leaves `settled` or a final reason.
-    fn is_closed(&self) -> bool {
-        self.verdict == VerdictKind::Settled || self.reason.is_some_and(Reason::is_final)
-    }
-}
-
-/// A message that waits for its allocation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parked {
-    /// Which waiting under its key, as in `Source::Parked`; 0 where the database has not numbered it yet.
-    pub seq: i64,
-    pub parked_at: Timestamp,
-    /// When waiting ends in a rejection.
-    pub until: Timestamp,
-    /// How often it was judged and parked.
-    pub attempts: u32,
-    /// Where its newest copy asks to be answered too.
-    pub also: Option<ReplyTo>,
-}
-
-/// Everything a batch may touch, as the database had it while it was locked.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// The database's clock, cut to milliseconds.
-    pub now: Timestamp,
-    pub partners: HashMap<String, Partner>,
-    pub allocations: HashMap<Uuid, Arc<Allocation>>,
-    pub receipts: HashMap<ReceiptKey, Receipt>,
-    pub parked: HashMap<ReceiptKey, Parked>,
-    /// Parked messages by enterprise, for those whose message may be parked by this batch.
-    pub parked_counts: HashMap<String, u64>,
-    /// Of the signed texts that this batch brings, by key: those that were refused because the key was revoked then.
-    pub distrusted: HashSet<(PublicKey, [u8; 32])>,
-    /// The same in bytes.
-    pub parked_bytes: HashMap<String, u64>,
-    /// Bytes of all parked messages, as far as they were counted lately.
-    pub parked_bytes_of_all: u64,
-}
-
-/// What the settings say about judging.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// How long a message waits for its allocation.
-    pub park_deadline: SignedDuration,
-    /// The first wait before a parked message is judged again; it doubles each time.
-    pub park_first_retry: SignedDuration,
-    /// The longest wait between two judgements of a parked message.
-    pub park_max_interval: SignedDuration,
-    /// Parked messages a partner may have.
-    pub park_max_per_partner: u64,
-    /// Bytes of all parked messages, bodies and properties.
-    pub park_max_bytes: u64,
-    /// Bytes of the parked messages of a partner.
-    pub park_max_bytes_per_partner: u64,
-    /// The `source` attribute of every event.
-    pub event_source: String,
-}
-
-impl Rules {
-    /// When a message parked `attempts` times is due again.
-    fn due_at(&self, now: Timestamp, attempts: u32, until: Timestamp) -> Timestamp {
-        let factor = 1_i32.checked_shl(attempts.min(30)).unwrap_or(i32::MAX);
-        let wait = self.park_first_retry.saturating_mul(factor).min(self.park_max_interval);
-        now.saturating_add(wait).map_or(until, |due| due.min(until))
-    }
-}
-
-/// What a message comes to. Exactly one a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It moved the money; the record as it stands now.
-    Settled { allocation: Arc<Allocation> },
-    /// Its effect was there already; the record as it stands.
-    Duplicate { allocation: Arc<Allocation> },
-    /// It waits for its allocation.
-    Parked {
-        parked_at: Timestamp,
-        until: Timestamp,
-        /// It waited already: nothing is written, nothing published.
-        again: bool,
-    },
-    /// It is refused.
-    Rejected { reason: Reason, detail: String },
-}
-
-impl Verdict {
-    pub fn kind(&self) -> VerdictKind {
-        match self {
-            Verdict::Settled { .. } => VerdictKind::Settled,
-            Verdict::Duplicate { .. } => VerdictKind::Duplicate,
-            Verdict::Parked { .. } => VerdictKind::Parked,
-            Verdict::Rejected { .. } => VerdictKind::Rejected,
-        }
-    }
-
-    /// The reason that goes with it. A parked message waits because its allocation was not found.
-    pub fn reason(&self) -> Option<Reason> {
-        match self {
-            Verdict::Settled { .. } | Verdict::Duplicate { .. } => None,
-            Verdict::Parked { .. } => Some(Reason::AllocationNotFound),
-            Verdict::Rejected { reason, .. } => Some(*reason),
-        }
-    }
-}
-
-/// A verdict and whether its sender was proven (step 9 of the table was reached).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judgement {
-    pub verdict: Verdict,
-    pub proven: bool,
-}
-
-/// One settlement: the record after it, the movement, and what authorised it.
-#[derive(Clone, Debug)]
-pub struct Settlement {
-    pub allocation: Arc<Allocation>,
-    pub transfer: Transfer,
-    /// The message that did it: what was signed, and the signature.
-    pub content: Arc<Content>,
-    pub public_key: PublicKey,
-}
-
-/// A message to keep until its allocation is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewlyParked {
-    pub key: ReceiptKey,
-    /// Its place in the batch.
-    pub index: usize,
-    pub enterprise_id: String,
-    pub nonce: String,
-    pub allocation_id: Uuid,
-    pub parked: Parked,
-    pub due_at: Timestamp,
-}
-
-/// What a batch changes, each row once.
-#[derive(Clone, Debug, Default)]
-pub struct Changeset {
-    pub settlements: Vec<Settlement>,
-    /// Receipts that were not there.
-    pub new_receipts: BTreeMap<ReceiptKey, Receipt>,
-    /// Receipts that were there, as they are now.
-    pub changed_receipts: BTreeMap<ReceiptKey, Receipt>,
-    pub newly_parked: BTreeMap<ReceiptKey, NewlyParked>,
-    /// Parked messages that go on waiting: attempts so far and when they are due.
-    pub parked_later: BTreeMap<ReceiptKey, (u32, Timestamp)>,
-    /// Parked messages that wait no more, each with which waiting under its key it was.
-    pub unparked: BTreeMap<ReceiptKey, i64>,
-    /// Where the newest copy of a parked message asks to be answered.
-    pub asked_again: BTreeMap<ReceiptKey, ReplyTo>,
-    /// Who else is answered, by place in the batch: the newest copy of a message that waited.
-    pub also_answered: BTreeMap<usize, ReplyTo>,
-    /// What each account's balance changes by.
-    pub balances: BTreeMap<AccountId, BigInt>,
-    /// Digests of signed texts that are refused because their key is revoked: the key may be reinstated, they never are.
-    pub distrusted: BTreeSet<(PublicKey, [u8; 32])>,
-}
-
-/// One message of a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Judged<'a> {
-    pub delivery: &'a Delivery,
-    pub facts: &'a Facts,
-}
+// TO BE REMOVED: the names that others know from here.
+pub use super::{
+    changeset::{Changeset, NewlyParked, Settlement},
+    message::Judged,
+    reason::Reason,
+    receipt::{Receipt, ReceiptKey},
+    reply::ReplyTo,
+    snapshot::{Parked, Partner, Rules, Snapshot},
+    verdict::{Judgement, Verdict, VerdictKind},
+};
 
 /// Judges a batch in order; each message sees the effects of those before it.
 pub fn decide(mut snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (Vec<Judgement>, Changeset) {
@@ -698,8 +308,8 @@ impl Desk<'_> {
             return Step::Refused(Reason::AllocationMismatch, format!("{field}: differs from the record"));
         }
         let (status, reason) = match &update.outcome {
-            message::Outcome::Cleared => (Status::Cleared, None),
-            message::Outcome::Released { reject_reason } => (Status::Released, Some(reject_reason.clone())),
+            Outcome::Cleared => (Status::Cleared, None),
+            Outcome::Released { reject_reason } => (Status::Released, Some(reject_reason.clone())),
         };
         if allocation.status == status {
             return Step::AlreadySo(Arc::clone(allocation));
@@ -883,7 +493,7 @@ impl Desk<'_> {
             verdict,
             reason,
             allocation_id: update.id,
-            event_id: event::id_of(
+            event_id: event_id::id_of(
                 message,
                 verdict,
                 reason,
@@ -931,7 +541,7 @@ enum Step {
 
 /// Step 10: cleared, although the policy rejected it.
 fn contradicts(update: &Update) -> bool {
-    update.outcome == message::Outcome::Cleared && update.policy_result == Some(PolicyResult::Rejected)
+    update.outcome == Outcome::Cleared && update.policy_result == Some(PolicyResult::Rejected)
 }
 
 /// The first field, in the table's order, in which the message differs from the record.

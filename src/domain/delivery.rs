@@ -38,6 +38,9 @@ pub struct Cut {
     pub without_headers: bool,
 }
 
+/// The largest property list with headers, in bytes on the wire.
+pub const PROPERTIES_MAX: usize = 16_384;
+
 /// What is kept of the body of a message that is too large, in bytes.
 pub const HEAD_MAX: usize = 4_096;
 
@@ -78,7 +81,7 @@ pub enum Source {
     },
     /// A parked row that became due.
     Parked {
-        /// The row's key: the head of a hash over enterprise and nonce, see `decide::ReceiptKey`.
+        /// The row's key: the head of a hash over enterprise and nonce, see `receipt::ReceiptKey`.
         key: Uuid,
         /// Which waiting under that key: another copy may be parked after the first has left.
         seq: i64,

@@ -9,18 +9,32 @@
     clippy::arithmetic_side_effects
 )]
 
+pub mod address;
+mod agreement;
 pub mod allocation;
 pub mod calendar;
 mod carried;
+pub mod changeset;
 pub mod dead_letter;
 pub mod decide;
 pub mod delivery;
+pub mod digest;
+pub mod draft;
 pub mod event;
+pub mod event_id;
 pub(crate) mod json;
 pub mod ledger;
 pub mod message;
 pub mod names;
+pub mod publications;
+pub mod reason;
+pub mod receipt;
+pub mod reply;
 pub mod share;
 pub mod signature;
+pub mod snapshot;
 pub mod told;
+mod trace;
+pub mod update;
+pub mod verdict;
 pub mod wire;

@@ -3,7 +3,7 @@
 use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use sha2::{Digest, Sha256};
 
-use super::decide::Reason;
+use super::reason::Reason;
 
 /// A compressed secp256k1 point, 33 bytes, first 02 or 03.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    decide::{Judged, Judgement, Reason, ReceiptKey, Verdict, VerdictKind},
-    event,
+    event_id::{PARKED, REJECTED, refusal_id},
+    message::Judged,
+    reason::Reason,
+    receipt::ReceiptKey,
+    trace::traceparent,
+    verdict::{Judgement, Verdict, VerdictKind},
 };
 
-/// Everything in the event of a refusal or a parking that another copy of the same message might say differently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct First {
@@ -30,6 +33,42 @@ pub struct First {
 
 /// What was told first, by event id.
 pub type Firsts = HashMap<Uuid, First>;
+
+const WAITS: &str = "no allocation of this id is reserved yet; it will be judged again";
+
+/// The id of the event by which a message is refused or parked, and what it says if its id was never told.
+pub fn first_words(message: Judged<'_>, verdict: &Verdict, now: Timestamp) -> Option<(Uuid, First)> {
+    let first = |at, detail: &str, parked_until| First {
+        at,
+        detail: detail.into(),
+        message_id: message.delivery.properties.message_id.clone(),
+        traceparent: traceparent(message.delivery).map(str::to_owned),
+        parked_until,
+    };
+    match verdict {
+        Verdict::Settled { .. } | Verdict::Duplicate { .. } => None,
+        Verdict::Parked { parked_at, until, .. } => Some((
+            refusal_id(PARKED, message, Reason::AllocationNotFound),
+            first(*parked_at, WAITS, Some(*until)),
+        )),
+        Verdict::Rejected { reason, detail } => {
+            Some((refusal_id(REJECTED, message, *reason), first(now, detail, None)))
+        }
+    }
+}
+
+/// What the event of a message that the broker gave up and nobody judged says, if its id was never told. Its time is that of
+/// the failure.
+pub fn given_up_words(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> (Uuid, First) {
+    let first = First {
+        at: failed_at,
+        detail: detail.into(),
+        message_id: message.delivery.properties.message_id.clone(),
+        traceparent: traceparent(message.delivery).map(str::to_owned),
+        parked_until: None,
+    };
+    (refusal_id(REJECTED, message, reason), first)
+}
 
 /// A refusal or a parking that is to be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,7 +115,7 @@ impl Tellings {
     pub fn of(batch: &[Judged<'_>], judgements: &[Judgement], now: Timestamp) -> Self {
         let mut tellings = Self::default();
         for (message, judgement) in batch.iter().zip(judgements) {
-            let Some((id, first)) = event::first_words(*message, &judgement.verdict, now) else {
+            let Some((id, first)) = first_words(*message, &judgement.verdict, now) else {
                 continue;
             };
             let again = match judgement.verdict {
@@ -104,7 +143,7 @@ impl Tellings {
     pub fn of_given_up<'a>(failures: impl Iterator<Item = (Judged<'a>, Reason, &'a str, Timestamp)>) -> Self {
         let mut tellings = Self::default();
         for (message, reason, detail, failed_at) in failures {
-            let (id, first) = event::given_up_words(message, reason, detail, failed_at);
+            let (id, first) = given_up_words(message, reason, detail, failed_at);
             tellings
                 .told
                 .entry(id)
@@ -115,26 +154,5 @@ impl Tellings {
 
     pub fn is_empty(&self) -> bool {
         self.told.is_empty() && self.answered.is_empty()
-    }
-}
-
-/// Where somebody waits for an answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ReplyTo {
-    pub reply_to: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub correlation_id: Option<String>,
-}
-
-impl ReplyTo {
-    /// Of a message that asks for one, at a name that is answered to.
-    pub fn of(message: Judged<'_>) -> Option<Self> {
-        let properties = &message.delivery.properties;
-        let (name, enterprise_id) = (properties.reply_to.as_deref()?, message.facts.enterprise_id.as_deref()?);
-        event::is_reply_queue(name, enterprise_id).then(|| Self {
-            reply_to: name.into(),
-            correlation_id: properties.correlation_id.clone(),
-        })
     }
 }

@@ -4,7 +4,7 @@
 //! RabbitMQ passes a property list on as it came. A client library that can not decode one ends its connection, whoever else
 //! waits behind; so such a list is read here instead, as far as it can be.
 
-use super::delivery::{Bytes, HeaderValue, Headers, Properties};
+use super::delivery::{Bytes, HeaderValue, Headers, PROPERTIES_MAX, Properties};
 
 /// Tables and arrays inside each other that a list may have for [`is_plain`], and that [`read`] walks, the outermost included.
 /// Every walk over a value needs stack for each level, and `serde_json` reads no more than 128 levels of JSON, two for each of
@@ -12,12 +12,12 @@ use super::delivery::{Bytes, HeaderValue, Headers, Properties};
 pub const DEPTH_MAX: usize = 32;
 
 /// What stands in for deeper ones: by itself above the limit for properties and headers together
-/// ([`super::message::PROPERTIES_MAX`]), so that the message is judged too large.
+/// ([`PROPERTIES_MAX`]), so that the message is judged too large.
 const TOO_DEEP_BYTES: usize = 16_385;
 
 /// Bytes of an undecodable list that are kept: more than a message may have, its flags and the broker's own count of deliveries
 /// not counted, so that what is larger is judged too large.
-const KEPT_MAX: usize = super::message::PROPERTIES_MAX + 64;
+const KEPT_MAX: usize = PROPERTIES_MAX + 64;
 
 /// Of a list's flags, the properties that there are; the lowest two say nothing that anyone understands.
 const FLAGS: u16 = 0xfffc;
@@ -428,7 +428,7 @@ mod tests {
         assert!(read(&nested(DEPTH_MAX)).wire_len() < 1_000);
         assert!(!is_plain(&nested(DEPTH_MAX + 1)));
         let properties = read(&nested(DEPTH_MAX + 1));
-        assert!(properties.wire_len() > super::super::message::PROPERTIES_MAX);
+        assert!(properties.wire_len() > super::PROPERTIES_MAX);
         assert_eq!(properties.undecodable, None);
     }
 
@@ -436,7 +436,7 @@ mod tests {
     fn of_a_very_long_list_the_head_is_kept() {
         let all = [&[0x80, 0][..], &short(b"\xff"), &[b'x'; 40_000]].concat();
         let properties = read(&all);
-        assert!(properties.wire_len() > super::super::message::PROPERTIES_MAX);
+        assert!(properties.wire_len() > super::PROPERTIES_MAX);
         let kept = properties.undecodable.expect("kept");
         assert_eq!(kept.0.len(), KEPT_MAX);
         assert!(all.starts_with(&kept.0));

@@ -9,7 +9,7 @@ use super::{Batch, Clerk};
 use crate::{
     domain::{
         allocation::{Allocation, Status},
-        decide::{self, Changeset, Judged, Judgement, ReceiptKey, Rules, Snapshot, Verdict, VerdictKind},
+        decide::{self, Changeset, Judged, Judgement, Rules, Snapshot, Verdict, VerdictKind},
         delivery::Delivery,
         message::Facts,
     },
@@ -56,7 +56,7 @@ pub async fn effects(clerk: &Clerk, messages: &[Judged<'_>]) -> Result<Vec<Optio
         // Where nothing has settled nothing needs to be judged.
         let is_settled = |allocation: &Arc<Allocation>| allocation.status != Status::Reserved;
         let is_asked_for = snapshot.allocations.get(&content.update.id).is_some_and(is_settled);
-        let has_receipt = ReceiptKey::of(content).any(|key| {
+        let has_receipt = content.receipt_keys().any(|key| {
             let receipt = snapshot.receipts.get(&key);
             receipt.is_some_and(|receipt| receipt.verdict == VerdictKind::Settled)
         });

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     domain::{
-        decide::{Changeset, Judged, ReceiptKey},
+        decide::{Changeset, Judged},
         delivery::Source,
     },
     store::locked::Locks,
@@ -41,7 +41,7 @@ pub fn wanted(batch: &[Judged<'_>]) -> Locks {
         };
         wanted.allocations.insert(content.update.id);
         wanted.allocations.extend(&content.signed_ids);
-        wanted.receipts.extend(ReceiptKey::of(content).map(|key| key.0));
+        wanted.receipts.extend(content.receipt_keys().map(|key| key.0));
         if !parked {
             wanted.parkings.insert(content.update.enterprise_id.clone());
         }

@@ -60,7 +60,7 @@ impl Ahead {
         let contents = messages
             .iter()
             .filter_map(|message| message.facts.content.as_ref().ok());
-        for key in contents.flat_map(|content| ReceiptKey::of(content)) {
+        for key in contents.flat_map(|content| content.receipt_keys()) {
             let is_settled = |receipt: &Receipt| receipt.verdict == VerdictKind::Settled;
             if let Some(receipt) = self.receipts.get(&key)
                 && !snapshot.receipts.get(&key).is_some_and(is_settled)

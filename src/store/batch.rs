@@ -44,7 +44,7 @@ impl Wanted {
             let update = &content.update;
             wanted.allocations.insert(update.id);
             wanted.allocations.extend(&content.signed_ids);
-            wanted.receipts.extend(ReceiptKey::of(content).map(|key| key.0));
+            wanted.receipts.extend(content.receipt_keys().map(|key| key.0));
             wanted.enterprises.insert(update.enterprise_id.clone());
             wanted.spoken_of.insert((update.enterprise_id.clone(), update.id));
         }

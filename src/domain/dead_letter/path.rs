@@ -1,9 +1,10 @@
 //! The two ways by which a dead letter that the broker made comes, and what each is for.
 
-use super::{Delivery, HeaderValue, death_at_input};
-
-/// The queue that the broker may take for the end of a cycle.
-const DEAD_QUEUE: &str = "settlement.dead";
+use super::death::death_at_input;
+use crate::domain::{
+    delivery::{Delivery, HeaderValue},
+    names::DEAD,
+};
 
 /// Whether the broker may have kept a dead letter of its own making away from its queue. It compares that queue with the
 /// queues in the message's record, whoever wrote them, and drops without a trace what it takes for a cycle: so a message
@@ -28,7 +29,7 @@ pub fn may_be_cut(delivery: &Delivery) -> bool {
         let HeaderValue::Table(death) = death else {
             return false;
         };
-        death.get("queue").and_then(HeaderValue::as_text) == Some(DEAD_QUEUE)
+        death.get("queue").and_then(HeaderValue::as_text) == Some(DEAD)
     })
 }
 

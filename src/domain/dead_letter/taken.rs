@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Arrival, Known, MadeBy};
+use super::{
+    cause::MadeBy,
+    filing::{Arrival, Known},
+};
 
 /// How many letters of workers these are, by when they failed, which is the time of their batch. A copy counts once, as far
 /// as its row tells: one too many would hide a letter that never came, one too few would cry for one that did.

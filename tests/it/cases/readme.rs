@@ -140,6 +140,8 @@ fn named_tests(text: &str) -> (Vec<&str>, Vec<&str>) {
     let is_there = |path: &str| {
         let modules: Vec<&str> = path.split("::").filter(|module| *module != "tests").collect();
         let (name, modules) = modules.split_last()?;
+        // Tests beside their file may have files of their own.
+        let beside = format!("src/{}.rs", path.rsplit_once("::")?.0.replace("::", "/"));
         // The last module may stand in the file of the one before it.
         let outer = modules.split_last().map_or(modules, |(_, outer)| outer);
         let files = [modules, outer].map(|modules| modules.join("/")).map(|room| {
@@ -155,6 +157,7 @@ fn named_tests(text: &str) -> (Vec<&str>, Vec<&str>) {
         let texts = files
             .iter()
             .flatten()
+            .chain([&beside])
             .filter_map(|file| std::fs::read_to_string(root.join(file)).ok());
         let test = format!("fn {name}(");
         texts.into_iter().any(|text| text.contains(&test)).then_some(())

@@ -1,0 +1,105 @@
+//! A message as a dead letter, with why it is one.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::headers::{BODY_LENGTH_HEADER, ORIGIN_HEADERS, ORIGIN_PROPERTIES, as_text, is_of_dead_letters};
+use crate::domain::{
+    calendar::rfc3339,
+    carried,
+    delivery::{HeaderValue, Properties, Publication, PublicationKind},
+    message::Judged,
+    names::{DEAD, UNREADABLE},
+    reason::Reason,
+    wire,
+};
+
+/// A dead letter that no database can hold, for the exchange of those, with why it is one.
+pub fn set_apart(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> Publication {
+    Publication {
+        exchange: UNREADABLE.into(),
+        ..dead_letter_of(message, reason, detail, failed_at)
+    }
+}
+
+/// The message as received, for the dead-letter exchange, with why it is there; what is too large without what was left out.
+pub(in crate::domain) fn dead_letter_of(
+    message: Judged<'_>,
+    reason: Reason,
+    detail: &str,
+    now: Timestamp,
+) -> Publication {
+    let delivery = message.delivery;
+    let mut properties = delivery.properties.clone();
+    let without_headers = delivery.cut.as_ref().is_some_and(|cut| cut.without_headers);
+    let undecodable = properties.undecodable.take();
+    if undecodable.is_some() {
+        // All that it came with is in one text header: what can be decoded is read from there again.
+        properties = Properties::default();
+    }
+    let headers = properties
+        .headers
+        .take()
+        .filter(|_| !without_headers)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(name, _)| !is_of_dead_letters(name))
+        .collect();
+    let (mut headers, originals) = carried::plain(headers);
+    let originals = originals.and_then(|originals| wire::write_headers(&originals));
+    let mut add = |name: &str, value: HeaderValue| headers.insert(name.into(), value);
+    // Another user's user_id is refused by the broker; an expiration would let the dead letter vanish.
+    if let Some(user_id) = properties.user_id.take() {
+        add("settled-origin-user-id", HeaderValue::text(user_id));
+    }
+    if let Some(expiration) = properties.expiration.take() {
+        add("settled-origin-expiration", HeaderValue::text(expiration));
+    }
+    if let Some(list) = undecodable {
+        add(ORIGIN_PROPERTIES, HeaderValue::text(as_text(&list.0)));
+    }
+    if let Some(originals) = originals {
+        add(ORIGIN_HEADERS, HeaderValue::text(as_text(&originals)));
+    }
+    add("settled-reason", HeaderValue::text(reason.as_str()));
+    add("settled-class", HeaderValue::LongLongInt(i64::from(reason.class())));
+    add("settled-final", HeaderValue::Boolean(reason.is_final()));
+    add("settled-detail", HeaderValue::text(detail));
+    add(
+        "settled-digest",
+        HeaderValue::text(hex::encode(message.facts.message_digest)),
+    );
+    if let Some(cut) = &delivery.cut {
+        let length = i64::try_from(cut.body_len).unwrap_or(i64::MAX);
+        add(BODY_LENGTH_HEADER, HeaderValue::LongLongInt(length));
+    }
+    add("settled-failed-at", HeaderValue::text(rfc3339(now)));
+    add("settled-origin-exchange", HeaderValue::text(&delivery.exchange));
+    add("settled-origin-routing-key", HeaderValue::text(&delivery.routing_key));
+    Publication {
+        kind: PublicationKind::DeadLetter,
+        exchange: DEAD.into(),
+        routing_key: delivery.routing_key.clone(),
+        properties: Properties {
+            headers: Some(headers),
+            delivery_mode: Some(2),
+            ..properties
+        },
+        body: delivery.body.clone(),
+    }
+}
+
+/// How many dead letters are among publications; the same message twice is one.
+pub fn letters_of(publications: &[Publication]) -> usize {
+    let mut messages = BTreeSet::new();
+    for letter in publications
+        .iter()
+        .filter(|publication| publication.kind == PublicationKind::DeadLetter)
+    {
+        let headers = letter.properties.headers.as_ref();
+        let digest = headers.and_then(|headers| headers.get("settled-digest")?.as_text());
+        messages.insert((letter.routing_key.as_str(), digest));
+    }
+    messages.len()
+}

@@ -1,0 +1,125 @@
+//! How a batch's events are put into messages: each by itself, or many in one.
+
+use std::collections::HashMap;
+
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::super::{
+    delivery::{HeaderValue, Properties, Publication, PublicationKind},
+    event_id::NAMESPACE,
+};
+
+/// A JSON array of events.
+const BATCH_CONTENT_TYPE: &str = "application/cloudevents-batch+json";
+/// How many events an array holds: what it stands for is counted without reading it.
+pub(in crate::domain) const EVENTS_HEADER: &str = "settled-events";
+
+/// How the events of a batch are put into messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Each is a message of its own.
+    Single,
+    /// Those under one routing key are one message, a JSON array of at most so many bytes. An event that is larger than
+    /// that is alone in its array.
+    Batched { max_bytes: usize },
+}
+
+/// in either; what is no event stays as it is.
+pub fn in_format(publications: Vec<Publication>, format: Format) -> Vec<Publication> {
+    let Format::Batched { max_bytes } = format else {
+        return publications;
+    };
+    let (events, others): (Vec<_>, Vec<_>) = publications
+        .into_iter()
+        .partition(|publication| publication.kind == PublicationKind::Event);
+    let mut groups: Vec<Vec<Publication>> = Vec::new();
+    // The last group of each routing key, and the bytes of its array. One that is full takes nothing more, however small,
+    // or the next event would overtake.
+    let mut last: HashMap<String, (usize, usize)> = HashMap::new();
+    for event in events {
+        // With the bracket or comma before it.
+        let bytes = event.body.len().saturating_add(1);
+        if let Some((place, size)) = last.get_mut(&event.routing_key)
+            && let Some(group) = groups.get_mut(*place)
+            && size.saturating_add(bytes) <= max_bytes
+        {
+            *size = size.saturating_add(bytes);
+            group.push(event);
+        } else {
+            // And the bracket behind the last one.
+            last.insert(event.routing_key.clone(), (groups.len(), bytes.saturating_add(1)));
+            groups.push(vec![event]);
+        }
+    }
+    groups
+        .iter()
+        .filter_map(|events| array_of(events))
+        .chain(others)
+        .collect()
+}
+
+/// Events under one routing key as one message.
+fn array_of(events: &[Publication]) -> Option<Publication> {
+    let first = events.first()?;
+    let bytes: usize = events.iter().map(|event| event.body.len().saturating_add(1)).sum();
+    let mut body = Vec::with_capacity(bytes.saturating_add(1));
+    // The same events in the same order have the same name, whoever publishes them.
+    let mut name = format!("batch|{}", first.routing_key);
+    for event in events {
+        body.push(if body.is_empty() { b'[' } else { b',' });
+        body.extend_from_slice(&event.body);
+        name.push('|');
+        name.push_str(event.properties.message_id.as_deref().unwrap_or_default());
+    }
+    body.push(b']');
+    // A message has one trace or none: what its events do not have in common can not travel.
+    let shared = events
+        .iter()
+        .all(|event| event.properties.headers == first.properties.headers);
+    let mut headers = shared
+        .then(|| first.properties.headers.clone())
+        .flatten()
+        .unwrap_or_default();
+    // 32 bits: RabbitMQ's stream client for Node can not read a small number of 64.
+    let count = i32::try_from(events.len()).unwrap_or(i32::MAX);
+    headers.insert(EVENTS_HEADER.into(), HeaderValue::LongInt(count));
+    Some(Publication {
+        kind: PublicationKind::Event,
+        exchange: first.exchange.clone(),
+        routing_key: first.routing_key.clone(),
+        properties: Properties {
+            content_type: Some(BATCH_CONTENT_TYPE.into()),
+            message_id: Some(Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string()),
+            headers: Some(headers),
+            ..first.properties.clone()
+        },
+        body,
+    })
+}
+
+/// How many events a publication stands for; a dead letter is one, whatever headers its sender gave it.
+pub fn count_of(publication: &Publication) -> u64 {
+    let headers = match publication.kind {
+        PublicationKind::Event => publication.properties.headers.as_ref(),
+        PublicationKind::DeadLetter | PublicationKind::Reply => None,
+    };
+    match headers.and_then(|headers| headers.get(EVENTS_HEADER)) {
+        Some(HeaderValue::LongInt(count)) => u64::try_from(*count).unwrap_or(1),
+        // As earlier versions left it in the outbox.
+        Some(HeaderValue::LongLongInt(count)) => u64::try_from(*count).unwrap_or(1),
+        Some(_) | None => 1,
+    }
+}
+
+/// The events of a message as a subscriber reads it, in order and byte for byte, whichever format it has.
+///
+/// # Errors
+/// Its content type promises an array, and the body is none.
+pub fn read<'a>(content_type: Option<&str>, body: &'a [u8]) -> Result<Vec<&'a [u8]>, serde_json::Error> {
+    if content_type != Some(BATCH_CONTENT_TYPE) {
+        return Ok(vec![body]);
+    }
+    let events: Vec<&RawValue> = serde_json::from_slice(body)?;
+    Ok(events.into_iter().map(|event| event.get().as_bytes()).collect())
+}
