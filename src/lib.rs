@@ -31,8 +31,8 @@
 //! | [`broker`] | the only room with lapin |
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
 //! | [`worker`] | the consumer pool: the order of steps, patience, shutdown. Lanes, publishing, relay, due and held messages, collector |
-//! | [`replay`] | a run of dead letters through the worker again |
-//! | [`cli`] | what an operator types |
+//! | [`desk`] | what an operator may ask and do, typed: look, plan, replay, act, life, books |
+//! | [`cli`] | what an operator types: it parses, asks the desk, and prints |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
 //! | [`config`] | every number someone may change, with its unit, in `config/default.toml` |
@@ -62,13 +62,13 @@
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod desk;
 pub mod domain;
 pub mod fail;
 pub mod health;
 pub mod http;
 pub mod partner;
 mod plain;
-pub mod replay;
 pub mod retry;
 pub mod settle;
 pub mod store;

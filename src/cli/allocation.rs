@@ -19,13 +19,14 @@ use uuid::Uuid;
 
 use super::{Context, Exit, Failure, life, output::complain, registry::Note, uuid};
 use crate::{
+    desk::History,
     domain::{
         allocation::Allocation,
         event::{AllocationView, rfc3339},
         json::Json,
         message::parse_uuid,
     },
-    store::{Store, life::Subject, registry::By},
+    store::{Store, registry::By},
 };
 
 /// Reservations in one transaction at most: each holds its accounts' locks until it commits.
@@ -394,17 +395,15 @@ fn progress(context: &Context, size: Option<u64>) -> ProgressBar {
 struct Shown<'a> {
     allocation: AllocationView<'a>,
     #[serde(flatten)]
-    history: Option<life::History>,
+    history: Option<History>,
 }
 
 async fn show(context: &Context, wish: Show) -> Result<Exit, Failure> {
-    let store = context.store()?;
+    let desk = context.desk()?;
     let (allocation, history) = if wish.history {
-        let life = store.life(&[Subject::Allocation(wish.id)]).await?;
-        let history = life::History::of(&life);
-        (life.allocations.into_iter().next(), Some(history))
+        desk.history(wish.id).await?.unzip()
     } else {
-        (store.allocation(wish.id).await?, None)
+        (desk.allocation(wish.id).await?, None)
     };
     let Some(allocation) = allocation else {
         return Err(
@@ -419,7 +418,7 @@ async fn show(context: &Context, wish: Show) -> Result<Exit, Failure> {
     context.out.say(&shown, |out| {
         out.table(&["field", "value"], fields(&allocation), "")?;
         match &shown.history {
-            Some(history) => history.print(out),
+            Some(history) => life::print(history, out),
             None => Ok(()),
         }
     })?;

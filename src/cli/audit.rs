@@ -3,13 +3,10 @@
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Context, Exit, Failure, cut, maybe_when, reconcile::moment};
+use super::{Context, Exit, Failure};
 use crate::{
+    desk::{AuditQuestion, AuditRecord, Moment, moment},
     domain::event::rfc3339,
-    store::{
-        audit::{AuditFilter, AuditRecord},
-        reconcile::Moment,
-    },
 };
 
 #[derive(Subcommand)]
@@ -43,25 +40,22 @@ pub(super) struct List {
 
 pub(super) async fn run(context: &Context, command: AuditCommand) -> Result<Exit, Failure> {
     let AuditCommand::List(question) = command;
-    let store = context.store()?;
-    let filter = AuditFilter {
+    let asked = AuditQuestion {
         operator: question.operator,
         act: question.act,
-        since: maybe_when(&store, question.since).await?,
-        until: maybe_when(&store, question.until).await?,
+        since: question.since,
+        until: question.until,
     };
-    let mut acts = store
-        .audit(&filter, question.after.unwrap_or(i64::MAX), question.limit + 1)
-        .await?;
-    let more = cut(&mut acts, usize::try_from(question.limit).unwrap_or(usize::MAX));
+    let page = context.desk()?.acts(&asked, question.after, question.limit).await?;
+    let acts = &page.items;
     if context.out.json {
-        for act in &acts {
+        for act in acts {
             context.out.document(act)?;
         }
         return Ok(Exit::Done);
     }
-    print(context, &acts)?;
-    if let (true, Some(last)) = (more, acts.last()) {
+    print(context, acts)?;
+    if let (true, Some(last)) = (page.more, acts.last()) {
         context.out.line(format!("there are more: --after {}", last.id))?;
     }
     Ok(Exit::Done)

@@ -1,17 +1,18 @@
 //! `settled dead-letters ...`: the operator's desk.
 
 pub(super) mod acts;
-pub(super) mod advice;
 mod collect;
 mod filters;
-mod headers;
 mod look;
 mod plan;
 mod replay;
 
 use clap::Subcommand;
 
+#[cfg(test)]
+pub(super) use self::replay::RunsCommand;
 use super::{Context, Exit, Failure};
+use crate::desk::Change;
 
 #[derive(Subcommand)]
 pub(super) enum DeadLettersCommand {
@@ -48,16 +49,16 @@ and `restore` opens them again. So does a new failure of the same message.")]
 pub(super) async fn run(context: &Context, command: DeadLettersCommand) -> Result<Exit, Failure> {
     match command {
         DeadLettersCommand::Collect(wish) => collect::run(context, &wish).await,
-        DeadLettersCommand::List(question) => look::list(context, question).await,
-        DeadLettersCommand::Show(question) => look::show(context, question).await,
-        DeadLettersCommand::Groups(question) => look::groups(context, question).await,
-        DeadLettersCommand::Stats(question) => look::stats(context, question).await,
-        DeadLettersCommand::Plan(wish) => plan::run(context, wish).await,
-        DeadLettersCommand::Replay(wish) => replay::run(context, wish).await,
+        DeadLettersCommand::List(question) => look::list(context, &question).await,
+        DeadLettersCommand::Show(question) => look::show(context, &question).await,
+        DeadLettersCommand::Groups(question) => look::groups(context, &question).await,
+        DeadLettersCommand::Stats(question) => look::stats(context, &question).await,
+        DeadLettersCommand::Plan(wish) => plan::run(context, &wish).await,
+        DeadLettersCommand::Replay(wish) => replay::run(context, &wish).await,
         DeadLettersCommand::Runs(command) => replay::runs(context, command).await,
-        DeadLettersCommand::Discard(wish) => acts::discard(context, wish).await,
-        DeadLettersCommand::Restore(wish) => acts::restore(context, wish).await,
-        DeadLettersCommand::Export(wish) => look::export(context, wish).await,
-        DeadLettersCommand::Purge(wish) => acts::purge(context, wish).await,
+        DeadLettersCommand::Discard(wish) => acts::change(context, Change::Discard, &wish).await,
+        DeadLettersCommand::Restore(wish) => acts::change(context, Change::Restore, &wish).await,
+        DeadLettersCommand::Export(wish) => look::export(context, &wish).await,
+        DeadLettersCommand::Purge(wish) => acts::purge(context, &wish).await,
     }
 }

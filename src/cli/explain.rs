@@ -7,23 +7,14 @@ use std::{
 };
 
 use clap::Args;
-use serde::Serialize;
 
 use super::{
     Context, Exit, Failure,
     output::{Mood, plain},
 };
 use crate::{
-    broker::topology::UPDATES,
-    domain::{
-        decide::{Reason, Verdict, VerdictKind},
-        delivery::{Delivery, Properties, Source},
-        event::rfc3339,
-        ledger::{AccountKind, Quantity},
-        message,
-    },
-    settle,
-    store::Store,
+    desk::{self, Movement},
+    domain::decide::VerdictKind,
 };
 
 /// Bytes of a body that are read: far above the limit, so that the detail can say how long it is.
@@ -50,67 +41,14 @@ pub(super) struct Explain {
     content_type: String,
 }
 
-#[derive(Serialize)]
-struct Explained {
-    verdict: VerdictKind,
-    reason: Option<Reason>,
-    class: Option<u16>,
-    #[serde(rename = "final")]
-    is_final: Option<bool>,
-    detail: Option<String>,
-    transfers: Vec<Movement>,
-}
-
-#[derive(Serialize)]
-struct Movement {
-    debit: AccountKind,
-    credit: AccountKind,
-    currency: String,
-    amount: Quantity,
-}
-
 pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Failure> {
-    let delivery = Delivery {
-        exchange: UPDATES.to_owned(),
+    let question = desk::Question {
         routing_key: question.routing_key,
+        user_id: question.user_id,
+        content_type: question.content_type,
         body: body(question.file)?,
-        properties: Properties {
-            content_type: Some(question.content_type),
-            delivery_mode: Some(2),
-            user_id: question.user_id,
-            ..Properties::default()
-        },
-        cut: None,
-        redelivered: false,
-        source: Source::Plain,
     };
-    let store = if message::facts(&delivery).content.is_err() && context.settings.database_url().is_err() {
-        nowhere(context)?
-    } else {
-        context.store()?
-    };
-    let rules = context.rules();
-    let (judgement, changes, _) = context
-        .patiently(async || settle::explain(&store, &rules, delivery.clone()).await)
-        .await?;
-    let reason = judgement.verdict.reason();
-    let explained = Explained {
-        verdict: judgement.verdict.kind(),
-        reason,
-        class: reason.map(Reason::class),
-        is_final: reason.map(Reason::is_final),
-        detail: detail(&judgement.verdict),
-        transfers: changes
-            .settlements
-            .iter()
-            .map(|settlement| Movement {
-                debit: settlement.transfer.debit.0,
-                credit: settlement.transfer.credit.0,
-                currency: settlement.transfer.amount.currency.clone(),
-                amount: settlement.transfer.amount.quantity.clone(),
-            })
-            .collect(),
-    };
+    let explained = desk::explain(&context.settings, question).await?;
     context.out.say(&explained, |out| {
         let mood = match explained.verdict {
             VerdictKind::Settled | VerdictKind::Duplicate => Mood::Good,
@@ -149,27 +87,6 @@ pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Fa
     Ok(Exit::Done)
 }
 
-/// A sentence about the verdict. One that settles needs none.
-fn detail(verdict: &Verdict) -> Option<String> {
-    match verdict {
-        Verdict::Settled { .. } => None,
-        Verdict::Duplicate { allocation } => Some(format!(
-            "{} {} is {} already; its event would go out again",
-            allocation.kind.as_str(),
-            allocation.id,
-            allocation.status.as_str()
-        )),
-        Verdict::Parked { until, again, .. } => {
-            let waits = if *again { "it waits already" } else { "it would wait" };
-            Some(format!(
-                "no allocation of this id is reserved yet; {waits}, until {} at the latest",
-                rfc3339(*until)
-            ))
-        }
-        Verdict::Rejected { detail, .. } => Some(detail.clone()),
-    }
-}
-
 fn body(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     let read = match &file {
@@ -181,11 +98,4 @@ fn body(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     let name = file.map_or_else(|| "-".to_owned(), |path| path.display().to_string());
     read.map_err(|error| Failure::usage(format!("{name} can not be read: {error}")))?;
     Ok(body)
-}
-
-/// A database for messages that need none.
-fn nowhere(context: &Context) -> Result<Store, Failure> {
-    let mut settings = context.settings.clone();
-    settings.database.url = crate::config::Secret::new("postgres://localhost");
-    Store::new(&settings).map_err(Failure::ours)
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::{
     broker::BrokerError,
     config::ConfigError,
-    store::{Fate, StoreError, trouble::Trouble},
+    desk::{Kind, Refusal},
+    store::StoreError,
 };
 
 /// How a command ended that could be carried out.
@@ -47,11 +48,6 @@ impl Failure {
     /// A wrong argument or setting.
     pub(super) fn usage(message: impl Into<String>) -> Self {
         Self::new(2, message)
-    }
-
-    /// The database or the broker is away.
-    pub(super) fn away(message: impl Into<String>) -> Self {
-        Self::new(69, message)
     }
 
     /// Our own fault.
@@ -110,73 +106,43 @@ impl Failure {
     }
 }
 
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal.kind {
+            Kind::Refused => 1,
+            Kind::Usage => 2,
+            Kind::Away => 69,
+            Kind::Ours => 70,
+        };
+        Self {
+            code,
+            message: refusal.message,
+            hint: refusal.hint,
+        }
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        const PERMISSION_DENIED: &str = "42501";
-        if error.sqlstate.as_deref() == Some(PERMISSION_DENIED) {
-            return Failure::ours(format!("the database user lacks a permission: {error}"))
-                .hint("`settled doctor` lists what it needs");
-        }
-        if error.is_schema() {
-            return Failure::refused(format!(
-                "the database has no schema of settled, or an older one: {error}"
-            ))
-            .hint("run `settled migrate`");
-        }
-        match error.fate {
-            Fate::Away => {
-                let trouble = error.trouble();
-                Failure::away(format!("{}: {error}", trouble.in_a_command())).hint(trouble.hint())
-            }
-            Fate::Retry => Failure::away(format!("the database is too busy for this now: {error}"))
-                .hint("try again; nothing was done by halves"),
-            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
-                let failure = Failure::ours(format!("the database did not do what was asked: {error}"));
-                match error.trouble() {
-                    Trouble::Forgets => failure.hint(Trouble::Forgets.hint()),
-                    _ => failure,
-                }
-            }
-        }
+        Refusal::from(error).into()
     }
 }
 
 impl Failure {
     /// No connection could be had. What is refused here is the login, not what a command asks for.
     pub(super) fn no_broker(error: BrokerError) -> Self {
-        match error {
-            BrokerError::Refused { .. } => Failure::away(error.to_string())
-                .hint("check user, password and virtual host in SETTLED_BROKER_URL (or --broker-url)"),
-            BrokerError::Away(_) | BrokerError::Config(_) => error.into(),
-        }
+        Refusal::no_broker(error).into()
     }
 }
 
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
-        let sentence = error.to_string();
-        match error {
-            BrokerError::Away(_) if sentence.starts_with("TLS") => {
-                Failure::away(sentence).hint("check broker.ca_file, the server's certificate and the host's name in it")
-            }
-            BrokerError::Away(_) => Failure::away(sentence)
-                .hint("check that it runs and that SETTLED_BROKER_URL (or --broker-url) says where"),
-            BrokerError::Refused { code, .. } => match code {
-                403 => Failure::refused(sentence)
-                    .hint("grant this user the permission (rabbitmqctl set_permissions); `settled doctor` says which"),
-                404 => Failure::refused(sentence).hint("run `settled topology`"),
-                406 => Failure::refused(sentence).hint("`settled doctor` says what is declared differently"),
-                _ => Failure::ours(sentence),
-            },
-            BrokerError::Config(_) => {
-                Failure::usage(sentence).hint("check broker.url, broker.ca_file and broker.heartbeat")
-            }
-        }
+        Refusal::from(error).into()
     }
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Failure::usage(error.message()).hint(error.hint())
+        Refusal::from(error).into()
     }
 }

@@ -14,11 +14,9 @@ use super::{
     uuid,
 };
 use crate::{
+    desk::BalanceRecord,
     domain::ledger::{Amount, Quantity},
-    store::{
-        books::{BalanceRecord, Books},
-        registry::Deposited,
-    },
+    store::registry::Deposited,
 };
 
 #[derive(Args)]
@@ -123,7 +121,7 @@ pub(super) async fn run(context: &Context, command: LedgerCommand) -> Result<Exi
 }
 
 async fn balances(context: &Context) -> Result<Exit, Failure> {
-    let balances = context.store()?.balances().await?;
+    let balances = context.desk()?.balances().await?;
     context.out.say(&balances, |out| {
         let row = |balance: &BalanceRecord| {
             vec![
@@ -140,15 +138,9 @@ async fn balances(context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn check(context: &Context) -> Result<Exit, Failure> {
-    #[derive(Serialize)]
-    struct Checked<'a> {
-        ok: bool,
-        #[serde(flatten)]
-        books: &'a Books,
-    }
-    let books = context.store()?.check_books().await?;
-    let ok = books.problems.is_empty();
-    context.out.say(&Checked { ok, books: &books }, |out| {
+    let checked = context.desk()?.check_books().await?;
+    let books = &checked.books;
+    context.out.say(&checked, |out| {
         for problem in &books.problems {
             out.line(format!("{}  {}", out.coloured(Mood::Bad, "wrong"), plain(problem)))?;
         }
@@ -158,7 +150,7 @@ async fn check(context: &Context) -> Result<Exit, Failure> {
             .map(|(table, count)| format!("{count} {table}"))
             .collect();
         let counted = counted.join(", ");
-        if ok {
+        if checked.ok {
             out.line(format!(
                 "{}  the books are right: {counted}",
                 out.coloured(Mood::Good, "ok")
@@ -167,5 +159,5 @@ async fn check(context: &Context) -> Result<Exit, Failure> {
             out.line(format!("the books are wrong: {counted}"))
         }
     })?;
-    Ok(if ok { Exit::Done } else { Exit::Failed })
+    Ok(if checked.ok { Exit::Done } else { Exit::Failed })
 }

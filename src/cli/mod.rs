@@ -22,7 +22,6 @@ mod worker;
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use jiff::Timestamp;
 use uuid::Uuid;
 
 pub use self::failure::{Exit, Failure};
@@ -30,14 +29,14 @@ use self::output::Output;
 use crate::{
     broker::{BrokerSettings, Connection},
     config::{ConfigError, Settings, Sources, process_environment, repeated},
+    desk::{Desk, bounded},
     domain::{
         calendar::CalendarTime,
-        decide::Rules,
         ledger::{Quantity, is_currency},
         message::{is_enterprise_id, parse_uuid},
     },
     retry::Backoff,
-    store::{Fate, Store, StoreError, reconcile::Moment},
+    store::{Fate, Store, StoreError},
 };
 
 /// Settles asynchronous allocations from partners' signed messages on RabbitMQ, in PostgreSQL.
@@ -168,13 +167,13 @@ impl Cli {
             Command::Connection(command) => registry::connection(context, command).await,
             Command::Deposit(deposit) => ledger::deposit(context, deposit).await,
             Command::Allocation(command) => allocation::run(context, command).await,
-            Command::Receipt(question) => life::receipt(context, question).await,
-            Command::Timeline(question) => life::timeline(context, question).await,
+            Command::Receipt(question) => life::receipt(context, &question).await,
+            Command::Timeline(question) => life::timeline(context, &question).await,
             Command::Explain(question) => explain::run(context, question).await,
             Command::Ledger(command) => ledger::run(context, command).await,
             Command::DeadLetters(command) => dead_letters::run(context, command).await,
             Command::Audit(command) => audit::run(context, command).await,
-            Command::Reconcile(wish) => reconcile::run(context, wish).await,
+            Command::Reconcile(wish) => reconcile::run(context, &wish).await,
             Command::Simulate(wish) => simulate::run(context, wish).await,
             Command::Demo(wish) => demo::run(context, wish).await,
         }
@@ -223,6 +222,11 @@ struct Context {
 }
 
 impl Context {
+    /// The operator's desk; its database is not connected yet.
+    fn desk(&self) -> Result<Desk, Failure> {
+        Ok(Desk::open(&self.settings)?)
+    }
+
     /// The database; not connected yet.
     fn store(&self) -> Result<Store, Failure> {
         self.settings.database_url()?;
@@ -240,10 +244,6 @@ impl Context {
         Connection::open(&self.broker()?, name)
             .await
             .map_err(Failure::no_broker)
-    }
-
-    fn rules(&self) -> Rules {
-        crate::settle::rules(&self.settings)
     }
 
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
@@ -361,40 +361,6 @@ fn time(text: &str) -> Result<CalendarTime, String> {
     CalendarTime::parse(text)
 }
 
-/// Cuts what was found down to so many. One more than is shown was asked for: whether it came says whether there are more.
-fn cut<T>(found: &mut Vec<T>, shown: usize) -> bool {
-    let more = found.len() > shown;
-    found.truncate(shown);
-    more
-}
-
-/// When a moment is, by the database's clock.
-async fn when(store: &Store, moment: Moment) -> Result<Timestamp, Failure> {
-    Ok(match moment {
-        Moment::At(time) => time,
-        Moment::Ago(ago) => store.clock().await?.saturating_sub(ago).unwrap_or(Timestamp::MIN),
-    })
-}
-
-/// The same of one that may be left out.
-async fn maybe_when(store: &Store, moment: Option<Moment>) -> Result<Option<Timestamp>, Failure> {
-    match moment {
-        Some(moment) => when(store, moment).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Text that the database can hold, of a length.
-fn bounded(text: &str, max: usize) -> Result<(), String> {
-    if text.is_empty() || text.len() > max {
-        return Err(format!("must be 1 to {max} bytes"));
-    }
-    if text.contains('\0') {
-        return Err("must not hold the character U+0000".into());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -496,5 +462,93 @@ mod tests {
         );
         assert!(read("2030-01-31").is_err());
         assert!(read("tomorrow").is_err());
+    }
+
+    /// What the desk says is to be typed is read as the same wish.
+    #[test]
+    fn a_command_line_of_the_desk_is_read_as_what_was_asked() {
+        use dead_letters::DeadLettersCommand as Dead;
+
+        use crate::{
+            desk::{Author, Cancel, Change, Moment, Plan, Purge, Replay, Resume, Selection, Which},
+            domain::{
+                dead_letter::{MadeBy, State},
+                decide::Reason,
+            },
+        };
+        let which = Which {
+            states: vec![State::Open, State::Discarded],
+            reasons: vec![Reason::Internal, Reason::InvalidField],
+            is_final: Some(false),
+            partner: Some("acme".into()),
+            allocation: Some(Uuid::from_u128(7)),
+            nonce: Some("-n'1".into()),
+            group: Some("0123abcd".into()),
+            made_by: Some(MadeBy::Unknown),
+            since: Some(Moment::Ago(std::time::Duration::from_millis(5_400_001))),
+            until: Some(Moment::At("2030-01-31T00:00:00.123Z".parse().expect("a time"))),
+        };
+        let author = Author {
+            operator: "-ann o'hara".into(),
+            why: "--they asked; \"again\"".into(),
+        };
+        let dead = |command: &crate::desk::Command| {
+            let words = command.words().iter().map(OsString::from);
+            match Cli::read(words)
+                .unwrap_or_else(|refusal| panic!("{command}: {}", refusal.error))
+                .command
+            {
+                Command::DeadLetters(dead) => dead,
+                _ => panic!("{command}"),
+            }
+        };
+        for (plan, which) in [(Some(7), Which::default()), (None, which.clone())] {
+            let selection = Selection { plan, which };
+            for change in [Change::Discard, Change::Restore] {
+                let asked = (selection.clone(), author.clone());
+                match (change, dead(&change.command(&selection, &author))) {
+                    (Change::Discard, Dead::Discard(read)) | (Change::Restore, Dead::Restore(read)) => {
+                        assert_eq!(read.typed(), asked);
+                    }
+                    _ => panic!("{change:?}"),
+                }
+            }
+        }
+        let purge = Purge {
+            discarded_before: Moment::Ago(std::time::Duration::from_secs(3_600)),
+            settled: true,
+            author: author.clone(),
+        };
+        assert!(matches!(dead(&purge.command()), Dead::Purge(read) if read.typed() == purge));
+        let plan = Plan {
+            which: which.clone(),
+            limit: Some(3),
+            operator: author.operator.clone(),
+        };
+        assert!(matches!(dead(&plan.command()), Dead::Plan(read) if read.typed() == plan));
+        let export = crate::desk::Export {
+            which,
+            operator: author.operator.clone(),
+        };
+        assert!(matches!(dead(&export.command()), Dead::Export(read) if read.typed() == export));
+        let replay = Replay {
+            plan: 7,
+            canary: Some(10),
+            rate: Some(0.5),
+            all_verdicts: true,
+            author: author.clone(),
+        };
+        assert!(matches!(dead(&replay.command()), Dead::Replay(read) if read.typed() == replay));
+        let (resume, cancel) = (
+            Resume {
+                run: 3,
+                rate: Some(50.0),
+                author: author.clone(),
+            },
+            Cancel { run: 3, author },
+        );
+        use dead_letters::RunsCommand as Runs;
+        assert!(matches!(dead(&resume.command()), Dead::Runs(Runs::Resume(read)) if read.typed() == resume));
+        assert!(matches!(dead(&cancel.command()), Dead::Runs(Runs::Cancel(read)) if read.typed() == cancel));
     }
 }

@@ -4,12 +4,12 @@ use clap::Args;
 use uuid::Uuid;
 
 use crate::{
-    cli::{Failure, bounded, enterprise_id, maybe_when, reconcile::moment, uuid},
+    cli::{bounded, enterprise_id, uuid},
+    desk::{Moment, Which, moment},
     domain::{
         dead_letter::{MadeBy, State},
         decide::Reason,
     },
-    store::{Store, letters::Filter, reconcile::Moment},
 };
 
 /// Everything but the reason.
@@ -68,42 +68,22 @@ pub(super) struct Acting {
 }
 
 impl Looking {
-    pub(super) async fn filter(&self, store: &Store, states: &[State]) -> Result<Filter, Failure> {
-        self.others.filter(store, &self.reason, states).await
+    pub(super) fn which(&self) -> Which {
+        self.others.which(&self.reason)
     }
 }
 
 impl Acting {
-    pub(super) async fn filter(&self, store: &Store, states: &[State]) -> Result<Filter, Failure> {
-        self.others.filter(store, &self.reason_code, states).await
-    }
-
-    /// Whether any flag was given.
-    pub(super) fn is_given(&self) -> bool {
-        let others = &self.others;
-        !self.reason_code.is_empty()
-            || others.partner.is_some()
-            || others.allocation.is_some()
-            || others.nonce.is_some()
-            || others.since.is_some()
-            || others.until.is_some()
-            || !others.state.is_empty()
-            || others.is_final
-            || others.not_final
-            || others.group.is_some()
-            || others.made_by.is_some()
+    pub(super) fn which(&self) -> Which {
+        self.others.which(&self.reason_code)
     }
 }
 
 impl Filters {
-    /// The filter, with these states where none was named.
-    async fn filter(&self, store: &Store, reasons: &[Reason], states: &[State]) -> Result<Filter, Failure> {
-        let named: Vec<State> = State::ALL
-            .into_iter()
-            .filter(|state| self.state.iter().any(|named| named.holds(*state)))
-            .collect();
-        Ok(Filter {
-            states: if named.is_empty() { states.to_vec() } else { named },
+    fn which(&self, reasons: &[Reason]) -> Which {
+        let is_named = |state: &State| self.state.iter().any(|named| named.holds(*state));
+        Which {
+            states: State::ALL.into_iter().filter(is_named).collect(),
             reasons: reasons.to_vec(),
             is_final: (self.is_final || self.not_final).then_some(self.is_final),
             partner: self.partner.clone(),
@@ -111,10 +91,9 @@ impl Filters {
             nonce: self.nonce.clone(),
             group: self.group.clone(),
             made_by: self.made_by,
-            is_known: false,
-            since: maybe_when(store, self.since).await?,
-            until: maybe_when(store, self.until).await?,
-        })
+            since: self.since,
+            until: self.until,
+        }
     }
 }
 

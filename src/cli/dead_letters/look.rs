@@ -1,45 +1,20 @@
 //! `list`, `show`, `groups`, `stats` and `export`: what there is.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, ops::ControlFlow};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
-use serde_json::json;
 use uuid::Uuid;
 
-use super::{
-    acts::{Operator, filters_of},
-    advice::advice,
-    filters::Looking,
-    headers::Plainly,
-};
+use super::{acts::Operator, filters::Looking};
 use crate::{
     cli::{
-        Context, Exit, Failure, audit, cut,
-        life::digest,
+        Context, Exit, Failure, audit,
         output::{Output, complain, plain},
     },
-    domain::{
-        allocation::Allocation,
-        dead_letter::{MadeBy, State},
-        decide::Reason,
-        event::{self, AllocationView, rfc3339},
-    },
-    store::{
-        audit::{Act, AuditRecord},
-        letters::{DeadLetter, Exported, Group, Name, Replayed, Stat},
-    },
+    desk::{self, AuditRecord, ByPartner, ByReason, DeadLetter, Group, Letter, Named, Replayed},
+    domain::{dead_letter::MadeBy, event::rfc3339},
 };
-
-/// Replays and acts that `show` shows at most.
-const LINEAGE_MAX: i64 = 100;
-/// Partners that `stats` names.
-const PARTNERS_MAX: i64 = 20;
-/// Messages that one statement of an export reads: bodies have up to 256 KiB.
-const EXPORT_PAGE: i64 = 64;
-/// The shortest prefix of an id that is looked for.
-const PREFIX_MIN: usize = 4;
 
 // List ---------------------------------------------------------------------------------------------------------------
 
@@ -58,13 +33,12 @@ pub(in crate::cli) struct List {
     after: i64,
 }
 
-pub(super) async fn list(context: &Context, question: List) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let filter = question.filters.filter(&store, &[State::Open, State::Due]).await?;
-    let mut found = store.dead_letters(&filter, question.after, question.limit + 1).await?;
-    let more = cut(&mut found, usize::try_from(question.limit).unwrap_or(usize::MAX));
+pub(super) async fn list(context: &Context, question: &List) -> Result<Exit, Failure> {
+    let which = question.filters.which();
+    let page = context.desk()?.letters(&which, question.after, question.limit).await?;
+    let found = &page.items;
     if context.out.json {
-        for dead_letter in &found {
+        for dead_letter in found {
             context.out.document(dead_letter)?;
         }
         return Ok(Exit::Done);
@@ -88,7 +62,7 @@ pub(super) async fn list(context: &Context, question: List) -> Result<Exit, Fail
     context
         .out
         .numbers(&header, found.iter().map(row).collect(), "no dead letter")?;
-    if let (true, Some(last)) = (more, found.last()) {
+    if let (true, Some(last)) = (page.more, found.last()) {
         context.out.line(format!("there are more: --after {}", last.cursor))?;
     }
     Ok(Exit::Done)
@@ -112,152 +86,16 @@ pub(in crate::cli) struct Show {
     operator: Operator,
 }
 
-/// Everything about one message.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Shown<'a> {
-    dead_letter: &'a DeadLetter,
-    properties: Option<Plainly<'a>>,
-    #[serde(flatten)]
-    body: Option<Body>,
-    /// None where nobody told the partner anything: somebody put the message there by hand.
-    told: Option<Told>,
-    /// As it stands now.
-    allocation: Option<AllocationView<'a>>,
-    /// What the partner must do instead.
-    advice: Option<&'static str>,
-    replays: &'a [Replayed],
-    acts: &'a [AuditRecord],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Body {
-    /// `utf-8`, or `base64` for what is no text.
-    body_encoding: &'static str,
-    body: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Told {
-    event_id: Uuid,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-pub(super) async fn show(context: &Context, question: Show) -> Result<Exit, Failure> {
-    let name = name(&question.id)?;
-    let store = context.store()?;
-    let found = store.find_dead_letters(&name, 10).await?;
-    let id = match found.as_slice() {
-        [] => {
-            return Err(Failure::refused(format!("there is no dead letter {:?}", question.id))
-                .hint("`settled dead-letters list --state all` shows them; what still waits in the queue settlement.dead is not collected yet"));
-        }
-        [id] => *id,
-        [first, second, ..] => {
-            return Err(Failure::refused(format!(
-                "{:?} means several dead letters: {first}, {second}",
-                question.id
-            ))
-            .hint("give more of the id"));
-        }
-    };
-    let Some((exported, bytes)) = store.dead_letter(id).await? else {
-        return Err(Failure::refused(format!("the dead letter {id} was purged just now")));
-    };
-    if question.body {
-        let operator = question.operator.name();
-        let filters = json!({ "deadLetter": id });
-        let act = Act {
-            name: "show body",
-            operator: &operator,
-            why: None,
-            filters: &filters,
-        };
-        // Before a byte of it is shown; and who can not be written down sees none.
-        store.record(act, &json!({ "bytes": bytes.len() })).await?;
-    }
-    let (replays, acts) = store.lineage(id, LINEAGE_MAX).await?;
-    let dead_letter = &exported.dead_letter;
-    let allocation = match dead_letter.allocation_id {
-        Some(id) => store.allocation(id).await?,
-        None => None,
-    };
-    let shown = Shown {
-        dead_letter,
-        properties: exported.properties.as_ref().map(Plainly),
-        body: question.body.then(|| body(bytes, &exported)),
-        told: told(dead_letter, allocation.as_ref()),
-        allocation: allocation.as_ref().map(AllocationView::from),
-        advice: (dead_letter.state != State::Settled.as_str()).then(|| advice(dead_letter.why.reason)),
-        replays: &replays,
-        acts: &acts,
-    };
-    context.out.say(&shown, |out| print(out, &shown, allocation.as_ref()))?;
+pub(super) async fn show(context: &Context, question: &Show) -> Result<Exit, Failure> {
+    let named = Named::parse(&question.id)?;
+    let operator = question.body.then(|| question.operator.name());
+    let shown = context.desk()?.letter(&named, operator.as_deref()).await?;
+    context.out.say(&shown, |out| print(out, &shown))?;
     Ok(Exit::Done)
 }
 
-/// What was typed, as a range of ids or a digest.
-fn name(text: &str) -> Result<Name, Failure> {
-    if let Some(digest) = digest(text) {
-        return Ok(Name::Digest(digest));
-    }
-    let digits: String = text.chars().filter(|letter| *letter != '-').collect();
-    let fits = (PREFIX_MIN..=32).contains(&digits.len()) && digits.chars().all(|letter| letter.is_ascii_hexdigit());
-    let bound = |fill: &str| {
-        let rest = 32_usize.saturating_sub(digits.len());
-        u128::from_str_radix(&format!("{digits}{}", fill.repeat(rest)), 16)
-    };
-    match (fits, bound("0"), bound("f")) {
-        (true, Ok(first), Ok(last)) => Ok(Name::Ids(Uuid::from_u128(first), Uuid::from_u128(last))),
-        _ => Err(
-            Failure::usage(format!("{text:?} is no id, no beginning of one, and no digest")).hint(format!(
-                "an id is a UUID, {PREFIX_MIN} or more of its hexadecimal digits will do; a digest has 64"
-            )),
-        ),
-    }
-}
-
-fn body(bytes: Vec<u8>, exported: &Exported) -> Body {
-    match String::from_utf8(bytes) {
-        Ok(text) => Body {
-            body_encoding: "utf-8",
-            body: text,
-        },
-        Err(_) => Body {
-            body_encoding: "base64",
-            body: exported.body.clone(),
-        },
-    }
-}
-
-/// The event that told the partner of the message's last verdict.
-fn told(dead_letter: &DeadLetter, allocation: Option<&Allocation>) -> Option<Told> {
-    let digest = digest(&dead_letter.message_digest)?;
-    let refusal = |kind: &str, reason| Told {
-        event_id: event::refusal_id_of(kind, &dead_letter.routing_key, &digest, reason),
-        kind: kind.to_owned(),
-    };
-    match State::parse(&dead_letter.state)? {
-        State::Settled => {
-            let allocation = allocation?;
-            Some(Told {
-                event_id: event::settlement_id(allocation)?,
-                kind: format!("{}.{}", allocation.kind.as_str(), allocation.status.as_str()),
-            })
-        }
-        State::Parked => Some(refusal(event::PARKED, Reason::AllocationNotFound)),
-        State::Open | State::Due | State::Discarded => {
-            let was_judged = dead_letter.made_by != "unknown" || dead_letter.replays > 0;
-            was_judged.then(|| refusal(event::REJECTED, dead_letter.why.reason))
-        }
-    }
-}
-
-fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Result<(), Failure> {
-    let dead_letter = shown.dead_letter;
+fn print(out: &Output, shown: &Letter) -> Result<(), Failure> {
+    let dead_letter = &shown.dead_letter;
     let why = &dead_letter.why;
     let again = if why.is_final {
         "final: the same bytes can never settle"
@@ -269,7 +107,7 @@ fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Re
         "broker" => "the broker, by itself",
         _ => "unknown: no worker and no broker put it into settlement.dead; left out of plans unless --made-by unknown",
     };
-    let allocation = match (dead_letter.allocation_id, allocation) {
+    let allocation = match (dead_letter.allocation_id, &shown.allocation) {
         (None, _) => None,
         (Some(id), None) => Some(format!("{id}, not reserved here")),
         (Some(id), Some(allocation)) => Some(format!(
@@ -292,7 +130,10 @@ fn print(out: &Output, shown: &Shown<'_>, allocation: Option<&Allocation>) -> Re
         ("routing key", Some(dead_letter.routing_key.clone())),
         (
             "broker user",
-            shown.properties.as_ref().and_then(|p| p.0.user_id.clone()),
+            shown
+                .properties
+                .as_ref()
+                .and_then(|properties| properties.user_id.clone()),
         ),
         (
             "message",
@@ -395,17 +236,12 @@ pub(in crate::cli) struct Groups {
     limit: i64,
 }
 
-pub(super) async fn groups(context: &Context, question: Groups) -> Result<Exit, Failure> {
-    #[derive(Serialize)]
-    struct Document<'a> {
-        /// How many there are, shown or not.
-        total: i64,
-        groups: &'a [Group],
-    }
-    let store = context.store()?;
-    let filter = question.filters.filter(&store, &[State::Open]).await?;
-    let (groups, total) = store.dead_letter_groups(&filter, question.limit).await?;
-    let document = Document { total, groups: &groups };
+pub(super) async fn groups(context: &Context, question: &Groups) -> Result<Exit, Failure> {
+    let document = context
+        .desk()?
+        .groups(&question.filters.which(), question.limit)
+        .await?;
+    let (groups, total) = (&document.groups, document.total);
     context.out.say(&document, |out| {
         let row = |group: &Group| {
             vec![
@@ -443,71 +279,8 @@ pub(in crate::cli) struct Stats {
     filters: Looking,
 }
 
-pub(super) async fn stats(context: &Context, question: Stats) -> Result<Exit, Failure> {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Document {
-        messages: i64,
-        oldest_failed_at: Option<String>,
-        reasons: Vec<ByReason>,
-        /// Those with the most, the most first.
-        partners: Vec<ByPartner>,
-    }
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct ByReason {
-        state: String,
-        reason: Reason,
-        #[serde(rename = "final")]
-        is_final: bool,
-        messages: i64,
-        first_failed_at: String,
-        last_failed_at: String,
-    }
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct ByPartner {
-        enterprise_id: Option<String>,
-        messages: i64,
-        first_failed_at: String,
-        last_failed_at: String,
-    }
-    let store = context.store()?;
-    let filter = question.filters.filter(&store, &[State::Open]).await?;
-    let stats = store.dead_letter_stats(&filter, PARTNERS_MAX).await?;
-    let (by_reason, by_partner): (Vec<&Stat>, Vec<&Stat>) = stats.iter().partition(|stat| stat.state.is_some());
-    let mut reasons: Vec<ByReason> = by_reason
-        .iter()
-        .map(|stat| {
-            let reason = stat.reason.unwrap_or(Reason::Internal);
-            ByReason {
-                state: stat.state.clone().unwrap_or_default(),
-                reason,
-                is_final: reason.is_final(),
-                messages: stat.count.messages,
-                first_failed_at: rfc3339(stat.count.first_failed_at),
-                last_failed_at: rfc3339(stat.count.last_failed_at),
-            }
-        })
-        .collect();
-    let place = |line: &ByReason| State::parse(&line.state).map(|state| state as usize);
-    reasons.sort_by_key(|line| (place(line), line.reason));
-    let partners = by_partner.iter().map(|stat| ByPartner {
-        enterprise_id: stat.partner.clone(),
-        messages: stat.count.messages,
-        first_failed_at: rfc3339(stat.count.first_failed_at),
-        last_failed_at: rfc3339(stat.count.last_failed_at),
-    });
-    let document = Document {
-        messages: by_reason.iter().map(|stat| stat.count.messages).sum(),
-        oldest_failed_at: by_reason
-            .iter()
-            .map(|stat| stat.count.first_failed_at)
-            .min()
-            .map(rfc3339),
-        partners: partners.collect(),
-        reasons,
-    };
+pub(super) async fn stats(context: &Context, question: &Stats) -> Result<Exit, Failure> {
+    let document = context.desk()?.stats(&question.filters.which()).await?;
     context.out.say(&document, |out| {
         let row = |line: &ByReason| {
             vec![
@@ -554,54 +327,35 @@ pub(in crate::cli) struct Export {
     operator: Operator,
 }
 
-/// A line of it.
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(flatten)]
-    dead_letter: &'a DeadLetter,
-    properties: Option<Plainly<'a>>,
-    /// In base64.
-    body: &'a str,
+impl Export {
+    pub(in crate::cli) fn typed(&self) -> desk::Export {
+        desk::Export {
+            which: self.filters.which(),
+            operator: self.operator.name(),
+        }
+    }
 }
 
-pub(super) async fn export(context: &Context, wish: Export) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let filter = wish.filters.filter(&store, &[State::Open]).await?;
+pub(super) async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
     let wanted = std::io::stderr().is_terminal() && !std::io::stdout().is_terminal();
-    let total = store.count_dead_letters(&filter).await?;
-    let progress = progress(wanted, "exporting", usize::try_from(total).unwrap_or_default());
-    let operator = wish.operator.name();
-    let filters = filters_of(&filter);
-    let act = Act {
-        name: "export",
-        operator: &operator,
-        why: None,
-        filters: &filters,
+    let bar = progress(wanted, "exporting");
+    let each = |line: &desk::ExportedLine, total: i64| {
+        bar.set_length(total.unsigned_abs());
+        context.out.document(line)?;
+        bar.inc(1);
+        Ok::<_, Failure>(if context.out.is_closed() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
     };
-    // Before the first byte leaves: an export that breaks off was one all the same.
-    store.record(act, &json!({ "selected": total })).await?;
-    let mut after = 0;
-    let mut count = 0_u64;
-    while !context.out.is_closed() {
-        let page = context
-            .patiently(async || store.exported(&filter, after, EXPORT_PAGE).await)
-            .await?;
-        let Some(last) = page.last() else { break };
-        after = last.dead_letter.cursor;
-        for exported in &page {
-            context.out.document(&Line {
-                dead_letter: &exported.dead_letter,
-                properties: exported.properties.as_ref().map(Plainly),
-                body: &exported.body,
-            })?;
-            count += 1;
-        }
-        progress.set_position(count);
-    }
-    progress.finish_and_clear();
-    if context.out.is_closed() {
+    let exports = context.desk()?.export(&wish.typed(), each).await;
+    bar.finish_and_clear();
+    let exports = exports?;
+    if exports.is_cut {
         complain(&format!(
-            "settled: nobody reads the export any more: stopped after {count} messages"
+            "settled: nobody reads the export any more: stopped after {} messages",
+            exports.messages
         ));
         return Ok(Exit::Partly);
     }
@@ -609,45 +363,13 @@ pub(super) async fn export(context: &Context, wish: Export) -> Result<Exit, Fail
 }
 
 /// A bar on stderr where it is wanted.
-pub(super) fn progress(wanted: bool, word: &str, messages: usize) -> ProgressBar {
+pub(super) fn progress(wanted: bool, word: &str) -> ProgressBar {
     if !wanted {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(Some(messages as u64), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
     match ProgressStyle::with_template(&format!("{word} {{wide_bar}} {{pos}} of {{len}} {{eta}}")) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_found_by_their_beginning() {
-        let id = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
-        let range = |text: &str| match name(text) {
-            Ok(Name::Ids(first, last)) => Some((first.to_string(), last.to_string())),
-            Ok(Name::Digest(_)) | Err(_) => None,
-        };
-        assert_eq!(range(id), Some((id.to_owned(), id.to_owned())));
-        assert_eq!(
-            range("3F25-04"),
-            Some((
-                "3f250400-0000-0000-0000-000000000000".to_owned(),
-                "3f2504ff-ffff-ffff-ffff-ffffffffffff".to_owned()
-            ))
-        );
-        assert!(matches!(name(&"ab".repeat(32)), Ok(Name::Digest(_))));
-        for text in [
-            "",
-            "3f2",
-            "3f25x",
-            "3f2504e04f8941d39a0c0305e82c33010",
-            &"ab".repeat(31),
-        ] {
-            assert!(name(text).is_err(), "{text}");
-        }
     }
 }

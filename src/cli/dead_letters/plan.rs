@@ -1,25 +1,14 @@
 //! `plan`: a frozen selection, judged again with the real code, without effect.
 
-use std::{collections::BTreeMap, io::IsTerminal};
+use std::io::IsTerminal;
 
 use clap::Args;
-use num_bigint::BigInt;
-use serde::Serialize;
-use serde_json::Value;
 
-use super::{
-    acts::{Operator, filters_of, select},
-    filters::Looking,
-    look::progress,
-};
+use super::{acts::Operator, filters::Looking, look::progress};
 use crate::{
     cli::{Context, Exit, Failure, output::Output},
-    domain::{
-        dead_letter::{MadeBy, State},
-        decide::{Reason, VerdictKind},
-    },
-    settle::plan::{Ahead, SLICE, slice},
-    store::{audit::Act, letters::Filter, plans::PlanItem},
+    desk::{self, LEFT_OUT, Line, Planned},
+    domain::decide::VerdictKind,
 };
 
 #[derive(Args)]
@@ -37,144 +26,28 @@ pub(in crate::cli) struct PlanWish {
     operator: Operator,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Planned {
-    plan: i64,
-    operator: String,
-    filters: Value,
-    messages: usize,
-    /// More were selected than a plan may hold.
-    more: bool,
-    /// Messages that nobody known put into settlement.dead: the filters select them, and the plan does not.
-    left_out: i64,
-    verdicts: Vec<Line>,
-    would_move: Vec<Sum>,
-    /// How to go on; none where there is nothing to replay.
-    replay: Option<String>,
+impl PlanWish {
+    pub(in crate::cli) fn typed(&self) -> desk::Plan {
+        desk::Plan {
+            which: self.filters.which(),
+            limit: self.limit,
+            operator: self.operator.name(),
+        }
+    }
 }
 
-/// Money of one currency.
-#[derive(Serialize)]
-struct Sum {
-    currency: String,
-    quantity: String,
-}
-
-/// How many would come to what.
-#[derive(Serialize)]
-struct Line {
-    verdict: VerdictKind,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Reason>,
-    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
-    is_final: Option<bool>,
-    messages: usize,
-}
-
-pub(super) async fn run(context: &Context, wish: PlanWish) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let mut filter = wish.filters.filter(&store, &[State::Open]).await?;
-    // Nobody vouches for what they say: they are planned if somebody asks for them, and never among others.
-    filter.is_known = filter.made_by.is_none();
-    let left_out = if filter.is_known {
-        let unknown = Filter {
-            made_by: Some(MadeBy::Unknown),
-            is_known: false,
-            ..filter.clone()
-        };
-        store.count_dead_letters(&unknown).await?
-    } else {
-        0
+pub(super) async fn run(context: &Context, wish: &PlanWish) -> Result<Exit, Failure> {
+    let wanted = std::io::stderr().is_terminal() && !context.out.json;
+    let bar = progress(wanted, "judging");
+    let judged = |done: usize, of: usize| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
     };
-    let limit = wish.limit.and_then(|limit| usize::try_from(limit).ok());
-    let (ids, more) = select(context, &store, &filter, limit).await?;
-    // Asking for the oldest N, one knows that there may be more.
-    let more = more && limit.is_none_or(|limit| limit > ids.len());
-    if ids.is_empty() {
-        let refusal = Failure::refused("no dead letter is selected: there is nothing to plan");
-        return Err(match left_out {
-            0 => refusal.hint("`settled dead-letters stats` says what there is"),
-            _ => refusal.hint(LEFT_OUT),
-        });
-    }
-    let rules = context.rules();
-    let bar = progress(
-        std::io::stderr().is_terminal() && !context.out.json,
-        "judging",
-        ids.len(),
-    );
-    let mut ahead = Ahead::default();
-    let mut items: Vec<PlanItem> = Vec::with_capacity(ids.len());
-    for ids in ids.chunks(SLICE) {
-        let judged = context
-            .patiently(async || {
-                let stored = store.dead_letter_deliveries(ids).await?;
-                slice(&store, &rules, &mut ahead, stored).await
-            })
-            .await?;
-        items.extend(judged);
-        bar.set_position(items.len() as u64);
-    }
+    let planned = context.desk()?.plan(&wish.typed(), judged).await;
     bar.finish_and_clear();
-    let operator = wish.operator.name();
-    let filters = filters_of(&filter);
-    let act = Act {
-        name: "plan",
-        operator: &operator,
-        why: None,
-        filters: &filters,
-    };
-    let plan = context.patiently(async || store.save_plan(act, &items).await).await?;
-    let verdicts = verdicts(&items);
-    let would_settle = verdicts.iter().any(|line| line.verdict == VerdictKind::Settled);
-    let planned = Planned {
-        plan,
-        operator: operator.clone(),
-        filters: filters.clone(),
-        messages: items.len(),
-        more,
-        left_out,
-        would_move: moves(&items),
-        replay: would_settle.then(|| format!("settled dead-letters replay {plan} --canary 10 --reason \"why\"")),
-        verdicts,
-    };
+    let planned = planned?;
     context.out.say(&planned, |out| print(out, &planned))?;
     Ok(Exit::Done)
-}
-
-/// Of messages that a plan does not take by itself.
-const LEFT_OUT: &str = "nobody known put these into settlement.dead: look at them, and plan them by themselves with \
-                        --made-by unknown if you know whose they are";
-
-fn verdicts(items: &[PlanItem]) -> Vec<Line> {
-    let mut counts = BTreeMap::<(VerdictKind, Option<Reason>), usize>::new();
-    for item in items {
-        *counts.entry((item.verdict, item.reason)).or_default() += 1;
-    }
-    counts
-        .into_iter()
-        .map(|((verdict, reason), messages)| Line {
-            verdict,
-            reason,
-            is_final: reason.map(Reason::is_final),
-            messages,
-        })
-        .collect()
-}
-
-/// What would move, by currency.
-fn moves(items: &[PlanItem]) -> Vec<Sum> {
-    let mut sums = BTreeMap::<&str, BigInt>::new();
-    for amount in items.iter().filter_map(|item| item.amount.as_ref()) {
-        *sums.entry(&amount.currency).or_default() += amount.quantity.to_signed();
-    }
-    sums.into_iter()
-        .map(|(currency, sum)| Sum {
-            currency: currency.to_owned(),
-            quantity: sum.to_string(),
-        })
-        .collect()
 }
 
 /// A verdict as what would be.

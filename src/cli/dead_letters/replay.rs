@@ -7,27 +7,19 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
-use serde::Serialize;
-use serde_json::json;
-use uuid::Uuid;
 
 use super::{
-    acts::{Author, confirm, no_such_plan},
+    acts::{Author, consent},
     look::progress,
     plan::would,
 };
 use crate::{
     cli::{
-        Context, Exit, Failure, cut,
+        Context, Exit, Failure,
         output::{Mood, Output, complain},
     },
+    desk::{self, Begun, Came, Desk, Outcome, Run, Step},
     domain::event::rfc3339,
-    replay::{self, Ended, Step},
-    store::{
-        Store,
-        audit::Act,
-        runs::{Came, Changed, Driver, Moved, NewRun, Run, RunState},
-    },
     worker::Signals,
 };
 
@@ -116,115 +108,54 @@ fn rate(text: &str) -> Result<f64, String> {
     Err("from 0.001 to 1000000 messages a second".into())
 }
 
-/// What a run came to, or has come to so far.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Document<'a> {
-    run: &'a Run,
-    /// Every message is judged, and as planned.
-    as_planned: bool,
-    came_to: &'a [Came],
-    money: &'a [Moved],
+impl Replay {
+    pub(in crate::cli) fn typed(&self) -> desk::Replay {
+        desk::Replay {
+            plan: self.plan,
+            canary: self.canary,
+            rate: self.rate,
+            all_verdicts: self.all_verdicts,
+            author: self.author.typed(),
+        }
+    }
 }
 
-pub(super) async fn run(context: &Context, wish: Replay) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let Some(plan) = store.plan(wish.plan).await? else {
-        return Err(no_such_plan(wish.plan));
-    };
-    let messages = if wish.all_verdicts {
-        i64::from(plan.messages)
-    } else {
-        plan.settled
-    };
-    if messages == 0 {
-        return Err(Failure::refused(format!(
-            "nothing of plan {} would settle: there is nothing to replay",
-            plan.id
-        ))
-        .hint("--all-verdicts replays what would not settle, too"));
+impl ActOnRun {
+    pub(in crate::cli) fn typed(&self) -> desk::Cancel {
+        desk::Cancel {
+            run: self.run,
+            author: self.author.typed(),
+        }
     }
-    confirm(
-        context,
-        usize::try_from(messages).unwrap_or_default(),
-        wish.yes,
-        "replaying",
-    )?;
-    let operator = wish.author.operator.name();
-    let filters = json!({"plan": plan.id, "canary": wish.canary, "rate": wish.rate, "allVerdicts": wish.all_verdicts});
-    let act = Act {
-        name: "replay",
-        operator: &operator,
-        why: Some(&wish.author.reason),
-        filters: &filters,
-    };
-    let new = NewRun {
-        plan: plan.id,
-        canary: wish.canary,
-        rate: wish.rate,
-        all_verdicts: wish.all_verdicts,
-    };
-    let driver = driver(context);
-    let Some(id) = context
-        .patiently(async || store.begin_run(act, new, driver).await)
-        .await?
-    else {
-        return Err(no_such_plan(wish.plan));
-    };
-    drive(context, &store, id, driver, act, wish.canary).await
 }
 
-fn driver(context: &Context) -> Driver {
-    Driver {
-        id: Uuid::new_v4(),
-        lease: context.settings.dead_letters.driver_lease,
+impl Resume {
+    pub(in crate::cli) fn typed(&self) -> desk::Resume {
+        desk::Resume {
+            run: self.run,
+            rate: self.rate,
+            author: self.author.typed(),
+        }
     }
+}
+
+pub(super) async fn run(context: &Context, wish: &Replay) -> Result<Exit, Failure> {
+    let desk = context.desk()?;
+    let replay = wish.typed();
+    let messages = desk.replay_size(&replay).await?;
+    let consent = consent(&desk, messages, wish.yes, "replaying")?;
+    let begun = desk.begin(&replay, consent).await?;
+    drive(context, &desk, &begun).await
 }
 
 /// Drives a run that is ours to its end, and says what came of it.
-async fn drive(
-    context: &Context,
-    store: &Store,
-    id: i64,
-    driver: Driver,
-    act: Act<'_>,
-    canary: Option<i32>,
-) -> Result<Exit, Failure> {
+async fn drive(context: &Context, desk: &Desk, begun: &Begun) -> Result<Exit, Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
-    let stalled = |failure: Failure| {
-        failure.hint(format!(
-            "run {id} goes on where it stands: `settled dead-letters runs resume {id} --reason ...`, which is refused until \
-             the lease of this program, {:?}, is over",
-            driver.lease
-        ))
-    };
-    let mut watch = Watch::new(context, id);
-    let settings = &context.settings.dead_letters;
-    let canary = canary.map(i64::from);
-    // Between two statements it may be dropped at any point: an open transaction is rolled back.
-    let end = tokio::select! {
-        ended = replay::drive(store, settings, id, driver, canary, |run, step| watch.see(run, step)) => {
-            match ended.map_err(|error| stalled(error.into()))? {
-                Ended::Over => Some((RunState::Done, None)),
-                Ended::Stop(why) => Some((RunState::Stopped, Some(why))),
-                Ended::Lost => None,
-            }
-        }
-        name = signals.next() => Some((RunState::Cancelled, Some(format!("by {name}")))),
-    };
+    let mut watch = Watch::new(context, begun.run);
+    let stop = async { format!("by {}", signals.next().await) };
+    let outcome = desk.drive(begun, stop, |run, step| watch.see(run, step)).await;
     watch.finish();
-    let Some((state, note)) = end else {
-        return report(context, store, id).await;
-    };
-    let ending = Act {
-        name: "replay ended",
-        ..act
-    };
-    context
-        .patiently(async || store.end_run(ending, id, driver.id, state, note.as_deref()).await)
-        .await
-        .map_err(|error| stalled(error.into()))?;
-    report(context, store, id).await
+    report(context, &outcome?)
 }
 
 /// What people see while a run goes on: a bar on a terminal, a line now and then elsewhere.
@@ -242,7 +173,7 @@ impl Watch {
         let terminal = std::io::stderr().is_terminal();
         Self {
             id,
-            bar: progress(terminal && !context.out.json, "replaying", 0),
+            bar: progress(terminal && !context.out.json, "replaying"),
             told: Instant::now(),
             silent: context.out.json,
             terminal,
@@ -274,29 +205,13 @@ impl Watch {
     }
 }
 
-async fn report(context: &Context, store: &Store, id: i64) -> Result<Exit, Failure> {
-    let run = find(store, id).await?;
-    let (came_to, money) = store.run_outcome(id).await?;
-    let document = Document {
-        run: &run,
-        as_planned: run.judged == run.messages && run.differ == 0,
-        came_to: &came_to,
-        money: &money,
-    };
-    context.out.say(&document, |out| print(out, &document))?;
-    Ok(if document.as_planned { Exit::Done } else { Exit::Partly })
+fn report(context: &Context, outcome: &Outcome) -> Result<Exit, Failure> {
+    context.out.say(outcome, |out| print(out, outcome))?;
+    Ok(if outcome.as_planned { Exit::Done } else { Exit::Partly })
 }
 
-async fn find(store: &Store, id: i64) -> Result<Run, Failure> {
-    store.run(id).await?.ok_or_else(|| no_such_run(id))
-}
-
-fn no_such_run(id: i64) -> Failure {
-    Failure::refused(format!("there is no run {id}")).hint("`settled dead-letters runs list` shows every run")
-}
-
-fn print(out: &Output, document: &Document<'_>) -> Result<(), Failure> {
-    let run = document.run;
+fn print(out: &Output, document: &Outcome) -> Result<(), Failure> {
+    let run = &document.run;
     let row = |came: &Came| {
         let what = match (&came.verdict, &came.reason, &came.note) {
             (Some(verdict), Some(reason), _) => format!("{verdict}, {reason}"),
@@ -318,7 +233,7 @@ fn print(out: &Output, document: &Document<'_>) -> Result<(), Failure> {
     };
     let header = ["planned", "came to", "", "messages"];
     out.numbers(&header, document.came_to.iter().map(row).collect(), "no message")?;
-    for money in document.money {
+    for money in &document.money {
         out.line(format!(
             "moved {} {} of {} planned",
             money.moved, money.currency, money.planned
@@ -358,22 +273,25 @@ pub(super) async fn runs(context: &Context, command: RunsCommand) -> Result<Exit
     match command {
         RunsCommand::List(question) => list(context, &question).await,
         RunsCommand::Show(question) => {
-            let store = context.store()?;
-            report(context, &store, question.run).await?;
+            report(context, &context.desk()?.outcome(question.run).await?)?;
             Ok(Exit::Done)
         }
-        RunsCommand::Cancel(wish) => cancel(context, &wish).await,
-        RunsCommand::Resume(wish) => resume(context, &wish).await,
+        RunsCommand::Cancel(wish) => {
+            report(context, &context.desk()?.cancel(&wish.typed()).await?)?;
+            Ok(Exit::Done)
+        }
+        RunsCommand::Resume(wish) => {
+            let desk = context.desk()?;
+            let begun = desk.resume(&wish.typed()).await?;
+            drive(context, &desk, &begun).await
+        }
     }
 }
 
 async fn list(context: &Context, question: &ListRuns) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let mut runs = store
-        .runs(question.after.unwrap_or(i64::MAX), question.limit + 1)
-        .await?;
-    let more = cut(&mut runs, usize::try_from(question.limit).unwrap_or(usize::MAX));
-    context.out.say(&runs, |out| {
+    let page = context.desk()?.runs(question.after, question.limit).await?;
+    let runs = &page.items;
+    context.out.say(runs, |out| {
         let row = |run: &Run| {
             vec![
                 run.id.to_string(),
@@ -397,78 +315,10 @@ async fn list(context: &Context, question: &ListRuns) -> Result<Exit, Failure> {
             "judged",
         ];
         out.numbers(&header, runs.iter().map(row).collect(), "nothing was replayed yet")?;
-        if let (true, Some(last)) = (more, runs.last()) {
+        if let (true, Some(last)) = (page.more, runs.last()) {
             out.line(format!("there are more: --after {}", last.id))?;
         }
         Ok(())
     })?;
     Ok(Exit::Done)
-}
-
-async fn cancel(context: &Context, wish: &ActOnRun) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let operator = wish.author.operator.name();
-    let filters = json!({"run": wish.run});
-    let act = Act {
-        name: "cancel",
-        operator: &operator,
-        why: Some(&wish.author.reason),
-        filters: &filters,
-    };
-    match context
-        .patiently(async || store.cancel_run(act, wish.run).await)
-        .await?
-    {
-        Changed::From(_) => {}
-        Changed::NoSuchRun => return Err(no_such_run(wish.run)),
-        Changed::Refused(state, _) => {
-            return Err(Failure::refused(format!(
-                "run {} is {} already; nothing was changed",
-                wish.run,
-                state.as_str()
-            )));
-        }
-    }
-    report(context, &store, wish.run).await?;
-    Ok(Exit::Done)
-}
-
-async fn resume(context: &Context, wish: &Resume) -> Result<Exit, Failure> {
-    let store = context.store()?;
-    let operator = wish.author.operator.name();
-    let filters = json!({"run": wish.run, "rate": wish.rate});
-    let act = Act {
-        name: "resume",
-        operator: &operator,
-        why: Some(&wish.author.reason),
-        filters: &filters,
-    };
-    let driver = driver(context);
-    let was = match context
-        .patiently(async || store.resume_run(act, wish.run, wish.rate, driver).await)
-        .await?
-    {
-        Changed::From(state) => state,
-        Changed::NoSuchRun => return Err(no_such_run(wish.run)),
-        Changed::Refused(RunState::Running, until) => {
-            let until = until.map(rfc3339).unwrap_or_default();
-            return Err(
-                Failure::refused(format!("run {} is driven by another program", wish.run)).hint(format!(
-                    "it gave a sign of life that holds until {until}; if it is gone, try again after that, or cancel the run"
-                )),
-            );
-        }
-        Changed::Refused(state, _) => {
-            return Err(Failure::refused(format!(
-                "run {} is {}: there is nothing to go on with",
-                wish.run,
-                state.as_str()
-            )));
-        }
-    };
-    let run = find(&store, wish.run).await?;
-    // Whoever goes on with a run that its canary stopped has seen what it came to.
-    let is_judged = run.canary.is_some_and(|canary| run.judged >= i64::from(canary));
-    let is_seen = is_judged && (was == RunState::Stopped || run.differ == 0);
-    drive(context, &store, run.id, driver, act, run.canary.filter(|_| !is_seen)).await
 }

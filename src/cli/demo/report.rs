@@ -18,7 +18,7 @@ use crate::{
             rate_of, reasons, round, unexpected, verdicts,
         },
     },
-    store::books::{BalanceRecord, Books},
+    desk::{BalanceRecord, Books},
 };
 
 /// What was found when all was over.

@@ -1,6 +1,6 @@
 //! The walls of the house.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -159,6 +159,69 @@ fn signals_are_said_only_in_telemetry() {
     // Its tests need something to answer with.
     found.retain(|found| !found.starts_with("src/http/tests.rs names "));
     assert_none(&found, "logs and metrics are types in src/telemetry");
+}
+
+/// What an operator may do is at the desk, for whoever asks: a command line, a console, an API.
+#[test]
+fn the_desk_reads_no_arguments_and_prints_nothing() {
+    let words = [
+        "clap",
+        "cli",
+        "comfy_table",
+        "indicatif",
+        "println!",
+        "eprintln!",
+        "print!",
+        "eprint!",
+        "stdin",
+        "stdout",
+        "stderr",
+    ];
+    let mut found = Vec::new();
+    for (name, text) in sources("src/desk") {
+        let text = code(&text);
+        found.extend(
+            words
+                .iter()
+                .filter(|word| names(&text, word))
+                .map(|word| format!("{name} names {word}")),
+        );
+    }
+    assert_none(&found, "src/desk is typed questions and typed answers");
+}
+
+/// The command line's way to the database is the desk. Who goes past it, and why: the list only shrinks.
+#[test]
+fn the_command_line_asks_the_desk() {
+    let past_it = [
+        ("src/cli/allocation.rs", "reserves, as a stream"),
+        ("src/cli/dead_letters/collect.rs", "runs the worker's collector"),
+        ("src/cli/demo.rs", "makes the databases of a demo"),
+        ("src/cli/doctor.rs", "examines the server itself"),
+        ("src/cli/failure.rs", "an error of those here as an exit code"),
+        ("src/cli/ledger.rs", "deposits"),
+        ("src/cli/mod.rs", "opens the store for those here"),
+        ("src/cli/registry.rs", "registers"),
+        ("src/cli/registry/connection.rs", "registers"),
+        ("src/cli/registry/key.rs", "registers"),
+        ("src/cli/registry/partner.rs", "registers"),
+        ("src/cli/setup.rs", "migrates"),
+        ("src/cli/simulate.rs", "registers and reserves what it simulates"),
+        ("src/cli/simulate/drive.rs", "registers and reserves what it simulates"),
+    ];
+    let goes_past = |text: &str| {
+        text.contains("store::") || names(text, "Store") || names(text, "StoreError") || text.contains("crate::store")
+    };
+    let found: BTreeSet<String> = sources("src/cli")
+        .into_iter()
+        .filter(|(_, text)| goes_past(&code(text)))
+        .map(|(name, _)| name)
+        .collect();
+    let listed: BTreeSet<String> = past_it.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(
+        found, listed,
+        "ask src/desk; whoever needs the store no more is struck off"
+    );
 }
 
 #[test]

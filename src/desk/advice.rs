@@ -3,7 +3,7 @@
 use crate::domain::decide::Reason;
 
 /// One sentence or two for the partner, and for the operator who tells it.
-pub(in crate::cli) fn advice(reason: Reason) -> &'static str {
+pub fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::MessageTooLarge => {
             "Publish it again with a body of at most 262144 bytes, and properties and headers of at most 16384 together."
@@ -68,7 +68,7 @@ mod tests {
     /// The operator's page says what `show` says.
     #[test]
     fn the_page_lists_every_reason_with_its_advice() {
-        let page = include_str!("../../../docs/dead-letters.md");
+        let page = include_str!("../../docs/dead-letters.md");
         for reason in Reason::ALL {
             let is_final = if reason.is_final() { "yes" } else { "no" };
             let row = format!("| `{reason}` | {is_final} | {} |", advice(reason));

@@ -18,7 +18,7 @@ const SLICE: usize = 256;
 
 /// How a drive ended.
 #[derive(Debug)]
-pub enum Ended {
+pub(super) enum Ended {
     /// No message waits, and none is due.
     Over,
     /// It must not go on, and why.
@@ -40,7 +40,7 @@ pub enum Step {
 ///
 /// # Errors
 /// The database is away or refuses.
-pub async fn drive(
+pub(super) async fn drive(
     store: &Store,
     settings: &DeadLetterSettings,
     id: i64,

@@ -6,9 +6,13 @@ use serde_json::{Map, Value, json};
 
 use crate::domain::delivery::{HeaderValue, Headers, Properties};
 
+/// Properties, where there are some, as [`Plainly`].
+pub(super) fn plainly<S: Serializer>(properties: &Option<Properties>, serializer: S) -> Result<S::Ok, S::Error> {
+    properties.as_ref().map(Plainly).serialize(serializer)
+}
+
 /// Properties with `headers` as plain values and `typedHeaders` as they were received.
-#[derive(Debug)]
-pub(super) struct Plainly<'a>(pub(super) &'a Properties);
+struct Plainly<'a>(&'a Properties);
 
 impl Serialize for Plainly<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,0 +1,129 @@
+//! The books: balances, their proof, and what the batches counted against what they wrote.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{BalanceRecord, Books, Desk, Moment, Reconciliation, Refusal};
+use crate::{
+    broker::{BrokerSettings, Connection, topology},
+    store::reconcile::{self, Waiting},
+};
+
+/// The proof of the books.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checked {
+    pub ok: bool,
+    #[serde(flatten)]
+    pub books: Books,
+}
+
+/// What was compared.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reconciled {
+    pub ok: bool,
+    #[serde(flatten)]
+    pub found: Reconciliation,
+}
+
+/// A window of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReconcileQuestion {
+    since: Moment,
+    until: Option<Moment>,
+}
+
+impl ReconcileQuestion {
+    /// From the first moment that counts until the first that does not any more; until now if that is left out.
+    ///
+    /// # Errors
+    /// It ends before it begins.
+    pub fn new(since: Moment, until: Option<Moment>) -> Result<Self, Refusal> {
+        if let (Moment::At(since), Some(Moment::At(until))) = (since, until) {
+            in_order(since, until)?;
+        }
+        Ok(Self { since, until })
+    }
+}
+
+/// How often dead letters that may be on their way are looked for, and how long in between.
+const LOOKS: u32 = 11;
+const LOOK: Duration = Duration::from_millis(500);
+/// A quorum queue's limit.
+const PREFETCH_MAX: u64 = 2_000;
+
+impl Desk {
+    /// Every account's balance.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn balances(&self) -> Result<Vec<BalanceRecord>, Refusal> {
+        Ok(self.store.balances().await?)
+    }
+
+    /// Proves the books.
+    ///
+    /// # Errors
+    /// The database is away. What is wrong with the books is no error.
+    pub async fn check_books(&self) -> Result<Checked, Refusal> {
+        let books = self.store.check_books().await?;
+        Ok(Checked {
+            ok: books.problems.is_empty(),
+            books,
+        })
+    }
+
+    /// Compares what the batches of a window counted with what they wrote.
+    ///
+    /// # Errors
+    /// The window ends before it begins; the database is away.
+    pub async fn reconcile(&self, question: ReconcileQuestion) -> Result<Reconciled, Refusal> {
+        let mut looks = 1;
+        let found = loop {
+            // Before the database: what is taken in between is then in both numbers, and not in none.
+            let waiting = self.waiting().await;
+            let found = self.store.reconcile(question.since, question.until, waiting).await?;
+            in_order(found.since, found.until)?;
+            // What is on its way, published or handed out a moment ago, arrives.
+            let only_letters = found
+                .lines
+                .iter()
+                .all(|line| line.ok || line.left.what == reconcile::PUBLISHED);
+            if looks == LOOKS || !only_letters || found.lines.iter().all(|line| line.ok) {
+                break found;
+            }
+            looks += 1;
+            tokio::time::sleep(LOOK).await;
+        };
+        Ok(Reconciled {
+            ok: found.lines.iter().all(|line| line.ok),
+            found,
+        })
+    }
+
+    /// Dead letters that wait in their queue. While it is not empty its consumers may hold as many as they may have.
+    async fn waiting(&self) -> Waiting {
+        let asked = async {
+            let broker = BrokerSettings::from_settings(&self.settings).ok()?;
+            let connection = Connection::open(&broker, "settled reconcile").await.ok()?;
+            let queue = topology::backlog(&connection, topology::DEAD).await.ok();
+            drop(connection.close().await);
+            queue
+        };
+        match asked.await {
+            Some((0, _)) => Waiting::AtMost(0),
+            Some((ready, consumers)) => {
+                Waiting::AtMost(u64::from(ready).saturating_add(u64::from(consumers).saturating_mul(PREFETCH_MAX)))
+            }
+            None => Waiting::Unknown,
+        }
+    }
+}
+
+fn in_order(since: Timestamp, until: Timestamp) -> Result<(), Refusal> {
+    if since < until {
+        return Ok(());
+    }
+    Err(Refusal::usage("the window ends before it begins").hint("--since is the earlier one"))
+}

@@ -1,0 +1,135 @@
+//! The operator's desk: what a person may ask and do, as typed questions and typed answers. A command line parses a question
+//! and prints its answer; a console or an API can ask the same. Nothing here reads arguments or prints.
+//!
+//! What is asked for is a value that knows its own command line ([`Command`]), so that whoever did it elsewhere can copy it.
+//! Every act writes its audit row in the transaction that does it. What is refused is a [`Refusal`]: what happened, to what,
+//! and what to do next. What takes long tells how far it is through a callback.
+
+mod act;
+mod advice;
+mod ask;
+mod books;
+mod command;
+mod drive;
+mod explain;
+mod headers;
+mod life;
+mod moment;
+mod plan;
+mod refusal;
+mod replay;
+mod timeline;
+mod which;
+
+use jiff::Timestamp;
+
+pub use self::{
+    act::{Author, Change, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, bounded},
+    advice::advice,
+    ask::{
+        AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, Groups, Letter, Named, Stats, Told,
+    },
+    books::{Checked, ReconcileQuestion, Reconciled},
+    command::Command,
+    drive::Step,
+    explain::{Explained, Movement, Question, explain},
+    life::{Delivery, EventTold, History, Receipt, Transferred},
+    moment::moment,
+    plan::{LEFT_OUT, Line, Plan, Planned, Sum},
+    refusal::{Kind, Refusal},
+    replay::{Begun, Cancel, Outcome, Replay, Resume},
+    timeline::{LifeMoment, Timeline},
+    which::Which,
+};
+// Answers that are rows as the store keeps them.
+pub use crate::store::{
+    audit::AuditRecord,
+    books::{BalanceRecord, Books},
+    letters::{DeadLetter, Group, Replayed},
+    life::ReceiptRecord,
+    reconcile::{Line as ReconcileLine, Moment, Reconciliation},
+    runs::{Came, Moved, Run},
+};
+use crate::{
+    config::Settings,
+    retry::Backoff,
+    store::{self, Store, StoreError},
+};
+
+/// Where questions are asked. Cheap to clone.
+#[derive(Clone)]
+pub struct Desk {
+    store: Store,
+    settings: Settings,
+}
+
+/// A part of a longer list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// There are more after the last of these.
+    pub more: bool,
+}
+
+impl<T> Page<T> {
+    /// Cuts what was found down to so many. One more than is shown was asked for: whether it came says whether there are more.
+    fn of(mut found: Vec<T>, shown: i64) -> Self {
+        let more = cut(&mut found, usize::try_from(shown).unwrap_or(usize::MAX));
+        Self { items: found, more }
+    }
+}
+
+fn cut<T>(found: &mut Vec<T>, shown: usize) -> bool {
+    let more = found.len() > shown;
+    found.truncate(shown);
+    more
+}
+
+impl Desk {
+    /// The desk of a database; it is not connected yet.
+    ///
+    /// # Errors
+    /// A setting of the database is missing or wrong.
+    pub fn open(settings: &Settings) -> Result<Self, Refusal> {
+        settings.database_url()?;
+        let store = Store::new(settings)
+            .map_err(|sentence| Refusal::usage(sentence).hint("check database.url and database.ca_file"))?;
+        Ok(Self {
+            store,
+            settings: settings.clone(),
+        })
+    }
+
+    /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
+    async fn patiently<T>(&self, mut work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            match work().await {
+                Err(error)
+                    if error.fate == store::Fate::Retry
+                        && !error.at_commit
+                        && backoff.attempts() < self.settings.retry.transient_attempts =>
+                {
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// When a moment is, by the database's clock.
+    async fn when(&self, moment: Moment) -> Result<Timestamp, Refusal> {
+        Ok(match moment {
+            Moment::At(time) => time,
+            Moment::Ago(ago) => self.store.clock().await?.saturating_sub(ago).unwrap_or(Timestamp::MIN),
+        })
+    }
+
+    /// The same of one that may be left out.
+    async fn maybe_when(&self, moment: Option<Moment>) -> Result<Option<Timestamp>, Refusal> {
+        match moment {
+            Some(moment) => self.when(moment).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A frozen selection, judged again with the real code, without effect.
+
+use std::collections::BTreeMap;
+
+use num_bigint::BigInt;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Command, Desk, Refusal, Which, act::filters_of};
+use crate::{
+    domain::{
+        dead_letter::{MadeBy, State},
+        decide::{Reason, VerdictKind},
+    },
+    settle::{
+        self,
+        plan::{Ahead, SLICE, slice},
+    },
+    store::{audit::Act, letters::Filter, plans::PlanItem},
+};
+
+/// Of messages that a plan does not take by itself.
+pub const LEFT_OUT: &str = "nobody known put these into settlement.dead: look at them, and plan them by themselves with \
+                            --made-by unknown if you know whose they are";
+
+/// A plan to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub which: Which,
+    /// The oldest so many only.
+    pub limit: Option<u32>,
+    pub operator: String,
+}
+
+impl Plan {
+    /// The command line that makes it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&["dead-letters", "plan"]);
+        self.which.add_to(&mut command, "--reason");
+        command.flag("--limit", self.limit);
+        command.flag("--operator", Some(&self.operator));
+        command
+    }
+}
+
+/// A plan that was made.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planned {
+    pub plan: i64,
+    pub operator: String,
+    pub filters: Value,
+    pub messages: usize,
+    /// More were selected than a plan may hold.
+    pub more: bool,
+    /// Messages that nobody known put into settlement.dead: the filters select them, and the plan does not.
+    pub left_out: i64,
+    pub verdicts: Vec<Line>,
+    pub would_move: Vec<Sum>,
+    /// How to go on; none where there is nothing to replay.
+    pub replay: Option<String>,
+}
+
+/// Money of one currency.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sum {
+    pub currency: String,
+    pub quantity: String,
+}
+
+/// How many would come to what.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub verdict: VerdictKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
+    pub is_final: Option<bool>,
+    pub messages: usize,
+}
+
+impl Desk {
+    /// Makes a plan. `judged` is told how many of how many are judged.
+    ///
+    /// # Errors
+    /// Nothing is selected; the database is away.
+    pub async fn plan(&self, wish: &Plan, mut judged: impl FnMut(usize, usize)) -> Result<Planned, Refusal> {
+        let mut filter = self.filter(&wish.which, &[State::Open]).await?;
+        // Nobody vouches for what they say: they are planned if somebody asks for them, and never among others.
+        filter.is_known = filter.made_by.is_none();
+        let left_out = if filter.is_known {
+            let unknown = Filter {
+                made_by: Some(MadeBy::Unknown),
+                is_known: false,
+                ..filter.clone()
+            };
+            self.store.count_dead_letters(&unknown).await?
+        } else {
+            0
+        };
+        let limit = wish.limit.and_then(|limit| usize::try_from(limit).ok());
+        let (ids, more) = self.select_ids(&filter, limit).await?;
+        // Asking for the oldest N, one knows that there may be more.
+        let more = more && limit.is_none_or(|limit| limit > ids.len());
+        if ids.is_empty() {
+            let refusal = Refusal::refused("no dead letter is selected: there is nothing to plan");
+            return Err(match left_out {
+                0 => refusal.hint("`settled dead-letters stats` says what there is"),
+                _ => refusal.hint(LEFT_OUT),
+            });
+        }
+        let rules = settle::rules(&self.settings);
+        judged(0, ids.len());
+        let mut ahead = Ahead::default();
+        let mut items: Vec<PlanItem> = Vec::with_capacity(ids.len());
+        for part in ids.chunks(SLICE) {
+            let some = self
+                .patiently(async || {
+                    let stored = self.store.dead_letter_deliveries(part).await?;
+                    slice(&self.store, &rules, &mut ahead, stored).await
+                })
+                .await?;
+            items.extend(some);
+            judged(items.len(), ids.len());
+        }
+        let filters = filters_of(&filter);
+        let act = Act {
+            name: "plan",
+            operator: &wish.operator,
+            why: None,
+            filters: &filters,
+        };
+        let plan = self.patiently(async || self.store.save_plan(act, &items).await).await?;
+        let verdicts = verdicts(&items);
+        let would_settle = verdicts.iter().any(|line| line.verdict == VerdictKind::Settled);
+        Ok(Planned {
+            plan,
+            operator: wish.operator.clone(),
+            messages: items.len(),
+            more,
+            left_out,
+            would_move: moves(&items),
+            replay: would_settle.then(|| format!("settled dead-letters replay {plan} --canary 10 --reason \"why\"")),
+            verdicts,
+            filters,
+        })
+    }
+}
+
+fn verdicts(items: &[PlanItem]) -> Vec<Line> {
+    let mut counts = BTreeMap::<(VerdictKind, Option<Reason>), usize>::new();
+    for item in items {
+        *counts.entry((item.verdict, item.reason)).or_default() += 1;
+    }
+    counts
+        .into_iter()
+        .map(|((verdict, reason), messages)| Line {
+            verdict,
+            reason,
+            is_final: reason.map(Reason::is_final),
+            messages,
+        })
+        .collect()
+}
+
+/// What would move, by currency.
+fn moves(items: &[PlanItem]) -> Vec<Sum> {
+    let mut sums = BTreeMap::<&str, BigInt>::new();
+    for amount in items.iter().filter_map(|item| item.amount.as_ref()) {
+        *sums.entry(&amount.currency).or_default() += amount.quantity.to_signed();
+    }
+    sums.into_iter()
+        .map(|(currency, sum)| Sum {
+            currency: currency.to_owned(),
+            quantity: sum.to_string(),
+        })
+        .collect()
+}

@@ -1,0 +1,129 @@
+//! Why a question is not answered, or an act not done: what happened, to what, and what to do next.
+
+use crate::{
+    broker::BrokerError,
+    config::ConfigError,
+    store::{Fate, StoreError, trouble::Trouble},
+};
+
+/// Whose doing it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing of that name, or it is not as it was said to be.
+    Refused,
+    /// A wrong argument or setting.
+    Usage,
+    /// The database or the broker is away.
+    Away,
+    /// Our own fault.
+    Ours,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub kind: Kind,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self::new(Kind::Refused, message)
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    pub(crate) fn away(message: impl Into<String>) -> Self {
+        Self::new(Kind::Away, message)
+    }
+
+    pub(crate) fn ours(message: impl Into<String>) -> Self {
+        Self::new(Kind::Ours, message)
+    }
+
+    fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        const PERMISSION_DENIED: &str = "42501";
+        if error.sqlstate.as_deref() == Some(PERMISSION_DENIED) {
+            return Refusal::ours(format!("the database user lacks a permission: {error}"))
+                .hint("`settled doctor` lists what it needs");
+        }
+        if error.is_schema() {
+            return Refusal::refused(format!(
+                "the database has no schema of settled, or an older one: {error}"
+            ))
+            .hint("run `settled migrate`");
+        }
+        match error.fate {
+            Fate::Away => {
+                let trouble = error.trouble();
+                Refusal::away(format!("{}: {error}", trouble.in_a_command())).hint(trouble.hint())
+            }
+            Fate::Retry => Refusal::away(format!("the database is too busy for this now: {error}"))
+                .hint("try again; nothing was done by halves"),
+            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
+                let failure = Refusal::ours(format!("the database did not do what was asked: {error}"));
+                match error.trouble() {
+                    Trouble::Forgets => failure.hint(Trouble::Forgets.hint()),
+                    _ => failure,
+                }
+            }
+        }
+    }
+}
+
+impl Refusal {
+    /// No connection could be had. What is refused here is the login, not what a command asks for.
+    pub(crate) fn no_broker(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Refused { .. } => Refusal::away(error.to_string())
+                .hint("check user, password and virtual host in SETTLED_BROKER_URL (or --broker-url)"),
+            BrokerError::Away(_) | BrokerError::Config(_) => error.into(),
+        }
+    }
+}
+
+impl From<BrokerError> for Refusal {
+    fn from(error: BrokerError) -> Self {
+        let sentence = error.to_string();
+        match error {
+            BrokerError::Away(_) if sentence.starts_with("TLS") => {
+                Refusal::away(sentence).hint("check broker.ca_file, the server's certificate and the host's name in it")
+            }
+            BrokerError::Away(_) => Refusal::away(sentence)
+                .hint("check that it runs and that SETTLED_BROKER_URL (or --broker-url) says where"),
+            BrokerError::Refused { code, .. } => match code {
+                403 => Refusal::refused(sentence)
+                    .hint("grant this user the permission (rabbitmqctl set_permissions); `settled doctor` says which"),
+                404 => Refusal::refused(sentence).hint("run `settled topology`"),
+                406 => Refusal::refused(sentence).hint("`settled doctor` says what is declared differently"),
+                _ => Refusal::ours(sentence),
+            },
+            BrokerError::Config(_) => {
+                Refusal::usage(sentence).hint("check broker.url, broker.ca_file and broker.heartbeat")
+            }
+        }
+    }
+}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Self {
+        Refusal::usage(error.message()).hint(error.hint())
+    }
+}
