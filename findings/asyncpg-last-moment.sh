@@ -3,10 +3,10 @@
 # reads it as a day in the year 294277.
 #
 # Seen with asyncpg 0.32.0, psycopg 3.3.9, pg 8.23.1 on Node 20, tokio-postgres 0.7.18 with jiff 0.2.46, PostgreSQL 15 (Debian
-# 12). 9999-12-31T23:59:59.999999Z is finite, RFC 3339 can say it, and it is much used for "valid for ever". Written by psycopg it
-# stays finite; by asyncpg it is infinite, and isfinite(), a constraint or a comparison with another writer's row say so. Read
-# back, psycopg and jiff refuse infinity with an error, Node gives the number Infinity where a Date is declared, asyncpg and
-# SystemTime make up a date.
+# 12). 9999-12-31T23:59:59.999999Z is finite, RFC 3339 can say it, and it is much used for "valid for ever". Written by
+# psycopg it stays finite; by asyncpg it is infinite, and isfinite(), a constraint or a comparison with another writer's row
+# say so. Read back, psycopg and jiff refuse infinity with an error, Node gives the number Infinity where a Date is declared,
+# asyncpg and SystemTime make up a date.
 cd "$(dirname "$0")"
 . lib/debian.sh
 rust_with 'tokio-postgres = { version = "=0.7.18", features = ["with-jiff-0_2"] }

@@ -2,10 +2,11 @@
 # RFC 3339 goes from the year 0000 to the end of 9999 and allows offsets up to 23:59; each part that a time passes stops
 # somewhere before, and each elsewhere.
 #
-# Seen with jiff 0.2.46, chrono 0.4.45, PostgreSQL 15 (Debian 12), CPython 3.11, Node 20. jiff's Timestamp ends on 9999-12-30 at
-# 22:00, so that every offset that it knows fits, and refuses 9999-12-31T23:59:59Z, which half the world writes for "no end"; PostgreSQL
-# refuses year 0000 and offsets of 16 hours and more, Python year 0 only, jiff more than nine digits of a second. So a registry row
-# that the database holds can be one that the program can not read, and a time that a program accepts one that the database refuses.
+# Seen with jiff 0.2.46, chrono 0.4.45, PostgreSQL 15 (Debian 12), CPython 3.11, Node 20. jiff's Timestamp ends on 9999-12-30
+# at 22:00, so that every offset that it knows fits, and refuses 9999-12-31T23:59:59Z, which half the world writes for "no
+# end"; PostgreSQL refuses year 0000 and offsets of 16 hours and more, Python year 0 only, jiff more than nine digits of a
+# second. So a registry row that the database holds can be one that the program can not read, and a time that a program
+# accepts one that the database refuses.
 cd "$(dirname "$0")"
 . lib/debian.sh
 times=(9999-12-31T23:59:59Z 0000-01-01T00:00:00Z 2026-11-28T10:00:00+23:59 2026-11-28T10:00:00.1234567891Z)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# PostgreSQL: INSERT ... ON CONFLICT DO NOTHING that inserts nothing runs the table's BEFORE trigger, and what it booked stays.
+# PostgreSQL: INSERT ... ON CONFLICT DO NOTHING that inserts nothing runs the table's BEFORE trigger, and what it booked
+# stays.
 #
-# Seen with PostgreSQL 15 (Debian 12). The idiom makes a payment idempotent: the second delivery meets the primary key, "INSERT 0
-# 0". One would expect no trace of a row that is not there. But BEFORE INSERT triggers run before the conflict is looked for, and
-# their own writes are not undone: a balance that a trigger keeps grows with every duplicate. An AFTER trigger for each row runs
-# for inserted rows only, one for each statement runs even when there were none.
+# Seen with PostgreSQL 15 (Debian 12). The idiom makes a payment idempotent: the second delivery meets the primary key,
+# "INSERT 0 0". One would expect no trace of a row that is not there. But BEFORE INSERT triggers run before the conflict is
+# looked for, and their own writes are not undone: a balance that a trigger keeps grows with every duplicate. An AFTER trigger
+# for each row runs for inserted rows only, one for each statement runs even when there were none.
 cd "$(dirname "$0")"
 . lib/debian.sh
 start_postgres

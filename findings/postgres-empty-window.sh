@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # PostgreSQL: a range whose ends are the same forgets both, lies in every other range, and overlaps none.
 #
-# Seen with PostgreSQL 15 (Debian 12). tstzrange(t, t) is a valid value, the window of a key that was revoked at the moment of its
-# issue, and one would expect to read t back from it, and that it does not lie in a year in which t does not. It is stored as `empty`: lower()
-# and upper() are NULL, so "valid until" is gone; `window <@ allowed` holds for any `allowed`; and an exclusion constraint that
-# keeps windows of one key apart takes any number of them. Written '[t,t]' the same moment is a window like others.
+# Seen with PostgreSQL 15 (Debian 12). tstzrange(t, t) is a valid value, the window of a key that was revoked at the moment of
+# its issue, and one would expect to read t back from it, and that it does not lie in a year in which t does not. It is stored
+# as `empty`: lower() and upper() are NULL, so "valid until" is gone; `window <@ allowed` holds for any `allowed`; and an
+# exclusion constraint that keeps windows of one key apart takes any number of them. Written '[t,t]' the same moment is a
+# window like others.
 cd "$(dirname "$0")"
 . lib/debian.sh
 start_postgres

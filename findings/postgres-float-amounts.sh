@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# PostgreSQL: a float8 that holds a whole number exactly becomes another number when it is cast to numeric; so one Python value
-# is booked as two amounts, depending on the driver.
+# PostgreSQL: a float8 that holds a whole number exactly becomes another number when it is cast to numeric; so one Python
+# value is booked as two amounts, depending on the driver.
 #
-# Seen with PostgreSQL 15 (Debian 12), psycopg 3.3.9, psycopg2 2.9.13, asyncpg 0.32.0. A float8 has 53 bits, all whole numbers up
-# to 2^53 are exact, the server prints all digits of 2099999999999999 (the satoshis of all bitcoins, less one) and casts it to
-# bigint without loss. Its cast to numeric, which one would take for the safest, keeps 15 digits. psycopg 3 sends a float as
-# float8 and the column's assignment casts it; psycopg2 writes digits into the statement and asyncpg sends a decimal: those are
-# right. So upgrading psycopg changes amounts, by up to 5 units from 10^15 on, without an error.
+# Seen with PostgreSQL 15 (Debian 12), psycopg 3.3.9, psycopg2 2.9.13, asyncpg 0.32.0. A float8 has 53 bits, all whole numbers
+# up to 2^53 are exact, the server prints all digits of 2099999999999999 (the satoshis of all bitcoins, less one) and casts it
+# to bigint without loss. Its cast to numeric, which one would take for the safest, keeps 15 digits. psycopg 3 sends a float
+# as float8 and the column's assignment casts it; psycopg2 writes digits into the statement and asyncpg sends a decimal: those
+# are right. So upgrading psycopg changes amounts, by up to 5 units from 10^15 on, without an error.
 cd "$(dirname "$0")"
 . lib/debian.sh
 python_with 'psycopg[binary]==3.3.9' psycopg2-binary==2.9.13 asyncpg==0.32.0

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# PostgreSQL: UPDATE ... WHERE id IN (SELECT id ... LIMIT 1 FOR UPDATE SKIP LOCKED), the usual way to take one job, takes all ten.
+# PostgreSQL: UPDATE ... WHERE id IN (SELECT id ... LIMIT 1 FOR UPDATE SKIP LOCKED), the usual way to take one job, takes all
+# ten.
 #
-# Seen with PostgreSQL 15 (Debian 12), nothing but its own settings, no second session. The planner may put the subquery on the
-# inner side of a nested loop, where it runs once for each row of the outer one; each run skips the rows that this very statement
-# has changed already, and so finds the next. That happens when the table was small at the last ANALYZE, as a queue or an outbox
-# is when all is well; after an ANALYZE at ten rows the same statement takes one. The same with FROM (subquery) and with DELETE.
-# A scalar `id = (SELECT ...)` and WITH ... AS MATERIALIZED are run once. So a bound on a batch is no bound, and a
-# worker that takes "one" publishes, or deletes, all of them.
+# Seen with PostgreSQL 15 (Debian 12), nothing but its own settings, no second session. The planner may put the subquery on
+# the inner side of a nested loop, where it runs once for each row of the outer one; each run skips the rows that this very
+# statement has changed already, and so finds the next. That happens when the table was small at the last ANALYZE, as a queue
+# or an outbox is when all is well; after an ANALYZE at ten rows the same statement takes one. The same with FROM (subquery)
+# and with DELETE. A scalar `id = (SELECT ...)` and WITH ... AS MATERIALIZED are run once. So a bound on a batch is no bound,
+# and a worker that takes "one" publishes, or deletes, all of them.
 cd "$(dirname "$0")"
 . lib/debian.sh
 start_postgres

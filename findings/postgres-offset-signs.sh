@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # PostgreSQL: "+02:00" lies east of Greenwich in a time, and west of it as a time zone.
 #
-# Seen with PostgreSQL 15 (Debian 12). In a literal +02:00 is two hours ahead of UTC, as RFC 3339 has it. The same text after AT
-# TIME ZONE, or in SET TimeZone, is read as POSIX has it, where a positive number is behind: four hours between two readings of
-# one offset. As a number (SET TimeZone = 2) or an interval it is east again. So a program that takes the offset out of a
-# partner's timestamp and hands it back to show, group or close the day in that partner's time is off by twice the offset, and
-# only those in UTC notice nothing.
+# Seen with PostgreSQL 15 (Debian 12). In a literal +02:00 is two hours ahead of UTC, as RFC 3339 has it. The same text after
+# AT TIME ZONE, or in SET TimeZone, is read as POSIX has it, where a positive number is behind: four hours between two
+# readings of one offset. As a number (SET TimeZone = 2) or an interval it is east again. So a program that takes the offset
+# out of a partner's timestamp and hands it back to show, group or close the day in that partner's time is off by twice the
+# offset, and only those in UTC notice nothing.
 cd "$(dirname "$0")"
 . lib/debian.sh
 start_postgres

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One instant, handed to one PostgreSQL column by one program, is stored as two values: as text it is rounded, as a parameter it
-# is cut off; before the year 2000 it is cut off upwards.
+# One instant, handed to one PostgreSQL column by one program, is stored as two values: as text it is rounded, as a parameter
+# it is cut off; before the year 2000 it is cut off upwards.
 #
 # Seen with PostgreSQL 15 (Debian 12), tokio-postgres 0.7.18, jiff 0.2.46, chrono 0.4.45. RFC 3339 and both time types have
-# nanoseconds, the column has microseconds. The server rounds what it reads as text, over the end of the second and of the year:
-# 23:59:59.9999996 on New Year's Eve is in the next year. tokio-postgres sends the distance from 2000-01-01 as an integer and drops
-# what does not fit, towards that day. So a window given by text in a registry and the time of a message bound as a parameter
-# disagree about the same instant, and "the row that was written at this time" is not found by it.
+# nanoseconds, the column has microseconds. The server rounds what it reads as text, over the end of the second and of the
+# year: 23:59:59.9999996 on New Year's Eve is in the next year. tokio-postgres sends the distance from 2000-01-01 as an
+# integer and drops what does not fit, towards that day. So a window given by text in a registry and the time of a message
+# bound as a parameter disagree about the same instant, and "the row that was written at this time" is not found by it.
 cd "$(dirname "$0")"
 . lib/debian.sh
 rust_with 'tokio-postgres = { version = "=0.7.18", features = ["with-jiff-0_2", "with-chrono-0_4"] }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# RabbitMQ: a message that one queue rejects lands in another queue's dead letters too, when it was published with a CC header.
+# RabbitMQ: a message that one queue rejects lands in another queue's dead letters too, when it was published with a CC
+# header.
 #
 # Seen with RabbitMQ 3.10.8 (Debian 12), pika 1.4.4, and the same on 4.0.5 and 4.3.6. CC names more routing keys for the same
 # publication, each queue gets its own copy, and one would expect a copy's dead letter to keep the key of its own queue. Here

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# RabbitMQ: a message that is dead-lettered again by the same queue for the same reason keeps the time of its first death; only
-# the count grows.
+# RabbitMQ: a message that is dead-lettered again by the same queue for the same reason keeps the time of its first death;
+# only the count grows.
 #
 # Seen with RabbitMQ 3.10.8 (Debian 12), pika 1.4.4. The x-death record is described as the history of a message, newest event
 # first, and `time` as when it was dead-lettered. A retry loop (a dead-letter queue, and back) brings the record along, and

@@ -3,8 +3,8 @@
 #
 # Seen with RabbitMQ 3.10.8 (Debian 12). A client that declares a queue with other arguments is refused (406), and one would
 # expect an import of the same declaration to change it or to fail. It does neither: exit code 0, nothing on the error stream,
-# no warning in the log. So a topology that is kept in a file and "applied" has a gap between what the file says and
-# what the broker does, here rejected messages that are dropped instead of kept.
+# no warning in the log. So a topology that is kept in a file and "applied" has a gap between what the file says and what the
+# broker does, here rejected messages that are dropped instead of kept.
 cd "$(dirname "$0")"
 . lib/debian.sh
 start_broker

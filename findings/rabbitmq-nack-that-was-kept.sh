@@ -2,10 +2,10 @@
 # RabbitMQ: a publication that the broker refuses (basic.nack) may have been taken, for good; so trying again doubles it.
 #
 # Seen with RabbitMQ 3.10.8 (Debian 12), pika 1.4.4, and the same on 4.0.5 and 4.3.6. One would expect a nack to mean that
-# nothing was taken, as an error from a database does. Here an exchange leads to two queues, and one of them is full (max-length
-# with overflow reject-publish): the publisher hears "nack", the other queue has the message all the same, and has it once more
-# for each time that a publisher does as it is told and tries again. With tx instead of confirms it is the other way round:
-# commit is answered with commit-ok, and the full queue has nothing.
+# nothing was taken, as an error from a database does. Here an exchange leads to two queues, and one of them is full
+# (max-length with overflow reject-publish): the publisher hears "nack", the other queue has the message all the same, and has
+# it once more for each time that a publisher does as it is told and tries again. With tx instead of confirms it is the other
+# way round: commit is answered with commit-ok, and the full queue has nothing.
 cd "$(dirname "$0")"
 . lib/debian.sh
 start_broker

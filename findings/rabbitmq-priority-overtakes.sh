@@ -2,10 +2,10 @@
 # A quorum queue hands out what it was given in order, until the broker is upgraded to 4.x: from then on a message whose
 # priority is above 4 overtakes, though nobody declared the queue for priorities.
 #
-# Seen with RabbitMQ 3.10.8 (Debian 12) and 4.0.5 (Debian 13), pika 1.4.4. Priorities are asked for by an argument of the queue
-# elsewhere (x-max-priority of classic queues), so one would expect the `priority` of a message to mean nothing to a queue
-# without it, as on 3.10. On 4.0 the same declaration and the same messages come in another order: two of priority 5 and more
-# for each one below. So a deposit and the payment out of it, sent in that order, change places with the upgrade if the
+# Seen with RabbitMQ 3.10.8 (Debian 12) and 4.0.5 (Debian 13), pika 1.4.4. Priorities are asked for by an argument of the
+# queue elsewhere (x-max-priority of classic queues), so one would expect the `priority` of a message to mean nothing to a
+# queue without it, as on 3.10. On 4.0 the same declaration and the same messages come in another order: two of priority 5 and
+# more for each one below. So a deposit and the payment out of it, sent in that order, change places with the upgrade if the
 # payments' publisher has always set a priority that did nothing.
 cd "$(dirname "$0")"
 . lib/debian.sh

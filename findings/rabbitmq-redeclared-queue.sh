@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# RabbitMQ 3.10: a quorum queue that is deleted and declared anew at once keeps its old consumer, and gives it messages that never
-# reach it.
+# RabbitMQ 3.10: a quorum queue that is deleted and declared anew at once keeps its old consumer, and gives it messages that
+# never reach it.
 #
-# Seen with RabbitMQ 3.10.8 (Debian 12), pika 1.4.4. One would expect the consumer to be cancelled, as it is on 4.0.5 and 4.3.6,
-# or to go on. Instead it hears nothing, a passive declare counts it as attached, and the new queue hands it all that is
-# published: 0 messages are ready, nothing arrives. A second consumer gets every other message. Only when the first one's
+# Seen with RabbitMQ 3.10.8 (Debian 12), pika 1.4.4. One would expect the consumer to be cancelled, as it is on 4.0.5 and
+# 4.3.6, or to go on. Instead it hears nothing, a passive declare counts it as attached, and the new queue hands it all that
+# is published: 0 messages are ready, nothing arrives. A second consumer gets every other message. Only when the first one's
 # connection ends the messages come out, behind those that were published after them. A monitor that looks at "consumers: 1,
 # ready: 0" sees a healthy queue.
 cd "$(dirname "$0")"

@@ -2,9 +2,10 @@
 # RabbitMQ's shovel, in its safest mode, empties a queue into an exchange that leads nowhere, and says that it is running.
 #
 # Seen with RabbitMQ 3.10.8 (Debian 12), its shovel plugin, pika 1.4.4. With ack-mode on-confirm a message is acknowledged at
-# the source only after the destination confirmed it, which is documented as the way to lose none. But the broker confirms at once what
-# no queue takes, and the shovel does not publish as mandatory. So a binding that is missing while dead letters are moved back,
-# or a wrong destination key, costs every message; one would expect them to stay, as with a full destination, where they do.
+# the source only after the destination confirmed it, which is documented as the way to lose none. But the broker confirms at
+# once what no queue takes, and the shovel does not publish as mandatory. So a binding that is missing while dead letters are
+# moved back, or a wrong destination key, costs every message; one would expect them to stay, as with a full destination,
+# where they do.
 cd "$(dirname "$0")"
 . lib/debian.sh
 export plugins='rabbitmq_shovel'
