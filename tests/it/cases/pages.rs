@@ -9,7 +9,11 @@ use std::{
 use clap::CommandFactory;
 use settled::{cli::Cli, domain::decide::Reason};
 
-use crate::kit::support::{Place, said, settled};
+use crate::kit::{
+    amqp::Message,
+    auditor::Expect,
+    support::{PATIENCE, Place, said, settled, skip, until},
+};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -758,6 +762,124 @@ async fn the_custody_page_works_as_it_is_written() {
     db.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}"))
         .await
         .expect("gone");
+}
+
+/// The lines of a page's `console` blocks below a heading, without the prompt; a line that goes on is one.
+fn console(page: &str, heading: &str) -> Vec<String> {
+    let text = read(page);
+    let (_, section) = text.split_once(heading).unwrap_or_else(|| panic!("{page}: {heading}"));
+    let section = section.split("\n## ").next().unwrap_or_default().replace("\\\n", " ");
+    lines(&section)
+        .into_iter()
+        .filter(|(fence, _)| *fence == Some("console"))
+        .filter_map(|(_, line)| Some(line.strip_prefix("$ ")?.to_owned()))
+        .collect()
+}
+
+/// What three pages have one type, from the first partner to the outcome: start, deposit, reserve, explain, publish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pages_are_typed_from_start_to_settled() {
+    let place = Place::new("pages_story").await;
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_settled"));
+    let path = format!(
+        "{}:{}",
+        binary.parent().expect("a directory").display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&place.name);
+    let type_in = async |line: &str| {
+        let mut shell = tokio::process::Command::new("sh");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SETTLED_")) {
+            shell.env_remove(name);
+        }
+        shell
+            .args(["-c", line])
+            .env("PATH", &path)
+            .env("SETTLED_DATABASE_URL", &place.database_url)
+            .env("SETTLED_BROKER_URL", &place.broker_url)
+            .current_dir(&directory);
+        let output = shell.output().await.expect("a shell");
+        assert!(output.status.success(), "$ {line}\n{}", said(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let start = console("docs/operators.md", "\n## Start");
+    assert!(start.len() > 5, "{start:?}");
+    for line in start {
+        // Where things are is this test's; so is the worker. `doctor` says that no partner has a key yet.
+        if !line.starts_with("export ") && line != "settled worker" {
+            type_in(line.trim_end_matches(" && settled doctor")).await;
+        }
+    }
+    let [deposit] = &console("docs/custody.md", "\n## Deposit")[..] else {
+        panic!("one line")
+    };
+    assert!(type_in(deposit).await.contains("came in"));
+    let [reserve] = &console("docs/custody.md", "\n## Reserve")[..] else {
+        panic!("one line")
+    };
+    assert!(type_in(reserve).await.contains("\"reserved\""));
+    let page = read("docs/partners.md");
+    let body = page
+        .lines()
+        .find(|line| line.starts_with('{') && line.contains("\"signature\""))
+        .expect("the body");
+    std::fs::write(directory.join("body.json"), body).expect("written");
+    let example = console("docs/partners.md", "\n## A worked example");
+    let explain = example
+        .iter()
+        .find(|line| line.starts_with("settled explain"))
+        .expect("it");
+    let judged = type_in(&format!("{explain} --json")).await;
+    assert!(judged.contains("\"verdict\":\"settled\""), "{judged}");
+    let worker = place.ready_worker(&[]).await;
+    place
+        .line()
+        .publish(&[Message::new("northwind.allocation.update", body, Expect::Any)])
+        .await;
+    let nonce = "settled receipt --enterprise-id northwind --nonce 2026-11-20-000001 --json";
+    until("it has a receipt", PATIENCE, async || {
+        let found = place
+            .run(&[
+                "receipt",
+                "--enterprise-id",
+                "northwind",
+                "--nonce",
+                "2026-11-20-000001",
+            ])
+            .await;
+        found.status.success().then_some(())
+    })
+    .await;
+    let receipt: serde_json::Value = serde_json::from_str(&type_in(nonce).await).expect("JSON");
+    let subscribers = read("docs/subscribers.md");
+    let shown = receipt["eventId"].as_str().expect("an event");
+    assert_eq!(receipt["verdict"], "settled");
+    assert!(subscribers.contains(shown), "the event of the page is {shown}");
+    assert!(type_in("settled ledger check").await.contains("right"));
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}
+
+/// The example in Python signs to the byte what the page shows.
+#[test]
+fn the_partner_in_one_file_makes_the_body_of_the_page() {
+    let file = root().join("examples/partner.py");
+    let output = match std::process::Command::new("python3")
+        .arg(&file)
+        .arg("body")
+        .env_remove("PARTNER_KEY")
+        .output()
+    {
+        Ok(output) => output,
+        Err(error) => {
+            return skip(
+                "pages::the_partner_in_one_file_makes_the_body_of_the_page",
+                &format!("no python3: {error}"),
+            );
+        }
+    };
+    assert!(output.status.success(), "{}", said(&output));
+    let body = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(read("docs/partners.md").lines().any(|line| line == body), "{body}");
 }
 
 #[test]
