@@ -21,6 +21,8 @@ mod mutants;
 mod outage;
 mod outbox;
 mod own_queue;
+mod page_commands;
+mod page_examples;
 mod pages;
 mod per_message;
 mod poison;

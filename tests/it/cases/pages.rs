@@ -1,30 +1,23 @@
-//! README and the pages in docs/ name only what exists, and what exists stands on a page: commands, flags, settings, reasons,
-//! event types, headers, exit codes, tables, files, make's targets and links. `metrics` looks at metrics.
+//! README and the pages in docs/ name only what exists, and what exists stands on a page: settings, reasons,
+//! event types, headers, tables, files, make's targets and links. `page_commands` looks at commands, `metrics` at metrics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
-use clap::CommandFactory;
-use settled::{cli::Cli, domain::decide::Reason};
+use settled::domain::decide::Reason;
 
-use crate::kit::{
-    amqp::Message,
-    auditor::Expect,
-    support::{PATIENCE, Place, said, settled, skip, until},
-};
-
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(path: &str) -> String {
+pub(super) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// What people read, by path. The changelog tells of what was, and is not held to what is.
-fn pages() -> Vec<(String, String)> {
+pub(super) fn pages() -> Vec<(String, String)> {
     let fixed = [
         "README.md",
         "CONTRIBUTING.md",
@@ -43,12 +36,12 @@ fn pages() -> Vec<(String, String)> {
     paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
 }
 
-fn everything() -> String {
+pub(super) fn everything() -> String {
     pages().into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("\n")
 }
 
 /// A page's lines, each with whether it stands in a fenced block, and of what kind.
-fn lines(text: &str) -> Vec<(Option<&str>, &str)> {
+pub(super) fn lines(text: &str) -> Vec<(Option<&str>, &str)> {
     let mut fence = None;
     let mut lines = Vec::new();
     for line in text.lines() {
@@ -62,12 +55,12 @@ fn lines(text: &str) -> Vec<(Option<&str>, &str)> {
 }
 
 /// The code spans of a line.
-fn spans(line: &str) -> impl Iterator<Item = &str> {
+pub(super) fn spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
 /// Every code span of a page, outside its fenced blocks.
-fn code(text: &str) -> Vec<&str> {
+pub(super) fn code(text: &str) -> Vec<&str> {
     lines(text)
         .into_iter()
         .filter(|(fence, _)| fence.is_none())
@@ -97,7 +90,7 @@ fn sources(directory: &str) -> String {
 }
 
 /// The words of a text that begin with `prefix` and go on with characters of a name.
-fn words(text: &str, prefix: &str, is_name: impl Fn(char) -> bool) -> BTreeSet<String> {
+pub(super) fn words(text: &str, prefix: &str, is_name: impl Fn(char) -> bool) -> BTreeSet<String> {
     text.match_indices(prefix)
         .filter(|(at, _)| {
             !text[..*at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == '-')
@@ -110,171 +103,8 @@ fn words(text: &str, prefix: &str, is_name: impl Fn(char) -> bool) -> BTreeSet<S
         .collect()
 }
 
-fn none(found: Vec<String>, why: &str) {
+pub(super) fn none(found: Vec<String>, why: &str) {
     assert!(found.is_empty(), "{why}:\n{}", found.join("\n"));
-}
-
-/// A command with everything below it, by path: `dead-letters runs list`. With the flags of each.
-fn commands() -> BTreeMap<String, BTreeSet<String>> {
-    fn add(command: &clap::Command, path: &str, found: &mut BTreeMap<String, BTreeSet<String>>) {
-        let flags = command
-            .get_arguments()
-            .filter_map(clap::Arg::get_long)
-            .map(|flag| format!("--{flag}"));
-        found.insert(path.to_owned(), flags.collect());
-        for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
-            add(inner, format!("{path} {}", inner.get_name()).trim_start(), found);
-        }
-    }
-    let mut cli = Cli::command();
-    // Makes the flags of every command known to those below it.
-    cli.build();
-    let mut found = BTreeMap::new();
-    add(&cli, "", &mut found);
-    found
-}
-
-/// What somebody types after `settled`: the command, and its flags.
-fn typed(text: &str, commands: &BTreeMap<String, BTreeSet<String>>) -> Result<(String, Vec<String>), String> {
-    let mut path = String::new();
-    let mut flags = Vec::new();
-    let mut in_path = true;
-    for word in text.split_whitespace() {
-        if word == "help" && path.is_empty() {
-            return Ok((String::new(), Vec::new()));
-        }
-        if let Some(flag) = word.strip_prefix("--") {
-            in_path = false;
-            let name = flag.split(['=', ']', ',']).next().unwrap_or_default();
-            flags.push(format!("--{name}"));
-        } else if ["|", "&&", ">", "<", "\\"].contains(&word) {
-            break;
-        } else if in_path {
-            let longer = format!("{path} {word}");
-            let longer = longer.trim_start();
-            if commands.contains_key(longer) {
-                path = longer.to_owned();
-            } else {
-                let has_inner = commands.keys().any(|known| known.starts_with(&format!("{path} ")));
-                if path.is_empty() || has_inner {
-                    return Err(format!("there is no `settled {longer}`"));
-                }
-                in_path = false;
-            }
-        }
-    }
-    Ok((path, flags))
-}
-
-/// What a page has one type: code spans that begin with `settled `, and lines of its blocks.
-fn typed_lines(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut before = String::new();
-    for (fence, line) in lines(text) {
-        match fence {
-            None => {
-                // The second is what the id of a dead letter is hashed with.
-                let typed = spans(line).filter(|code| code.starts_with("settled ") && *code != "settled dead letter 2");
-                found.extend(typed.map(str::to_owned));
-            }
-            Some(_) => {
-                let line = format!("{before}{}", line.trim().trim_start_matches("$ "));
-                before.clear();
-                if let Some(line) = line.strip_suffix('\\') {
-                    before = line.to_owned();
-                    continue;
-                }
-                let parts = line.split("&& ").flat_map(|part| part.split("| "));
-                found.extend(
-                    parts
-                        .map(str::trim)
-                        .filter(|part| part.starts_with("settled ") && fence == Some("console"))
-                        .map(str::to_owned),
-                );
-            }
-        }
-    }
-    found
-}
-
-#[test]
-fn every_command_and_flag_named_exists() {
-    let commands = commands();
-    let mut wrong = Vec::new();
-    let mut seen = 0;
-    for (path, text) in pages() {
-        for line in typed_lines(&text) {
-            seen += 1;
-            // `settled ledger balances`, `check` in a table: what is said of both.
-            match typed(line.trim_start_matches("settled "), &commands) {
-                Err(why) => wrong.push(format!("{path}: {why}")),
-                Ok((command, flags)) => {
-                    let known = &commands[&command];
-                    for flag in flags.iter().filter(|flag| !known.contains(*flag) && *flag != "--help") {
-                        wrong.push(format!("{path}: `settled {command}` has no {flag}"));
-                    }
-                }
-            }
-        }
-        let all: BTreeSet<&String> = commands.values().flatten().collect();
-        for flag in code(&text).into_iter().filter(|code| code.starts_with("--")) {
-            let name = flag.split([' ', '=']).next().unwrap_or_default().to_owned();
-            if !all.contains(&name) && name != "--features" {
-                wrong.push(format!("{path}: no command has {name}"));
-            }
-        }
-    }
-    assert!(seen > 50, "the pages name commands: {seen}");
-    none(wrong, "the pages name what is not there");
-}
-
-/// The commands that a page names, also those that a line names after others of their kind: `settled partner add`, `list`.
-fn commands_named(commands: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
-    let mut named = BTreeSet::new();
-    for (_, text) in pages() {
-        for line in typed_lines(&text) {
-            if let Ok((command, _)) = typed(line.trim_start_matches("settled "), commands) {
-                named.insert(command);
-            }
-        }
-        for (_, line) in lines(&text).into_iter().filter(|(fence, _)| fence.is_none()) {
-            let mut outer = String::new();
-            for span in spans(line) {
-                if let Some(rest) = span.strip_prefix("settled ") {
-                    let path = typed(rest, commands).map(|(path, _)| path).unwrap_or_default();
-                    outer = path
-                        .rsplit_once(' ')
-                        .map_or(String::new(), |(outer, _)| outer.to_owned());
-                } else {
-                    named.insert(format!("{outer} {span}").trim_start().to_owned());
-                }
-            }
-        }
-    }
-    named
-}
-
-#[test]
-fn every_command_and_flag_is_on_a_page() {
-    let commands = commands();
-    let named = commands_named(&commands);
-    let text = everything();
-    let mut missing = Vec::new();
-    for (command, flags) in &commands {
-        let is_leaf = !commands.keys().any(|other| other.starts_with(&format!("{command} ")));
-        if is_leaf && !named.contains(command) {
-            missing.push(format!("`settled {command}`"));
-        }
-        for flag in flags
-            .iter()
-            .filter(|flag| !["--help", "--version"].contains(&flag.as_str()))
-        {
-            if !words(&text, flag, |letter| letter.is_ascii_alphanumeric() || letter == '-').contains(flag) {
-                missing.push(format!("{flag} of `settled {command}`"));
-            }
-        }
-    }
-    none(missing, "no page tells of");
 }
 
 /// Settings by room; what stands outside of the rooms by itself.
@@ -424,26 +254,6 @@ fn headers_named_exist_and_every_one_is_told() {
         );
     }
     none(wrong, "the pages name what is not there");
-}
-
-#[test]
-fn exit_codes_are_those_of_the_help() {
-    let help = Cli::command()
-        .get_after_help()
-        .expect("it tells exit codes")
-        .to_string();
-    let numbers = |text: &str| -> BTreeSet<u8> {
-        text.split(|letter: char| !letter.is_ascii_digit())
-            .filter_map(|digits| digits.parse().ok())
-            .collect()
-    };
-    let operators = read("docs/operators.md");
-    let (_, table) = operators.split_once("| exit code | meaning |").expect("the table");
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with("| "));
-    let told: BTreeSet<u8> = rows
-        .filter_map(|row| row.trim_start_matches("| ").split(' ').next()?.parse().ok())
-        .collect();
-    assert_eq!(told, numbers(&help), "{help}");
 }
 
 /// `settled.held` and the like: tables and functions of the schema.
@@ -665,233 +475,36 @@ fn the_lines_of_doctor_are_those_of_the_page() {
     assert!(seen > 15, "{seen} lines");
 }
 
-/// The SQL blocks of a page.
-fn sql_of(page: &str) -> String {
-    let text = read(page);
-    let blocks: Vec<&str> = lines(&text)
-        .into_iter()
-        .filter(|(fence, line)| *fence == Some("sql") && !line.starts_with("CREATE ROLE"))
-        .map(|(_, line)| line)
-        .collect();
-    blocks.join("\n")
-}
-
-/// The grants of the operators' page are what the worker needs, and no more is said to be missing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_grants_of_the_page_are_enough_for_a_worker() {
-    let place = Place::new("pages_worker_rights").await;
-    let db = place.db().await;
-    let role = format!("{}_worker", place.name);
-    let sql = sql_of("docs/operators.md").replace("TO worker;", &format!("TO {role};"));
-    assert!(sql.matches(&role).count() > 5, "{sql}");
-    db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'secret'; {sql}"))
-        .await
-        .expect("granted");
-    let (before, after) = place.database_url.split_once("://").expect("a URL");
-    let (_, after) = after.split_once('@').expect("a user");
-    let url = format!("{before}://{role}:secret@{after}");
-    let output = settled()
-        .args(["doctor", "--json"])
-        .env("SETTLED_DATABASE_URL", &url)
-        .env("SETTLED_BROKER_URL", &place.broker_url)
-        .output()
-        .await
-        .expect("doctor runs");
-    let text = said(&output);
-    let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let wrong: Vec<&str> = found["checks"]
-        .as_array()
-        .unwrap_or_else(|| panic!("{text}"))
-        .iter()
-        .filter(|check| check["ok"] == false)
-        .filter_map(|check| check["name"].as_str())
-        .collect();
-    // The place has no topology of its own making to look at here: rights on the broker are not this page's block.
-    let of_the_database = [
-        "schema",
-        "append_only",
-        "grants",
-        "ownership",
-        "rehearsal",
-        "outbox",
-        "held",
-        "keys",
-    ];
-    let wrong: Vec<&&str> = wrong.iter().filter(|name| of_the_database.contains(*name)).collect();
-    assert!(wrong.is_empty(), "{wrong:?}: {text}");
-    db.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
-        .await
-        .expect("gone");
-}
-
-/// The SQL of the custody page, with the rights that it says are needed and no others.
-#[tokio::test]
-async fn the_custody_page_works_as_it_is_written() {
-    let place = Place::new("pages_custody").await;
-    let db = place.db().await;
-    let role = format!("{}_custody", place.name);
-    let page = sql_of("docs/custody.md");
-    let (call, grants) = page.split_once("GRANT USAGE").expect("a call and its grants");
-    let grants = format!("GRANT USAGE{}", grants.replace("TO custody;", &format!("TO {role};")));
-    let connection = "INSERT INTO settled.partners (enterprise_id, name) VALUES ('northwind', 'Northwind');
-        INSERT INTO settled.connections
-            (connection_id, enterprise_id, client_id, partners_client_id, partners_connection_id)
-        VALUES ('632e0bd6-9ab5-40c4-b1dd-a0c4bb819bc7', 'northwind', '9838fce3-c125-4af8-a775-a389f5ac26bf', 'cust-42', 'conn-7')";
-    db.batch_execute(&format!("{connection}; CREATE ROLE {role}; {grants}; SET ROLE {role}"))
-        .await
-        .expect("granted");
-    let client = "'9838fce3-c125-4af8-a775-a389f5ac26bf'";
-    let sql = format!("SELECT settled.deposit({client}, 'BTC', 250000000, 'deposit-1')");
-    let result: String = db.query_one(&sql, &[]).await.expect("a deposit").get(0);
-    assert_eq!(result, "deposited");
-    for expected in ["reserved", "exists"] {
-        let row = db
-            .query_one(call.trim().trim_end_matches(';'), &[])
-            .await
-            .expect("a row");
-        assert_eq!(row.get::<_, String>("result"), expected);
-    }
-    // What is added is never changed.
-    for statement in [
-        "UPDATE settled.entries SET transfer_id = transfer_id",
-        "DELETE FROM settled.transfers",
-    ] {
-        let error = db.batch_execute(statement).await.expect_err(statement);
-        assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{error}");
-    }
-    db.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}"))
-        .await
-        .expect("gone");
-}
-
-/// The lines of a page's `console` blocks below a heading, without the prompt; a line that goes on is one.
-fn console(page: &str, heading: &str) -> Vec<String> {
-    let text = read(page);
-    let (_, section) = text.split_once(heading).unwrap_or_else(|| panic!("{page}: {heading}"));
-    let section = section.split("\n## ").next().unwrap_or_default().replace("\\\n", " ");
-    lines(&section)
-        .into_iter()
-        .filter(|(fence, _)| *fence == Some("console"))
-        .filter_map(|(_, line)| Some(line.strip_prefix("$ ")?.to_owned()))
-        .collect()
-}
-
-/// What three pages have one type, from the first partner to the outcome: start, deposit, reserve, explain, publish.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_pages_are_typed_from_start_to_settled() {
-    let place = Place::new("pages_story").await;
-    let binary = PathBuf::from(env!("CARGO_BIN_EXE_settled"));
-    let path = format!(
-        "{}:{}",
-        binary.parent().expect("a directory").display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&place.name);
-    let type_in = async |line: &str| {
-        let mut shell = tokio::process::Command::new("sh");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SETTLED_")) {
-            shell.env_remove(name);
-        }
-        shell
-            .args(["-c", line])
-            .env("PATH", &path)
-            .env("SETTLED_DATABASE_URL", &place.database_url)
-            .env("SETTLED_BROKER_URL", &place.broker_url)
-            .current_dir(&directory);
-        let output = shell.output().await.expect("a shell");
-        assert!(output.status.success(), "$ {line}\n{}", said(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    let start = console("docs/operators.md", "\n## Start");
-    assert!(start.len() > 5, "{start:?}");
-    for line in start {
-        // Where things are is this test's; so is the worker. `doctor` says that no partner has a key yet.
-        if !line.starts_with("export ") && line != "settled worker" {
-            type_in(line.trim_end_matches(" && settled doctor")).await;
-        }
-    }
-    let [deposit] = &console("docs/custody.md", "\n## Deposit")[..] else {
-        panic!("one line")
-    };
-    assert!(type_in(deposit).await.contains("came in"));
-    let [reserve] = &console("docs/custody.md", "\n## Reserve")[..] else {
-        panic!("one line")
-    };
-    assert!(type_in(reserve).await.contains("\"reserved\""));
-    let page = read("docs/partners.md");
-    let body = page
-        .lines()
-        .find(|line| line.starts_with('{') && line.contains("\"signature\""))
-        .expect("the body");
-    std::fs::write(directory.join("body.json"), body).expect("written");
-    let example = console("docs/partners.md", "\n## A worked example");
-    let explain = example
-        .iter()
-        .find(|line| line.starts_with("settled explain"))
-        .expect("it");
-    let judged = type_in(&format!("{explain} --json")).await;
-    assert!(judged.contains("\"verdict\":\"settled\""), "{judged}");
-    let worker = place.ready_worker(&[]).await;
-    place
-        .line()
-        .publish(&[Message::new("northwind.allocation.update", body, Expect::Any)])
-        .await;
-    let nonce = "settled receipt --enterprise-id northwind --nonce 2026-11-20-000001 --json";
-    until("it has a receipt", PATIENCE, async || {
-        let found = place
-            .run(&[
-                "receipt",
-                "--enterprise-id",
-                "northwind",
-                "--nonce",
-                "2026-11-20-000001",
-            ])
-            .await;
-        found.status.success().then_some(())
-    })
-    .await;
-    let receipt: serde_json::Value = serde_json::from_str(&type_in(nonce).await).expect("JSON");
-    let subscribers = read("docs/subscribers.md");
-    let shown = receipt["eventId"].as_str().expect("an event");
-    assert_eq!(receipt["verdict"], "settled");
-    assert!(subscribers.contains(shown), "the event of the page is {shown}");
-    assert!(type_in("settled ledger check").await.contains("right"));
-    assert_eq!(worker.terminate().await.code(), Some(0));
-}
-
-/// The example in Python signs to the byte what the page shows.
+/// What figures rest on is there, listed, and says by which command it came to be.
 #[test]
-fn the_partner_in_one_file_makes_the_body_of_the_page() {
-    let file = root().join("examples/partner.py");
-    let output = match std::process::Command::new("python3")
-        .arg(&file)
-        .arg("body")
-        .env_remove("PARTNER_KEY")
-        .output()
-    {
-        Ok(output) => output,
-        Err(error) => {
-            return skip(
-                "pages::the_partner_in_one_file_makes_the_body_of_the_page",
-                &format!("no python3: {error}"),
-            );
+fn evidence_is_listed_and_names_its_command() {
+    let list = read("docs/evidence/README.md");
+    let mut wrong = Vec::new();
+    for entry in std::fs::read_dir(root().join("docs/evidence")).expect("evidence") {
+        let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+        let text = read(&format!("docs/evidence/{name}"));
+        if name != "README.md" && !list.contains(&format!("({name})")) {
+            wrong.push(format!("{name} is not listed"));
         }
-    };
-    assert!(output.status.success(), "{}", said(&output));
-    let body = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(read("docs/partners.md").lines().any(|line| line == body), "{body}");
+        let head: Vec<&str> = text.lines().take(10).collect();
+        let is_said = ["command", "$ ", "make "]
+            .iter()
+            .any(|sign| head.iter().any(|line| line.contains(sign)));
+        if name != "README.md" && !is_said {
+            wrong.push(format!("{name} names no command"));
+        }
+    }
+    none(wrong, "docs/evidence");
 }
 
 #[test]
 fn the_reader_of_pages_reads_them() {
-    let page = "# A (b), c_d\n`settled partner add`, `list`\n```console\n$ settled a && settled b \\\n    --c\nsettled d\n```\n[x](y.md#z)\n";
+    let page = "# A (b), c_d\n`a`\n```console\n$ [no](link)\n```\n[x](y.md#z)\n";
     assert_eq!(anchors(page), BTreeSet::from(["a-b-c_d".to_owned()]));
     assert_eq!(links(page), ["y.md#z"]);
-    assert_eq!(typed_lines(page).len(), 4);
-    let commands = commands();
-    assert!(typed("partner ad", &commands).is_err());
-    assert!(typed("no-such-command", &commands).is_err());
-    let (command, flags) = typed("partner add --name 'A b' --own-queue", &commands).expect("a command");
-    assert_eq!((command.as_str(), flags.len()), ("partner add", 2));
-    assert!(commands["partner add"].contains("--own-queue") && commands["partner add"].contains("--json"));
+    assert_eq!(code(page), ["a"]);
+    assert_eq!(
+        words("ab-c x-ab abd", "ab", char::is_alphanumeric),
+        BTreeSet::from(["ab".to_owned(), "abd".to_owned()])
+    );
 }
