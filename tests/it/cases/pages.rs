@@ -68,13 +68,16 @@ pub(super) fn code(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// Every file of Rust and SQL below a directory, in one text, but for tests that stand in files of their own.
+/// Every file of Rust and SQL below a directory, in one text, but for tests in files of their own.
 fn sources(directory: &str) -> String {
     let mut found = String::new();
     let mut directories = vec![root().join(directory)];
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(&directory).expect("a directory") {
             let path = entry.expect("an entry").path();
+            if path.is_dir() && path.ends_with("tests") {
+                continue;
+            }
             if path.is_dir() {
                 directories.push(path);
             } else if path
