@@ -333,12 +333,16 @@ mod tell {
     #[divan::bench(args = Mix::ALL)]
     fn outbox_row_of_single_events(bencher: Bencher, mix: Mix) {
         let said = said(mix);
-        bencher.counter(ItemsCount::new(BATCH)).bench(|| outbox::encode(&said));
+        bencher
+            .counter(ItemsCount::new(BATCH))
+            .bench(|| outbox::encode(&said).expect("it can be written"));
     }
 
     #[divan::bench(args = Mix::ALL)]
     fn outbox_row_of_grouped_events(bencher: Bencher, mix: Mix) {
         let said = event::in_format(said(mix), BATCHED);
-        bencher.counter(ItemsCount::new(BATCH)).bench(|| outbox::encode(&said));
+        bencher
+            .counter(ItemsCount::new(BATCH))
+            .bench(|| outbox::encode(&said).expect("it can be written"));
     }
 }

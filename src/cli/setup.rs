@@ -31,7 +31,7 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
     let applied = database.migrate().await.map_err(|error| match error.fate {
         Fate::Away | Fate::Retry => error.into(),
         // What stands in the way is in the database, not a schema that was forgotten.
-        Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
+        Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken | Fate::Full => {
             Failure::ours(format!("the schema could not be applied: {error}"))
                 .hint("the user must own the schema \"settled\", or be allowed to create it in this database")
         }

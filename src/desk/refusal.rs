@@ -77,7 +77,7 @@ impl From<StoreError> for Refusal {
             }
             Fate::Retry => Refusal::away(format!("the database is too busy for this now: {error}"))
                 .hint("try again; nothing was done by halves"),
-            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
+            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken | Fate::Full => {
                 let failure = Refusal::ours(format!("the database did not do what was asked: {error}"));
                 match error.trouble() {
                     Trouble::Forgets => failure.hint(Trouble::Forgets.hint()),

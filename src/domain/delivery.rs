@@ -61,6 +61,14 @@ impl Source {
         }
     }
 
+    /// By what it is acknowledged, if it came from a queue.
+    pub fn delivery_tag(self) -> Option<u64> {
+        match self {
+            Source::Queue { delivery_tag } => Some(delivery_tag),
+            Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => None,
+        }
+    }
+
     /// The stored dead letter that it is, if it is one: the verdict goes to that row, and no second one is published.
     pub fn dead_letter(self) -> Option<Uuid> {
         match self {

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Batch, Clerk};
+use super::{Batch, Clerk, one_each};
 use crate::{
     domain::{
         allocation::{Allocation, Status},
@@ -27,18 +27,23 @@ pub async fn explain(
 ) -> Result<(Judgement, Changeset, Facts), StoreError> {
     let batch = Batch::read(vec![delivery]).await;
     let messages = batch.judged();
-    let snapshot = match batch.facts.first().map(|facts| &facts.content) {
+    let snapshot = match batch.messages().first().map(|message| &message.facts.content) {
         Some(Ok(_)) => store.snapshot(&messages).await?,
         // Steps 1 to 3 ask nothing of the registry, so they can be explained without a database.
         Some(Err(_)) | None => Snapshot::default(),
     };
     let (judgements, changes) = decide::decide(snapshot, &messages, rules);
     let judgement = judgements.into_iter().next();
-    let facts = batch.facts.into_iter().next();
+    let facts = batch.into_messages().into_iter().next().map(|message| message.facts);
     judgement
         .zip(facts)
         .map(|(judgement, facts)| (judgement, changes, facts))
-        .ok_or_else(|| StoreError::blame_the_batch("a batch of one came to no verdict"))
+        .ok_or_else(|| {
+            StoreError::ours(
+                "explain",
+                "a batch of one came to no verdict; that is a mistake in this program",
+            )
+        })
 }
 
 /// Of each message, read with its signer, the allocation that has what the message asks for: what would be a duplicate if it
@@ -52,7 +57,9 @@ pub async fn effects(clerk: &Clerk, messages: &[Judged<'_>]) -> Result<Vec<Optio
     }
     let snapshot = clerk.store.snapshot(messages).await?;
     let effect = |message: &Judged<'_>| {
-        let content = message.facts.content.as_ref().ok()?;
+        let Ok(content) = &message.facts.content else {
+            return Ok(None);
+        };
         // Where nothing has settled nothing needs to be judged.
         let is_settled = |allocation: &Arc<Allocation>| allocation.status != Status::Reserved;
         let is_asked_for = snapshot.allocations.get(&content.update.id).is_some_and(is_settled);
@@ -61,14 +68,15 @@ pub async fn effects(clerk: &Clerk, messages: &[Judged<'_>]) -> Result<Vec<Optio
             receipt.is_some_and(|receipt| receipt.verdict == VerdictKind::Settled)
         });
         if !is_asked_for && !has_receipt {
-            return None;
+            return Ok(None);
         }
         let (judgements, _) = decide::decide(snapshot.clone(), &[*message], &clerk.rules);
-        match judgements.into_iter().next()?.verdict {
+        one_each(1, judgements.len())?;
+        Ok(judgements.into_iter().find_map(|judgement| match judgement.verdict {
             Verdict::Duplicate { allocation } => Some(allocation),
             Verdict::Settled { .. } | Verdict::Parked { .. } | Verdict::Rejected { .. } => None,
-        }
+        }))
     };
     catch_unwind(AssertUnwindSafe(|| messages.iter().map(effect).collect()))
-        .map_err(|_| StoreError::blame_the_batch("looking for an effect panicked"))
+        .unwrap_or_else(|_| Err(StoreError::blame_the_batch("looking for an effect panicked")))
 }

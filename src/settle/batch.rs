@@ -8,7 +8,7 @@ use std::{
 use crate::{
     domain::{
         decide::{Judged, Reason},
-        delivery::Delivery,
+        delivery::{Delivery, Source},
         message::{self, Facts, Refusal},
     },
     fail::{self, Point},
@@ -18,120 +18,140 @@ use crate::{
 /// wake up and answer takes as long.
 const READ_AT_ONCE: usize = 3;
 
-/// Messages with what each tells by itself.
+/// A message with what it tells by itself. They stay together, so that nobody has to count which belongs to which.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub delivery: Delivery,
+    pub facts: Facts,
+}
+
+impl Message {
+    /// As the domain takes it.
+    pub fn judged(&self) -> Judged<'_> {
+        Judged {
+            delivery: &self.delivery,
+            facts: &self.facts,
+        }
+    }
+}
+
+/// Messages that are settled together, in the order in which they came.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    pub deliveries: Arc<Vec<Delivery>>,
-    pub facts: Vec<Facts>,
+    messages: Arc<Vec<Message>>,
+}
+
+impl From<Vec<Message>> for Batch {
+    fn from(messages: Vec<Message>) -> Self {
+        Self {
+            messages: Arc::new(messages),
+        }
+    }
 }
 
 impl Batch {
     /// Decodes, checks agreement and recovers signers: a few messages where they are, more off the I/O threads and on as many
     /// cores as there are.
     pub async fn read(deliveries: Vec<Delivery>) -> Self {
-        Self::read_by(deliveries, message::facts).await.shortened()
+        shortened(read_by(deliveries, message::facts).await).into()
     }
 
-    /// The same without the signers, for what is only kept.
-    pub async fn read_unsigned(deliveries: Vec<Delivery>) -> Self {
-        Self::read_by(deliveries, message::unsigned_facts).await
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
     }
 
-    /// The same with the signers of some: whoever is asked whether its effect is there must be known.
-    pub async fn read_signed_where(deliveries: Vec<Delivery>, is_signed: impl Fn(usize) -> bool) -> Self {
-        let mut batch = Self::read_unsigned(deliveries).await;
-        let asked: Vec<usize> = (0..batch.deliveries.len()).filter(|index| is_signed(*index)).collect();
-        let deliveries = asked.iter().filter_map(|index| batch.deliveries.get(*index).cloned());
-        let signed = Self::read(deliveries.collect()).await;
-        for (index, facts) in asked.into_iter().zip(signed.facts) {
-            if let Some(place) = batch.facts.get_mut(index) {
-                *place = facts;
-            }
-        }
-        batch
+    /// Where each came from.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        self.messages.iter().map(|message| message.delivery.source)
     }
 
-    async fn read_by(deliveries: Vec<Delivery>, read: Reader) -> Self {
-        let deliveries = Arc::new(deliveries);
-        let bytes = deliveries.iter().map(|delivery| delivery.body.len()).sum::<usize>();
-        let facts = if deliveries.len() <= READ_AT_ONCE && bytes <= READ_AT_ONCE * message::BODY_MAX {
-            deliveries.iter().map(|delivery| read_one(delivery, read)).collect()
-        } else {
-            read_apart(&deliveries, read).await
-        };
-        fail::point(Point::AfterFacts).await;
-        Self { deliveries, facts }
+    pub fn into_messages(self) -> Vec<Message> {
+        Arc::unwrap_or_clone(self.messages)
     }
 
-    /// Of a message that is too large the head only: all that becomes of it is a dead letter with that.
-    fn shortened(mut self) -> Self {
-        if self.facts.iter().any(is_too_large) {
-            for (delivery, facts) in Arc::make_mut(&mut self.deliveries).iter_mut().zip(&self.facts) {
-                message::shorten(delivery, facts);
-            }
-        }
-        self
+    pub fn len(&self) -> usize {
+        self.messages.len()
     }
 
-    /// Each message with its facts, as the domain takes them.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Each message, as the domain takes it.
     pub fn judged(&self) -> Vec<Judged<'_>> {
-        self.deliveries
-            .iter()
-            .zip(&self.facts)
-            .map(|(delivery, facts)| Judged { delivery, facts })
-            .collect()
+        self.messages.iter().map(Message::judged).collect()
     }
 
     /// Those at the places that are picked.
     pub fn part(&self, picks: impl Fn(usize) -> bool) -> Self {
-        let picked = |index: &usize| picks(*index);
-        let indexes: Vec<usize> = (0..self.deliveries.len()).filter(picked).collect();
-        if indexes.len() == self.deliveries.len() {
+        if (0..self.len()).all(&picks) {
             return self.clone();
         }
-        let deliveries = indexes.iter().filter_map(|index| self.deliveries.get(*index).cloned());
-        Self {
-            deliveries: Arc::new(deliveries.collect()),
-            facts: indexes
-                .iter()
-                .filter_map(|index| self.facts.get(*index).cloned())
-                .collect(),
-        }
+        let messages = self.messages.iter().enumerate().filter(|(index, _)| picks(*index));
+        messages.map(|(_, message)| message.clone()).collect::<Vec<_>>().into()
     }
 
     /// The two halves, where there is more than one message: for a search for the one that the database refuses.
-    pub fn halves(&self) -> Option<(Self, Self)> {
-        let middle = self.deliveries.len() / 2;
-        let (left, right) = self
-            .deliveries
-            .split_at_checked(middle)
-            .filter(|(left, _)| !left.is_empty())?;
-        let (left_facts, right_facts) = self.facts.split_at_checked(middle)?;
-        let half = |deliveries: &[Delivery], facts: &[Facts]| Self {
-            deliveries: Arc::new(deliveries.to_vec()),
-            facts: facts.to_vec(),
-        };
-        Some((half(left, left_facts), half(right, right_facts)))
+    pub fn halves(&self) -> Option<[Self; 2]> {
+        let (left, right) = self.messages.split_at_checked(self.messages.len() / 2)?;
+        (!left.is_empty()).then(|| [left, right].map(|half| half.to_vec().into()))
     }
 }
 
-fn is_too_large(facts: &Facts) -> bool {
-    let refusal = facts.content.as_ref().err();
-    refusal.is_some_and(|refusal| refusal.reason == Reason::MessageTooLarge)
+/// Messages as [`Batch::read`] does it, but with the signers of some only, by their places: those of whom is asked whether
+/// their effect is there must be known, the others are only kept.
+pub async fn read_signed_where(deliveries: Vec<Delivery>, is_signed: impl Fn(usize) -> bool) -> Vec<Message> {
+    let mut messages = read_by(deliveries, message::unsigned_facts).await;
+    let asked: Vec<usize> = (0..messages.len()).filter(|index| is_signed(*index)).collect();
+    let deliveries = asked.iter().filter_map(|index| messages.get(*index));
+    let deliveries: Vec<Delivery> = deliveries.map(|message| message.delivery.clone()).collect();
+    let with_signers = Batch::read(deliveries).await.into_messages();
+    for (index, signed) in asked.into_iter().zip(with_signers) {
+        if let Some(message) = messages.get_mut(index) {
+            message.facts = signed.facts;
+        }
+    }
+    messages
+}
+
+async fn read_by(deliveries: Vec<Delivery>, read: Reader) -> Vec<Message> {
+    let bytes = deliveries.iter().map(|delivery| delivery.body.len()).sum::<usize>();
+    let messages = if deliveries.len() <= READ_AT_ONCE && bytes <= READ_AT_ONCE * message::BODY_MAX {
+        deliveries
+            .into_iter()
+            .map(|delivery| Message {
+                facts: read_one(&delivery, read),
+                delivery,
+            })
+            .collect()
+    } else {
+        read_apart(deliveries, read).await
+    };
+    fail::point(Point::AfterFacts).await;
+    messages
 }
 
 type Reader = fn(&Delivery) -> Facts;
 
+/// A message as it is judged: of one that is too large the head only, since all that becomes of it is a dead letter with that.
+fn shortened(mut messages: Vec<Message>) -> Vec<Message> {
+    for message in &mut messages {
+        message::shorten(&mut message.delivery, &message.facts);
+    }
+    messages
+}
+
 /// Reads messages on other threads, each a share of them.
-async fn read_apart(deliveries: &Arc<Vec<Delivery>>, read: Reader) -> Vec<Facts> {
+async fn read_apart(deliveries: Vec<Delivery>, read: Reader) -> Vec<Message> {
     // As many as the runtime has threads, which is as many as there are cores: to ask the system again reads its files.
     let cores = tokio::runtime::Handle::current().metrics().num_workers();
     // A signature takes 30 us: below a handful a second thread costs more than it brings.
     let share = deliveries.len().div_ceil(cores).max(8);
+    let deliveries = Arc::new(deliveries);
     let tasks: Vec<_> = (0..deliveries.len())
         .step_by(share)
         .map(|start| {
-            let deliveries = Arc::clone(deliveries);
+            let deliveries = Arc::clone(&deliveries);
             tokio::task::spawn_blocking(move || {
                 deliveries
                     .iter()
@@ -142,18 +162,28 @@ async fn read_apart(deliveries: &Arc<Vec<Delivery>>, read: Reader) -> Vec<Facts>
             })
         })
         .collect();
-    let mut facts = Vec::with_capacity(deliveries.len());
-    for (index, task) in tasks.into_iter().enumerate() {
-        match task.await {
-            Ok(some) => facts.extend(some),
-            // Only a runtime that shuts down ends here (a panic is caught message by message): read them here then.
-            Err(_) => {
-                let rest = deliveries.iter().skip(index * share).take(share);
-                facts.extend(rest.map(|delivery| read_one(delivery, read)));
-            }
-        }
+    let mut shares = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        // Only a runtime that shuts down reads nothing (a panic is caught message by message).
+        shares.push(task.await.unwrap_or_default());
     }
-    facts
+    joined(Arc::unwrap_or_clone(deliveries), share, shares, read)
+}
+
+/// Each message with its facts, which stand in the same place of the same share. What nobody has read is read here: no message
+/// is left out.
+fn joined(deliveries: Vec<Delivery>, share: usize, shares: Vec<Vec<Facts>>, read: Reader) -> Vec<Message> {
+    let mut shares = shares.into_iter();
+    let mut messages = Vec::with_capacity(deliveries.len());
+    let mut facts = Vec::new().into_iter();
+    for (index, delivery) in deliveries.into_iter().enumerate() {
+        if index % share == 0 {
+            facts = shares.next().unwrap_or_default().into_iter();
+        }
+        let facts = facts.next().unwrap_or_else(|| read_one(&delivery, read));
+        messages.push(Message { delivery, facts });
+    }
+    messages
 }
 
 /// A panic of ours in reading a message is that message's own fate, not the batch's.
@@ -178,41 +208,48 @@ fn unreadable(delivery: &Delivery) -> Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::delivery::{Properties, Source};
+    use crate::domain::delivery::Properties;
+
+    fn deliveries(count: u8) -> Vec<Delivery> {
+        let delivery = |number| Delivery {
+            exchange: String::new(),
+            routing_key: String::new(),
+            body: vec![number],
+            properties: Properties::default(),
+            cut: None,
+            redelivered: false,
+            source: Source::Plain,
+        };
+        (0..count).map(delivery).collect()
+    }
+
+    /// Their numbers; each stands beside its own facts.
+    fn numbers(batch: &Batch) -> Vec<u8> {
+        let number = |message: &Message| {
+            assert_eq!(
+                message.facts.message_digest,
+                message::sha256(&message.delivery.body),
+                "its own facts"
+            );
+            message.delivery.body[0]
+        };
+        batch.messages().iter().map(number).collect()
+    }
 
     fn numbered(count: u8) -> Batch {
-        let deliveries: Vec<Delivery> = (0..count)
-            .map(|number| Delivery {
-                exchange: String::new(),
-                routing_key: String::new(),
-                body: vec![number],
-                properties: Properties::default(),
-                cut: None,
-                redelivered: false,
-                source: Source::Plain,
-            })
-            .collect();
-        let facts = deliveries.iter().map(message::facts).collect();
-        Batch {
-            deliveries: Arc::new(deliveries),
-            facts,
-        }
+        joined(deliveries(count), 8, Vec::new(), message::facts).into()
     }
 
     /// A batch cut in two until every message stands alone, by their numbers in the order they are found.
     fn cut(batch: &Batch, most: u32) -> Vec<u8> {
-        assert_eq!(batch.deliveries.len(), batch.facts.len());
         match batch.halves() {
-            Some((left, right)) => {
+            Some([left, right]) => {
                 assert!(most > 0, "a search that does not end");
                 [cut(&left, most - 1), cut(&right, most - 1)].concat()
             }
             None => {
-                let [delivery] = batch.deliveries.as_slice() else {
-                    panic!("{} messages in one piece", batch.deliveries.len());
-                };
-                assert_eq!(batch.facts[0].message_digest, message::sha256(&delivery.body));
-                delivery.body.clone()
+                assert_eq!(batch.len(), 1, "one message in a piece");
+                numbers(batch)
             }
         }
     }
@@ -227,5 +264,31 @@ mod tests {
             );
         }
         assert!(numbered(0).halves().is_none());
+    }
+
+    /// Wherever a share comes back short or not at all, as from a runtime that ends, every delivery has its own facts.
+    #[test]
+    fn no_message_is_left_out_or_gets_the_facts_of_another() {
+        let facts = |from: u8, to: u8| -> Vec<Facts> {
+            let all = deliveries(to);
+            all.iter().skip(from.into()).map(message::facts).collect()
+        };
+        for shares in [
+            vec![facts(0, 8), facts(8, 16), facts(16, 20)],
+            vec![facts(0, 8), Vec::new(), facts(16, 20)],
+            vec![facts(0, 3), facts(8, 16)],
+            Vec::new(),
+        ] {
+            let batch = joined(deliveries(20), 8, shares, message::facts).into();
+            assert_eq!(numbers(&batch), (0..20).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_part_has_those_that_are_picked() {
+        let batch = numbered(9);
+        assert_eq!(numbers(&batch.part(|index| index % 4 == 0)), [0, 4, 8]);
+        assert_eq!(numbers(&batch.part(|_| true)), numbers(&batch));
+        assert!(batch.part(|_| false).is_empty());
     }
 }

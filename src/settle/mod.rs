@@ -1,9 +1,10 @@
-//! The walk of one batch: facts, load, decide, write. Worker, parked messages and tests settle by [`process_batch`];
-//! `explain` runs the same steps without the write.
+//! The walk of one batch: facts, load, decide, write ([`attempt`]). `explain` and `plan` run the same steps without the write;
+//! what comes after an attempt that failed is said by [`next_step::next_step`].
 
 mod ask;
 mod batch;
 pub mod blocked;
+pub mod next_step;
 pub mod plan;
 
 use std::{
@@ -17,7 +18,7 @@ use uuid::Uuid;
 use self::blocked::KnownLocks;
 pub use self::{
     ask::{effects, explain},
-    batch::Batch,
+    batch::{Batch, Message, read_signed_where},
 };
 use crate::{
     config::{EventFormat, Settings},
@@ -25,7 +26,7 @@ use crate::{
         decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict},
         delivery::{BatchId, Publication, PublicationKind, Source},
         event::{self, Format},
-        told::{Firsts, Tellings},
+        told::Tellings,
     },
     store::{
         Fate, Store, StoreError,
@@ -34,11 +35,19 @@ use crate::{
     },
 };
 
+/// What one message came to, with where it came from: whoever acknowledges it needs no second list to look that up in.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub source: Source,
+    pub judgement: Judgement,
+}
+
 /// A batch that is committed: what became of each message and what has to be published for it.
 #[derive(Debug)]
 pub struct Settled {
     pub id: BatchId,
-    pub judgements: Vec<Judgement>,
+    /// One for each message, in their order.
+    pub answers: Vec<Answer>,
     /// What the outbox row of the same id holds.
     pub publications: Vec<Publication>,
     /// Best effort, not in the outbox.
@@ -93,24 +102,6 @@ pub fn rules(settings: &Settings) -> Rules {
     }
 }
 
-/// One attempt: load, decide, write, commit. `earlier` holds what an attempt whose commit is unknown came to: if the
-/// batch's id turns out to be there, that is what was committed.
-///
-/// # Errors
-/// An error of ours; never a verdict.
-pub async fn process_batch(
-    clerk: &Clerk,
-    id: BatchId,
-    batch: &Batch,
-    published: &[BatchId],
-    earlier: &mut Option<Settled>,
-) -> Result<Settled, StoreError> {
-    let messages = batch.judged();
-    let (open, snapshot) = clerk.store.open_batch(&messages).await?;
-    let (settled, changes, now) = judge(clerk, id, &messages, snapshot, &open).await?;
-    commit(clerk, open, &messages, settled, &changes, now, published, earlier).await
-}
-
 /// What an attempt came to.
 #[derive(Debug)]
 pub enum Attempt {
@@ -119,7 +110,8 @@ pub enum Attempt {
     Blocked(Vec<usize>),
 }
 
-/// The same as [`process_batch`], but it does not wait for what is known to be locked.
+/// One attempt: load, decide, write, commit. It does not wait for what is known to be locked. `earlier` holds what an attempt
+/// whose commit is unknown came to: if the batch's id turns out to be there, that is what was committed.
 ///
 /// # Errors
 /// An error of ours; never a verdict.
@@ -137,15 +129,15 @@ pub async fn attempt(
         return Ok(Attempt::Blocked(blocked));
     }
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
-    let (settled, changes, now) = judge(clerk, id, &messages, snapshot, &open).await?;
-    let blocked = locks.blocked_by_accounts(&messages, &changes);
+    let decided = Decided::of(clerk, messages, snapshot)?;
+    let blocked = locks.blocked_by_accounts(&decided.messages, &decided.changes);
     if !blocked.is_empty() {
         open.leave().await;
         return Ok(Attempt::Blocked(blocked));
     }
-    commit(clerk, open, &messages, settled, &changes, now, published, earlier)
-        .await
-        .map(Attempt::Settled)
+    let said = decided.say(clerk, id, &open).await?;
+    let settled = said.commit(clerk, open, published, earlier).await?;
+    Ok(Attempt::Settled(settled))
 }
 
 /// What of a batch is locked by a transaction that does not let go of it soon.
@@ -156,32 +148,15 @@ pub async fn find_locked(clerk: &Clerk, batch: &Batch) -> Result<Locks, StoreErr
     clerk.store.find_locked(&blocked::wanted(&batch.judged())).await
 }
 
-/// The same, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs.
+/// One attempt, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs.
 ///
 /// # Errors
 /// What the batch would meet.
 pub async fn rehearse(clerk: &Clerk, batch: &Batch) -> Result<(), StoreError> {
-    let messages = batch.judged();
-    let (open, snapshot) = clerk.store.open_rehearsal(&messages).await?;
-    let (settled, changes, now) = judge(clerk, Uuid::now_v7(), &messages, snapshot, &open).await?;
-    open.rehearse(&outcome(clerk, &messages, &settled, &changes, now, &[]))
-        .await
-}
-
-async fn judge(
-    clerk: &Clerk,
-    id: BatchId,
-    messages: &[Judged<'_>],
-    snapshot: Snapshot,
-    open: &OpenBatch,
-) -> Result<(Settled, Changeset, Timestamp), StoreError> {
-    let now = snapshot.now;
-    let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, messages, &clerk.rules)))
-        .map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
-    let tellings = Tellings::of(messages, &judgements, now);
-    let firsts = open.remember(id, &tellings).await?;
-    let settled = say(clerk, id, messages, judgements, &firsts, &changes, now);
-    Ok((settled, changes, now))
+    let (open, snapshot) = clerk.store.open_rehearsal(&batch.judged()).await?;
+    let decided = Decided::of(clerk, batch.judged(), snapshot)?;
+    let said = decided.say(clerk, Uuid::now_v7(), &open).await?;
+    open.rehearse(&said.outcome(clerk, &said.judged()?, &[])).await
 }
 
 /// Gives one message the verdict `internal`: the database refused it alone. Only the batch's own row and what is
@@ -195,123 +170,182 @@ pub async fn reject_culprit(
     batch: &Batch,
     earlier: &mut Option<Settled>,
 ) -> Result<Settled, StoreError> {
-    let messages = batch.judged();
     let (open, snapshot) = clerk.store.open_batch(&[]).await?;
-    let now = snapshot.now;
     let detail = "the message could not be processed; it is kept for the operator";
-    let judgements: Vec<Judgement> = messages
-        .iter()
-        .map(|_| Judgement {
-            verdict: Verdict::Rejected {
-                reason: Reason::Internal,
-                detail: detail.into(),
-            },
-            proven: false,
-        })
-        .collect();
+    let judgement = || Judgement {
+        verdict: Verdict::Rejected {
+            reason: Reason::Internal,
+            detail: detail.into(),
+        },
+        proven: false,
+    };
+    let messages = batch.judged();
     let mut changes = Changeset::default();
     for message in &messages {
         if let Source::Parked { key, seq, .. } = message.delivery.source {
             changes.unparked.insert(ReceiptKey(key), seq);
         }
     }
-    let firsts = open.remember(id, &Tellings::of(&messages, &judgements, now)).await?;
-    let settled = say(clerk, id, &messages, judgements, &firsts, &changes, now);
-    commit(clerk, open, &messages, settled, &changes, now, &[], earlier).await
-}
-
-/// Everything there is to say about a judged batch.
-fn say(
-    clerk: &Clerk,
-    id: BatchId,
-    messages: &[Judged<'_>],
-    judgements: Vec<Judgement>,
-    firsts: &Firsts,
-    changes: &Changeset,
-    now: Timestamp,
-) -> Settled {
-    let mut settled = Settled {
-        id,
-        judgements,
-        publications: Vec::new(),
-        replies: Vec::new(),
-        deleted: Vec::new(),
-        replies_ignored: 0,
-    };
-    for (index, (message, judgement)) in messages.iter().zip(&settled.judgements).enumerate() {
-        let also = changes.also_answered.get(&index);
-        for publication in event::publications_after(*message, judgement, now, firsts, also, &clerk.rules) {
-            match publication.kind {
-                PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
-                PublicationKind::Reply => settled.replies.push(publication),
-            }
-        }
-        let properties = &message.delivery.properties;
-        if let (true, Some(name), Some(enterprise_id)) =
-            (judgement.proven, &properties.reply_to, &message.facts.enterprise_id)
-            && !event::is_reply_queue(name, enterprise_id)
-        {
-            settled.replies_ignored += 1;
-        }
-    }
-    settled.publications = event::in_format(settled.publications, clerk.event_format);
-    settled
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one row each of what a commit needs; a struct would only rename them"
-)]
-async fn commit(
-    clerk: &Clerk,
-    open: OpenBatch,
-    messages: &[Judged<'_>],
-    mut settled: Settled,
-    changes: &Changeset,
-    now: Timestamp,
-    published: &[BatchId],
-    earlier: &mut Option<Settled>,
-) -> Result<Settled, StoreError> {
-    let written = open
-        .write(&outcome(clerk, messages, &settled, changes, now, published))
-        .await;
-    settled.deleted = published.to_vec();
-    match written {
-        Ok(()) => Ok(settled),
-        Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
-        Err(error) => {
-            if error.at_commit {
-                *earlier = Some(settled);
-            }
-            Err(error)
-        }
-    }
-}
-
-fn outcome<'a>(
-    clerk: &'a Clerk,
-    messages: &'a [Judged<'a>],
-    settled: &'a Settled,
-    changes: &'a Changeset,
-    now: Timestamp,
-    published: &'a [BatchId],
-) -> Outcome<'a> {
-    let source = messages.first().map(|message| message.delivery.source);
-    Outcome {
-        id: settled.id,
-        worker: &clerk.worker,
-        source: match source {
-            Some(Source::Parked { .. }) => "parked",
-            Some(Source::Replayed { .. }) => "replayed",
-            // What was held came from a queue, and is counted once, when it is judged.
-            Some(Source::Queue { .. } | Source::Held { .. } | Source::Plain) | None => "queue",
-        },
-        now,
-        batch: messages,
-        judgements: &settled.judgements,
+    let decided = Decided {
+        judgements: messages.iter().map(|_| judgement()).collect(),
+        messages,
         changes,
-        publications: &settled.publications,
-        lease: clerk.outbox_lease,
-        published,
+        now: snapshot.now,
+    };
+    let said = decided.say(clerk, id, &open).await?;
+    said.commit(clerk, open, &[], earlier).await
+}
+
+/// A batch that is judged.
+struct Decided<'a> {
+    messages: Vec<Judged<'a>>,
+    /// One for each message, in their order.
+    judgements: Vec<Judgement>,
+    changes: Changeset,
+    now: Timestamp,
+}
+
+impl<'a> Decided<'a> {
+    /// One verdict each.
+    fn of(clerk: &Clerk, messages: Vec<Judged<'a>>, snapshot: Snapshot) -> Result<Self, StoreError> {
+        let now = snapshot.now;
+        let decided = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, &clerk.rules)));
+        let (judgements, changes) = decided.map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
+        one_each(messages.len(), judgements.len())?;
+        Ok(Self {
+            messages,
+            judgements,
+            changes,
+            now,
+        })
+    }
+
+    /// Everything there is to say about it, in the words in which it was said first.
+    async fn say(self, clerk: &Clerk, id: BatchId, open: &OpenBatch) -> Result<Said<'a>, StoreError> {
+        let Self {
+            messages,
+            judgements,
+            changes,
+            now,
+        } = self;
+        let firsts = open.remember(id, &Tellings::of(&messages, &judgements, now)).await?;
+        let mut settled = Settled {
+            id,
+            answers: Vec::with_capacity(messages.len()),
+            publications: Vec::new(),
+            replies: Vec::new(),
+            deleted: Vec::new(),
+            replies_ignored: 0,
+        };
+        for (index, (message, judgement)) in messages.iter().zip(judgements).enumerate() {
+            let also = changes.also_answered.get(&index);
+            for publication in event::publications_after(*message, &judgement, now, &firsts, also, &clerk.rules) {
+                match publication.kind {
+                    PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
+                    PublicationKind::Reply => settled.replies.push(publication),
+                }
+            }
+            let properties = &message.delivery.properties;
+            if let (true, Some(name), Some(enterprise_id)) =
+                (judgement.proven, &properties.reply_to, &message.facts.enterprise_id)
+                && !event::is_reply_queue(name, enterprise_id)
+            {
+                settled.replies_ignored += 1;
+            }
+            let source = message.delivery.source;
+            settled.answers.push(Answer { source, judgement });
+        }
+        settled.publications = event::in_format(settled.publications, clerk.event_format);
+        Ok(Said {
+            messages,
+            changes,
+            now,
+            settled,
+        })
+    }
+}
+
+/// A batch that is judged and told, and not written yet.
+struct Said<'a> {
+    messages: Vec<Judged<'a>>,
+    changes: Changeset,
+    now: Timestamp,
+    settled: Settled,
+}
+
+impl Said<'_> {
+    async fn commit(
+        mut self,
+        clerk: &Clerk,
+        open: OpenBatch,
+        published: &[BatchId],
+        earlier: &mut Option<Settled>,
+    ) -> Result<Settled, StoreError> {
+        let written = open.write(&self.outcome(clerk, &self.judged()?, published)).await;
+        self.settled.deleted = published.to_vec();
+        match written {
+            Ok(()) => Ok(self.settled),
+            Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
+            Err(error) => {
+                if error.at_commit {
+                    *earlier = Some(self.settled);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Each message with what it came to.
+    fn judged(&self) -> Result<Vec<(Judged<'_>, &Judgement)>, StoreError> {
+        one_each(self.messages.len(), self.settled.answers.len())?;
+        let judgements = self.settled.answers.iter().map(|answer| &answer.judgement);
+        Ok(self.messages.iter().copied().zip(judgements).collect())
+    }
+
+    fn outcome<'b>(
+        &'b self,
+        clerk: &'b Clerk,
+        judged: &'b [(Judged<'b>, &'b Judgement)],
+        published: &'b [BatchId],
+    ) -> Outcome<'b> {
+        Outcome {
+            id: self.settled.id,
+            worker: &clerk.worker,
+            source: match self.messages.first().map(|message| message.delivery.source) {
+                Some(Source::Parked { .. }) => "parked",
+                Some(Source::Replayed { .. }) => "replayed",
+                // What was held came from a queue, and is counted once, when it is judged.
+                Some(Source::Queue { .. } | Source::Held { .. } | Source::Plain) | None => "queue",
+            },
+            now: self.now,
+            judged,
+            changes: &self.changes,
+            publications: &self.settled.publications,
+            lease: clerk.outbox_lease,
+            published,
+        }
+    }
+}
+
+/// One delivery in, one verdict out. Where that does not hold nothing is written, and nothing acknowledged.
+fn one_each(messages: usize, verdicts: usize) -> Result<(), StoreError> {
+    if messages == verdicts {
+        return Ok(());
+    }
+    let sentence = format!("{messages} messages came to {verdicts} verdicts; that is a mistake in this program");
+    Err(StoreError::ours("settle_batch", sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_delivery_in_one_verdict_out_or_nothing_is_written() {
+        assert!(one_each(0, 0).is_ok() && one_each(512, 512).is_ok());
+        for (messages, verdicts) in [(1, 0), (0, 1), (512, 511)] {
+            let error = one_each(messages, verdicts).expect_err("a fault of ours");
+            assert!(error.fate == Fate::Ours && !error.at_commit, "{error}");
+        }
     }
 }

@@ -114,6 +114,7 @@ pub async fn slice(
     ahead.lay_over(&mut snapshot, &messages);
     let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, rules)))
         .map_err(|_| StoreError::blame_the_batch("deciding the slice panicked"))?;
+    super::one_each(messages.len(), judgements.len())?;
     let mut amounts: HashMap<Uuid, Amount> = changes
         .settlements
         .iter()

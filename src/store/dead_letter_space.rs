@@ -3,9 +3,6 @@
 
 use super::{Fate, Session, Store, StoreError};
 
-/// What marks the error of a filing that finds no room.
-const FULL: &str = "dead letters are full";
-
 /// What dead letters may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -44,23 +41,22 @@ fn natural(number: i64) -> u64 {
 impl StoreError {
     /// Whether there is no room for more dead letters.
     pub fn is_full(&self) -> bool {
-        self.during == FULL
+        self.fate == Fate::Full
     }
 }
 
 /// Refuses where so much is stored that nothing more may be.
 pub(super) async fn check(session: &Session, bounds: Bounds, most: f64) -> Result<(), StoreError> {
     let rows = session.query(SUM, &[]).await?;
-    let (rows, bytes) = rows
-        .first()
-        .map_or((0, 0), |row| (natural(row.get(0)), natural(row.get(1))));
+    let sums = session.one(&rows)?;
+    let (rows, bytes) = (natural(sums.get(0)), natural(sums.get(1)));
     if bounds.filled(rows, bytes) < most {
         return Ok(());
     }
     let Bounds { max_rows, max_bytes } = bounds;
     Err(StoreError::new(
-        FULL,
-        Fate::Ours,
+        "dead letters are full",
+        Fate::Full,
         format!(
             "{rows} rows of at most {max_rows}, {bytes} bytes of at most {max_bytes} (dead_letters.max_rows, max_bytes): \
              discard and purge some, or raise the bound; until then they wait in the queue settlement.dead"
@@ -84,11 +80,12 @@ impl Store {
     pub async fn dead_letter_space(&self, partners: i64) -> Result<Space, StoreError> {
         let session = self.session("dead_letter_space").await?;
         let rows = session.query(SUM, &[]).await?;
-        let mut space = rows.first().map_or_else(Space::default, |row| Space {
-            rows: natural(row.get(0)),
-            bytes: natural(row.get(1)),
+        let sums = session.one(&rows)?;
+        let mut space = Space {
+            rows: natural(sums.get(0)),
+            bytes: natural(sums.get(1)),
             partners: Vec::new(),
-        });
+        };
         let rows = session
             .query(
                 "/* dead_letter_space::partners */

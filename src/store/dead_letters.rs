@@ -6,7 +6,12 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Session, Store, StoreError, batch::Outcome, due::Claimed};
+use super::{
+    Store, StoreError,
+    batch::Outcome,
+    due::Claimed,
+    write::{Rows, Write, params},
+};
 use crate::{
     domain::{
         dead_letter::{Ruling, ruling},
@@ -28,14 +33,14 @@ pub(super) fn cut(row: &Row) -> Option<Cut> {
 }
 
 /// An UPDATE FROM takes its rows in any order: in order of id they are locked before.
-pub(super) const LOCK: &str = "\
+const LOCK: &str = "\
     /* dead_letters::lock */
     SELECT FROM settled.dead_letters WHERE id = ANY ($1) ORDER BY id FOR UPDATE";
 
 /// What settled stays settled, with the verdict and the batch that the money is found by: a slower worker finds a duplicate
 /// at best, and that is not what became of it. Of what is discarded, or parked by a replay, a further
 /// replay's refusal is noted, and it stays where it is.
-pub(super) const JUDGE: &str = "\
+const JUDGE: &str = "\
     /* dead_letters::judge */
     WITH judged AS (
         UPDATE settled.dead_letters AS d
@@ -73,51 +78,47 @@ pub(super) const JUDGE: &str = "\
 
 /// What a batch says of stored dead letters, one ruling a row, in order of id.
 pub(super) fn rulings<'a>(outcome: &Outcome<'a>) -> Vec<Ruling<'a>> {
-    let judged = outcome.batch.iter().zip(outcome.judgements);
-    let rulings: BTreeMap<Uuid, Ruling<'_>> = judged
+    let rulings: BTreeMap<Uuid, Ruling<'_>> = outcome
+        .judged
+        .iter()
         .filter_map(|(message, judgement)| ruling(*message, judgement))
         .map(|ruling| (ruling.id, ruling))
         .collect();
     rulings.into_values().collect()
 }
 
-pub(super) async fn lock(session: &Session, rulings: &[Ruling<'_>]) -> Result<(), StoreError> {
-    if session.skips(rulings.is_empty()) {
-        return Ok(());
-    }
+pub(super) fn lock<'a>(rulings: &[Ruling<'_>]) -> Write<'a> {
     let ids: Vec<Uuid> = rulings.iter().map(|ruling| ruling.id).collect();
-    session.query(LOCK, &[&ids]).await.map(drop)
+    Write::unless(ids.is_empty(), LOCK, Rows::Any, params![ids])
 }
 
 /// Gives rows their verdict, and the items of their runs. Rows are not counted: one may have been purged.
-pub(super) async fn judge(session: &Session, outcome: &Outcome<'_>, rulings: &[Ruling<'_>]) -> Result<(), StoreError> {
-    if session.skips(rulings.is_empty()) {
-        return Ok(());
-    }
+pub(super) fn judge<'a>(outcome: &Outcome<'_>, rulings: Vec<Ruling<'a>>) -> Write<'a> {
+    let is_empty = rulings.is_empty();
     let ids: Vec<Uuid> = rulings.iter().map(|ruling| ruling.id).collect();
     let states: Vec<&str> = rulings.iter().map(|ruling| ruling.state.as_str()).collect();
     let verdicts: Vec<&str> = rulings.iter().map(|ruling| ruling.verdict.as_str()).collect();
     let reasons: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.reason.map(Reason::as_str)).collect();
     let details: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.detail).collect();
-    let groups: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.group.as_deref()).collect();
+    let groups: Vec<Option<String>> = rulings.iter().map(|ruling| ruling.group.clone()).collect();
     let are_replays: Vec<bool> = rulings.iter().map(|ruling| ruling.is_replay).collect();
-    session
-        .execute(
-            JUDGE,
-            &[
-                &ids,
-                &states,
-                &verdicts,
-                &reasons,
-                &details,
-                &groups,
-                &are_replays,
-                &outcome.now,
-                &outcome.id,
-            ],
-        )
-        .await?;
-    session.pass(Point::ReplayJudged).await
+    Write::unless(
+        is_empty,
+        JUDGE,
+        Rows::Any,
+        params![
+            ids,
+            states,
+            verdicts,
+            reasons,
+            details,
+            groups,
+            are_replays,
+            outcome.now,
+            outcome.id,
+        ],
+    )
+    .then(Point::ReplayJudged)
 }
 
 impl Store {

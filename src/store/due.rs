@@ -147,15 +147,14 @@ impl Store {
     /// # Errors
     /// The database is away.
     pub async fn count_parked_bytes(&self) -> Result<(), StoreError> {
-        let rows = self
-            .session("count_parked_bytes")
-            .await?
+        let session = self.session("count_parked_bytes").await?;
+        let rows = session
             .query(
                 "/* due::count_parked_bytes */ SELECT coalesce(sum(bytes), 0)::bigint FROM settled.parked",
                 &[],
             )
             .await?;
-        let bytes: i64 = rows.first().map_or(0, |row| row.get(0));
+        let bytes: i64 = session.one(&rows)?.get(0);
         let bytes = u64::try_from(bytes).unwrap_or_default();
         self.parked_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
         Ok(())
@@ -166,12 +165,11 @@ impl Store {
     /// # Errors
     /// The database is away.
     pub async fn count_parked(&self) -> Result<u64, StoreError> {
-        let rows = self
-            .session("count_parked")
-            .await?
+        let session = self.session("count_parked").await?;
+        let rows = session
             .query("/* due::count_parked */ SELECT count(*) FROM settled.parked", &[])
             .await?;
-        let count: i64 = rows.first().map_or(0, |row| row.get(0));
+        let count: i64 = session.one(&rows)?.get(0);
         Ok(u64::try_from(count).unwrap_or_default())
     }
 }

@@ -22,6 +22,8 @@ pub enum Fate {
     CommittedBefore,
     /// Another worker judged these messages meanwhile: there is nothing left to do.
     Overtaken,
+    /// There is no room for more dead letters (`dead_letters.max_rows`, `max_bytes`).
+    Full,
 }
 
 /// An error of ours. Never a verdict.
@@ -59,7 +61,9 @@ impl StoreError {
             at_commit: false,
             trouble: match fate {
                 Fate::Away => Trouble::NoAnswer,
-                Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => Trouble::Refuses,
+                Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken | Fate::Full => {
+                    Trouble::Refuses
+                }
             },
             sentence: sentence.into(),
         }
@@ -68,6 +72,11 @@ impl StoreError {
     /// Something that one message of the batch may have caused.
     pub fn blame_the_batch(sentence: &str) -> Self {
         Self::new("settle_batch", Fate::Bisect, sentence)
+    }
+
+    /// A mistake of our own, found before it did harm.
+    pub fn ours(during: &'static str, sentence: impl Into<String>) -> Self {
+        Self::new(during, Fate::Ours, sentence)
     }
 
     /// What is locked can not be kept apart either.

@@ -10,11 +10,12 @@ use super::{
     Fate, Session, Store, StoreError, batch,
     dead_letter_space::{self, Bounds},
     outbox, told,
+    write::{Rows, Write, params, write_all},
 };
 use crate::{
     domain::{
         dead_letter::{Arrival, Entry, Filing, Known, State, group_of},
-        decide::{Judgement, VerdictKind},
+        decide::{Verdict, VerdictKind},
         delivery::{BatchId, Publication},
         told::{Firsts, Tellings},
     },
@@ -97,7 +98,7 @@ pub struct FilingOutcome<'a> {
     /// Dead letters of workers that are taken with it, by when they failed.
     pub taken: &'a BTreeMap<Timestamp, u32>,
     /// Of what the broker gave up: messages that are in no batch yet.
-    pub judgements: &'a [Judgement],
+    pub verdicts: Vec<&'a Verdict>,
     /// Their events.
     pub publications: &'a [Publication],
     /// How long the writer owns the outbox row.
@@ -167,7 +168,7 @@ impl Store {
             };
             known.insert(row.get("id"), one);
         }
-        let now = now?.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0));
+        let now = session.one(&now?)?.get(0);
         Ok((OpenFiling { session }, known, now))
     }
 }
@@ -186,7 +187,7 @@ impl OpenFiling {
     /// # Errors
     /// What it would meet.
     pub async fn rehearse(self, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
-        let done = write_all(&self.session, outcome).await;
+        let done = write_all(&self.session, writes(outcome)?).await;
         self.session.rollback().await;
         done
     }
@@ -196,7 +197,7 @@ impl OpenFiling {
     /// # Errors
     /// With `at_commit` set, whether it committed is unknown: file the same again as seen before.
     pub async fn write(self, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
-        if let Err(error) = write_all(&self.session, outcome).await {
+        if let Err(error) = write_all(&self.session, writes(outcome)?).await {
             self.session.rollback().await;
             return Err(error);
         }
@@ -205,42 +206,30 @@ impl OpenFiling {
     }
 }
 
-async fn write_all(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
-    // On a fresh connection too they leave in this order, so that the first error is the cause.
-    for sql in [batch::INSERT_BATCH, INSERT, UPDATE, outbox::INSERT, COUNT_TAKEN] {
-        session.prepare(sql).await?;
-    }
-    let written = join!(
-        insert_batch(session, outcome),
-        insert(session, outcome),
-        update(session, outcome),
-        outbox::insert(session, outcome.id, outcome.publications, outcome.lease),
-        count_taken(session, outcome),
-    );
-    [written.0, written.1, written.2, written.3, written.4]
-        .into_iter()
-        .collect()
+/// Everything that a filing writes, in the order in which it is sent.
+fn writes<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
+    Ok(vec![
+        insert_batch(outcome)?,
+        insert(outcome)?,
+        update(outcome),
+        outbox::insert(outcome.id, outcome.publications, outcome.lease)?,
+        count_taken(outcome),
+    ])
 }
 
 /// What the broker gave up came to us here for the first time: it is received, and rejected.
-async fn insert_batch(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
-    if session.skips(outcome.judgements.is_empty()) {
-        return Ok(());
-    }
+fn insert_batch<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Write<'a>, StoreError> {
     let FilingOutcome { id, worker, now, .. } = *outcome;
     // What it counts is in hand, and is published to nobody's queue.
-    batch::count_batch(session, id, worker, "dead", now, outcome.judgements, 0).await
+    let write = batch::count_batch(id, worker, "dead", now, &outcome.verdicts, 0)?;
+    Ok(write.or_none(outcome.verdicts.is_empty()))
 }
 
-async fn count_taken(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
-    if session.skips(outcome.taken.is_empty()) {
-        return Ok(());
-    }
+fn count_taken<'a>(outcome: &FilingOutcome<'_>) -> Write<'a> {
     let times: Vec<Timestamp> = outcome.taken.keys().copied().collect();
     let letters: Vec<i64> = outcome.taken.values().map(|letters| i64::from(*letters)).collect();
-    session
-        .execute_exactly(times.len(), COUNT_TAKEN, &[&times, &letters])
-        .await
+    let rows = Rows::Exactly(times.len());
+    Write::unless(times.is_empty(), COUNT_TAKEN, rows, params![times, letters])
 }
 
 /// The entries that are new, or those that are not, in order of id.
@@ -249,11 +238,9 @@ fn entries<'a>(outcome: &'a FilingOutcome<'_>, are_new: bool) -> Vec<(Uuid, &'a 
     entries.filter(|(_, entry)| entry.is_new == are_new).collect()
 }
 
-async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+fn insert<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Write<'a>, StoreError> {
     let entries = entries(outcome, true);
-    if session.skips(entries.is_empty()) {
-        return Ok(());
-    }
+    let count = entries.len();
     let mut rows: Vec<(Uuid, &Entry, &Arrival<'_>)> = entries
         .into_iter()
         .filter_map(|(id, entry)| Some((id, entry, outcome.arrivals.get(entry.last?)?)))
@@ -269,7 +256,7 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
     let exchanges: Vec<&str> = deliveries().map(|delivery| delivery.exchange.as_str()).collect();
     let routing_keys: Vec<&str> = deliveries().map(|delivery| delivery.routing_key.as_str()).collect();
     let digests: Vec<&[u8]> = facts().map(|facts| facts.message_digest.as_slice()).collect();
-    let properties: Vec<String> = deliveries()
+    let properties: Result<Vec<String>, StoreError> = deliveries()
         .map(|delivery| outbox::properties_text(&delivery.properties))
         .collect();
     let bodies: Vec<&[u8]> = deliveries().map(|delivery| delivery.body.as_slice()).collect();
@@ -292,45 +279,43 @@ async fn insert(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
     let too_large: Vec<Option<String>> = cuts().map(|cut| cut.map(|cut| storable(&cut.detail))).collect();
     let states: Vec<&str> = rows.iter().map(|(_, entry, _)| entry.state.as_str()).collect();
     let (verdicts, notes, judged) = closings(rows.iter().map(|(_, entry, _)| *entry), outcome.now);
-    session
-        .execute_exactly(
-            rows.len(),
-            INSERT,
-            &[
-                &ids,
-                &exchanges,
-                &routing_keys,
-                &digests,
-                &properties,
-                &bodies,
-                &enterprises,
-                &nonces,
-                &allocations,
-                &reasons,
-                &details,
-                &groups,
-                &makers,
-                &first,
-                &last,
-                &seen,
-                &lengths,
-                &too_large,
-                &states,
-                &verdicts,
-                &notes,
-                &judged,
-                &outbox::FORMAT,
-                &outcome.now,
-            ],
-        )
-        .await
+    Ok(Write::unless(
+        count == 0,
+        INSERT,
+        // Of each that is new there is a message, or it is a mistake of ours: a letter that is not stored is not acknowledged.
+        Rows::Exactly(count),
+        params![
+            ids,
+            exchanges,
+            routing_keys,
+            digests,
+            properties?,
+            bodies,
+            enterprises,
+            nonces,
+            allocations,
+            reasons,
+            details,
+            groups,
+            makers,
+            first,
+            last,
+            seen,
+            lengths,
+            too_large,
+            states,
+            verdicts,
+            notes,
+            judged,
+            outbox::FORMAT,
+            outcome.now,
+        ],
+    ))
 }
 
-async fn update(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), StoreError> {
+fn update<'a>(outcome: &'a FilingOutcome<'_>) -> Write<'a> {
     let rows = entries(outcome, false);
-    if session.skips(rows.is_empty()) {
-        return Ok(());
-    }
+    let count = rows.len();
     let last: Vec<Option<&Arrival<'_>>> = rows
         .iter()
         .map(|(_, entry)| entry.last.and_then(|index| outcome.arrivals.get(index)))
@@ -356,27 +341,26 @@ async fn update(session: &Session, outcome: &FilingOutcome<'_>) -> Result<(), St
         .map(|last| last.map(|arrival| arrival.cause.made_by.as_str()))
         .collect();
     let (verdicts, notes, judged) = closings(each().copied(), outcome.now);
-    session
-        .execute_exactly(
-            rows.len(),
-            UPDATE,
-            &[
-                &ids,
-                &states,
-                &first_failed,
-                &last_failed,
-                &discarded,
-                &seen,
-                &reasons,
-                &details,
-                &groups,
-                &makers,
-                &verdicts,
-                &notes,
-                &judged,
-            ],
-        )
-        .await
+    Write::unless(
+        count == 0,
+        UPDATE,
+        Rows::Exactly(count),
+        params![
+            ids,
+            states,
+            first_failed,
+            last_failed,
+            discarded,
+            seen,
+            reasons,
+            details,
+            groups,
+            makers,
+            verdicts,
+            notes,
+            judged,
+        ],
+    )
 }
 
 /// Why a row is settled that nobody replayed, where its effect was there when it came.

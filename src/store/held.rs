@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError, outbox};
+use super::{
+    Fate, Session, Store, StoreError, outbox,
+    write::{Rows, Write, params},
+};
 use crate::{
     domain::{
         delivery::{Delivery, Properties, Source},
@@ -70,7 +73,7 @@ pub fn bytes_of(delivery: &Delivery) -> u64 {
 }
 
 /// A pack that is ours to judge, for as long as the lease runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HeldPack {
     pub id: Uuid,
     pub pack: Pack,
@@ -114,7 +117,8 @@ struct Head<Text, Properties> {
 }
 
 /// Length of the heads, the heads as JSON, the bodies one after the other.
-fn encode(deliveries: &[Delivery]) -> Vec<u8> {
+/// What can not be written is not held: it is acknowledged once it is.
+fn encode(deliveries: &[Delivery]) -> Result<Vec<u8>, StoreError> {
     let heads: Vec<Head<&str, &Properties>> = deliveries
         .iter()
         .map(|delivery| Head {
@@ -124,14 +128,14 @@ fn encode(deliveries: &[Delivery]) -> Vec<u8> {
             body: delivery.body.len(),
         })
         .collect();
-    let heads = serde_json::to_vec(&heads).unwrap_or_default();
-    let len = u32::try_from(heads.len()).unwrap_or(u32::MAX);
+    let heads = serde_json::to_vec(&heads).map_err(|error| outbox::unwritable(&error))?;
+    let len = u32::try_from(heads.len()).map_err(|error| outbox::unwritable(&error))?;
     let mut bytes = len.to_be_bytes().to_vec();
     bytes.extend(heads);
     for delivery in deliveries {
         bytes.extend(&delivery.body);
     }
-    bytes
+    Ok(bytes)
 }
 
 fn decode(id: Uuid, format: i16, bytes: &[u8]) -> Option<Vec<Delivery>> {
@@ -191,7 +195,8 @@ async fn hold(session: &Session, packs: &[Pack]) -> Result<(), StoreError> {
         .iter()
         .map(|pack| i64::try_from(pack.bytes()).unwrap_or(i64::MAX))
         .collect();
-    let contents: Vec<Vec<u8>> = packs.iter().map(|pack| encode(&pack.deliveries)).collect();
+    let contents: Result<Vec<Vec<u8>>, StoreError> = packs.iter().map(|pack| encode(&pack.deliveries)).collect();
+    let contents = contents?;
     let digests: Vec<Vec<u8>> = packs
         .iter()
         .map(|pack| {
@@ -223,7 +228,7 @@ async fn hold(session: &Session, packs: &[Pack]) -> Result<(), StoreError> {
         .await
 }
 
-pub(super) const LEAVE: &str = "\
+const LEAVE: &str = "\
     /* held::leave */
     WITH gone AS (
         DELETE FROM settled.held
@@ -235,25 +240,20 @@ pub(super) const LEAVE: &str = "\
 
 /// Packs that the batch has judged leave the room. One that is not there any more was judged by another worker, after our
 /// lease: then this batch is nothing new, and must not count.
-pub(super) async fn leave(session: &Session, outcome: &super::batch::Outcome<'_>) -> Result<(), StoreError> {
+pub(super) fn leave<'a>(outcome: &super::batch::Outcome<'_>) -> Write<'a> {
     let mut ids: Vec<Uuid> = outcome
-        .batch
+        .judged
         .iter()
-        .filter_map(|message| match message.delivery.source {
+        .filter_map(|(message, _)| match message.delivery.source {
             Source::Held { id } => Some(id),
             Source::Queue { .. } | Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => None,
         })
         .collect();
     ids.sort_unstable();
     ids.dedup();
-    if session.skips(ids.is_empty()) {
-        return Ok(());
-    }
-    let left = session.execute(LEAVE, &[&ids, &outcome.now, &outcome.id]).await?;
-    if left != ids.len() as u64 {
-        return Err(session.must_not_commit(Fate::Overtaken, "held messages were judged by another worker meanwhile"));
-    }
-    session.pass(Point::HeldLeft).await
+    let sentence = "held messages were judged by another worker meanwhile";
+    let rows = Rows::Or(ids.len(), Fate::Overtaken, sentence);
+    Write::unless(ids.is_empty(), LEAVE, rows, params![ids, outcome.now, outcome.id]).then(Point::HeldLeft)
 }
 
 /// Does what holding does, of nothing: so that a missing grant shows.
@@ -490,7 +490,7 @@ mod tests {
             delivery("no key of ours", b"", id),
             delivery("b.deallocation.update", &[0, 255, 1], id),
         ];
-        let bytes = encode(&deliveries);
+        let bytes = encode(&deliveries).expect("it can be written");
         assert_eq!(decode(id, outbox::FORMAT, &bytes), Some(deliveries));
         assert_eq!(decode(id, outbox::FORMAT + 1, &bytes), None, "a later version's");
         assert_eq!(decode(id, outbox::FORMAT, &bytes[..bytes.len() - 1]), None, "cut short");

@@ -23,6 +23,7 @@ pub mod told;
 pub mod trouble;
 mod url;
 pub mod vitals;
+mod write;
 
 use std::{
     fmt,

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Fate, Session, Store, StoreError};
+use super::{
+    Fate, Store, StoreError,
+    write::{Rows, Write, params},
+};
 use crate::{
     domain::{
         delivery::{BatchId, Properties, Publication, PublicationKind},
@@ -32,7 +35,10 @@ struct Head<Text, Properties> {
 }
 
 /// Format 1: the length of the heads (u32, big endian), the heads as a JSON array, then the bodies end to end.
-pub fn encode(publications: &[Publication]) -> Vec<u8> {
+///
+/// # Errors
+/// They can not be written: a fault of ours. What can not be read again is not stored.
+pub fn encode(publications: &[Publication]) -> Result<Vec<u8>, StoreError> {
     let heads: Vec<Head<&str, &Properties>> = publications
         .iter()
         .map(|publication| Head {
@@ -43,15 +49,22 @@ pub fn encode(publications: &[Publication]) -> Vec<u8> {
             body: publication.body.len(),
         })
         .collect();
-    let heads = serde_json::to_vec(&heads).unwrap_or_default();
-    let len = u32::try_from(heads.len()).unwrap_or(u32::MAX);
+    let heads = serde_json::to_vec(&heads).map_err(|error| unwritable(&error))?;
+    let len = u32::try_from(heads.len()).map_err(|error| unwritable(&error))?;
     let mut bytes = Vec::with_capacity(4 + heads.len() + publications.iter().map(|p| p.body.len()).sum::<usize>());
     bytes.extend(len.to_be_bytes());
     bytes.extend(heads);
     for publication in publications {
         bytes.extend(&publication.body);
     }
-    bytes
+    Ok(bytes)
+}
+
+pub(super) fn unwritable(error: &dyn std::error::Error) -> StoreError {
+    StoreError::ours(
+        "outbox",
+        format!("what is to be published or kept can not be written: {error}"),
+    )
 }
 
 fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
@@ -82,8 +95,8 @@ fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
 }
 
 /// Properties as stored beside a parked body.
-pub(super) fn properties_text(properties: &Properties) -> String {
-    serde_json::to_string(properties).unwrap_or_default()
+pub(super) fn properties_text(properties: &Properties) -> Result<String, StoreError> {
+    serde_json::to_string(properties).map_err(|error| unwritable(&error))
 }
 
 /// Reads what [`properties_text`] wrote, unless it is in a format that this version does not read.
@@ -93,44 +106,27 @@ pub(super) fn properties(row: &Row) -> Option<Properties> {
         .flatten()
 }
 
-pub(super) const INSERT: &str = "\
+const INSERT: &str = "\
     /* outbox::insert */
     INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
     VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp() + make_interval(secs => $5))";
 
-pub(super) const DELETE: &str = "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)";
+const DELETE: &str = "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)";
 
 /// Writes the batch's row, where it has anything to publish.
-pub(super) async fn insert(
-    session: &Session,
-    id: BatchId,
-    publications: &[Publication],
-    lease: Duration,
-) -> Result<(), StoreError> {
-    if session.skips(publications.is_empty()) {
-        return Ok(());
-    }
+pub(super) fn insert<'a>(id: BatchId, publications: &[Publication], lease: Duration) -> Result<Write<'a>, StoreError> {
     let count: u64 = publications.iter().map(event::count_of).sum();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
-    session
-        .execute_exactly(
-            1,
-            INSERT,
-            &[&id, &FORMAT, &encode(publications), &count, &lease.as_secs_f64()],
-        )
-        .await?;
-    session.pass(Point::OutboxInserted).await
+    let params = params![id, FORMAT, encode(publications)?, count, lease.as_secs_f64()];
+    Ok(Write::unless(publications.is_empty(), INSERT, Rows::Exactly(1), params).then(Point::OutboxInserted))
 }
 
 /// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been
 /// quicker, or the commit that deleted them was not known to have succeeded.
-pub(super) async fn delete(session: &Session, ids: &[BatchId]) -> Result<(), StoreError> {
-    if session.skips(ids.is_empty()) {
-        return Ok(());
-    }
+pub(super) fn delete<'a>(ids: &[BatchId]) -> Write<'a> {
     let mut ids = ids.to_vec();
     ids.sort_unstable();
-    session.execute(DELETE, &[&ids]).await.map(drop)
+    Write::unless(ids.is_empty(), DELETE, Rows::Any, params![ids])
 }
 
 /// A row whose lease had run out, now ours.
@@ -159,7 +155,7 @@ impl Store {
     pub async fn delete_published(&self, ids: &[BatchId]) -> Result<(), StoreError> {
         let session = self.session("delete_published").await?;
         session.pass(Point::BeforeOutboxDelete).await?;
-        delete(&session, ids).await?;
+        delete(ids).send(&session).await?;
         session.pass(Point::AfterOutboxDelete).await
     }
 
@@ -236,7 +232,7 @@ impl Store {
                 INSERT INTO settled.outbox_refused (batch_id, format, publications, refusal)
                 VALUES ($1, $2, $3, $4)
                 ON CONFLICT (batch_id, digest) DO NOTHING",
-                &[&id, &FORMAT, &encode(std::slice::from_ref(publication)), &refusal],
+                &[&id, &FORMAT, &encode(std::slice::from_ref(publication))?, &refusal],
             )
             .await
             .map(drop)
@@ -277,11 +273,12 @@ impl Store {
             )
             .await?;
         let natural = |number: i64| u64::try_from(number).unwrap_or_default();
-        Ok(rows.first().map_or_else(Backlog::default, |row| Backlog {
+        let row = session.one(&rows)?;
+        Ok(Backlog {
             rows: natural(row.get(0)),
             publications: natural(row.get(1)),
             oldest: Duration::from_secs_f64(row.get::<_, f64>(2).max(0.0)),
             refused: natural(row.get(3)),
-        }))
+        })
     }
 }

@@ -456,7 +456,7 @@ async fn clock(session: &Session) -> Result<Timestamp, StoreError> {
             &[],
         )
         .await?;
-    Ok(rows.first().map_or(Timestamp::UNIX_EPOCH, |row| row.get(0)))
+    Ok(session.one(&rows)?.get(0))
 }
 
 async fn ask(session: &Session, question: &Question, found: &mut Reconciliation) -> Result<(), StoreError> {

@@ -416,7 +416,7 @@ impl Store {
                 &[&bytes],
             )
             .await?;
-        let refused: i64 = rows.first().map_or(0, |row| row.get(0));
+        let refused: i64 = session.one(&rows)?.get(0);
         let refusal = match (earlier.revoked_at, remembered) {
             (None, _) => Some(Reinstated::NotRevoked(earlier.clone())),
             (Some(_), false) => Some(Reinstated::NotRemembered(earlier.clone())),

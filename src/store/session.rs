@@ -132,11 +132,6 @@ impl Session {
         Err(error)
     }
 
-    /// Keeps the transaction from being committed.
-    pub(super) fn poison(&self) {
-        self.poisoned.store(true, Ordering::Relaxed);
-    }
-
     /// Passes a fail point. A rehearsal passes none: what is counted are batches.
     pub(super) async fn pass(&self, point: Point) -> Result<(), StoreError> {
         if self.rehearsal {
@@ -202,7 +197,7 @@ impl Session {
     /// The row of a question that has one answer.
     pub(super) fn one<'r>(&self, rows: &'r [Row]) -> Result<&'r Row, StoreError> {
         rows.first()
-            .ok_or_else(|| StoreError::new(self.name, Fate::Ours, "a question that has one answer had none"))
+            .ok_or_else(|| self.must_not_commit(Fate::Ours, "a question that has one answer had none"))
     }
 
     async fn begin_with(&self, begin: &str, and: &str) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Session, Store, StoreError};
+use super::{Session, Store, StoreError, outbox};
 use crate::domain::{
     delivery::BatchId,
     told::{First, Firsts, Tellings},
@@ -67,16 +67,17 @@ pub(super) async fn remember(session: &Session, id: BatchId, tellings: &Tellings
     let digests: Vec<&[u8]> = each().map(|telling| telling.digest.as_slice()).collect();
     let keys: Vec<Option<Uuid>> = each().map(|telling| telling.key.map(|key| key.0)).collect();
     let allocations: Vec<Option<Uuid>> = each().map(|telling| telling.allocation_id).collect();
-    let words: Vec<Vec<u8>> = each()
+    let words: Result<Vec<Vec<u8>>, StoreError> = each()
         .map(|telling| {
             let words = Words {
                 first: &telling.first,
                 enterprise_id: telling.enterprise_id.clone(),
                 nonce: telling.nonce.clone(),
             };
-            serde_json::to_vec(&words).unwrap_or_default()
+            serde_json::to_vec(&words).map_err(|error| outbox::unwritable(&error))
         })
         .collect();
+    let words = words?;
     let answers = join!(
         async {
             if session.skips(ids.is_empty()) {

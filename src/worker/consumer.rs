@@ -161,7 +161,12 @@ impl<W: Work> Consumer<W> {
                 Err(error) => {
                     match error.fate {
                         Fate::Away => self.worker.health.set_database_trouble(error.trouble().sentence()),
-                        Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
+                        Fate::Retry
+                        | Fate::Bisect
+                        | Fate::Ours
+                        | Fate::CommittedBefore
+                        | Fate::Overtaken
+                        | Fate::Full => {
                             self.worker.health.set_database_ok(true);
                         }
                     }
@@ -438,18 +443,13 @@ impl<W: Work> Consumer<W> {
     }
 }
 
-/// Rejects and acknowledges. Where the channel is gone, the messages come again, and are known then.
-pub(crate) async fn dispose(disposer: &Disposer, lane: usize, rejects: &[u64], acks: &[u64]) {
-    if let Err(error) = disposer.dispose(rejects, acks.iter().max().copied()).await {
+/// Acknowledges what came from a queue, all up to the last. Where the channel is gone it comes again, and is known then.
+pub(crate) async fn acknowledge(disposer: &Disposer, lane: usize, sources: impl Iterator<Item = Source>) {
+    let Some(last) = sources.filter_map(Source::delivery_tag).max() else {
+        return;
+    };
+    if let Err(error) = disposer.dispose(&[], Some(last)).await {
         let error = error.to_string();
         Signal::AckLost { lane, error: &error }.emit();
-    }
-}
-
-/// The tag of a message that came from a queue.
-pub(crate) fn tag_of(delivery: &Delivery) -> u64 {
-    match delivery.source {
-        Source::Queue { delivery_tag } => delivery_tag,
-        Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => 0,
     }
 }

@@ -3,14 +3,17 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use super::{
-    Worker, held,
+    Worker,
+    driver::drive,
+    held,
+    in_hand::{InHand, Settler},
     publish::{Entrance, Owned, PublishStage, send_all},
 };
 use crate::{
     domain::decide::VerdictKind,
     fail::{self, Point},
     retry::{self, Backoff, Waited},
-    settle::{Batch, Settled},
+    settle::{Batch, Settled, next_step::Terms},
     store::StoreError,
     telemetry::{Dependency, Intake as Door, Signal},
 };
@@ -97,16 +100,11 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
     }
     let received = Instant::now();
     let batch = Batch::read(claimed.deliveries).await;
-    let mut done = Vec::new();
+    let mut hand = InHand::new(Settler::new(worker, lane, door, owned), Terms::DUE);
     // Handed back means: due again when the lease runs out.
-    let patience = Some(settings.worker.pause_release);
-    match worker.settle(lane, door, batch, owned, patience, &mut done).await {
-        Ok(blocked) => {
-            let sources = blocked
-                .iter()
-                .flat_map(|part| part.deliveries.iter())
-                .map(|one| one.source);
-            let sources: Vec<_> = sources.collect();
+    match drive(&mut hand, batch).await {
+        Ok(()) => {
+            let sources: Vec<_> = hand.blocked.iter().flat_map(Batch::sources).collect();
             // What can not be postponed is due again when the lease runs out.
             if !sources.is_empty()
                 && let Err(error) = store.postpone(&sources, settings.held.first_retry).await
@@ -122,17 +120,17 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
     }
     match door {
         Door::Replayed => fail::point(Point::ReplayCommitted).await,
-        Door::Parked | Door::Held | Door::Queue | Door::Dead if done.iter().any(ends_a_wait) => {
+        Door::Parked | Door::Held | Door::Queue | Door::Dead if hand.settler.done.iter().any(ends_a_wait) => {
             fail::point(Point::Woken).await
         }
         Door::Parked | Door::Held | Door::Queue | Door::Dead => {}
     }
-    send_all(place, entrance, done, received).await;
+    send_all(place, entrance, hand.settler.done, received).await;
     Ok(true)
 }
 
 /// Whether a message of this batch waits no longer.
 fn ends_a_wait(settled: &Settled) -> bool {
-    let mut kinds = settled.judgements.iter().map(|judgement| judgement.verdict.kind());
+    let mut kinds = settled.answers.iter().map(|answer| answer.judgement.verdict.kind());
     kinds.any(|kind| kind != VerdictKind::Parked)
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::{
     config::Settings,
     domain::{decide::Reason, delivery::Delivery, message::Facts, share},
-    settle::Batch,
+    settle::{Batch, Message},
     store::held::{HeldTotal, Pack, Why, bytes_of},
 };
 
@@ -113,7 +113,8 @@ impl Fairness {
         let now = Instant::now();
         let waits: Vec<Option<Why>> = {
             let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
-            let owners: Vec<Option<&str>> = batch.facts.iter().map(|facts| Self::owner(&roster, facts)).collect();
+            let messages = batch.messages().iter();
+            let owners: Vec<Option<&str>> = messages.map(|message| Self::owner(&roster, &message.facts)).collect();
             let mut seen = lock(&self.seen);
             let mut last = None;
             for owner in owners.iter().flatten() {
@@ -160,9 +161,7 @@ impl Fairness {
             let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
             let mut room = lock(&self.room);
             for (index, why) in waits.iter().enumerate() {
-                let (Some(why), Some(delivery), Some(facts)) =
-                    (why, batch.deliveries.get(index), batch.facts.get(index))
-                else {
+                let (Some(why), Some(Message { delivery, facts })) = (why, batch.messages().get(index)) else {
                     continue;
                 };
                 let owner = match why {
@@ -185,7 +184,7 @@ impl Fairness {
             .flat_map(|((whose, why), indexes)| {
                 let deliveries: Vec<Delivery> = indexes
                     .into_iter()
-                    .filter_map(|index| batch.deliveries.get(index).cloned())
+                    .filter_map(|index| batch.messages().get(index).map(|message| message.delivery.clone()))
                     .collect();
                 self.in_packs(whose, why, deliveries)
             })
@@ -195,9 +194,9 @@ impl Fairness {
 
     /// Messages that need what is locked, as packs. None of them, unless there is room for all.
     pub fn packs_of_locked(&self, batch: &Batch) -> Option<Vec<Pack>> {
-        let waits = vec![Some(Why::Locked); batch.facts.len()];
+        let waits = vec![Some(Why::Locked); batch.len()];
         let (rest, packs) = self.apart(batch.clone(), &waits);
-        rest.deliveries.is_empty().then_some(packs)
+        rest.is_empty().then_some(packs)
     }
 
     fn in_packs(&self, whose: Option<String>, why: Why, deliveries: Vec<Delivery>) -> Vec<Pack> {

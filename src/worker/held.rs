@@ -12,15 +12,17 @@ use uuid::Uuid;
 
 use super::{
     Worker,
-    patience::Patience,
+    driver::{Holder, Trying, drive},
+    in_hand::Settler,
+    patience::{Gate, HandBack, Patience},
     publish::{Entrance, Owned, send_all},
 };
 use crate::{
     domain::delivery::{Delivery, Source},
     retry::{self, Backoff, Waited},
-    settle::{Attempt, Batch, Settled, attempt, reject_culprit},
+    settle::{Batch, Message, Settled, next_step::Terms},
     store::{
-        Fate, StoreError,
+        StoreError,
         held::{HeldPack, Pack, Why},
     },
     telemetry::{Dependency, HeldOf, Intake as Door, Signal},
@@ -138,84 +140,178 @@ async fn judge_some(
     }
     let owners: BTreeSet<Option<String>> = claimed.packs.iter().map(|held| held.pack.whose.clone()).collect();
     let received = Instant::now();
-    let mut done = Vec::new();
     for held in claimed.packs.iter() {
         worker
             .fairness
             .went(held.pack.whose.clone(), held.pack.deliveries.len());
     }
-    judge(worker, claimed.packs, owned, &mut done).await?;
+    let done = judge(worker, claimed.packs, owned).await;
     send_all(place, entrance, done, received).await;
     Ok(Some(owners))
 }
 
-/// Judges packs together, and each alone where that does not go: a batch leaves the room as whole packs, and one that has to
-/// be taken apart is cut in the room first, and comes again.
-async fn judge(
-    worker: &Worker,
+/// Packs that are judged together: a batch leaves the room as whole packs, and one that has to be taken apart is cut in the
+/// room first, and comes again.
+#[derive(Clone)]
+struct Packs {
     packs: Vec<HeldPack>,
-    owned: &Owned,
-    done: &mut Vec<Settled>,
-) -> Result<(), StoreError> {
-    let mut rounds = vec![packs];
-    while let Some(mut packs) = rounds.pop() {
-        let deliveries: Vec<Delivery> = packs.iter().flat_map(|held| held.pack.deliveries.clone()).collect();
-        let batch = Batch::read(deliveries).await;
-        match worker.settle_held(batch, owned, done).await {
-            Kept::Nothing => {}
-            Kept::All => {
-                // Handed back: due again when the lease runs out.
-            }
-            Kept::Apart(blocked) if packs.len() > 1 => {
-                // Those that need nothing that is locked go on together.
-                let blocked: BTreeSet<Uuid> = blocked
-                    .deliveries
-                    .iter()
-                    .filter_map(|delivery| match delivery.source {
-                        Source::Held { id } => Some(id),
-                        Source::Queue { .. } | Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => None,
-                    })
-                    .collect();
-                let (apart, rest): (Vec<_>, Vec<_>) = packs.into_iter().partition(|held| blocked.contains(&held.id));
-                rounds.extend(apart.into_iter().map(|held| vec![held]));
-                if !rest.is_empty() {
-                    rounds.push(rest);
-                }
-            }
-            Kept::Apart(blocked) => {
-                if let Some(held) = packs.pop() {
-                    wait_on(worker, held, &blocked).await?;
-                }
-            }
-            Kept::Halves if packs.len() > 1 => rounds.extend(packs.into_iter().map(|held| vec![held])),
-            Kept::Halves => {
-                if let Some(held) = packs.pop() {
-                    let mut left = held.pack;
-                    let right = left.deliveries.split_off(left.deliveries.len() / 2);
-                    let right = Pack {
-                        deliveries: right,
-                        ..left.clone()
-                    };
-                    worker.clerk.store.split_held(held.id, &[left, right]).await?;
-                }
-            }
+    /// All their messages.
+    batch: Batch,
+}
+
+impl Packs {
+    async fn read(packs: Vec<HeldPack>) -> Self {
+        let deliveries = packs.iter().flat_map(|held| held.pack.deliveries.clone());
+        let batch = Batch::read(deliveries.collect()).await;
+        Self { packs, batch }
+    }
+
+    /// Some of the packs, with their messages.
+    fn part(&self, picks: impl Fn(Uuid) -> bool) -> Self {
+        let messages = self.batch.messages();
+        Self {
+            packs: self.packs.iter().filter(|held| picks(held.id)).cloned().collect(),
+            batch: self
+                .batch
+                .part(|index| messages.get(index).and_then(pack_of).is_some_and(&picks)),
         }
     }
-    Ok(())
+
+    /// Each pack by itself, the last first.
+    fn apart(&self) -> Vec<Self> {
+        let ids = self.packs.iter().rev().map(|held| held.id);
+        ids.map(|one| self.part(|id| id == one)).collect()
+    }
+}
+
+/// The pack that a message is of.
+fn pack_of(message: &Message) -> Option<Uuid> {
+    match message.delivery.source {
+        Source::Held { id } => Some(id),
+        Source::Queue { .. } | Source::Parked { .. } | Source::Replayed { .. } | Source::Plain => None,
+    }
+}
+
+/// The side room, from which packs are judged. It never waits with them in hand: what can not be judged now is due again when
+/// its lease runs out.
+struct Room<'a> {
+    settler: Settler<'a>,
+    patience: Patience<Packs>,
+}
+
+impl Room<'_> {
+    /// The room could not be changed: what is in it comes again as it is.
+    fn tell(&self, changed: Result<(), StoreError>) {
+        if let Err(error) = changed {
+            let (lane, why) = (self.settler.number, error.to_string());
+            Signal::HandedBack { lane, why: &why }.emit();
+        }
+    }
+}
+
+impl Holder for Room<'_> {
+    type Part = Packs;
+
+    fn terms(&self) -> Terms {
+        Terms::HELD
+    }
+
+    fn worker(&self) -> &Worker {
+        self.settler.worker
+    }
+
+    fn number(&self) -> usize {
+        self.settler.number
+    }
+
+    fn patience(&mut self) -> &mut Patience<Packs> {
+        &mut self.patience
+    }
+
+    fn count(part: &Packs) -> usize {
+        part.batch.len()
+    }
+
+    /// Packs that need nothing that is locked go on together; the others each by itself, and then not at all.
+    async fn attempt(&mut self, trying: &mut Trying, part: &Packs) -> Result<Vec<Packs>, StoreError> {
+        let places = self.settler.attempt(trying, &part.batch).await?;
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let blocked = part.batch.part(|index| places.binary_search(&index).is_ok());
+        if let [held] = part.packs.as_slice() {
+            self.tell(wait_on(self.settler.worker, held, &blocked).await);
+            return Ok(Vec::new());
+        }
+        let ids: BTreeSet<Uuid> = blocked.messages().iter().filter_map(pack_of).collect();
+        let mut left = part.part(|id| ids.contains(&id)).apart();
+        left.push(part.part(|id| !ids.contains(&id)));
+        Ok(left)
+    }
+
+    async fn cut(&mut self, part: Packs) -> Vec<Packs> {
+        let [held] = part.packs.as_slice() else {
+            return part.apart();
+        };
+        let middle = held.pack.deliveries.len() / 2;
+        let halves = held.pack.deliveries.split_at_checked(middle);
+        if let Some((left, right)) = halves {
+            let half = |deliveries: &[Delivery]| Pack {
+                deliveries: deliveries.to_vec(),
+                ..held.pack.clone()
+            };
+            let halves = [half(left), half(right)];
+            self.tell(self.settler.worker.clerk.store.split_held(held.id, &halves).await);
+        }
+        Vec::new()
+    }
+
+    fn blame(&self, trying: &Trying, part: &Packs, error: &StoreError) {
+        self.settler.blame(trying, &part.batch, error);
+    }
+
+    async fn reject(&mut self, trying: &mut Trying, part: &Packs, _: &StoreError) -> Result<(), StoreError> {
+        self.settler.reject(trying, &part.batch).await
+    }
+
+    async fn finds_locks(&self, part: &Packs) -> bool {
+        self.settler.finds_locks(&part.batch).await
+    }
+
+    /// The same id is tried again: where it is there already, what it came to is known.
+    fn commit_unknown(&mut self, _: &mut Trying, _: &mut Packs) {}
+
+    /// Nothing of it needs that room.
+    async fn wait_for_room(&mut self, error: &StoreError, _: &Packs) -> Result<(), HandBack<Packs>> {
+        Err(HandBack::because(error.to_string()))
+    }
+}
+
+/// Judges packs together, and each alone where that does not go.
+async fn judge(worker: &Worker, packs: Vec<HeldPack>, owned: &Owned) -> Vec<Settled> {
+    let lane = worker.settings.worker.lanes;
+    let mut room = Room {
+        settler: Settler::new(worker, lane, Door::Held, owned),
+        patience: Patience::new(worker, &Gate::default(), "the side room".to_owned()),
+    };
+    if let Err(back) = drive(&mut room, Packs::read(packs).await).await {
+        Signal::HandedBack { lane, why: &back.why }.emit();
+    }
+    room.settler.done
 }
 
 /// What needs a lock waits on, longer each time; the rest of its pack does not.
-async fn wait_on(worker: &Worker, held: HeldPack, blocked: &Batch) -> Result<(), StoreError> {
+async fn wait_on(worker: &Worker, held: &HeldPack, blocked: &Batch) -> Result<(), StoreError> {
     let settings = &worker.settings.held;
     let doublings = u32::try_from(held.pack.attempts.clamp(0, 16)).unwrap_or_default();
     let wait = settings
         .first_retry
         .saturating_mul(2_u32.saturating_pow(doublings))
         .min(settings.max_interval);
-    if blocked.deliveries.len() == held.pack.deliveries.len() {
+    if blocked.len() == held.pack.deliveries.len() {
         return worker.clerk.store.postpone_held(&[held.id], wait).await;
     }
-    let is_blocked = |delivery: &Delivery| blocked.deliveries.contains(delivery);
+    let is_blocked = |delivery: &Delivery| blocked.messages().iter().any(|message| message.delivery == *delivery);
     let (waits, goes): (Vec<_>, Vec<_>) = held.pack.deliveries.iter().cloned().partition(is_blocked);
     let part = |deliveries: Vec<Delivery>, why, due_in, attempts| Pack {
         whose: held.pack.whose.clone(),
@@ -232,90 +328,4 @@ async fn wait_on(worker: &Worker, held: HeldPack, blocked: &Batch) -> Result<(),
         parts.push(part(goes, held.pack.why, Duration::ZERO, 0));
     }
     worker.clerk.store.split_held(held.id, &parts).await
-}
-
-impl Worker {
-    /// Judges packs of the side room.
-    pub async fn settle_held(&self, batch: Batch, owned: &Owned, done: &mut Vec<Settled>) -> Kept {
-        let lane = self.settings.worker.lanes;
-        let mut patience = Patience::new(self, &self.gate, "the side room".to_owned(), None);
-        let id = Uuid::now_v7();
-        let mut earlier = None;
-        let (mut culprit, mut attempts) = (false, 0);
-        let began = Instant::now();
-        loop {
-            if *self.stop.borrow() && attempts > 0 {
-                return Kept::All;
-            }
-            let published = owned.deletable();
-            let outcome = if culprit {
-                let rejected = reject_culprit(&self.clerk, id, &batch, &mut earlier).await;
-                rejected.map(Attempt::Settled)
-            } else {
-                attempt(&self.clerk, &self.locks, id, &batch, &published, &mut earlier).await
-            };
-            let error = match outcome {
-                Ok(Attempt::Blocked(places)) => {
-                    return Kept::Apart(batch.part(|index| places.binary_search(&index).is_ok()));
-                }
-                Ok(Attempt::Settled(settled)) => {
-                    owned.deleted(&settled.deleted);
-                    if !settled.publications.is_empty() {
-                        owned.add(id);
-                    }
-                    self.tell(lane, Door::Held, &batch, &settled, began.elapsed());
-                    done.push(settled);
-                    return Kept::Nothing;
-                }
-                Err(error) => error,
-            };
-            match error.fate {
-                Fate::Overtaken => return Kept::Nothing,
-                Fate::Retry if attempts < self.settings.retry.transient_attempts => {
-                    attempts += 1;
-                    if error.is_lock_wait() && self.finds_locks(&batch).await {
-                        continue;
-                    }
-                    patience.short(id, lane, attempts, &error).await;
-                }
-                Fate::Bisect if !culprit => {
-                    if batch.deliveries.len() > 1 {
-                        return Kept::Halves;
-                    }
-                    if !self.culprits.blame(self.settings.worker.culprits_per_minute) {
-                        return Kept::All;
-                    }
-                    let digest = batch.facts.first().map(|facts| hex::encode(facts.message_digest));
-                    let (digest, sqlstate) = (digest.unwrap_or_default(), error.sqlstate.as_deref());
-                    let error = error.to_string();
-                    Signal::CulpritIsolated {
-                        batch: id,
-                        digest: &digest,
-                        sqlstate,
-                        error: &error,
-                    }
-                    .emit();
-                    culprit = true;
-                }
-                // Intake learns of it by itself; what is held is due again when its lease runs out.
-                Fate::Away | Fate::Retry | Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
-                    let error = error.to_string();
-                    Signal::HandedBack { lane, why: &error }.emit();
-                    return Kept::All;
-                }
-            }
-        }
-    }
-}
-
-/// What became of packs of the side room.
-pub enum Kept {
-    /// They are judged.
-    Nothing,
-    /// They are due again when their lease runs out.
-    All,
-    /// These need what is locked; nothing was done.
-    Apart(Batch),
-    /// The database refuses it for something that one message can cause; nothing was done.
-    Halves,
 }

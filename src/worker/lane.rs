@@ -2,22 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-use uuid::Uuid;
-
 use super::{
     Worker,
-    consumer::{Consumer, Work, dispose, tag_of},
-    patience::{HandBack, Patience},
-    publish::{Committed, Entrance, Owned, PublishStage, place_within, send_all},
+    consumer::{Consumer, Work, acknowledge},
+    driver::drive,
+    in_hand::{InHand, Settler},
+    patience::HandBack,
+    publish::{Entrance, Owned, PublishStage, place_in, send_all},
 };
 use crate::{
     broker::{intake::Disposer, topology},
     domain::delivery::Delivery,
     fail::{self, Point},
-    settle::{self, Attempt, Batch, Settled, attempt, reject_culprit},
+    settle::{self, Batch, next_step::Terms},
     store::{Fate, StoreError, held::Pack},
-    telemetry::{Cause, Intake as Door, Signal, Stage, Tally},
+    telemetry::{Intake as Door, Signal, Stage},
 };
 
 /// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
@@ -62,42 +61,6 @@ struct Settling {
     committed: Entrance,
 }
 
-impl Settling {
-    /// Settles what stays of a batch, once the publish stage has a place for it: the outbox must not grow while the broker
-    /// takes nothing.
-    async fn settle(
-        &self,
-        batch: Batch,
-        patience: Option<Duration>,
-        done: &mut Vec<Settled>,
-    ) -> Result<(mpsc::Permit<'_, Committed>, Result<(), HandBack>), HandBack> {
-        let limit = self.worker.settings.outbox.stuck_after;
-        let place = match place_within(&self.committed, limit).await {
-            Some(Ok(place)) => place,
-            Some(Err(_)) => return Err(HandBack::no_publisher()),
-            None => return Err(HandBack::stuck(limit)),
-        };
-        let (worker, owned) = (&self.worker, &self.owned);
-        let count = batch.deliveries.len();
-        let settled = match worker
-            .settle(self.number, Door::Queue, batch, owned, patience, done)
-            .await
-        {
-            Ok(blocked) => {
-                debug_assert_eq!(
-                    count,
-                    done.iter().map(|part| part.judgements.len()).sum::<usize>()
-                        + blocked.iter().map(|part| part.deliveries.len()).sum::<usize>(),
-                    "one verdict for each delivery that needs nothing that is locked"
-                );
-                worker.keep(self.number, blocked, owned, patience, done).await
-            }
-            Err(why) => Err(why),
-        };
-        Ok((place, settled))
-    }
-}
-
 impl Work for Settling {
     type Batch = Batch;
 
@@ -113,28 +76,36 @@ impl Work for Settling {
         batch
     }
 
-    async fn finish(&self, batch: Batch, received: Instant, disposer: &Disposer) -> Result<(), HandBack> {
-        let all: Vec<u64> = batch.deliveries.iter().map(tag_of).collect();
-        let patience = Some(self.worker.settings.worker.pause_release);
-        let (batch, packs) = self.worker.fairness.triage(batch);
-        let mut done = Vec::new();
-        let (is_held, settled) = tokio::join!(self.worker.hold(&packs), self.settle(batch, patience, &mut done));
-        let (place, mut settled) = settled?;
-        if settled.is_ok() && !is_held {
-            // What could not be held is judged in line.
-            let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
-            let batch = Batch::read(deliveries).await;
-            let (worker, owned) = (&self.worker, &self.owned);
-            settled = worker
-                .settle_in_line(self.number, batch, owned, patience, &mut done)
-                .await;
-        }
+    /// The walk of a batch from take to ack. The consumer has taken it and read it while the one before was in the database.
+    async fn finish(&self, taken: Batch, received: Instant, disposer: &Disposer) -> Result<(), HandBack> {
+        let (worker, number) = (&self.worker, self.number);
+        // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
+        let place = place_in(&self.committed, worker.settings.outbox.stuck_after).await?;
+        // Who sends more than his share, or faster than he may, waits in the side room; everybody else is judged now.
+        let (batch, packs) = worker.fairness.triage(taken.clone());
+        let mut hand = InHand::new(Settler::new(worker, number, Door::Queue, &self.owned), Terms::LANE);
+        // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.
+        let (is_held, settled) = tokio::join!(worker.hold(&packs), drive(&mut hand, batch));
+        let settled = async {
+            settled?;
+            // What needs what somebody's open transaction has locked is kept, or waits in line where it can not be kept.
+            hand.keep_blocked().await?;
+            if is_held {
+                hand.note_held(&packs);
+            } else {
+                let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
+                hand.settle_in_line(Batch::read(deliveries).await).await?;
+            }
+            hand.account_for(&taken).await
+        };
+        let settled = settled.await;
         if settled.is_ok() {
             // Whatever they came to: what is refused is dead-lettered by us, never by the broker.
-            dispose(disposer, self.number, &[], &all).await;
+            acknowledge(disposer, number, taken.sources()).await;
             fail::point(Point::AfterAck).await;
         }
-        send_all(place, &self.committed, done, received).await;
+        // What is committed is told, even if the rest goes back.
+        send_all(place, &self.committed, hand.settler.done, received).await;
         settled
     }
 
@@ -182,119 +153,8 @@ impl Worker {
         drop(tokio::time::timeout(Duration::from_secs(2), detached).await);
     }
 
-    /// Settles a batch, however long the database is away, or until `patience` is over. A batch that is refused for
-    /// something that one message can cause is cut in two until the culprit stands alone.
-    ///
-    /// What is committed goes to `done` at once, so that it is told even if a later part has to be handed back. Messages that
-    /// need what somebody's open transaction has locked are not waited for: they come back.
-    pub async fn settle(
-        &self,
-        lane: usize,
-        door: Door,
-        batch: Batch,
-        owned: &Owned,
-        patience: Option<Duration>,
-        done: &mut Vec<Settled>,
-    ) -> Result<Vec<Batch>, HandBack> {
-        let mut blocked = Vec::new();
-        let mut parts = if batch.deliveries.is_empty() {
-            Vec::new()
-        } else {
-            vec![batch]
-        };
-        let mut patience = Patience::new(self, &self.gate, format!("lane {lane}"), patience);
-        while let Some(part) = parts.pop() {
-            let began = Instant::now();
-            let id = Uuid::now_v7();
-            let mut earlier = None;
-            let mut culprit = false;
-            let mut attempts = 0;
-            loop {
-                let published = owned.deletable();
-                let outcome = if culprit {
-                    let rejected = reject_culprit(&self.clerk, id, &part, &mut earlier).await;
-                    rejected.map(Attempt::Settled)
-                } else {
-                    attempt(&self.clerk, &self.locks, id, &part, &published, &mut earlier).await
-                };
-                let error = match outcome {
-                    Ok(Attempt::Blocked(places)) => {
-                        let is_blocked = |index: usize| places.binary_search(&index).is_ok();
-                        blocked.push(part.part(is_blocked));
-                        let rest = part.part(|index| !is_blocked(index));
-                        if !rest.deliveries.is_empty() {
-                            parts.push(rest);
-                        }
-                        break;
-                    }
-                    Ok(Attempt::Settled(settled)) => {
-                        owned.deleted(&settled.deleted);
-                        if !settled.publications.is_empty() {
-                            owned.add(id);
-                        }
-                        patience.over();
-                        self.tell(lane, door, &part, &settled, began.elapsed());
-                        done.push(settled);
-                        break;
-                    }
-                    Err(error) => error,
-                };
-                match error.fate {
-                    Fate::Retry if attempts < self.settings.retry.transient_attempts => {
-                        attempts += 1;
-                        // Somebody may hold a lock for long. Who needs it is found out once, and waits without us.
-                        if error.is_lock_wait() && self.finds_locks(&part).await {
-                            continue;
-                        }
-                        patience.short(id, lane, attempts, &error).await;
-                    }
-                    Fate::Bisect if !culprit => {
-                        if let Some((left, right)) = part.halves() {
-                            parts.extend([right, left]);
-                            break;
-                        }
-                        if self.culprits.blame(self.settings.worker.culprits_per_minute) {
-                            let digest = part.facts.first().map(|facts| hex::encode(facts.message_digest));
-                            let (digest, sqlstate) = (digest.unwrap_or_default(), error.sqlstate.as_deref());
-                            let error = error.to_string();
-                            Signal::CulpritIsolated {
-                                batch: id,
-                                digest: &digest,
-                                sqlstate,
-                                error: &error,
-                            }
-                            .emit();
-                            culprit = true;
-                        } else {
-                            patience.wait(Cause::Culprits, &error, &part).await?;
-                        }
-                    }
-                    // Its messages are somebody else's by now.
-                    Fate::Overtaken => break,
-                    Fate::Away | Fate::Retry => patience.wait(Cause::Database, &error, &part).await?,
-                    Fate::Bisect | Fate::Ours | Fate::CommittedBefore => {
-                        patience.wait(Cause::Schema, &error, &part).await?;
-                    }
-                }
-            }
-        }
-        Ok(blocked)
-    }
-
-    /// Whether somebody's open transaction has locked what a batch needs; then that is remembered.
-    pub(super) async fn finds_locks(&self, batch: &Batch) -> bool {
-        match settle::find_locked(&self.clerk, batch).await {
-            Ok(locks) if !locks.is_empty() => {
-                Signal::LocksFound { locks: locks.len() }.emit();
-                self.locks.remember(locks);
-                true
-            }
-            Ok(_) | Err(_) => false,
-        }
-    }
-
     /// Stores packs in the side room, and says whether that is known to have been done.
-    async fn hold(&self, packs: &[Pack]) -> bool {
+    pub(super) async fn hold(&self, packs: &[Pack]) -> bool {
         if packs.is_empty() {
             return true;
         }
@@ -329,69 +189,5 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// Keeps messages of a queue that need what is locked, in the side room; where that has no room, they wait in line.
-    async fn keep(
-        &self,
-        lane: usize,
-        blocked: Vec<Batch>,
-        owned: &Owned,
-        patience: Option<Duration>,
-        done: &mut Vec<Settled>,
-    ) -> Result<(), HandBack> {
-        for batch in blocked {
-            let packs = self.fairness.packs_of_locked(&batch);
-            if let Some(packs) = packs
-                && self.hold(&packs).await
-            {
-                continue;
-            }
-            self.settle_in_line(lane, batch, owned, patience, done).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits for what is locked, as long as it takes, and pauses intake meanwhile: nothing is dropped.
-    async fn settle_in_line(
-        &self,
-        lane: usize,
-        batch: Batch,
-        owned: &Owned,
-        limit: Option<Duration>,
-        done: &mut Vec<Settled>,
-    ) -> Result<(), HandBack> {
-        let mut patience = Patience::new(self, &self.gate, format!("lane {lane}"), limit);
-        let mut blocked = vec![batch];
-        while let Some(batch) = blocked.pop() {
-            let again = self.settle(lane, Door::Queue, batch, owned, limit, done).await?;
-            for batch in again {
-                let error = StoreError::room_is_full();
-                patience.wait(Cause::Database, &error, &batch).await?;
-                blocked.push(batch);
-            }
-        }
-        patience.over();
-        Ok(())
-    }
-
-    pub(super) fn tell(&self, lane: usize, door: Door, batch: &Batch, settled: &Settled, elapsed: Duration) {
-        let mut tally = Tally::new();
-        for (facts, judgement) in batch.facts.iter().zip(&settled.judgements) {
-            let (verdict, enterprise_id) = (&judgement.verdict, facts.enterprise_id.as_deref());
-            tally.add(&self.labels, enterprise_id, verdict.kind(), verdict.reason());
-        }
-        Signal::BatchJudged {
-            batch: settled.id,
-            lane,
-            from: door,
-            tally: &tally,
-        }
-        .emit();
-        Signal::Stage {
-            stage: Stage::Settle,
-            elapsed,
-        }
-        .emit();
     }
 }

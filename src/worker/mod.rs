@@ -4,10 +4,12 @@
 pub mod collector;
 mod consumer;
 mod context;
+mod driver;
 mod due;
 mod fairness;
 mod gauges;
 mod held;
+mod in_hand;
 mod lane;
 mod own_queues;
 mod patience;

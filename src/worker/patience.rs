@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use crate::{
     domain::delivery::BatchId,
     health::Health,
     retry::Backoff,
-    settle::Batch,
+    settle::{Batch, next_step::Step},
     store::{Fate, StoreError},
     telemetry::{Cause, Dependency, Signal},
 };
@@ -24,25 +24,49 @@ use crate::{
 pub struct Culprits(Arc<Mutex<VecDeque<Instant>>>);
 
 impl Culprits {
-    /// Whether one more would still be a message's fault.
-    pub fn have_room(&self, most: usize) -> bool {
+    /// Those of the last minute.
+    fn lately(&self) -> MutexGuard<'_, VecDeque<Instant>> {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         times.retain(|time| now.duration_since(*time) < Duration::from_secs(60));
-        times.len() + 1 < most
+        times
+    }
+
+    /// Whether one more would still be a message's fault.
+    pub fn have_room(&self, most: usize) -> bool {
+        is_room(&self.lately(), most)
     }
 
     /// Counts one more, and says whether that is still a message's fault.
     ///
     /// One that is not blamed counts as well: the pause ends only after a minute in which none came.
     pub fn blame(&self, most: usize) -> bool {
-        let room = self.have_room(most);
-        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        times.push_back(Instant::now());
-        while times.len() > most {
-            times.pop_front();
-        }
+        let mut times = self.lately();
+        let room = is_room(&times, most);
+        count_one(&mut times, most);
         room
+    }
+
+    /// What comes next where it depends on whether one more would still be a message's fault. Nobody else is blamed between
+    /// the question and the count.
+    pub fn decide(&self, most: usize, next: impl FnOnce(bool) -> Step) -> Step {
+        let mut times = self.lately();
+        let step = next(is_room(&times, most));
+        if step.accuses() {
+            count_one(&mut times, most);
+        }
+        step
+    }
+}
+
+fn is_room(times: &VecDeque<Instant>, most: usize) -> bool {
+    times.len() + 1 < most
+}
+
+fn count_one(times: &mut VecDeque<Instant>, most: usize) {
+    times.push_back(Instant::now());
+    while times.len() > most {
+        times.pop_front();
     }
 }
 
@@ -86,7 +110,7 @@ impl<B> Gate<B> {
         self.closed.send_replace(false);
     }
 
-    pub fn handed_back(&self) -> std::sync::MutexGuard<'_, Vec<Arc<HandBack<B>>>> {
+    pub fn handed_back(&self) -> MutexGuard<'_, Vec<Arc<HandBack<B>>>> {
         self.handed_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,25 +174,24 @@ impl<B> HandBack<B> {
 }
 
 /// Patience in the middle of a batch.
-pub(crate) struct Patience<'a, B> {
-    worker: &'a Worker,
-    gate: &'a Gate<B>,
+pub(crate) struct Patience<B> {
+    health: Arc<Health>,
+    gate: Gate<B>,
     who: String,
-    limit: Option<Duration>,
+    limit: Duration,
     backoff: Backoff,
     paused: Option<Paused>,
 }
 
-impl<'a, B: Clone> Patience<'a, B> {
+impl<B: Clone> Patience<B> {
     /// Of `who`, as /readyz tells it, who closes this gate while waiting.
-    pub(crate) fn new(worker: &'a Worker, gate: &'a Gate<B>, who: String, limit: Option<Duration>) -> Self {
-        let backoff = Backoff::new(&worker.settings.retry);
+    pub(crate) fn new(worker: &Worker, gate: &Gate<B>, who: String) -> Self {
         Self {
-            worker,
-            gate,
+            health: Arc::clone(&worker.health),
+            gate: gate.clone(),
             who,
-            limit,
-            backoff,
+            limit: worker.settings.worker.pause_release,
+            backoff: Backoff::new(&worker.settings.retry),
             paused: None,
         }
     }
@@ -190,15 +213,26 @@ impl<'a, B: Clone> Patience<'a, B> {
 
     /// Waits with growing pauses; once the limit is over the batch is handed back.
     pub(crate) async fn wait(&mut self, cause: Cause, error: &StoreError, part: &B) -> Result<(), HandBack<B>> {
-        let why = error.to_string();
         if error.fate == Fate::Away {
-            self.worker.health.set_database_trouble(error.trouble().sentence());
+            self.health.set_database_trouble(error.trouble().sentence());
         }
+        self.wait_for(Dependency::Database, cause, error.to_string(), part)
+            .await
+    }
+
+    /// The same for another dependency than the database.
+    pub(crate) async fn wait_for(
+        &mut self,
+        dependency: Dependency,
+        cause: Cause,
+        why: String,
+        part: &B,
+    ) -> Result<(), HandBack<B>> {
         let paused = self.paused.get_or_insert_with(|| {
             self.gate.close();
-            Paused::begin(&self.worker.health, &self.who, cause, &why)
+            Paused::begin(&self.health, &self.who, cause, &why)
         });
-        if self.limit.is_some_and(|limit| paused.since().elapsed() >= limit) {
+        if paused.since().elapsed() >= self.limit {
             return Err(HandBack {
                 why,
                 alone: false,
@@ -209,7 +243,7 @@ impl<'a, B: Clone> Patience<'a, B> {
         let wait = self.backoff.next();
         let attempt = self.backoff.attempts();
         Signal::Retrying {
-            dependency: Dependency::Database,
+            dependency,
             attempt,
             wait,
             error: &why,
@@ -222,7 +256,7 @@ impl<'a, B: Clone> Patience<'a, B> {
     /// It went through.
     pub(crate) fn over(&mut self) {
         self.backoff.reset();
-        self.worker.health.set_database_ok(true);
+        self.health.set_database_ok(true);
         self.paused = None;
     }
 }

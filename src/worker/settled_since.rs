@@ -4,7 +4,6 @@
 
 use super::Worker;
 use crate::{
-    domain::decide::Judged,
     retry::{self, Waited},
     settle::{self, Batch, Clerk},
     store::StoreError,
@@ -59,20 +58,16 @@ pub async fn look_through(clerk: &Clerk, after: i64) -> Result<Option<i64>, Stor
         .filter_map(|(id, delivery)| Some((id, delivery?)))
         .unzip();
     let batch = Batch::read(deliveries).await;
-    let messages: Vec<Judged<'_>> = batch
-        .deliveries
-        .iter()
-        .zip(&batch.facts)
-        .map(|(delivery, facts)| Judged { delivery, facts })
-        .collect();
-    let effects = settle::effects(clerk, &messages).await?;
+    let effects = settle::effects(clerk, &batch.judged()).await?;
     let settled: Vec<_> = ids
         .iter()
         .zip(&effects)
         .filter_map(|(id, effect)| Some((*id, effect.as_ref()?)))
         .map(|(id, allocation)| {
-            let by = allocation.settled_nonce.as_deref().unwrap_or_default();
-            let note = format!("settled since: what it asks for was settled by the message with the nonce {by}");
+            let note = match &allocation.settled_nonce {
+                Some(by) => format!("settled since: what it asks for was settled by the message with the nonce {by}"),
+                None => "settled since: what it asks for has been settled".to_owned(),
+            };
             (id, note)
         })
         .collect();

@@ -191,7 +191,7 @@ impl<'a> Wait<'a> {
         let again = match error.fate {
             Fate::Retry => patient || self.backoff.attempts() < self.desk.retry.transient_attempts,
             Fate::Away => patient,
-            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => false,
+            Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken | Fate::Full => false,
         };
         if !again {
             return Err(error.into());

@@ -19,7 +19,7 @@ use crate::{
         event,
         told::{Firsts, Tellings},
     },
-    settle::{Clerk, Settled},
+    settle::{Answer, Clerk, Settled},
     store::{StoreError, dead_letter_space::Bounds, filing::FilingOutcome},
 };
 
@@ -88,7 +88,7 @@ pub(super) fn file(
             now,
             filing: dead_letter::file(known, arrivals, now),
             taken: dead_letter::taken(known, arrivals),
-            judgements: Vec::new(),
+            answers: Vec::new(),
             publications: Vec::new(),
             lag: Duration::ZERO,
         };
@@ -105,7 +105,7 @@ pub(super) fn file(
             let Cause { reason, detail, .. } = arrival.cause;
             let effect = effects.get(&index);
             if is_counted {
-                filed.judgements.push(Judgement {
+                let judgement = Judgement {
                     verdict: match effect {
                         Some(allocation) => Verdict::Duplicate {
                             allocation: Arc::clone(allocation),
@@ -116,7 +116,9 @@ pub(super) fn file(
                         },
                     },
                     proven: effect.is_some(),
-                });
+                };
+                let source = arrival.message.delivery.source;
+                filed.answers.push(Answer { source, judgement });
             }
             // Told also where it looks like a copy: one that was handed out before is not for certain stored, and nobody
             // else tells of it. Told twice it is the same event, with the same id.
@@ -140,7 +142,7 @@ pub(super) struct Filed {
     now: Timestamp,
     filing: Filing,
     taken: BTreeMap<Timestamp, u32>,
-    judgements: Vec<Judgement>,
+    answers: Vec<Answer>,
     publications: Vec<Publication>,
     lag: Duration,
 }
@@ -154,7 +156,7 @@ impl Filed {
             arrivals,
             filing: &self.filing,
             taken: &self.taken,
-            judgements: &self.judgements,
+            verdicts: self.answers.iter().map(|answer| &answer.judgement.verdict).collect(),
             publications: &self.publications,
             lease: clerk.outbox_lease,
         }
@@ -164,7 +166,7 @@ impl Filed {
         Stored {
             settled: Settled {
                 id: self.id,
-                judgements: self.judgements,
+                answers: self.answers,
                 publications: self.publications,
                 replies: Vec::new(),
                 deleted: Vec::new(),

@@ -7,16 +7,23 @@ use crate::{
         allocation::Allocation,
         dead_letter::{self, Arrival, Cause},
         decide::Judged,
+        delivery::Source,
     },
-    settle::{self, Batch, Clerk},
+    settle::{self, Clerk, Message},
     store::StoreError,
 };
 
-/// Dead letters with the message in each as its partner sent it, and why it is here.
+/// The message in a dead letter as its partner sent it, and why it is here.
+#[derive(Clone)]
+pub(super) struct Letter {
+    pub(super) message: Message,
+    pub(super) cause: Cause,
+}
+
+/// Dead letters that are stored together.
 #[derive(Clone, Default)]
 pub(super) struct Letters {
-    pub(super) batch: Batch,
-    pub(super) causes: Vec<Cause>,
+    letters: Arc<Vec<Letter>>,
     /// An earlier commit of theirs is unknown: they may be stored.
     pub(super) again: bool,
 }
@@ -25,14 +32,30 @@ pub(super) struct Letters {
 pub(super) type Effects = BTreeMap<usize, Arc<Allocation>>;
 
 impl Letters {
+    pub(super) fn new(letters: Vec<Letter>) -> Self {
+        Self {
+            letters: Arc::new(letters),
+            again: false,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.letters.len()
+    }
+
+    /// Where each came from.
+    pub(super) fn sources(&self) -> impl Iterator<Item = Source> {
+        self.letters.iter().map(|letter| letter.message.delivery.source)
+    }
+
     pub(super) fn arrivals(&self, effects: &Effects) -> Vec<Arrival<'_>> {
-        let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
-        messages
+        self.letters
+            .iter()
             .enumerate()
-            .map(|(index, ((delivery, facts), cause))| Arrival {
-                message: Judged { delivery, facts },
+            .map(|(index, Letter { message, cause })| Arrival {
+                message: message.judged(),
                 cause,
-                again: self.again || delivery.redelivered,
+                again: self.again || message.delivery.redelivered,
                 has_effect: effects.contains_key(&index),
             })
             .collect()
@@ -42,11 +65,12 @@ impl Letters {
     /// asked. What settles after that was given up before,
     /// and is found by [`crate::worker::settled_since`].
     pub(super) async fn effects(&self, clerk: &Clerk) -> Result<Effects, StoreError> {
-        let messages = self.batch.deliveries.iter().zip(&self.batch.facts).zip(&self.causes);
-        let (places, untold): (Vec<usize>, Vec<Judged<'_>>) = messages
+        let (places, untold): (Vec<usize>, Vec<Judged<'_>>) = self
+            .letters
+            .iter()
             .enumerate()
-            .filter(|(_, (_, cause))| cause.is_untold())
-            .map(|(index, ((delivery, facts), _))| (index, Judged { delivery, facts }))
+            .filter(|(_, letter)| letter.cause.is_untold())
+            .map(|(index, letter)| (index, letter.message.judged()))
             .unzip();
         let effects = settle::effects(clerk, &untold).await?;
         let effects = places.into_iter().zip(effects);
@@ -54,45 +78,28 @@ impl Letters {
     }
 
     /// Two halves, unless a single one is left.
-    pub(super) fn halves(&self) -> Option<(Self, Self)> {
-        let (left, right) = self.batch.halves()?;
-        let (left_causes, right_causes) = self.causes.split_at_checked(left.deliveries.len())?;
-        let half = |batch: Batch, causes: &[Cause]| Self {
-            batch,
-            causes: causes.to_vec(),
+    pub(super) fn halves(&self) -> Option<[Self; 2]> {
+        let (left, right) = self.letters.split_at_checked(self.letters.len() / 2)?;
+        let half = |letters: &[Letter]| Self {
+            letters: Arc::new(letters.to_vec()),
             again: self.again,
         };
-        Some((half(left, left_causes), half(right, right_causes)))
+        (!left.is_empty()).then(|| [left, right].map(half))
     }
 
     /// What can be stored, and what no database could hold.
     pub(super) fn sort(self) -> (Self, Self) {
-        let mut unstorable = Self::default();
-        if !self
-            .batch
-            .deliveries
-            .iter()
-            .any(|delivery| dead_letter::unstorable(delivery).is_some())
-        {
-            return (self, unstorable);
+        let is_storable = |letter: &Letter| dead_letter::unstorable(&letter.message.delivery).is_none();
+        if self.letters.iter().all(is_storable) {
+            return (self, Self::default());
         }
-        let mut kept = Self {
-            again: self.again,
-            ..Self::default()
+        let again = self.again;
+        let (storable, others): (Vec<_>, Vec<_>) =
+            Arc::unwrap_or_clone(self.letters).into_iter().partition(is_storable);
+        let of = |letters| Self {
+            letters: Arc::new(letters),
+            again,
         };
-        let (mut storable, mut others) = (Vec::new(), Vec::new());
-        let facts = self.batch.facts.into_iter().zip(self.causes);
-        for (delivery, (facts, cause)) in self.batch.deliveries.iter().zip(facts) {
-            let (deliveries, letters) = match dead_letter::unstorable(delivery) {
-                Some(_) => (&mut others, &mut unstorable),
-                None => (&mut storable, &mut kept),
-            };
-            deliveries.push(delivery.clone());
-            letters.batch.facts.push(facts);
-            letters.causes.push(cause);
-        }
-        kept.batch.deliveries = Arc::new(storable);
-        unstorable.batch.deliveries = Arc::new(others);
-        (kept, unstorable)
+        (of(storable), of(others))
     }
 }

@@ -19,14 +19,16 @@ use uuid::Uuid;
 pub use self::{filing::rehearse, second::collect as collect_second, space::SpaceWatch};
 use self::{
     filing::{Stored, file, rehearse_with, tellings},
-    letters::{Effects, Letters},
+    letters::{Effects, Letter, Letters},
     space::{RESUME_BELOW, bounds},
 };
 use super::{
     Worker,
-    consumer::{Consumer, Work, dispose, tag_of},
+    consumer::{Consumer, Work, acknowledge},
+    driver::{Holder, Trying, drive},
+    in_hand::each_once,
     patience::{Culprits, Gate, HandBack, Patience},
-    publish::{Entrance, Owned, PublishStage, place_within, send_all},
+    publish::{Entrance, Owned, PublishStage, place_in, send_all},
 };
 use crate::{
     broker::{
@@ -37,14 +39,14 @@ use crate::{
     },
     domain::{
         dead_letter::{self, Arrival, Cause, Trusted},
-        delivery::{BatchId, Delivery, Publication},
+        delivery::{BatchId, Delivery, Publication, Source},
         event,
     },
     fail::{self, Point},
     retry::{self, Backoff, Waited},
-    settle::{Batch, Settled},
-    store::{Fate, StoreError},
-    telemetry::{Cause as PauseCause, Intake as Door, Signal, Stage, Tally},
+    settle::{Settled, next_step::Terms, read_signed_where},
+    store::StoreError,
+    telemetry::{Cause as PauseCause, Dependency, Intake as Door, Signal, Stage, Tally},
 };
 
 /// Who pauses, as /readyz tells it.
@@ -71,43 +73,66 @@ pub async fn run(worker: Worker) {
 }
 
 /// The same, and keeps count.
-pub async fn collect(mut worker: Worker, account: &Arc<Account>) {
+pub async fn collect(worker: Worker, account: &Arc<Account>) {
+    let way = Way {
+        who: WHO,
+        queue: topology::DEAD,
+        linger: worker.settings.dead_letters.linger,
+    };
+    let first = serve(worker.clone(), account, &way, |storing| (storing.gate.clone(), storing));
+    let second = second::collect(worker, Arc::clone(account));
+    tokio::join!(first, second);
+}
+
+/// One of the two ways by which dead letters come.
+struct Way {
+    /// As logs and connections name it.
+    who: &'static str,
+    queue: &'static str,
+    /// How long it waits for more once a letter is there.
+    linger: Duration,
+}
+
+/// Consumes one way, with a publish stage of its own, until the program stops.
+async fn serve<W: Work>(
+    mut worker: Worker,
+    account: &Arc<Account>,
+    way: &Way,
+    work: impl FnOnce(Storing) -> (Gate<W::Batch>, W),
+) {
     // Its own: what the collector can not store must not hold up the lanes, nor use up their blame.
     worker.culprits = Culprits::default();
-    let settings = Arc::clone(&worker.settings);
     let owned = Owned::default();
-    let mut stage = PublishStage::start(worker.row_publisher(WHO), &owned, &settings.outbox);
+    let mut stage = PublishStage::start(worker.row_publisher(way.who), &owned, &worker.settings.outbox);
     // Lanes count from zero, and the second intake is the one after them.
-    let number = settings.worker.lanes + 1;
-    let second = second::collect(worker.clone(), Arc::clone(account));
-    let batch_max = settings.dead_letters.batch_max;
-    let gate = Gate::default();
+    let number = worker.settings.worker.lanes + 1;
+    let (gate, work) = work(Storing {
+        worker: worker.clone(),
+        gate: Gate::default(),
+        number,
+        owned,
+        committed: stage.entrance(),
+        account: Arc::clone(account),
+        trusted: trusted(&worker),
+    });
+    let batch_max = worker.settings.dead_letters.batch_max;
     let mut consumer = Consumer {
         number,
-        name: WHO.to_owned(),
-        queue: topology::DEAD.to_owned(),
+        name: way.who.to_owned(),
+        queue: way.queue.to_owned(),
         // While one batch is being stored the next one arrives.
-        prefetch: u16::try_from(batch_max.saturating_mul(2))
-            .map_or(PREFETCH_MAX, |prefetch| prefetch.min(PREFETCH_MAX)),
+        prefetch: u16::try_from(batch_max.saturating_mul(2)).map_or(PREFETCH_MAX, |most| most.min(PREFETCH_MAX)),
         batch_max,
-        linger: settings.dead_letters.linger,
-        gate: gate.clone(),
-        work: Storing {
-            worker: worker.clone(),
-            gate,
-            number,
-            owned,
-            committed: stage.entrance(),
-            account: Arc::clone(account),
-            trusted: trusted(&worker),
-        },
+        linger: way.linger,
+        gate,
+        work,
         worker,
         misfit: None,
         unseen_told: false,
     };
     tokio::select! {
         () = stage.failed() => {}
-        ((), ()) = async { tokio::join!(consumer.run(), second) } => {}
+        () = consumer.run() => {}
     }
     drop(consumer);
     stage.finish().await;
@@ -148,98 +173,6 @@ impl Storing {
         Ok(filed.stored())
     }
 
-    /// The same in the long run: patient with the database, and bisecting down to what it refuses.
-    async fn store_all(
-        &self,
-        letters: Letters,
-        done: &mut Vec<Settled>,
-        apart: &mut Vec<Publication>,
-    ) -> Result<(), HandBack<Letters>> {
-        let settings = &self.worker.settings;
-        let mut parts = vec![letters];
-        let limit = Some(settings.worker.pause_release);
-        let mut patience = Patience::new(&self.worker, &self.gate, WHO.to_owned(), limit);
-        let mut full_since = None;
-        let mut backoff = Backoff::new(&settings.retry);
-        while let Some(mut part) = parts.pop() {
-            let began = Instant::now();
-            let mut id = Uuid::now_v7();
-            let mut attempts = 0;
-            loop {
-                if part.causes.is_empty() {
-                    break;
-                }
-                let error = match self.store(id, &part).await {
-                    Ok(stored) => {
-                        if !stored.settled.publications.is_empty() {
-                            self.owned.add(id);
-                        }
-                        patience.over();
-                        full_since = None;
-                        self.tell_room(None);
-                        self.tell(&part, &stored, began.elapsed());
-                        done.push(stored.settled);
-                        break;
-                    }
-                    Err(error) => error,
-                };
-                // What is stored by now must not count as another failure; its events are in the outbox, for the relay, and
-                // those of the next attempt need a row of their own beside them.
-                if error.at_commit {
-                    part.again = true;
-                    id = Uuid::now_v7();
-                }
-                if error.is_full() {
-                    self.wait_for_room(&error, &mut full_since, &mut backoff, &part).await?;
-                    continue;
-                }
-                match error.fate {
-                    Fate::Retry | Fate::CommittedBefore if attempts < settings.retry.transient_attempts => {
-                        attempts += 1;
-                        patience.short(id, self.number, attempts, &error).await;
-                    }
-                    Fate::Bisect => {
-                        if let Some((left, right)) = part.halves() {
-                            parts.extend([right, left]);
-                            break;
-                        }
-                        if !self.worker.culprits.blame(settings.worker.culprits_per_minute) {
-                            patience.wait(PauseCause::Culprits, &error, &part).await?;
-                            continue;
-                        }
-                        let sqlstate = error.sqlstate.clone();
-                        self.set_apart(&part, sqlstate.as_deref(), |_| error.to_string(), apart);
-                        break;
-                    }
-                    Fate::Away | Fate::Retry => patience.wait(PauseCause::Database, &error, &part).await?,
-                    Fate::Ours | Fate::CommittedBefore | Fate::Overtaken => {
-                        patience.wait(PauseCause::Schema, &error, &part).await?
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Holds what is in hand while there is no room for it, as long as a pause may last; then it goes back, once, and the
-    /// consumer with it. Settling goes on meanwhile.
-    async fn wait_for_room(
-        &self,
-        error: &StoreError,
-        since: &mut Option<Instant>,
-        backoff: &mut Backoff,
-        part: &Letters,
-    ) -> Result<(), HandBack<Letters>> {
-        self.tell_room(Some(error));
-        let since = since.get_or_insert_with(Instant::now);
-        let mut stop = self.worker.stop.clone();
-        let is_over = since.elapsed() >= self.worker.settings.worker.pause_release;
-        if is_over || retry::sleep(backoff.next(), &mut stop).await == Waited::Stopping {
-            return Err(HandBack::of(error.to_string(), part.clone()));
-        }
-        Ok(())
-    }
-
     /// Says once that there is no room, and once that there is again.
     fn tell_room(&self, full: Option<&StoreError>) {
         let was_full = self.account.full.swap(full.is_some(), Ordering::Relaxed);
@@ -259,61 +192,8 @@ impl Storing {
         }
     }
 
-    /// Leaves letters to `settlement.unreadable`: they are published there by us, since what the broker does with them when
-    /// they are rejected depends on what is in them.
-    fn set_apart(
-        &self,
-        letters: &Letters,
-        sqlstate: Option<&str>,
-        why: impl Fn(&Delivery) -> String,
-        apart: &mut Vec<Publication>,
-    ) {
-        for arrival in letters.arrivals(&Effects::default()) {
-            let message = arrival.message;
-            let (digest, error) = (hex::encode(message.facts.message_digest), why(message.delivery));
-            Signal::DeadLetterSetApart {
-                digest: &digest,
-                sqlstate,
-                error: &error,
-            }
-            .emit();
-            self.account.unreadable.fetch_add(1, Ordering::Relaxed);
-            let Cause { reason, detail, .. } = arrival.cause;
-            let failed_at = dead_letter::failed_at(&arrival, Timestamp::now());
-            apart.push(event::set_apart(message, *reason, detail, failed_at));
-        }
-    }
-
-    /// Publishes what is set apart, on a connection of its own: there is next to never any. Without its confirms nothing of
-    /// the batch is acknowledged.
-    async fn publish_apart(&self, apart: &[Publication]) -> Result<(), HandBack<Letters>> {
-        if apart.is_empty() {
-            return Ok(());
-        }
-        let name = format!("{} {WHO} set apart", self.worker.settings.worker.name);
-        let published = async {
-            let connection = Connection::open_without_consumer(&self.worker.broker, &name).await?;
-            let mut publisher = Publisher::open(&connection).await?;
-            let mut fates = Vec::with_capacity(apart.len());
-            for publication in apart {
-                fates.extend(publisher.publish(std::slice::from_ref(publication)).await?);
-            }
-            drop(connection.close().await);
-            Ok::<_, BrokerError>(fates)
-        };
-        match published.await {
-            Ok(fates) if fates.iter().all(|fate| *fate == Routed::Confirmed) => Ok(()),
-            Ok(_) => Err(HandBack::because(
-                "settlement.unreadable does not take what can not be stored",
-            )),
-            Err(error) => Err(HandBack::because(format!(
-                "what can not be stored could not be published to settlement.unreadable: {error}"
-            ))),
-        }
-    }
-
     fn tell(&self, letters: &Letters, stored: &Stored, elapsed: Duration) {
-        let total = u64::try_from(letters.causes.len()).unwrap_or(u64::MAX);
+        let total = u64::try_from(letters.len()).unwrap_or(u64::MAX);
         let counted = u64::try_from(stored.filing.counted.len()).unwrap_or(u64::MAX);
         let new = stored.filing.entries.values().filter(|entry| entry.is_new).count();
         let new = u64::try_from(new).unwrap_or(u64::MAX);
@@ -333,12 +213,12 @@ impl Storing {
             elapsed,
         }
         .emit();
-        if stored.settled.judgements.is_empty() {
+        if stored.settled.answers.is_empty() {
             return;
         }
         let mut tally = Tally::new();
-        for judgement in &stored.settled.judgements {
-            let verdict = &judgement.verdict;
+        for answer in &stored.settled.answers {
+            let verdict = &answer.judgement.verdict;
             tally.add(&self.worker.labels, None, verdict.kind(), verdict.reason());
         }
         Signal::BatchJudged {
@@ -348,6 +228,182 @@ impl Storing {
             tally: &tally,
         }
         .emit();
+    }
+}
+
+/// Dead letters in hand, on their way into the database.
+struct Filer<'a> {
+    storing: &'a Storing,
+    patience: Patience<Letters>,
+    /// What is committed: it is told even if the rest has to be handed back.
+    done: Vec<Settled>,
+    /// What is published to `settlement.unreadable` instead of being stored.
+    apart: Vec<Publication>,
+    /// Where they came from, those that are stored and those that are set apart.
+    seen_to: Vec<Source>,
+    full_since: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl<'a> Filer<'a> {
+    fn new(storing: &'a Storing) -> Self {
+        let worker = &storing.worker;
+        Self {
+            storing,
+            patience: Patience::new(worker, &storing.gate, WHO.to_owned()),
+            done: Vec::new(),
+            apart: Vec::new(),
+            seen_to: Vec::new(),
+            full_since: None,
+            backoff: Backoff::new(&worker.settings.retry),
+        }
+    }
+
+    /// Leaves letters to `settlement.unreadable`: they are published there by us, since what the broker does with them when
+    /// they are rejected depends on what is in them.
+    fn set_apart(&mut self, letters: &Letters, sqlstate: Option<&str>, why: impl Fn(&Delivery) -> String) {
+        for arrival in letters.arrivals(&Effects::default()) {
+            let message = arrival.message;
+            let (digest, error) = (hex::encode(message.facts.message_digest), why(message.delivery));
+            Signal::DeadLetterSetApart {
+                digest: &digest,
+                sqlstate,
+                error: &error,
+            }
+            .emit();
+            self.storing.account.unreadable.fetch_add(1, Ordering::Relaxed);
+            let Cause { reason, detail, .. } = arrival.cause;
+            let failed_at = dead_letter::failed_at(&arrival, Timestamp::now());
+            self.apart.push(event::set_apart(message, *reason, detail, failed_at));
+            self.seen_to.push(message.delivery.source);
+        }
+    }
+
+    /// Publishes what is set apart, and waits as for a database that is away while that does not go. Without its confirms
+    /// nothing of the batch is acknowledged.
+    async fn publish_apart(&mut self, taken: &Letters) -> Result<(), HandBack<Letters>> {
+        while let Err(why) = self.try_publish_apart().await {
+            self.patience
+                .wait_for(Dependency::Broker, PauseCause::Broker, why, taken)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// On a connection of its own: there is next to never any.
+    async fn try_publish_apart(&self) -> Result<(), String> {
+        if self.apart.is_empty() {
+            return Ok(());
+        }
+        let worker = &self.storing.worker;
+        let name = format!("{} {WHO} set apart", worker.settings.worker.name);
+        let published = async {
+            let connection = Connection::open_without_consumer(&worker.broker, &name).await?;
+            let mut publisher = Publisher::open(&connection).await?;
+            let mut fates = Vec::with_capacity(self.apart.len());
+            for publication in &self.apart {
+                fates.extend(publisher.publish(std::slice::from_ref(publication)).await?);
+            }
+            // They are confirmed; a connection that does not close in order is cut.
+            drop(connection.close().await);
+            Ok::<_, BrokerError>(fates)
+        };
+        match published.await {
+            Ok(fates) if fates.len() == self.apart.len() && fates.iter().all(|fate| *fate == Routed::Confirmed) => {
+                Ok(())
+            }
+            Ok(_) => Err("settlement.unreadable does not take what can not be stored".to_owned()),
+            Err(error) => Err(format!(
+                "what can not be stored could not be published to settlement.unreadable: {error}"
+            )),
+        }
+    }
+
+    /// Whether each letter that was taken is stored or set apart, once. If not it is a mistake of ours, and nothing may be
+    /// acknowledged.
+    async fn account_for(&mut self, taken: &Letters) -> Result<(), HandBack<Letters>> {
+        let Err(error) = each_once(taken.sources(), self.seen_to.iter().copied()) else {
+            return Ok(());
+        };
+        loop {
+            self.patience.wait(PauseCause::Schema, &error, taken).await?;
+        }
+    }
+}
+
+impl Holder for Filer<'_> {
+    type Part = Letters;
+
+    fn terms(&self) -> Terms {
+        Terms::COLLECTOR
+    }
+
+    fn worker(&self) -> &Worker {
+        &self.storing.worker
+    }
+
+    fn number(&self) -> usize {
+        self.storing.number
+    }
+
+    fn patience(&mut self) -> &mut Patience<Letters> {
+        &mut self.patience
+    }
+
+    fn count(part: &Letters) -> usize {
+        part.len()
+    }
+
+    async fn attempt(&mut self, trying: &mut Trying, part: &Letters) -> Result<Vec<Letters>, StoreError> {
+        let stored = self.storing.store(trying.id, part).await?;
+        if !stored.settled.publications.is_empty() {
+            self.storing.owned.add(stored.settled.id);
+        }
+        self.patience.over();
+        self.full_since = None;
+        self.storing.tell_room(None);
+        self.storing.tell(part, &stored, trying.elapsed());
+        self.seen_to.extend(part.sources());
+        self.done.push(stored.settled);
+        Ok(Vec::new())
+    }
+
+    async fn cut(&mut self, part: Letters) -> Vec<Letters> {
+        part.halves().map_or_else(Vec::new, |[left, right]| vec![right, left])
+    }
+
+    /// It is said where it is set apart.
+    fn blame(&self, _: &Trying, _: &Letters, _: &StoreError) {}
+
+    /// What the database does not take can not be told to it either.
+    async fn reject(&mut self, _: &mut Trying, part: &Letters, why: &StoreError) -> Result<(), StoreError> {
+        self.set_apart(part, why.sqlstate.as_deref(), |_| why.to_string());
+        Ok(())
+    }
+
+    async fn finds_locks(&self, _: &Letters) -> bool {
+        false
+    }
+
+    /// What is stored by now must not count as another failure; its events are in the outbox, for the relay, and those of the
+    /// next attempt need a row of their own beside them.
+    fn commit_unknown(&mut self, trying: &mut Trying, part: &mut Letters) {
+        part.again = true;
+        trying.begin_another();
+    }
+
+    /// Holds what is in hand while there is no room for it, as long as a pause may last; then it goes back, once, and the
+    /// consumer with it. Settling goes on meanwhile.
+    async fn wait_for_room(&mut self, error: &StoreError, part: &Letters) -> Result<(), HandBack<Letters>> {
+        self.storing.tell_room(Some(error));
+        let worker = &self.storing.worker;
+        let since = self.full_since.get_or_insert_with(Instant::now);
+        let mut stop = worker.stop.clone();
+        let is_over = since.elapsed() >= worker.settings.worker.pause_release;
+        if is_over || retry::sleep(self.backoff.next(), &mut stop).await == Waited::Stopping {
+            return Err(HandBack::of(error.to_string(), part.clone()));
+        }
+        Ok(())
     }
 }
 
@@ -366,41 +422,38 @@ impl Work for Storing {
             })
             .unzip();
         let is_untold = |index: usize| causes.get(index).is_some_and(Cause::is_untold);
-        let batch = Batch::read_signed_where(deliveries, is_untold).await;
-        let causes = causes
-            .into_iter()
-            .zip(&batch.facts)
-            .map(|(cause, facts)| dead_letter::explain(cause, facts))
-            .collect();
-        Letters {
-            batch,
-            causes,
-            again: false,
-        }
+        let messages = read_signed_where(deliveries, is_untold).await;
+        let letters = messages.into_iter().zip(causes);
+        Letters::new(
+            letters
+                .map(|(message, cause)| Letter {
+                    cause: dead_letter::explain(cause, &message.facts),
+                    message,
+                })
+                .collect(),
+        )
     }
 
-    async fn finish(&self, letters: Letters, received: Instant, disposer: &Disposer) -> Result<(), HandBack<Letters>> {
+    async fn finish(&self, taken: Letters, received: Instant, disposer: &Disposer) -> Result<(), HandBack<Letters>> {
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
-        let limit = self.worker.settings.outbox.stuck_after;
-        let place = match place_within(&self.committed, limit).await {
-            Some(Ok(place)) => place,
-            Some(Err(_)) => return Err(HandBack::no_publisher()),
-            None => return Err(HandBack::stuck(limit)),
-        };
-        let tags: Vec<u64> = letters.batch.deliveries.iter().map(tag_of).collect();
-        let (letters, unstorable) = letters.sort();
-        let (mut done, mut apart) = (Vec::new(), Vec::new());
+        let place = place_in(&self.committed, self.worker.settings.outbox.stuck_after).await?;
+        let (letters, unstorable) = taken.clone().sort();
+        let mut filer = Filer::new(self);
         let why = |delivery: &Delivery| dead_letter::unstorable(delivery).unwrap_or_default().to_owned();
-        self.set_apart(&unstorable, None, why, &mut apart);
-        let mut stored = self.store_all(letters, &mut done, &mut apart).await;
-        if stored.is_ok() {
+        filer.set_apart(&unstorable, None, why);
+        let stored = async {
+            drive(&mut filer, letters).await?;
             fail::point(Point::CollectorCommitted).await;
-            stored = self.publish_apart(&apart).await;
-        }
+            filer.publish_apart(&taken).await?;
+            filer.account_for(&taken).await
+        };
+        let stored = stored.await;
         if stored.is_ok() {
-            dispose(disposer, self.number, &[], &tags).await;
+            acknowledge(disposer, self.number, taken.sources()).await;
             fail::point(Point::CollectorAcked).await;
         }
+        // What is committed is told, even if the rest goes back.
+        let mut done = filer.done;
         done.retain(|settled| !settled.publications.is_empty());
         send_all(place, &self.committed, done, received).await;
         stored

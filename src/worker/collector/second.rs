@@ -9,17 +9,19 @@ use std::{
 use super::{
     super::{
         Worker,
-        consumer::{Consumer, Work, dispose, tag_of},
-        patience::{Culprits, Gate, HandBack},
-        publish::{Owned, PublishStage},
+        consumer::{Work, acknowledge},
+        patience::{Gate, HandBack},
     },
-    Account, PREFETCH_MAX, Storing,
+    Account, Storing, Way,
     letters::Letters,
-    trusted,
+    serve,
 };
 use crate::{
     broker::{intake::Disposer, topology},
-    domain::{dead_letter, delivery::Delivery},
+    domain::{
+        dead_letter,
+        delivery::{Delivery, Source},
+    },
     store::StoreError,
 };
 
@@ -28,54 +30,25 @@ const WHO: &str = "collector of the second way";
 
 /// Goes on until the program stops. Whoever leaves the dead letters in their queue needs it too: what the broker keeps away
 /// from that queue is nowhere else.
-pub async fn collect(mut worker: Worker, account: Arc<Account>) {
-    // Its own, as the collector's are.
-    worker.culprits = Culprits::default();
-    let settings = Arc::clone(&worker.settings);
-    let owned = Owned::default();
-    let mut stage = PublishStage::start(worker.row_publisher(WHO), &owned, &settings.outbox);
-    let number = settings.worker.lanes + 1;
-    let batch_max = settings.dead_letters.batch_max;
-    let mut consumer = Consumer {
-        number,
-        name: WHO.to_owned(),
-        queue: topology::BROKER_MADE.to_owned(),
-        prefetch: u16::try_from(batch_max.saturating_mul(2))
-            .map_or(PREFETCH_MAX, |prefetch| prefetch.min(PREFETCH_MAX)),
-        batch_max,
+pub async fn collect(worker: Worker, account: Arc<Account>) {
+    let way = Way {
+        who: WHO,
+        queue: topology::BROKER_MADE,
         // Next to nothing is stored from here: there is nothing to wait for.
         linger: Duration::ZERO,
-        gate: Gate::default(),
-        work: Second(Storing {
-            worker: worker.clone(),
-            // Of its batches, which are not this consumer's: what waits here waits by itself.
-            gate: Gate::default(),
-            number,
-            owned,
-            committed: stage.entrance(),
-            account,
-            trusted: trusted(&worker),
-        }),
-        worker,
-        misfit: None,
-        unseen_told: false,
     };
-    tokio::select! {
-        () = stage.failed() => {}
-        () = consumer.run() => {}
-    }
-    drop(consumer);
-    stage.finish().await;
+    // The gate is of this consumer's batches, which are not those that it stores: what waits here waits by itself.
+    serve(worker, &account, &way, |storing| (Gate::default(), Second(storing))).await;
 }
 
 /// Stores what the first way may not have brought.
 struct Second(Storing);
 
-/// What is to be stored, and the tags of what is not.
+/// What is to be stored, and where that came from which is not.
 #[derive(Clone, Default)]
 struct Copies {
     letters: Letters,
-    let_go: Vec<u64>,
+    let_go: Vec<Source>,
 }
 
 impl Work for Second {
@@ -85,13 +58,13 @@ impl Work for Second {
         let (cut, copies): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(dead_letter::may_be_cut);
         Copies {
             letters: self.0.read(cut).await,
-            let_go: copies.iter().map(tag_of).collect(),
+            let_go: copies.iter().map(|delivery| delivery.source).collect(),
         }
     }
 
     async fn finish(&self, batch: Copies, received: Instant, disposer: &Disposer) -> Result<(), HandBack<Copies>> {
         let Copies { letters, let_go } = batch;
-        let stored = letters.batch.deliveries.iter().map(tag_of).max();
+        let stored = letters.sources().filter_map(Source::delivery_tag).max();
         if stored.is_some() {
             // Acknowledges all up to its last, those in between that are let go included.
             self.0.finish(letters, received, disposer).await.map_err(|back| {
@@ -101,10 +74,8 @@ impl Work for Second {
                 })
             })?;
         }
-        let rest: Vec<u64> = let_go.into_iter().filter(|tag| Some(*tag) > stored).collect();
-        if !rest.is_empty() {
-            dispose(disposer, self.0.number, &[], &rest).await;
-        }
+        let rest = let_go.into_iter().filter(|source| source.delivery_tag() > stored);
+        acknowledge(disposer, self.0.number, rest).await;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use std::{
 use tokio::{sync::mpsc, task::JoinSet};
 
 pub use self::row::RowPublisher;
+use super::patience::HandBack;
 use crate::{
     config::OutboxSettings,
     domain::delivery::BatchId,
@@ -167,12 +168,13 @@ impl PublishStage {
     }
 }
 
-/// A place in the publish stage; None where there is none for too long.
-pub async fn place_within<'a>(
-    entrance: &'a Entrance,
-    limit: Duration,
-) -> Option<Result<mpsc::Permit<'a, Committed>, mpsc::error::SendError<()>>> {
-    tokio::time::timeout(limit, entrance.reserve()).await.ok()
+/// A place in the publish stage. Where there is none for too long what was taken goes back.
+pub async fn place_in<B>(entrance: &Entrance, limit: Duration) -> Result<mpsc::Permit<'_, Committed>, HandBack<B>> {
+    match tokio::time::timeout(limit, entrance.reserve()).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(_)) => Err(HandBack::no_publisher()),
+        Err(_) => Err(HandBack::stuck(limit)),
+    }
 }
 
 /// Hands the parts of a batch to the publish stage; nearly always there is one.
@@ -229,7 +231,7 @@ async fn publish_batches(
             owned.published(settled.id);
         }
         publisher.reply(&settled).await;
-        let elapsed = vec![received.elapsed(); settled.judgements.len()];
+        let elapsed = vec![received.elapsed(); settled.answers.len()];
         Signal::EndToEnd { elapsed: &elapsed }.emit();
     }
     while let Err(error) = delete_published(&publisher.store, &owned).await {

@@ -1,24 +1,31 @@
 //! One batch by itself over a real database: in which order it locks, and what it sees of what others commit meanwhile.
 
+use std::time::Duration;
+
 use settled::{
     domain::decide::{Reason, Verdict, VerdictKind},
     settle::{self, Batch, Settled},
+    store::{
+        Fate,
+        held::{Pack, Why},
+    },
 };
 use tokio_postgres::{Client, error::SqlState};
+use uuid::Uuid;
 
 use crate::kit::{
     amqp::Message,
     auditor::{Expect, Reservation},
-    in_process::{self, read, settle},
+    in_process::{self, read, settle, settle_as},
     partner::Partner,
     support::{PATIENCE, Place, said, until},
 };
 
 fn verdict(settled: &Settled) -> &Verdict {
-    let [judgement] = settled.judgements.as_slice() else {
+    let [answer] = settled.answers.as_slice() else {
         panic!("one message");
     };
-    &judgement.verdict
+    &answer.judgement.verdict
 }
 
 /// A place with a partner and reserved allocations.
@@ -67,9 +74,9 @@ async fn locks_are_taken_in_the_order_of_keys() {
     let refused = settle(&clerk, &valid).await.expect("judged");
     assert!(
         refused
-            .judgements
+            .answers
             .iter()
-            .all(|judgement| judgement.verdict.reason() == Some(Reason::PartnerInactive))
+            .all(|answer| answer.judgement.verdict.reason() == Some(Reason::PartnerInactive))
     );
     run(&place, &["partner", "resume", "--enterprise-id", "acme"]).await;
     // Parked ones that are due.
@@ -202,6 +209,77 @@ async fn a_message_woken_while_it_is_judged_stays_due() {
         .await
         .expect("judged");
     assert_eq!(verdict(&settled).kind(), VerdictKind::Settled);
+}
+
+/// The balances come last of all that a batch writes. What the database says of them counts like any other answer: whether one
+/// message is to blame, or somebody was in the way, and not only that something failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_database_says_of_the_balances_is_heard() {
+    let (place, partner, reservations) = with_reserved("balances", 2).await;
+    let db = place.db().await;
+    let clerk = in_process::clerk(&place);
+    let batch = read(&[partner.cleared(&reservations[0]), partner.cleared(&reservations[1])]).await;
+    for (sqlstate, fate) in [("23514", Fate::Bisect), ("22003", Fate::Bisect), ("40001", Fate::Retry)] {
+        db.batch_execute(&format!(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+             AS $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{sqlstate}'; END $$;
+             CREATE OR REPLACE TRIGGER refuse BEFORE UPDATE ON settled.accounts
+             FOR EACH ROW EXECUTE FUNCTION refuse()"
+        ))
+        .await
+        .expect("a trigger");
+        let error = settle(&clerk, &batch).await.expect_err("refused");
+        assert_eq!(error.sqlstate.as_deref(), Some(sqlstate), "{error}");
+        assert_eq!(error.fate, fate, "{error}");
+    }
+    db.batch_execute("DROP TRIGGER refuse ON settled.accounts")
+        .await
+        .expect("dropped");
+    let settled = settle(&clerk, &batch).await.expect("settled");
+    let kinds: Vec<VerdictKind> = settled
+        .answers
+        .iter()
+        .map(|answer| answer.judgement.verdict.kind())
+        .collect();
+    assert_eq!(kinds, [VerdictKind::Settled; 2]);
+}
+
+/// What was held leaves the room with its batch. Whether that was committed is unknown where the answer is lost: tried again
+/// under the same id, the batch is found, and is not taken for another worker's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_batch_whose_commit_is_unknown_is_found_by_its_id() {
+    let (place, partner, reservations) = with_reserved("held_unknown", 1).await;
+    let clerk = in_process::clerk(&place);
+    let came = read(&[partner.cleared(&reservations[0])]).await.into_messages();
+    let pack = Pack {
+        whose: Some("acme".to_owned()),
+        why: Why::Share,
+        deliveries: came.into_iter().map(|message| message.delivery).collect(),
+        due_in: Duration::ZERO,
+        attempts: 0,
+    };
+    clerk.store.hold(&[pack]).await.expect("held");
+    let claimed = clerk.store.claim_held(10, PATIENCE, &[]).await.expect("claimed");
+    let deliveries = claimed.packs.into_iter().flat_map(|held| held.pack.deliveries);
+    let batch = Batch::read(deliveries.collect()).await;
+
+    let id = Uuid::now_v7();
+    let first = settle_as(&clerk, id, &batch, &mut None).await.expect("settled");
+    let told = first.publications.len();
+    assert_eq!((verdict(&first).kind(), told), (VerdictKind::Settled, 1));
+    // Its answer is lost, say: what it came to is remembered, and is what the second attempt comes to.
+    let again = settle_as(&clerk, id, &batch, &mut Some(first))
+        .await
+        .expect("it is there");
+    assert_eq!(
+        (verdict(&again).kind(), again.publications.len()),
+        (VerdictKind::Settled, told)
+    );
+    // Who knows nothing of it finds that the pack has gone.
+    let error = settle_as(&clerk, Uuid::now_v7(), &batch, &mut None)
+        .await
+        .expect_err("gone");
+    assert_eq!(error.fate, Fate::Overtaken, "{error}");
 }
 
 /// A worker stands before its COMMIT for as long as one likes, and dies there: every message is in the queue again.

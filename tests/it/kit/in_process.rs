@@ -3,7 +3,7 @@
 use settled::{
     config::{Settings, Sources},
     domain::delivery::{Delivery, Properties, Source},
-    settle::{self, Batch, Clerk, Settled},
+    settle::{self, Attempt, Batch, Clerk, Settled, blocked::KnownLocks},
     store::{Store, StoreError},
 };
 use uuid::Uuid;
@@ -46,5 +46,18 @@ pub(crate) async fn read(messages: &[Message]) -> Batch {
 
 /// One attempt, as a worker makes it.
 pub(crate) async fn settle(clerk: &Clerk, batch: &Batch) -> Result<Settled, StoreError> {
-    settle::process_batch(clerk, Uuid::now_v7(), batch, &[], &mut None).await
+    settle_as(clerk, Uuid::now_v7(), batch, &mut None).await
+}
+
+/// The same under a given id, after an attempt that came to `earlier` if it committed.
+pub(crate) async fn settle_as(
+    clerk: &Clerk,
+    id: Uuid,
+    batch: &Batch,
+    earlier: &mut Option<Settled>,
+) -> Result<Settled, StoreError> {
+    match settle::attempt(clerk, &KnownLocks::default(), id, batch, &[], earlier).await? {
+        Attempt::Settled(settled) => Ok(settled),
+        Attempt::Blocked(places) => panic!("nothing is known to be locked, and {places:?} are blocked"),
+    }
 }

@@ -552,7 +552,7 @@ impl Place {
         let sql = "SELECT count(*) FROM settled.partners WHERE own_queue";
         let own_queues: i64 = self.db().await.query_one(sql, &[]).await.expect("partners").get(0);
         // Their lanes have the default prefetch in every test that has any.
-        let bounds = worker.bounds.with_lanes(own_queues.unsigned_abs(), 500);
+        let bounds = worker.bounds.with_lanes(own_queues.unsigned_abs(), 1_000);
         let began = Instant::now();
         loop {
             let above = gauge.read().await.above(&bounds);

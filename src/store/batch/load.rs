@@ -1,0 +1,418 @@
+//! Loads what a batch may touch, under locks.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::join;
+use jiff::Timestamp;
+use tokio_postgres::{Row, types::FromSql};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        allocation::{Allocation, Kind, PolicyResult, Status},
+        decide::{Judged, Parked, Partner, Reason, Receipt, ReceiptKey, Snapshot, VerdictKind},
+        ledger::{Amount, Quantity},
+        signature::{PublicKey, Signer},
+    },
+    fail::Point,
+    store::{Fate, Session, StoreError},
+};
+
+/// What a batch names, and so may touch.
+#[derive(Debug, Default)]
+struct Wanted {
+    allocations: BTreeSet<Uuid>,
+    receipts: BTreeSet<Uuid>,
+    enterprises: BTreeSet<String>,
+    /// Who speaks of which allocation: the message is parked where it is not there.
+    spoken_of: BTreeSet<(String, Uuid)>,
+}
+
+impl Wanted {
+    fn of(batch: &[Judged<'_>]) -> Self {
+        let mut wanted = Self::default();
+        for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
+            let update = &content.update;
+            wanted.allocations.insert(update.id);
+            wanted.allocations.extend(&content.signed_ids);
+            wanted.receipts.extend(content.receipt_keys().map(|key| key.0));
+            wanted.enterprises.insert(update.enterprise_id.clone());
+            wanted.spoken_of.insert((update.enterprise_id.clone(), update.id));
+        }
+        wanted
+    }
+}
+
+const ALLOCATION_COLUMNS: &str = "\
+    a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
+    a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
+    a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,
+    a.available_account, a.held_account, a.allocated_account,
+    c.enterprise_id, c.partners_client_id, c.partners_connection_id";
+
+/// The statement that reads allocations, with what follows its FROM.
+pub(in crate::store) fn select_allocations(function: &str, rest: &str) -> String {
+    format!(
+        "/* {function} */
+        SELECT {ALLOCATION_COLUMNS}
+        FROM settled.allocations AS a
+        JOIN settled.connections AS c ON c.connection_id = a.connection_id
+        {rest}"
+    )
+}
+
+const LOAD_NOW: &str = "\
+    /* batch::load now */
+    SELECT date_trunc('milliseconds', clock_timestamp())";
+
+const LOAD_PARTNERS: &str = "\
+    /* batch::load partners */
+    SELECT p.enterprise_id, p.broker_user, p.suspended_at IS NOT NULL AS suspended,
+           p.async_allocations, p.async_deallocations, k.public_key,
+           k.revoked_at IS NOT NULL AS revoked, k.reinstated_at IS NOT NULL AS reinstated
+    FROM settled.partners AS p
+    LEFT JOIN settled.partner_keys AS k
+      ON k.enterprise_id = p.enterprise_id
+     AND (k.revoked_at IS NOT NULL
+       OR (k.valid_from <= clock_timestamp()
+      AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())))
+    WHERE p.enterprise_id = ANY ($1)";
+
+/// What was refused because its key was revoked then. Asked only where a message is signed with a key that was reinstated;
+/// after the keys, so that whatever was refused before that is seen.
+const LOAD_DISTRUSTED: &str = "\
+    /* batch::load distrusted */
+    SELECT d.public_key, d.payload_digest
+    FROM settled.distrusted AS d
+    JOIN unnest($1::bytea[], $2::bytea[]) AS n (public_key, payload_digest)
+      ON n.public_key = d.public_key
+     AND n.payload_digest = d.payload_digest";
+
+const LOAD_PARKED: &str = "\
+    /* batch::load parked */
+    SELECT key, seq, parked_at, until, attempts, also_reply
+    FROM settled.parked
+    WHERE key = ANY ($1)";
+
+/// Where messages may be parked, one batch at a time counts and parks for a partner: others that counted at the same
+/// moment would each fill the same room. In the order of the keys, so that two batches never wait for each other. What is
+/// locked is a number of ours, since there may be no row yet; it goes with the transaction.
+const LOCK_PARKING: &str = "\
+    /* batch::load lock parking */
+    SELECT pg_advisory_xact_lock(7236102, w.key)
+    FROM (
+        SELECT DISTINCT hashtext(w.enterprise_id) AS key
+        FROM unnest($1::text[]) AS w (enterprise_id)
+        ORDER BY key
+    ) AS w";
+
+const LOAD_PARKED_COUNTS: &str = "\
+    /* batch::load parked counts */
+    SELECT enterprise_id, count(*), sum(bytes)::bigint
+    FROM settled.parked
+    WHERE enterprise_id = ANY ($1)
+    GROUP BY enterprise_id";
+
+fn load_allocations(lock: bool) -> String {
+    let rest = if lock {
+        "WHERE a.id = ANY ($1) ORDER BY a.id FOR NO KEY UPDATE OF a"
+    } else {
+        "WHERE a.id = ANY ($1)"
+    };
+    select_allocations("batch::load allocations", rest)
+}
+
+fn load_receipts(lock: bool) -> String {
+    let rest = if lock { "ORDER BY key FOR NO KEY UPDATE" } else { "" };
+    format!(
+        "/* batch::load receipts */
+        SELECT key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
+               public_key, first_seen, last_seen
+        FROM settled.receipts
+        WHERE key = ANY ($1)
+        {rest}"
+    )
+}
+
+/// Loads what the batch may touch. Locks first, and the rest in later statements, so that they see what committed while
+/// the locks were awaited. One round trip; a second one only where a message names an allocation that is not there, since
+/// it may be parked: who parks is locked then, and the rest is loaded anew.
+pub(super) async fn load(
+    session: &Session,
+    batch: &[Judged<'_>],
+    patience: Option<Duration>,
+) -> Result<Snapshot, StoreError> {
+    let wanted = &Wanted::of(batch);
+    let lock = patience.is_some();
+    let (allocations, receipts) = (load_allocations(lock), load_receipts(lock));
+    for sql in [
+        &allocations,
+        &receipts,
+        LOAD_PARTNERS,
+        LOAD_PARKED,
+        LOAD_NOW,
+        LOCK_PARKING,
+        LOAD_PARKED_COUNTS,
+        LOAD_DISTRUSTED,
+    ] {
+        session.prepare(sql).await?;
+    }
+    let allocation_ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
+    let keys: Vec<Uuid> = wanted.receipts.iter().copied().collect();
+    let begin = async {
+        if let Some(patience) = patience {
+            session.begin_impatient(patience).await?;
+            session.pass(Point::AfterBegin).await
+        } else {
+            session.begin_read_only().await
+        }
+    };
+    let answers = join!(
+        begin,
+        async { session.query(&allocations, &[&allocation_ids]).await },
+        async { session.query(&receipts, &[&keys]).await },
+        load_rest(session, wanted, &keys),
+    );
+    answers.0?;
+    let mut snapshot = Snapshot::default();
+    for row in answers.1? {
+        let allocation = allocation(session, &row)?;
+        snapshot.allocations.insert(allocation.id, Arc::new(allocation));
+    }
+    for row in answers.2? {
+        let (key, receipt) = receipt(session, &row)?;
+        snapshot.receipts.insert(key, receipt);
+    }
+    let mut rest = answers.3?;
+    let unknown: BTreeSet<&str> = wanted
+        .spoken_of
+        .iter()
+        .filter(|(_, id)| !snapshot.allocations.contains_key(id))
+        .map(|(enterprise_id, _)| enterprise_id.as_str())
+        .collect();
+    if !session.skips(unknown.is_empty()) {
+        let enterprises: Vec<&str> = unknown.into_iter().collect();
+        let answers = join!(
+            async {
+                if !lock {
+                    return Ok(Vec::new());
+                }
+                session.query(LOCK_PARKING, &[&enterprises]).await
+            },
+            load_rest(session, wanted, &keys),
+            async { session.query(LOAD_PARKED_COUNTS, &[&enterprises]).await },
+        );
+        answers.0?;
+        rest = answers.1?;
+        for row in answers.2? {
+            let count: i64 = row.get(1);
+            let count = u64::try_from(count).map_err(|_| corrupt(session, "a number of parked messages"))?;
+            snapshot.parked_counts.insert(row.get(0), count);
+            let bytes: i64 = row.get(2);
+            let bytes = u64::try_from(bytes).map_err(|_| corrupt(session, "a number of parked bytes"))?;
+            snapshot.parked_bytes.insert(row.get(0), bytes);
+        }
+    }
+    snapshot.distrusted = load_distrusted(session, batch, &rest.reinstated).await?;
+    snapshot.parked_bytes_of_all = session.parked_bytes;
+    snapshot.partners = rest.partners;
+    snapshot.parked = rest.parked;
+    snapshot.now = rest.now;
+    session.pass(Point::AfterLoad).await?;
+    Ok(snapshot)
+}
+
+/// What is loaded after the locks.
+struct Rest {
+    partners: HashMap<String, Partner>,
+    /// Keys that were revoked once and are not any more.
+    reinstated: HashSet<PublicKey>,
+    parked: HashMap<ReceiptKey, Parked>,
+    now: Timestamp,
+}
+
+async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<Rest, StoreError> {
+    let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
+    let answers = join!(
+        async { session.query(LOAD_PARTNERS, &[&enterprises]).await },
+        async { session.query(LOAD_PARKED, &[&keys]).await },
+        async { session.query(LOAD_NOW, &[]).await },
+    );
+    let mut partners = HashMap::new();
+    let mut reinstated = HashSet::new();
+    for row in answers.0? {
+        let partner = partners.entry(row.get("enterprise_id")).or_insert_with(|| Partner {
+            broker_user: row.get("broker_user"),
+            suspended: row.get("suspended"),
+            async_allocations: row.get("async_allocations"),
+            async_deallocations: row.get("async_deallocations"),
+            keys: Vec::new(),
+            revoked: Vec::new(),
+        });
+        if let Some(bytes) = row.get::<_, Option<&[u8]>>("public_key") {
+            let key = public_key(session, bytes)?;
+            if row.get("revoked") {
+                partner.revoked.push(key);
+            } else {
+                partner.keys.push(key);
+                if row.get("reinstated") {
+                    reinstated.insert(key);
+                }
+            }
+        }
+    }
+    let mut parked = HashMap::new();
+    for row in answers.1? {
+        let attempts: i32 = row.get("attempts");
+        let waiting = Parked {
+            seq: row.get("seq"),
+            parked_at: row.get("parked_at"),
+            until: row.get("until"),
+            attempts: u32::try_from(attempts).map_err(|_| corrupt(session, "a number of attempts"))?,
+            // What a later version wrote is best effort like every reply.
+            also: row
+                .get::<_, Option<&str>>("also_reply")
+                .and_then(|text| serde_json::from_str(text).ok()),
+        };
+        parked.insert(ReceiptKey(row.get("key")), waiting);
+    }
+    let now = session.one(&answers.2?)?.get(0);
+    Ok(Rest {
+        partners,
+        reinstated,
+        parked,
+        now,
+    })
+}
+
+/// Which of a batch's signed texts were refused because their key, reinstated since, was revoked.
+async fn load_distrusted(
+    session: &Session,
+    batch: &[Judged<'_>],
+    reinstated: &HashSet<PublicKey>,
+) -> Result<HashSet<(PublicKey, [u8; 32])>, StoreError> {
+    if session.skips(reinstated.is_empty()) {
+        return Ok(HashSet::new());
+    }
+    let contents = batch.iter().filter_map(|message| message.facts.content.as_ref().ok());
+    let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = contents
+        .filter_map(|content| match &content.signer {
+            Signer::Key(key) if reinstated.contains(key) => {
+                Some((key.as_bytes().as_slice(), content.payload_digest.as_slice()))
+            }
+            Signer::Key(_) | Signer::Malformed(_) | Signer::Unrecoverable | Signer::Unread => None,
+        })
+        .unzip();
+    if session.skips(keys.is_empty()) {
+        return Ok(HashSet::new());
+    }
+    let mut distrusted = HashSet::new();
+    for row in session.query(LOAD_DISTRUSTED, &[&keys, &digests]).await? {
+        let digest = row.get::<_, &[u8]>(1).try_into();
+        let digest = digest.map_err(|_| corrupt(session, "a digest"))?;
+        distrusted.insert((public_key(session, row.get(0))?, digest));
+    }
+    Ok(distrusted)
+}
+
+fn corrupt(session: &Session, what: &str) -> StoreError {
+    StoreError::new(
+        session.name,
+        Fate::Ours,
+        format!("the database holds {what} that this version can not read"),
+    )
+}
+
+fn public_key(session: &Session, bytes: &[u8]) -> Result<PublicKey, StoreError> {
+    PublicKey::stored(bytes).ok_or_else(|| corrupt(session, "a public key"))
+}
+
+/// A row's columns one after another, in the order of its SELECT. To find each by its name takes a microsecond a row.
+struct InOrder<'a> {
+    row: &'a Row,
+    next: usize,
+}
+
+impl<'a> InOrder<'a> {
+    fn of(row: &'a Row) -> Self {
+        Self { row, next: 0 }
+    }
+
+    fn take<T: FromSql<'a>>(&mut self) -> T {
+        let value = self.row.get(self.next);
+        self.next += 1;
+        value
+    }
+}
+
+/// Reads a row of [`select_allocations`].
+pub(in crate::store) fn allocation(session: &Session, row: &Row) -> Result<Allocation, StoreError> {
+    let read = || {
+        let mut column = InOrder::of(row);
+        // In the order of ALLOCATION_COLUMNS: the fields of a literal are read as they are written.
+        Some(Allocation {
+            id: column.take(),
+            kind: Kind::parse(column.take())?,
+            status: Status::parse(column.take())?,
+            amount: Amount {
+                currency: column.take(),
+                quantity: Quantity::parse(column.take()).ok()?,
+            },
+            connection_id: column.take(),
+            client_id: column.take(),
+            client_external_id: column.take(),
+            initiated_by: column.take(),
+            notes: column.take(),
+            reason: column.take(),
+            retriable: column.take(),
+            partner_external_id: column.take(),
+            evaluation_id: column.take(),
+            pending_approval_id: column.take(),
+            policy_result: match column.take::<Option<&str>>() {
+                Some(text) => Some(PolicyResult::parse(text)?),
+                None => None,
+            },
+            settled_nonce: column.take(),
+            created_at: column.take(),
+            updated_at: column.take(),
+            available_account: column.take(),
+            held_account: column.take(),
+            allocated_account: column.take(),
+            enterprise_id: column.take(),
+            partners_client_id: column.take(),
+            partners_connection_id: column.take(),
+        })
+    };
+    read().ok_or_else(|| corrupt(session, "an allocation"))
+}
+
+/// Reads a row of [`load_receipts`], its key apart.
+fn receipt(session: &Session, row: &Row) -> Result<(ReceiptKey, Receipt), StoreError> {
+    let read = || {
+        let mut column = InOrder::of(row);
+        let key = ReceiptKey(column.take());
+        // In the order of the SELECT.
+        let receipt = Receipt {
+            enterprise_id: column.take(),
+            nonce: column.take(),
+            payload_digest: column.take::<&[u8]>().try_into().ok()?,
+            message_digest: column.take::<&[u8]>().try_into().ok()?,
+            verdict: VerdictKind::parse(column.take())?,
+            reason: match column.take::<Option<&str>>() {
+                Some(text) => Some(Reason::parse(text)?),
+                None => None,
+            },
+            allocation_id: column.take(),
+            event_id: column.take(),
+            public_key: PublicKey::stored(column.take())?,
+            first_seen: column.take(),
+            last_seen: column.take(),
+        };
+        Some((key, receipt))
+    };
+    read().ok_or_else(|| corrupt(session, "a receipt"))
+}

@@ -1,0 +1,221 @@
+//! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip (the load a second
+//! one where a message may be parked); arrays in, keys sorted. What is written stands in one ordered list, in [`writes`]. Locks
+//! are taken in the order of every writer: allocations, receipts, who parks, what was told, parked, dead letters, accounts.
+
+mod load;
+mod money;
+mod parking;
+mod receipts;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use self::load::load;
+pub(super) use self::load::{allocation, select_allocations};
+use super::{
+    Session, Store, StoreError, dead_letters, held, outbox, told,
+    write::{Rows, Write, params, write_all},
+};
+use crate::{
+    domain::{
+        decide::{Changeset, Judged, Judgement, Snapshot, Verdict, VerdictKind},
+        delivery::{BatchId, Publication},
+        event,
+        told::{Firsts, Tellings},
+    },
+    fail::Point,
+};
+
+impl Store {
+    /// Opens the transaction `settle_batch` and loads what the batch may touch.
+    ///
+    /// # Errors
+    /// No connection, or the load failed.
+    pub async fn open_batch(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
+        let session = self.session("settle_batch").await?;
+        let snapshot = load(&session, batch, Some(self.lock_patience)).await?;
+        Ok((OpenBatch { session }, snapshot))
+    }
+
+    /// The same snapshot for a judgement without effect: no locks, nothing written.
+    ///
+    /// # Errors
+    /// No connection, or the load failed.
+    pub async fn snapshot(&self, batch: &[Judged<'_>]) -> Result<Snapshot, StoreError> {
+        let session = self.session("explain").await?;
+        let snapshot = load(&session, batch, None).await?;
+        session.rollback().await;
+        Ok(snapshot)
+    }
+}
+
+impl Store {
+    /// Opens a transaction that will be undone: what a batch asks of the database, tried out before a message is in hand.
+    /// Every statement runs, even one without rows, so that what is missing (a grant, a table, a column) shows.
+    ///
+    /// # Errors
+    /// What the batch would meet.
+    pub async fn open_rehearsal(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
+        let mut session = self.session("rehearse").await?;
+        session.rehearsal = true;
+        let snapshot = load(&session, batch, Some(self.lock_patience)).await?;
+        Ok((OpenBatch { session }, snapshot))
+    }
+}
+
+/// The transaction between load and write. Dropped, it leaves no trace.
+pub struct OpenBatch {
+    session: Session,
+}
+
+/// A batch's outcome, ready to be written.
+pub struct Outcome<'a> {
+    /// Made before the transaction; the first row written carries it.
+    pub id: BatchId,
+    pub worker: &'a str,
+    /// The door it came through: `queue` (also of what was held since), `parked` or `replayed`.
+    pub source: &'static str,
+    pub now: Timestamp,
+    /// Each message with what it came to.
+    pub judged: &'a [(Judged<'a>, &'a Judgement)],
+    pub changes: &'a Changeset,
+    /// Events and dead letters to publish once this is committed.
+    pub publications: &'a [Publication],
+    /// How long the writer owns the outbox row.
+    pub lease: std::time::Duration,
+    /// Outbox rows whose publications are all confirmed.
+    pub published: &'a [BatchId],
+}
+
+impl OpenBatch {
+    /// What was told before of what this batch refuses and parks; what was not is told by this batch, and remembered.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn remember(&self, id: BatchId, tellings: &Tellings) -> Result<Firsts, StoreError> {
+        told::remember(&self.session, id, tellings).await
+    }
+
+    /// Writes the outcome and takes it back.
+    ///
+    /// # Errors
+    /// What the batch would meet.
+    pub async fn rehearse(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+        let mut done = write_all(&self.session, writes(outcome)?).await;
+        if done.is_ok() {
+            done = held::rehearse(&self.session).await;
+        }
+        self.session.rollback().await;
+        done
+    }
+
+    /// Lets go of everything.
+    pub async fn leave(self) {
+        self.session.rollback().await;
+    }
+
+    /// Writes the outcome and commits.
+    ///
+    /// # Errors
+    /// With `at_commit` set, whether it committed is unknown: try again under the same id.
+    pub async fn write(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+        if let Err(error) = write_all(&self.session, writes(outcome)?).await {
+            self.session.rollback().await;
+            return Err(error);
+        }
+        self.session.pass(Point::BeforeCommit).await?;
+        self.session.commit().await
+    }
+}
+
+/// Everything that a batch writes, in the order in which it is sent, which is the order of the locks. The batch's own row comes
+/// first: where it is there already nothing else is asked.
+fn writes<'a>(outcome: &'a Outcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
+    let changes = outcome.changes;
+    let rulings = dead_letters::rulings(outcome);
+    Ok(vec![
+        insert_batch(outcome)?,
+        held::leave(outcome),
+        receipts::insert(outcome),
+        receipts::update(outcome),
+        money::update_allocations(changes),
+        money::insert_settlements(outcome),
+        money::insert_transfers(outcome),
+        parking::lock(changes),
+        parking::unpark(outcome),
+        parking::park(outcome)?,
+        parking::park_on(changes),
+        parking::ask_again(changes)?,
+        dead_letters::lock(&rulings),
+        dead_letters::judge(outcome, rulings),
+        receipts::distrust(outcome),
+        receipts::still_revoked(changes),
+        outbox::insert(outcome.id, outcome.publications, outcome.lease)?,
+        outbox::delete(outcome.published).then(Point::OutboxDeleted),
+        money::lock_accounts(changes),
+        money::update_balances(changes),
+    ])
+}
+
+const INSERT_BATCH: &str = "\
+    /* batch::insert_batch */
+    INSERT INTO settled.batches (
+        id, worker, source, at, received, settled, duplicate, parked, rejected, reasons, letters
+    )
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11)";
+
+fn insert_batch<'a>(outcome: &'a Outcome<'_>) -> Result<Write<'a>, StoreError> {
+    let verdicts: Vec<&Verdict> = outcome.judged.iter().map(|(_, judgement)| &judgement.verdict).collect();
+    let letters = event::letters_of(outcome.publications);
+    let write = count_batch(
+        outcome.id,
+        outcome.worker,
+        outcome.source,
+        outcome.now,
+        &verdicts,
+        letters,
+    )?;
+    Ok(write.then(Point::BatchInserted))
+}
+
+/// The batch's own row: how many came, and to what.
+pub(super) fn count_batch<'a>(
+    id: BatchId,
+    worker: &'a str,
+    source: &'a str,
+    now: Timestamp,
+    verdicts: &[&Verdict],
+    letters: usize,
+) -> Result<Write<'a>, StoreError> {
+    let mut kinds = BTreeMap::<VerdictKind, i32>::new();
+    let mut reasons = BTreeMap::<&str, u32>::new();
+    for verdict in verdicts {
+        *kinds.entry(verdict.kind()).or_default() += 1;
+        if verdict.kind() == VerdictKind::Rejected
+            && let Some(reason) = verdict.reason()
+        {
+            *reasons.entry(reason.as_str()).or_default() += 1;
+        }
+    }
+    let count = |kind| kinds.get(&kind).copied().unwrap_or_default();
+    let reasons = serde_json::to_string(&reasons)
+        .map_err(|error| StoreError::ours("settle_batch", format!("the reasons can not be written: {error}")))?;
+    Ok(Write::new(
+        INSERT_BATCH,
+        Rows::Exactly(1),
+        params![
+            id,
+            worker,
+            source,
+            now,
+            i32::try_from(verdicts.len()).unwrap_or(i32::MAX),
+            count(VerdictKind::Settled),
+            count(VerdictKind::Duplicate),
+            count(VerdictKind::Parked),
+            count(VerdictKind::Rejected),
+            reasons,
+            i32::try_from(letters).unwrap_or(i32::MAX),
+        ],
+    ))
+}

@@ -1,0 +1,179 @@
+//! Writes who has proven what, and came to what; and what is distrusted since its key was revoked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::Outcome;
+use crate::{
+    domain::decide::{Changeset, Reason, Receipt, ReceiptKey},
+    fail::Point,
+    store::{
+        Fate,
+        registry::REMEMBERED_MAX,
+        write::{Rows, Write, params},
+    },
+};
+
+const INSERT: &str = "\
+    /* batch::insert_receipts */
+    INSERT INTO settled.receipts (
+        key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
+        public_key, first_seen, last_seen, batch_id
+    )
+    SELECT n.*, $13
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::uuid[],
+        $9::uuid[], $10::bytea[], $11::timestamptz[], $12::timestamptz[]
+    ) AS n";
+
+const UPDATE: &str = "\
+    /* batch::update_receipts */
+    UPDATE settled.receipts AS r
+    SET message_digest = n.message_digest,
+        verdict = n.verdict,
+        reason = n.reason,
+        allocation_id = n.allocation_id,
+        event_id = n.event_id,
+        public_key = n.public_key,
+        last_seen = n.last_seen,
+        batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
+                        THEN $8 ELSE r.batch_id END
+    FROM unnest(
+        $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[], $9::uuid[]
+    ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen, allocation_id)
+    WHERE r.key = n.key";
+
+/// In key order, so that two batches never wait for each other. Of each key as many as are remembered.
+const DISTRUST: &str = "\
+    /* batch::distrust */
+    WITH room AS MATERIALIZED (
+        SELECT k.public_key
+        FROM (SELECT DISTINCT unnest($1::bytea[])) AS k (public_key)
+        WHERE (
+            SELECT count(*)
+            FROM (SELECT FROM settled.distrusted AS d WHERE d.public_key = k.public_key LIMIT $4) AS known
+        ) < $4
+    )
+    INSERT INTO settled.distrusted (public_key, payload_digest, at)
+    SELECT n.public_key, n.payload_digest, $3
+    FROM unnest($1::bytea[], $2::bytea[]) AS n (public_key, payload_digest)
+    JOIN room AS r ON r.public_key = n.public_key
+    ORDER BY n.public_key, n.payload_digest
+    ON CONFLICT DO NOTHING";
+
+/// A later statement than the one that adds to what is distrusted: that waits for whoever reinstates the key just now.
+const STILL_REVOKED: &str = "\
+    /* batch::still_revoked */
+    SELECT FROM settled.partner_keys WHERE public_key = ANY ($1) AND revoked_at IS NOT NULL";
+
+/// Receipts as columns.
+#[derive(Default)]
+struct ReceiptColumns<'a> {
+    keys: Vec<Uuid>,
+    enterprise_ids: Vec<&'a str>,
+    nonces: Vec<&'a str>,
+    payload_digests: Vec<&'a [u8]>,
+    message_digests: Vec<&'a [u8]>,
+    verdicts: Vec<&'static str>,
+    reasons: Vec<Option<&'static str>>,
+    allocation_ids: Vec<Uuid>,
+    event_ids: Vec<Uuid>,
+    public_keys: Vec<&'a [u8]>,
+    first_seen: Vec<Timestamp>,
+    last_seen: Vec<Timestamp>,
+}
+
+impl<'a> ReceiptColumns<'a> {
+    fn of(receipts: &'a BTreeMap<ReceiptKey, Receipt>) -> Self {
+        let mut columns = Self::default();
+        for (key, receipt) in receipts {
+            columns.keys.push(key.0);
+            columns.enterprise_ids.push(&receipt.enterprise_id);
+            columns.nonces.push(&receipt.nonce);
+            columns.payload_digests.push(&receipt.payload_digest);
+            columns.message_digests.push(&receipt.message_digest);
+            columns.verdicts.push(receipt.verdict.as_str());
+            columns.reasons.push(receipt.reason.map(Reason::as_str));
+            columns.allocation_ids.push(receipt.allocation_id);
+            columns.event_ids.push(receipt.event_id);
+            columns.public_keys.push(receipt.public_key.as_bytes());
+            columns.first_seen.push(receipt.first_seen);
+            columns.last_seen.push(receipt.last_seen);
+        }
+        columns
+    }
+}
+
+pub(super) fn insert<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+    let receipts = &outcome.changes.new_receipts;
+    let columns = ReceiptColumns::of(receipts);
+    Write::unless(
+        receipts.is_empty(),
+        INSERT,
+        Rows::Exactly(receipts.len()),
+        params![
+            columns.keys,
+            columns.enterprise_ids,
+            columns.nonces,
+            columns.payload_digests,
+            columns.message_digests,
+            columns.verdicts,
+            columns.reasons,
+            columns.allocation_ids,
+            columns.event_ids,
+            columns.public_keys,
+            columns.first_seen,
+            columns.last_seen,
+            outcome.id,
+        ],
+    )
+    .then(Point::ReceiptsInserted)
+}
+
+/// A receipt that is only seen again keeps the batch that gave its verdict.
+pub(super) fn update<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+    let receipts = &outcome.changes.changed_receipts;
+    let columns = ReceiptColumns::of(receipts);
+    Write::unless(
+        receipts.is_empty(),
+        UPDATE,
+        Rows::Exactly(receipts.len()),
+        params![
+            columns.keys,
+            columns.message_digests,
+            columns.verdicts,
+            columns.reasons,
+            columns.event_ids,
+            columns.public_keys,
+            columns.last_seen,
+            outcome.id,
+            columns.allocation_ids,
+        ],
+    )
+    .then(Point::ReceiptsUpdated)
+}
+
+pub(super) fn distrust<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+    let refused = &outcome.changes.distrusted;
+    let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = refused
+        .iter()
+        .map(|(key, digest)| (key.as_bytes().as_slice(), digest.as_slice()))
+        .unzip();
+    let params = params![keys, digests, outcome.now, REMEMBERED_MAX];
+    Write::unless(refused.is_empty(), DISTRUST, Rows::Any, params)
+}
+
+/// A key that was reinstated while the batch was judged: what it signed is judged again, and was never refused.
+pub(super) fn still_revoked(changes: &Changeset) -> Write<'_> {
+    let keys: BTreeSet<&[u8]> = changes
+        .distrusted
+        .iter()
+        .map(|(key, _)| key.as_bytes().as_slice())
+        .collect();
+    let keys: Vec<&[u8]> = keys.into_iter().collect();
+    let sentence = "a key was reinstated while what it signed was refused";
+    let rows = Rows::Or(keys.len(), Fate::Retry, sentence);
+    Write::unless(keys.is_empty(), STILL_REVOKED, rows, params![keys])
+}
