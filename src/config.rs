@@ -70,6 +70,10 @@ pub struct DatabaseSettings {
 pub struct BrokerSettings {
     /// Empty if nobody said. [`Settings::broker_url`] insists.
     pub url: Secret,
+    /// Empty: the management API is not asked.
+    pub management_url: Secret,
+    #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
+    pub management_interval: Duration,
     #[serde(deserialize_with = "optional_path")]
     pub ca_file: Option<PathBuf>,
     /// Whole seconds, as AMQP has it.

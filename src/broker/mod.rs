@@ -5,6 +5,7 @@
 //! that publishes, and acknowledgements would stop with it.
 
 pub mod intake;
+pub mod management;
 pub mod own_queue;
 pub mod publisher;
 mod settings;

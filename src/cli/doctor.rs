@@ -18,6 +18,8 @@ use crate::{
     worker::collector::{self, SpaceWatch},
 };
 
+mod management;
+
 /// The oldest PostgreSQL that has what the schema uses (UNIQUE NULLS NOT DISTINCT).
 const POSTGRES_MIN: i32 = 150_000;
 
@@ -507,6 +509,7 @@ async fn broker(settings: &Settings) -> Vec<Check> {
     checks.extend(depths(&connection).await);
     // A database that does not answer has lines of its own.
     let own = own_queues(settings).await.unwrap_or_default();
+    checks.extend(management::lines(settings, &own).await);
     // Last, because its questions end in refusals, and a broker under an alarm leaves it without an answer.
     let inspected = tokio::select! {
         inspected = topology::inspect(&connection, &own) => Some(inspected),

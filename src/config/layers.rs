@@ -54,6 +54,9 @@ const SPECIAL: [(&str, &str, bool); 6] = [
     ("BROKER_URL", "broker.url", false),
     ("BROKER_URL_FILE", "broker.url", true),
     ("BROKER__URL", "broker.url", false),
+    ("BROKER_MANAGEMENT_URL", "broker.management_url", false),
+    ("BROKER_MANAGEMENT_URL_FILE", "broker.management_url", true),
+    ("BROKER__MANAGEMENT_URL", "broker.management_url", false),
 ];
 
 /// The merged table, and who said what.
@@ -200,7 +203,7 @@ impl Layers {
                 let from = self.origins.get(&setting).cloned().unwrap_or(Origin::Default);
                 Some(Told {
                     value: match value.as_str() {
-                        Some(url) if setting.ends_with(".url") => Secret::new(url).redacted().into(),
+                        Some(url) if setting.ends_with("url") => Secret::new(url).redacted().into(),
                         _ => redacted(value),
                     },
                     setting,
@@ -243,7 +246,7 @@ impl Layers {
         if !default.same_type(&value) {
             return Err(self.wrong_type(&key, &format!("a value of type {}", value.type_str()), &origin));
         }
-        let said = if name.ends_with(".url") {
+        let said = if name.ends_with("url") {
             String::new()
         } else {
             format!(" = {}", shown(&value))
@@ -322,7 +325,13 @@ impl Layers {
                 "set it to 0, which means worker.lanes + 4",
             ));
         }
-        let schemes: [(&str, &Secret, &[&str], &str); 2] = [
+        let schemes: [(&str, &Secret, &[&str], &str); 3] = [
+            (
+                "broker.management_url",
+                &settings.broker.management_url,
+                &["http://", "https://"],
+                "https:// or http://",
+            ),
             (
                 "broker.url",
                 &settings.broker.url,
@@ -401,6 +410,7 @@ fn variable_of(key: &str) -> String {
     match key {
         "database.url" => "SETTLED_DATABASE_URL".to_owned(),
         "broker.url" => "SETTLED_BROKER_URL".to_owned(),
+        "broker.management_url" => "SETTLED_BROKER_MANAGEMENT_URL".to_owned(),
         key => format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase()),
     }
 }

@@ -57,6 +57,7 @@ fn the_defaults() {
         log,
     } = &settings;
     assert!(!allow_plaintext && database.url.is_empty() && broker.url.is_empty());
+    assert!(broker.management_url.is_empty());
     assert_eq!(
         (
             database.pool_size,
@@ -108,6 +109,7 @@ fn the_defaults() {
         (database.idle_in_transaction_timeout, 30_000),
         (database.client_deadline, 15_000),
         (database.acquire_timeout, 5_000),
+        (broker.management_interval, 10_000),
         (broker.heartbeat, 10_000),
         (broker.connect_timeout, 10_000),
         (broker.publish_deadline, 15_000),
@@ -231,7 +233,6 @@ fn variables_that_are_not_settings_are_left_alone() {
     let settings = load(
         None,
         &[
-            ("SETTLED_BROKER_MANAGEMENT_URL", "http://localhost"),
             ("SETTLED_TEST_SEED", "7"),
             ("SETTLED_FAULT", "before-ack"),
             ("SETTLED_WORKER", "x"),

@@ -86,6 +86,8 @@ catalogue! {
         "Times that dead letters were found to take most of the room that they may.";
     Counter DEAD_LETTERS_SETTLED_SINCE = "settled_dead_letters_settled_since_total", Count, [], itself,
         "Open dead letters whose message had settled since.";
+    Counter BROKER_DEAD_LETTERS_STUCK_ALARMS = "settled_broker_dead_letters_stuck_alarms_total", Count, [], itself,
+        "Times that the broker was found not to get rid of what it has to dead-letter. Alarm.";
     Counter DEAD_LETTERS_SET_APART = "settled_dead_letters_set_apart_total", Count, [], itself,
         "Dead letters that the database refused, left to settlement.unreadable. Alarm.";
     Counter UNREADABLE_ALARMS = "settled_unreadable_alarms_total", Count, [], itself,
@@ -119,6 +121,10 @@ catalogue! {
         "1 while a queue is not consumed because it, or what stands around it, is not what it must be.";
     Gauge QUEUE_MESSAGES = "settled_queue_messages", Count, ["queue"], nothing,
         "Messages ready in a queue.";
+    Gauge BROKER_DEAD_LETTERS_WAITING = "settled_broker_dead_letters_waiting", Count, ["queue"], nothing,
+        "Messages that wait at the broker to be dead-lettered from a queue; only where broker.management_url is set.";
+    Gauge BROKER_MANAGEMENT_ANSWERS = "settled_broker_management_answers", Count, [], nothing,
+        "1 while the broker's management API answers; only where broker.management_url is set.";
     Gauge DEAD_LETTERS_OPEN = "settled_dead_letters_open", Count, ["reason"], nothing,
         "Dead letters that wait for an operator, by reason.";
     Gauge DEAD_LETTERS_FULL = "settled_dead_letters_full", Count, [], nothing,

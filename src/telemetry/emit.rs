@@ -315,6 +315,27 @@ impl Signal<'_> {
                 metric::QUEUE_MESSAGES.set([queue.to_owned().into()], messages as f64);
                 trace!(queue, messages, "queue measured");
             }
+            Signal::BrokerDeadLettersMeasured { queue, messages } => {
+                metric::BROKER_DEAD_LETTERS_WAITING.set([queue.to_owned().into()], messages as f64);
+                trace!(queue, messages, "dead letters at the broker measured");
+            }
+            Signal::BrokerDeadLettersStuck { queue, messages, since } => {
+                metric::BROKER_DEAD_LETTERS_STUCK_ALARMS.add([], 1);
+                error!(
+                    alarm = true,
+                    queue,
+                    messages,
+                    since_ms = millis(since),
+                    "the broker does not get rid of what it has to dead-letter: is settlement.dead bound, and not full?"
+                );
+            }
+            Signal::ManagementAsked { error } => {
+                metric::BROKER_MANAGEMENT_ANSWERS.set([], if error.is_none() { 1.0 } else { 0.0 });
+                match error {
+                    Some(error) => warn!(error, "what waits at the broker to be dead-lettered is not seen"),
+                    None => info!("the broker's management API answers"),
+                }
+            }
             Signal::DeskMeasured { open, oldest, runs } => {
                 for reason in Reason::ALL {
                     let count = open.iter().find(|(of, _)| *of == reason).map_or(0, |(_, count)| *count);

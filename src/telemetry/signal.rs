@@ -267,6 +267,21 @@ pub enum Signal<'a> {
         queue: &'a str,
         messages: u64,
     },
+    /// What waits at the broker to be dead-lettered from a queue, as the management API says.
+    BrokerDeadLettersMeasured {
+        queue: &'a str,
+        messages: u64,
+    },
+    /// The broker does not get rid of what it has to dead-letter. An alarm.
+    BrokerDeadLettersStuck {
+        queue: &'a str,
+        messages: u64,
+        since: Duration,
+    },
+    /// The management API, which is to be asked, does not answer, or answers again.
+    ManagementAsked {
+        error: Option<&'a str>,
+    },
     /// Open dead letters by reason, the age of the oldest, replay runs by state.
     DeskMeasured {
         open: &'a [(Reason, u64)],

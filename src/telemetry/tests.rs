@@ -194,6 +194,17 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             error: "check",
         },
         Signal::UnreadableGrew { messages: 1 },
+        Signal::BrokerDeadLettersMeasured {
+            queue: "settlement.updates",
+            messages: 3,
+        },
+        Signal::BrokerDeadLettersStuck {
+            queue: "settlement.updates",
+            messages: 3,
+            since: second,
+        },
+        Signal::ManagementAsked { error: None },
+        Signal::ManagementAsked { error: Some("away") },
         Signal::DeskMeasured {
             open: &[(Reason::Expired, 9)],
             oldest: Some(second),
@@ -324,6 +335,9 @@ fn every_signal_is_counted() {
         "settled_queue_messages{queue=\"settlement.updates\"} 6",
         "settled_queue_messages{queue=\"settlement.dead\"} 7",
         "settled_queue_messages{queue=\"settlement.unreadable\"} 8",
+        "settled_broker_dead_letters_waiting{queue=\"settlement.updates\"} 3",
+        "settled_broker_dead_letters_stuck_alarms_total 1",
+        "settled_broker_management_answers 0",
         "settled_ready 0",
     ] {
         assert!(text.lines().any(|have| have == line), "missing: {line}\n{text}");
@@ -389,7 +403,7 @@ fn every_signal_is_one_line() {
     let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
         every_signal(&mut |signal| signal.emit())
     });
-    assert_eq!(alarms.lines().count(), 14, "{alarms}");
+    assert_eq!(alarms.lines().count(), 15, "{alarms}");
 }
 
 #[test]

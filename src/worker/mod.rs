@@ -1,6 +1,7 @@
 //! The worker: lanes that take, settle, acknowledge and publish; the relay, due messages, the collector and gauges beside
 //! them.
 
+mod broker_watch;
 pub mod collector;
 mod consumer;
 mod context;
@@ -144,6 +145,7 @@ impl Worker {
             self.stop.clone(),
         ));
         tasks.spawn(self.clone().measure());
+        tasks.spawn(broker_watch::run(self.clone()));
         let mut readiness = JoinSet::new();
         readiness.spawn(self.clone().tell_readiness());
         // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.

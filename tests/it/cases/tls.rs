@@ -192,6 +192,46 @@ impl Certificates {
     }
 }
 
+/// The management API behind TLS is asked only if it proves who it is.
+#[tokio::test]
+async fn management_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
+    let certificates = match Certificates::new() {
+        Ok(certificates) => certificates,
+        Err(why) => return skip("management_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
+    };
+    let ground = Ground::new("managed_tls").await;
+    ground.copy_template().await;
+    assert!(ground.run(&["topology"]).await.status.success());
+    let management = ground.services.management.clone();
+    let (certificate, key) = (
+        certificates.file("good-server.pem"),
+        certificates.file("good-server.key"),
+    );
+    let front = Front::open(address(&management), &certificate, &key).await;
+    let (user, password) = userinfo(&management);
+    for (host, authority, problem) in [
+        ("localhost", "good.pem", ""),
+        ("localhost", "other.pem", "UnknownIssuer"),
+        ("127.0.0.1", "good.pem", "NotValidForName"),
+    ] {
+        let url = format!("https://{user}:{password}@{host}:{}", front.address.port());
+        let authority = certificates.name(authority);
+        let variables = [
+            ("SETTLED_DATABASE_URL", ground.database_url.as_str()),
+            ("SETTLED_BROKER_URL", &ground.broker_url),
+            ("SETTLED_BROKER_MANAGEMENT_URL", &url),
+            ("SETTLED_BROKER__CA_FILE", &authority),
+        ];
+        let answer = ask_in(&variables, &["doctor"]).await;
+        let document = answer.document(i32::from(!problem.is_empty()));
+        let mut lines = document["checks"].as_array().expect("lines").iter();
+        let line = lines.find(|line| line["name"] == "management").expect("a line");
+        assert_eq!(line["ok"], problem.is_empty(), "{line}");
+        let detail = line["detail"].as_str().expect("a sentence");
+        assert!(detail.contains(problem), "{problem:?}: {line}");
+    }
+}
+
 impl Drop for Certificates {
     fn drop(&mut self) {
         drop(std::fs::remove_dir_all(&self.0));

@@ -1,0 +1,217 @@
+//! Looking at what is there, as far as AMQP and our rights let us, and changing nothing.
+
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::BasicProperties;
+
+use super::{
+    BROKER_MADE, DEAD, EVENTS, Exchange, Queue, QueueKind, UPDATES, close, exchanges, partner_queue, queues, table,
+    text,
+};
+use crate::broker::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
+
+/// What [`inspect`] has to say about one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopologyFinding {
+    /// What was looked at: `queue settlement.updates`.
+    pub object: String,
+    /// What is wrong with it; nothing if it is as it should be.
+    pub problem: Option<String>,
+    /// What to do about it, or what could not be looked at.
+    pub hint: Option<String>,
+}
+
+/// Looks at every exchange and queue and at the permissions of this user, and changes nothing. Bindings cannot be seen
+/// through AMQP. `own` names the partners that have a queue of their own. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
+pub async fn inspect(connection: &Connection, own: &[String]) -> Result<Vec<TopologyFinding>, BrokerError> {
+    let mut findings = Vec::new();
+    for exchange in exchanges() {
+        findings.push(look_at_exchange(connection, &exchange).await?);
+    }
+    let own_queues = own.iter().map(|enterprise_id| partner_queue(enterprise_id));
+    for queue in queues().into_iter().chain(own_queues) {
+        findings.push(look_at_queue(connection, &queue).await?);
+    }
+    for (exchange, key) in [(EVENTS, "allocation.cleared.probe"), (DEAD, "probe.allocation.update")] {
+        let answer = refusal(connection, async |channel| probe_publish(channel, exchange, key).await).await?;
+        findings.push(permission(
+            format!("permission to publish to {exchange}"),
+            "write",
+            answer,
+        ));
+    }
+    for queue in [UPDATES, DEAD, BROKER_MADE] {
+        let answer = refusal(connection, async |channel| probe_consume(channel, queue).await).await?;
+        findings.push(permission(format!("permission to consume {queue}"), "read", answer));
+    }
+    Ok(findings)
+}
+
+async fn look_at_exchange(connection: &Connection, exchange: &Exchange) -> Result<TopologyFinding, BrokerError> {
+    let found = refusal(connection, async |channel| exchange.declare(channel, true).await).await?;
+    // Only of what is there: it would be made otherwise.
+    let same = match &found {
+        None => refusal(connection, async |channel| exchange.declare(channel, false).await).await?,
+        Some(_) => None,
+    };
+    Ok(finding(format!("exchange {}", exchange.name), found, same))
+}
+
+async fn look_at_queue(connection: &Connection, queue: &Queue) -> Result<TopologyFinding, BrokerError> {
+    let found = refusal(connection, async |channel| queue.declare(channel, true).await.map(drop)).await?;
+    let same = match &found {
+        None => {
+            refusal(connection, async |channel| {
+                queue.declare(channel, false).await.map(drop)
+            })
+            .await?
+        }
+        Some(_) => None,
+    };
+    Ok(finding(format!("queue {}", queue.name), found, same))
+}
+
+/// What can be seen before a consumer is attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fitness {
+    /// What is wrong, as `settled doctor` says it; nothing must be taken then.
+    pub problem: Option<String>,
+    /// What this user may not look at.
+    pub unseen: Vec<String>,
+}
+
+/// Looks at a queue that is about to be consumed, and at the exchanges that lead to it and away from it: with other
+/// arguments than ours the broker may lose what it dead-letters, and says nothing. A passive declaration does not see
+/// arguments; one that is the same as ours changes nothing, and is refused where something is different.
+pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, BrokerError> {
+    let own = queue.strip_prefix(UPDATES).and_then(|rest| rest.strip_prefix('.'));
+    let looked_at = match own {
+        Some(enterprise_id) => Some(partner_queue(enterprise_id)),
+        None => queues().into_iter().find(|ours| ours.name == queue),
+    };
+    let Some(looked_at) = looked_at else {
+        return Ok(Fitness::default());
+    };
+    let mut findings = vec![look_at_queue(connection, &looked_at).await?];
+    let mut around: Vec<&str> = looked_at.bindings.iter().map(|binding| binding.exchange).collect();
+    if queue == UPDATES {
+        around.push(UPDATES);
+    }
+    match looked_at.kind {
+        QueueKind::DeadLettering(exchange) => around.push(exchange),
+        QueueKind::Last | QueueKind::Patient => {}
+    }
+    for exchange in exchanges() {
+        if around.contains(&exchange.name) {
+            findings.push(look_at_exchange(connection, &exchange).await?);
+        }
+    }
+    let mut fitness = Fitness::default();
+    for finding in findings {
+        match (finding.problem, finding.hint) {
+            (Some(problem), hint) if fitness.problem.is_none() => {
+                let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                fitness.problem = Some(format!("{}: {problem}{hint}", finding.object));
+            }
+            (None, Some(_)) => fitness.unseen.push(finding.object),
+            (Some(_) | None, _) => {}
+        }
+    }
+    Ok(fitness)
+}
+
+/// Asks on a channel of its own, which a refusal closes.
+async fn refusal(
+    connection: &Connection,
+    question: impl AsyncFnOnce(&lapin::Channel) -> Result<(), BrokerError>,
+) -> Result<Option<(u16, String)>, BrokerError> {
+    let channel = connection.channel().await?;
+    match question(&channel).await {
+        Ok(()) => close(&channel).await.map(|()| None),
+        Err(BrokerError::Refused { code, text }) => Ok(Some((code, text))),
+        Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => Err(error),
+    }
+}
+
+fn finding(object: String, found: Option<(u16, String)>, same: Option<(u16, String)>) -> TopologyFinding {
+    const DECLARE: &str = "run `settled topology`";
+    let (problem, hint) = match (found, same) {
+        (None, None) => (None, None),
+        (Some((404, _)), _) => (Some("it is missing".to_owned()), Some(DECLARE.to_owned())),
+        // Newer brokers (4.3) ask for a right even for this.
+        (Some((403, _)), _) => (
+            None,
+            Some("it was not looked at: this user has no permission on it".to_owned()),
+        ),
+        (Some((code, text)), _) => (Some(format!("refused with {code}: {text}")), None),
+        (None, Some((403, _))) => (
+            None,
+            Some("its arguments were not checked: this user has no configure permission on it".to_owned()),
+        ),
+        (None, Some((406, text))) => (
+            Some(format!("it is there with other properties: {text}")),
+            Some(format!("move its messages away, delete it, then {DECLARE}")),
+        ),
+        (None, Some((code, text))) => (Some(format!("refused with {code}: {text}")), None),
+    };
+    TopologyFinding { object, problem, hint }
+}
+
+fn permission(object: String, word: &str, answer: Option<(u16, String)>) -> TopologyFinding {
+    let (problem, hint) = match answer {
+        // 406 is the refusal the probe asks for: the broker looked at the permission first.
+        None | Some((406, _)) => (None, None),
+        Some((403, text)) => (
+            Some(text),
+            Some(format!(
+                "grant this user {word} permission with rabbitmqctl set_permissions"
+            )),
+        ),
+        Some((404, _)) => (
+            Some("there is nothing to check it on".to_owned()),
+            Some("run `settled topology`".to_owned()),
+        ),
+        Some((code, text)) => (Some(format!("refused with {code}: {text}")), None),
+    };
+    TopologyFinding { object, problem, hint }
+}
+
+/// Publishes what the broker refuses after it looked at the permissions and before it routes anything: an expiration
+/// that is no number.
+async fn probe_publish(channel: &lapin::Channel, exchange: &str, key: &str) -> Result<(), BrokerError> {
+    let publish = async {
+        // The refusal comes out of the confirm.
+        channel.confirm_select(ConfirmSelectOptions { nowait: false }).await?;
+        let options = BasicPublishOptions {
+            mandatory: false,
+            immediate: false,
+        };
+        let properties = BasicProperties::default().with_expiration("probe".into());
+        channel
+            .basic_publish(exchange.into(), key.into(), options, &[], properties)
+            .await?
+            .await
+    };
+    answer("a permission check", ANSWER_TIMEOUT, publish).await.map(drop)
+}
+
+/// Asks to consume with an argument that the broker refuses after it looked at the permission.
+async fn probe_consume(channel: &lapin::Channel, queue: &str) -> Result<(), BrokerError> {
+    let consume = async {
+        // Should a broker accept it after all, one message comes and goes back.
+        channel.basic_qos(1, BasicQosOptions { global: false }).await?;
+        channel
+            .basic_consume(
+                queue.into(),
+                "settled-probe".into(),
+                BasicConsumeOptions {
+                    no_local: false,
+                    no_ack: false,
+                    exclusive: false,
+                    nowait: false,
+                },
+                table([("x-priority", text("probe"))]),
+            )
+            .await
+    };
+    answer("a permission check", ANSWER_TIMEOUT, consume).await.map(drop)
+}
