@@ -25,6 +25,8 @@ pub struct Health {
     paused: Mutex<BTreeMap<String, String>>,
     /// Why the collector of dead letters takes none. Readiness is about settling, which goes on.
     collector: Mutex<Option<String>>,
+    /// What is held to be judged later, in words.
+    held: Mutex<Option<String>>,
 }
 
 /// The answer of `/readyz`.
@@ -38,6 +40,9 @@ pub struct Readiness {
     /// Why no dead letters are collected, where settling goes on all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     collector: Option<String>,
+    /// What is held to be judged later, where anything is; settling goes on all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<String>,
     reasons: Vec<String>,
 }
 
@@ -110,6 +115,15 @@ impl Health {
         self.collector.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is held to be judged later; None: nothing.
+    pub fn set_held(&self, what: Option<String>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    fn held(&self) -> Option<String> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The reasons of all who paused, each once.
     pub fn paused(&self) -> Option<String> {
         let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,6 +164,7 @@ impl Health {
             database: self.database_ok(),
             paused: self.paused(),
             collector: self.collector(),
+            held: self.held(),
             reasons,
         }
     }

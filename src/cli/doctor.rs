@@ -15,7 +15,10 @@ use crate::{
     domain::event::rfc3339,
     settle::{self, Batch, Clerk},
     store::{self, Store, StoreError, dead_letter_space::Bounds, held::Why, vitals::Vitals},
-    worker::collector::{self, SpaceWatch},
+    worker::{
+        collector::{self, SpaceWatch},
+        room::{self, Room},
+    },
 };
 
 mod management;
@@ -169,7 +172,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
         checks.push(outbox(&store, settings.outbox.stuck_after).await);
         checks.push(dead_letter_space(&store, settings).await);
         checks.push(outbox_refused(&store).await);
-        checks.push(held(&store).await);
+        checks.push(held(&store, settings).await);
     }
     checks
 }
@@ -306,21 +309,23 @@ async fn outbox_refused(store: &Store) -> Check {
 }
 
 /// What is held is judged within moments, unless nobody works or somebody holds a lock for long.
-async fn held(store: &Store) -> Check {
+async fn held(store: &Store, settings: &Settings) -> Check {
     const NAME: &str = "held";
     asked(NAME, store.count_held().await, |totals| {
-        let messages: u64 = totals.iter().map(|total| total.messages).sum();
-        let locked: u64 = totals
-            .iter()
-            .filter(|total| total.why == Why::Locked)
-            .map(|total| total.messages)
-            .sum();
-        let oldest = totals.iter().map(|total| total.oldest).max().unwrap_or_default();
-        let detail = format!(
-            "{messages} messages are held to be judged later, {locked} of them because of locks; the oldest for {} s",
-            oldest.as_secs()
-        );
-        if oldest < HELD_FOR_LONG {
+        let room = Room::measure(&settings.held, &totals);
+        let locked = totals.iter().filter(|total| total.why == Why::Locked);
+        let locked: u64 = locked.map(|total| total.messages).sum();
+        let detail = match room.sentence() {
+            None => "no message is held to be judged later".to_owned(),
+            Some(sentence) => format!("{sentence}; because of locks: {locked}"),
+        };
+        if room.filled >= room::NEAR {
+            return Check::bad(NAME, detail).hint(
+                "whose are they (settled_held, by why)? What is full is judged in line, and others wait for it; the settings \
+                 under held are the bounds",
+            );
+        }
+        if room.oldest < HELD_FOR_LONG {
             return Check::good(NAME, detail);
         }
         Check::bad(NAME, detail).hint(

@@ -47,7 +47,7 @@ impl fmt::Display for Origin {
 }
 
 /// Variables that have names of their own, the setting that they set, and whether they name a file that holds it.
-const SPECIAL: [(&str, &str, bool); 6] = [
+const SPECIAL: [(&str, &str, bool); 9] = [
     ("DATABASE_URL", "database.url", false),
     ("DATABASE_URL_FILE", "database.url", true),
     ("DATABASE__URL", "database.url", false),

@@ -578,7 +578,6 @@ fn a_variable_that_is_nearly_one_of_ours_is_refused() {
     // What scripts, tests and the compose file use, and what is far from everything.
     for name in [
         "SETTLED_AMQP_PORT",
-        "SETTLED_BROKER_MANAGEMENT_URL",
         "SETTLED_BROKER_PASSWORD",
         "SETTLED_FAULT",
         "SETTLED_FAULTS_JOBS",

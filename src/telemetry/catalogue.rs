@@ -72,6 +72,8 @@ catalogue! {
         "Messages whose properties could not be decoded. They are judged without them.";
     Counter HELD_SO_FAR = "settled_held_total", Count, ["why"], || each(HELD_WHY),
         "Messages put into the side room, by why: share, rate or locked.";
+    Counter HELD_FULL_ALARMS = "settled_held_full_alarms_total", Count, [], itself,
+        "Times that the side room got full, so that what would be held is judged in line. Alarm.";
     Counter HELD_UNREADABLE = "settled_held_unreadable_total", Count, [], itself,
         "Times held messages were of a format that this version can not read.";
     Counter LOCKS_FOUND = "settled_locks_found_total", Count, [], itself,
@@ -111,6 +113,8 @@ catalogue! {
         "Bytes of the bodies and properties of messages in the side room.";
     Gauge HELD_OLDEST_SECONDS = "settled_held_oldest_seconds", Seconds, ["why"], nothing,
         "Since when the oldest message in the side room waits.";
+    Gauge HELD_FILLED_RATIO = "settled_held_filled_ratio", Count, [], nothing,
+        "Share of what may be held (settings under held) that is held, by the bound that is nearest.";
     Gauge PARKED = "settled_parked", Count, [], nothing,
         "Messages waiting for the reservation of their allocation.";
     Gauge PAUSED = "settled_paused", Count, ["reason"], || each(Cause::ALL.iter().map(|cause| cause.as_str())),

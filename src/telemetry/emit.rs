@@ -168,6 +168,18 @@ impl Signal<'_> {
                 }
                 trace!("held messages measured");
             }
+            Signal::HeldFilled { filled } => {
+                metric::HELD_FILLED_RATIO.set([], filled);
+                trace!(filled, "the side room measured");
+            }
+            Signal::HeldFull { of, messages } => {
+                metric::HELD_FULL_ALARMS.add([], 1);
+                error!(
+                    alarm = true,
+                    of, messages, "the side room is full: what would be held is judged in line, and others wait for it"
+                );
+            }
+            Signal::HeldHasRoom => info!("there is room in the side room again"),
             Signal::ParkedUnreadable { key } => {
                 metric::PARKED_UNREADABLE.add([], 1);
                 error!(%key, "a parked message is of a format that this version can not read; start a newer worker");

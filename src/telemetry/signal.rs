@@ -160,6 +160,17 @@ pub enum Signal<'a> {
     HeldMeasured {
         held: &'a [HeldOf],
     },
+    /// How much of what may be held is held, by the bound that is nearest.
+    HeldFilled {
+        filled: f64,
+    },
+    /// The side room is full: what would be held is judged in line, and others wait for it. An alarm.
+    HeldFull {
+        of: &'a str,
+        messages: u64,
+    },
+    /// There is room again.
+    HeldHasRoom,
     /// A parked message is stored in a format that this version can not read: it waits for one that can. An alarm.
     ParkedUnreadable {
         key: Uuid,

@@ -160,6 +160,12 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
                 oldest: second,
             }],
         },
+        Signal::HeldFilled { filled: 0.25 },
+        Signal::HeldFull {
+            of: "acme",
+            messages: 64,
+        },
+        Signal::HeldHasRoom,
         Signal::ParkedUnreadable { key: batch },
         Signal::ReplayUnreadable { id: batch },
         Signal::HandedBack {
@@ -325,6 +331,8 @@ fn every_signal_is_counted() {
         "settled_held_total{why=\"share\"} 64",
         "settled_held_unreadable_total 1",
         "settled_locks_found_total 1",
+        "settled_held_full_alarms_total 1",
+        "settled_held_filled_ratio 0.25",
         "settled_held{why=\"share\"} 64",
         "settled_held_bytes{why=\"share\"} 4096",
         "settled_held_oldest_seconds{why=\"share\"} 1",
@@ -403,7 +411,7 @@ fn every_signal_is_one_line() {
     let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
         every_signal(&mut |signal| signal.emit())
     });
-    assert_eq!(alarms.lines().count(), 15, "{alarms}");
+    assert_eq!(alarms.lines().count(), 16, "{alarms}");
 }
 
 #[test]

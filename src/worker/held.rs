@@ -16,6 +16,7 @@ use super::{
     in_hand::Settler,
     patience::{Gate, HandBack, Patience},
     publish::{Entrance, Owned, send_all},
+    room::{Room, RoomWatch},
 };
 use crate::{
     domain::delivery::{Delivery, Source},
@@ -36,6 +37,7 @@ const WATCH: Duration = Duration::from_millis(100);
 /// Measures the room, reads who is registered, and looks whether locks are gone, until the program stops.
 pub(crate) async fn watch(mut worker: Worker) {
     let mut measured: Option<Instant> = None;
+    let mut room = RoomWatch::default();
     loop {
         let store = &worker.clerk.store;
         if measured.is_none_or(|at| at.elapsed() >= MEASURE) {
@@ -57,6 +59,9 @@ pub(crate) async fn watch(mut worker: Worker) {
                     }
                 });
                 Signal::HeldMeasured { held: &held }.emit();
+                let now = Room::measure(&worker.settings.held, &totals);
+                room.look(&now);
+                worker.health.set_held(now.sentence());
             }
         }
         if worker.locks.any() {

@@ -16,6 +16,7 @@ mod own_queues;
 mod patience;
 pub mod publish;
 mod relay;
+pub mod room;
 pub mod settled_since;
 mod stop;
 

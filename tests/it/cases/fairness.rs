@@ -73,10 +73,10 @@ async fn held_and_more(place: &Place, worker: &Worker, db: &Client) {
     .await;
     let metrics = until("the room is measured", PATIENCE, async || {
         let (_, text) = worker.get("/metrics").await?;
-        text.contains("settled_held_total{why=\"share\"}").then_some(text)
+        text.contains("settled_held{why=\"share\"}").then_some(text)
     })
     .await;
-    assert!(metrics.contains("settled_held{why=\"share\"}"), "{metrics}");
+    assert!(!metrics.contains("settled_held_total{why=\"share\"} 0\n"), "{metrics}");
     place.rest().await;
 }
 
@@ -144,6 +144,61 @@ async fn a_full_room_drops_nothing() {
     place.publish(&cleared(&both[0])).await;
     place.rest().await;
     nothing_is_held(&place, &place.db().await).await;
+    place.settle_up(worker).await;
+}
+
+/// A room that is full is told: `/readyz`, which stays ready, the gauges, an alarm, and doctor. And when it is empty again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_room_is_told() {
+    let place = Place::new("fair_told").await;
+    place.story().only_valid = true;
+    let both = partners(&place, &["acme"], 6).await;
+    let full = ("SETTLED_HELD__MAX_MESSAGES_PER_PARTNER", "6");
+    let worker = place.ready_worker(&[full]).await;
+    let (custody, db) = (place.db().await, place.db().await);
+    let line = both[0].0.allocation("BTC", "1").line();
+    let reserve = format!("BEGIN; SELECT * FROM settled.reserve('[{line}]')");
+    custody.batch_execute(&reserve).await.expect("locked");
+    place.publish(&cleared(&both[0])).await;
+    let readiness = until("it says that it is full", PATIENCE, async || {
+        let (status, text) = worker.get("/readyz").await?;
+        assert_eq!(status, 200, "settling goes on: {text}");
+        let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let held = answer["held"].as_str()?;
+        held.contains("is full").then(|| held.to_owned())
+    })
+    .await;
+    assert!(readiness.starts_with("6 messages are held"), "{readiness}");
+    assert!(readiness.contains("the room for acme is full"), "{readiness}");
+    let (_, metrics) = worker.get("/metrics").await.expect("metrics");
+    for line in ["settled_held_filled_ratio 1", "settled_held_full_alarms_total 1"] {
+        assert!(metrics.lines().any(|have| have == line), "{line}: {metrics}");
+    }
+    let mut doctor = place.command(&["doctor", "--json"]);
+    let doctor = doctor.env(full.0, full.1).output().await.expect("it runs");
+    let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let mut lines = doctor["checks"].as_array().expect("lines").iter();
+    let held = lines.find(|line| line["name"] == "held").expect("a line");
+    assert_eq!(held["ok"], false, "{held}");
+    assert!(
+        held["detail"]
+            .as_str()
+            .is_some_and(|text| text.contains("because of locks: 6")),
+        "{held}"
+    );
+    custody.batch_execute("ROLLBACK").await.expect("let go");
+    place.rest().await;
+    until("nothing is said any more", PATIENCE, async || {
+        let (_, text) = worker.get("/readyz").await?;
+        (!text.contains("held")).then_some(())
+    })
+    .await;
+    assert!(
+        worker.said().contains("there is room in the side room again"),
+        "{}",
+        worker.said()
+    );
+    nothing_is_held(&place, &db).await;
     place.settle_up(worker).await;
 }
 

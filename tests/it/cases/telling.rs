@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::kit::{
     amqp::{Message, Seen},
     auditor::Expect,
+    in_process,
     partner::{Partner, new_key},
     support::{PATIENCE, Place, Worker, until},
 };
@@ -406,4 +407,50 @@ async fn a_strangers_message_has_its_steps_too_and_touches_no_ones_life() {
     assert_eq!(history["events"].as_array().map(Vec::len), Some(1), "{history}");
     assert_eq!(history["events"][0]["reason"], "signature_mismatch");
     place.settle_up(worker).await;
+}
+
+/// What strangers brought about is forgotten, the oldest first, by number and by age; what a proven sender's life went
+/// through stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_strangers_brought_about_is_forgotten_in_time() {
+    let (place, partner) = with_partner("forgotten").await;
+    let clerk = in_process::clerk(&place);
+    for number in 0..5 {
+        let message = Message::new("acme.allocation.update", format!("no JSON {number}"), Expect::Any);
+        let batch = in_process::read(&[message]).await;
+        in_process::settle(&clerk, &batch).await.expect("refused");
+    }
+    let reservation = partner.allocation("BTC", "2");
+    place.reserve(std::slice::from_ref(&reservation)).await;
+    let less = json!({"currency": "BTC", "quantity": "1"});
+    let mismatch = partner
+        .draft(&reservation, "cleared")
+        .set("amount", less)
+        .message(Expect::Any);
+    let batch = in_process::read(&[mismatch]).await;
+    in_process::settle(&clerk, &batch).await.expect("refused");
+    let db = place.db().await;
+    let left = async || {
+        let sql = "SELECT count(*) FILTER (WHERE NOT proven), count(*) FILTER (WHERE proven) FROM settled.told";
+        let row = db.query_one(sql, &[]).await.expect("told");
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    assert_eq!(left().await, (5, 1));
+    let (long, many) = (std::time::Duration::from_secs(3_600), 1_000);
+    for (age, most, forgotten, strangers) in [
+        (long, many, 0, 5),
+        (long, 2, 3, 2),
+        (long, 2, 0, 2),
+        (std::time::Duration::ZERO, many, 2, 0),
+        (std::time::Duration::ZERO, 0, 0, 0),
+    ] {
+        assert_eq!(clerk.store.forget_told(age, most).await, Ok(forgotten));
+        assert_eq!(left().await, (strangers, 1));
+    }
+    let oldest = "SELECT count(*) FROM settled.batches";
+    assert_eq!(
+        db.query_one(oldest, &[]).await.expect("batches").get::<_, i64>(0),
+        6,
+        "batches stay"
+    );
 }

@@ -20,6 +20,9 @@ pub(crate) const UNDECODABLE: &[u8] = b"application/json\xff";
 /// Twice as deep as headers may be nested.
 pub(crate) const TOO_DEEP: usize = 64;
 
+/// Below what the broker lets a frame hold.
+const FRAME_MAX: usize = 100_000;
+
 pub(crate) fn short(text: &[u8]) -> Vec<u8> {
     let length = u8::try_from(text.len()).expect("a short string");
     [&[length], text].concat()
@@ -80,7 +83,9 @@ impl Raw {
         header.extend(flags.to_be_bytes());
         header.extend(properties);
         self.frame(2, 1, &header).await;
-        self.frame(3, 1, body).await;
+        for part in body.chunks(FRAME_MAX) {
+            self.frame(3, 1, part).await;
+        }
         self.answer(60, 80).await;
     }
 
