@@ -212,7 +212,7 @@ async fn management_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
     for (host, authority, problem) in [
         ("localhost", "good.pem", ""),
         ("localhost", "other.pem", "UnknownIssuer"),
-        ("127.0.0.1", "good.pem", "NotValidForName"),
+        ("127.0.0.1", "good.pem", "not valid for name"),
     ] {
         let url = format!("https://{user}:{password}@{host}:{}", front.address.port());
         let authority = certificates.name(authority);
