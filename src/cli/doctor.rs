@@ -17,7 +17,7 @@ use crate::{
     store::{self, Store, StoreError, dead_letter_space::Bounds, held::Why, vitals::Vitals},
     worker::{
         collector::{self, SpaceWatch},
-        room::{self, Room},
+        fill::{self, Fill},
     },
 };
 
@@ -312,14 +312,14 @@ async fn outbox_refused(store: &Store) -> Check {
 async fn held(store: &Store, settings: &Settings) -> Check {
     const NAME: &str = "held";
     asked(NAME, store.count_held().await, |totals| {
-        let room = Room::measure(&settings.held, &totals);
+        let room = Fill::measure(&settings.held, &totals);
         let locked = totals.iter().filter(|total| total.why == Why::Locked);
         let locked: u64 = locked.map(|total| total.messages).sum();
         let detail = match room.sentence() {
             None => "no message is held to be judged later".to_owned(),
             Some(sentence) => format!("{sentence}; because of locks: {locked}"),
         };
-        if room.filled >= room::NEAR {
+        if room.filled >= fill::NEAR {
             return Check::bad(NAME, detail).hint(
                 "whose are they (settled_held, by why)? What is full is judged in line, and others wait for it; the settings \
                  under held are the bounds",

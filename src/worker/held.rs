@@ -13,10 +13,10 @@ use uuid::Uuid;
 use super::{
     Worker,
     driver::{Holder, Trying, drive},
+    fill::{Fill, FillWatch},
     in_hand::Settler,
     patience::{Gate, HandBack, Patience},
     publish::{Entrance, Owned, send_all},
-    room::{Room, RoomWatch},
 };
 use crate::{
     domain::delivery::{Delivery, Source},
@@ -37,7 +37,7 @@ const WATCH: Duration = Duration::from_millis(100);
 /// Measures the room, reads who is registered, and looks whether locks are gone, until the program stops.
 pub(crate) async fn watch(mut worker: Worker) {
     let mut measured: Option<Instant> = None;
-    let mut room = RoomWatch::default();
+    let mut room = FillWatch::default();
     loop {
         let store = &worker.clerk.store;
         if measured.is_none_or(|at| at.elapsed() >= MEASURE) {
@@ -59,7 +59,7 @@ pub(crate) async fn watch(mut worker: Worker) {
                     }
                 });
                 Signal::HeldMeasured { held: &held }.emit();
-                let now = Room::measure(&worker.settings.held, &totals);
+                let now = Fill::measure(&worker.settings.held, &totals);
                 room.look(&now);
                 worker.health.set_held(now.sentence());
             }

@@ -8,6 +8,7 @@ mod context;
 mod driver;
 mod due;
 mod fairness;
+pub mod fill;
 mod gauges;
 mod held;
 mod in_hand;
@@ -16,7 +17,6 @@ mod own_queues;
 mod patience;
 pub mod publish;
 mod relay;
-pub mod room;
 pub mod settled_since;
 mod stop;
 

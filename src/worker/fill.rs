@@ -9,7 +9,7 @@ pub const NEAR: f64 = 0.8;
 
 /// What is held, and how much of what may be held that is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Room {
+pub struct Fill {
     pub messages: u64,
     /// Since when the oldest waits.
     pub oldest: Duration,
@@ -25,7 +25,7 @@ fn share(of: u64, most: u64) -> f64 {
     if most == 0 { 1.0 } else { of as f64 / most as f64 }
 }
 
-impl Room {
+impl Fill {
     pub fn measure(held: &HeldSettings, totals: &[HeldTotal]) -> Self {
         let sum = |totals: &[&HeldTotal]| {
             let messages: u64 = totals.iter().map(|total| total.messages).sum();
@@ -86,12 +86,12 @@ impl Room {
 
 /// Says when the room gets full, and when it has room again.
 #[derive(Debug, Default)]
-pub(super) struct RoomWatch {
+pub(super) struct FillWatch {
     full: bool,
 }
 
-impl RoomWatch {
-    pub(super) fn look(&mut self, room: &Room) {
+impl FillWatch {
+    pub(super) fn look(&mut self, room: &Fill) {
         let filled = room.filled;
         Signal::HeldFilled { filled }.emit();
         // Between the two it stays what it was, so that a room at its bound is said once.
@@ -135,7 +135,7 @@ mod tests {
             bytes,
             oldest: Duration::from_secs(messages),
         };
-        let none = Room::measure(&held, &[]);
+        let none = Fill::measure(&held, &[]);
         assert_eq!((none.messages, none.filled, none.sentence()), (0, 0.0, None));
         for (totals, filled, of, words) in [
             (
@@ -179,12 +179,12 @@ mod tests {
                 "the room for all of them is full",
             ),
         ] {
-            let room = Room::measure(&held, &totals);
+            let room = Fill::measure(&held, &totals);
             assert!((room.filled - filled).abs() < 1e-9 && room.of == of, "{room:?}");
             let sentence = room.sentence().expect("something is held");
             assert!(sentence.contains(words), "{sentence}");
         }
         held.max_messages = 0;
-        assert_eq!(Room::measure(&held, &[]).filled, 0.0);
+        assert_eq!(Fill::measure(&held, &[]).filled, 0.0);
     }
 }
