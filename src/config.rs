@@ -176,6 +176,8 @@ pub struct OutboxSettings {
     pub strikes: u32,
     #[serde(deserialize_with = "lasting::<100, { 24 * HOUR }, _>")]
     pub stuck_after: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub retry_deadline: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]

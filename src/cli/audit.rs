@@ -21,7 +21,8 @@ pub(super) struct List {
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
     /// Only this act: partner add, partner set, partner suspend, partner resume, key add, key revoke, key reinstate, connection add,
-    /// deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge
+    /// deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge,
+    /// outbox retry
     #[arg(long)]
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h

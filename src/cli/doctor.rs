@@ -290,8 +290,7 @@ async fn outbox(store: &Store, stuck_after: Duration) -> Check {
 /// Events and dead letters that nobody heard of.
 async fn outbox_refused(store: &Store) -> Check {
     const NAME: &str = "outbox_refused";
-    asked(NAME, store.outbox_refused().await, |found| {
-        match found {
+    asked(NAME, store.outbox_refused().await, |found| match found {
         None => Check::good(NAME, "the broker took everything that was ever published"),
         Some((count, oldest)) => Check::bad(
             NAME,
@@ -300,11 +299,7 @@ async fn outbox_refused(store: &Store) -> Check {
                 rfc3339(oldest)
             ),
         )
-        .hint(
-            "the table settled.outbox_refused says why of each: tell whoever should have heard, then delete the rows as \
-             the owner of the schema",
-        ),
-    }
+        .hint("`settled outbox list` says why of each; once that is mended, `settled outbox retry` has them published"),
     })
 }
 

@@ -12,6 +12,7 @@ mod explain;
 mod failure;
 mod ledger;
 mod life;
+mod outbox;
 mod output;
 mod reconcile;
 mod registry;
@@ -113,6 +114,9 @@ enum Command {
     /// Refused messages: keep them, look at them, have them judged again
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// What nobody was told yet: what waits to be published, and what the broker refused
+    #[command(subcommand)]
+    Outbox(outbox::OutboxCommand),
     /// What operators did
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -172,6 +176,7 @@ impl Cli {
             Command::Explain(question) => explain::run(context, question).await,
             Command::Ledger(command) => ledger::run(context, command).await,
             Command::DeadLetters(command) => dead_letters::run(context, command).await,
+            Command::Outbox(command) => outbox::run(context, command).await,
             Command::Audit(command) => audit::run(context, command).await,
             Command::Reconcile(wish) => reconcile::run(context, &wish).await,
             Command::Simulate(wish) => simulate::run(context, wish).await,
@@ -548,6 +553,17 @@ mod tests {
             Cancel { run: 3, author },
         );
         use dead_letters::RunsCommand as Runs;
+        for which in [crate::desk::Refused::All, crate::desk::Refused::Ids(vec![7, 9])] {
+            let retry = crate::desk::Retry {
+                which,
+                author: resume.author.clone(),
+            };
+            let words = retry.command().words().iter().map(OsString::from).collect::<Vec<_>>();
+            assert!(matches!(
+                Cli::read(words).expect("a command line").command,
+                Command::Outbox(outbox::OutboxCommand::Retry(read)) if read.typed() == retry
+            ));
+        }
         assert!(matches!(dead(&resume.command()), Dead::Runs(Runs::Resume(read)) if read.typed() == resume));
         assert!(matches!(dead(&cancel.command()), Dead::Runs(Runs::Cancel(read)) if read.typed() == cancel));
     }

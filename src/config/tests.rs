@@ -131,6 +131,7 @@ fn the_defaults() {
         (outbox.relay_interval, 1_000),
         (outbox.idle_delete, 100),
         (outbox.stuck_after, 60_000),
+        (outbox.retry_deadline, 30_000),
         (retry.initial, 50),
         (retry.max, 5_000),
         (events.remember, 2_592_000_000),

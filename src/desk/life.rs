@@ -109,6 +109,9 @@ impl Delivery {
         if life.set_aside.contains(&(batch_id, event_id)) {
             return Delivery::SetAside;
         }
+        if life.put_back.contains(&(batch_id, event_id)) {
+            return Delivery::Pending;
+        }
         match life.batches.get(&batch_id) {
             Some(batch) if batch.pending => Delivery::Pending,
             Some(_) | None => Delivery::Confirmed,

@@ -15,6 +15,7 @@ mod explain;
 mod headers;
 mod life;
 mod moment;
+mod outbox;
 mod plan;
 mod refusal;
 mod replay;
@@ -35,6 +36,7 @@ pub use self::{
     explain::{Explained, Movement, Question, explain},
     life::{Delivery, EventTold, History, Receipt, Transferred},
     moment::moment,
+    outbox::{Publication, Refused, Retried, RetriedOne, Retry},
     plan::{LEFT_OUT, Line, Plan, Planned, Sum},
     refusal::{Kind, Refusal},
     replay::{Begun, Cancel, Outcome, Replay, Resume},
@@ -48,6 +50,7 @@ pub use crate::store::{
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
     reconcile::{Line as ReconcileLine, Moment, Reconciliation},
+    refused::{Pending, Standing},
     runs::{Came, Moved, Run},
 };
 use crate::{

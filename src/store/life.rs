@@ -124,6 +124,8 @@ pub struct Life {
     pub replays: Vec<(Uuid, Replayed)>,
     /// Batch and event of what the broker refused.
     pub set_aside: HashSet<(Uuid, Uuid)>,
+    /// The same of what was refused, and is in the outbox again.
+    pub put_back: HashSet<(Uuid, Uuid)>,
     /// There was more than is shown.
     pub cut: bool,
 }
@@ -470,5 +472,16 @@ async fn fill_batches(session: &Session, life: &mut Life) -> Result<(), StoreErr
         )
         .await?;
     life.set_aside = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let rows = session
+        .query(
+            "/* life::life put back */
+            SELECT DISTINCT w.batch_id, w.event_id
+            FROM unnest($1::uuid[], $2::uuid[]) AS w (batch_id, event_id)
+            JOIN settled.outbox AS o ON o.of_batch = w.batch_id
+            WHERE position(convert_to(w.event_id::text, 'UTF8') IN o.publications) > 0",
+            &[&batches, &events],
+        )
+        .await?;
+    life.put_back = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     Ok(())
 }

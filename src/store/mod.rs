@@ -16,6 +16,7 @@ mod migrate;
 pub mod outbox;
 pub mod plans;
 pub mod reconcile;
+pub mod refused;
 pub mod registry;
 pub mod runs;
 mod session;

@@ -25,13 +25,26 @@ pub(super) const FORMAT: i16 = 1;
 /// A publication without its body, as stored; borrowed where it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head<Text, Properties> {
-    kind: PublicationKind,
-    exchange: Text,
-    routing_key: Text,
-    properties: Properties,
+pub(super) struct Head<Text, Properties> {
+    pub(super) kind: PublicationKind,
+    pub(super) exchange: Text,
+    pub(super) routing_key: Text,
+    pub(super) properties: Properties,
     /// Bytes of the body.
-    body: usize,
+    pub(super) body: usize,
+}
+
+impl Head<String, Properties> {
+    /// How many events it tells.
+    pub(super) fn events(&self) -> u64 {
+        event::count_of(&Publication {
+            kind: self.kind,
+            exchange: String::new(),
+            routing_key: String::new(),
+            properties: self.properties.clone(),
+            body: Vec::new(),
+        })
+    }
 }
 
 /// Format 1: the length of the heads (u32, big endian), the heads as a JSON array, then the bodies end to end.
@@ -67,17 +80,31 @@ pub(super) fn unwritable(error: &dyn std::error::Error) -> StoreError {
     )
 }
 
-fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
+/// Of all of a row's publications.
+type Heads = Vec<Head<String, Properties>>;
+
+/// The heads, and the bodies end to end, or as much of them as there is.
+fn parts(format: i16, bytes: &[u8]) -> Result<(Heads, &[u8]), String> {
     if format != FORMAT {
         return Err(format!("it has format {format}; this version reads format {FORMAT}"));
     }
     let cut = || "it is cut short".to_owned();
     let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
-    let (heads, mut bodies) = rest
+    let (heads, bodies) = rest
         .split_at_checked(u32::from_be_bytes(*len) as usize)
         .ok_or_else(cut)?;
-    let heads: Vec<Head<String, Properties>> =
-        serde_json::from_slice(heads).map_err(|error| format!("its heads can not be read: {error}"))?;
+    let heads: Heads = serde_json::from_slice(heads).map_err(|error| format!("its heads can not be read: {error}"))?;
+    Ok((heads, bodies))
+}
+
+/// The heads alone.
+pub(super) fn heads(format: i16, bytes: &[u8]) -> Result<Heads, String> {
+    parts(format, bytes).map(|(heads, _)| heads)
+}
+
+fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
+    let cut = || "it is cut short".to_owned();
+    let (heads, mut bodies) = parts(format, bytes)?;
     heads
         .into_iter()
         .map(|head| {
@@ -131,6 +158,9 @@ pub(super) fn delete<'a>(ids: &[BatchId]) -> Write<'a> {
 
 /// A row whose lease had run out, now ours.
 pub struct Taken {
+    /// The row's own: to renew and to delete it by.
+    pub row: BatchId,
+    /// Whose publications these are.
     pub batch_id: BatchId,
     pub publications: Vec<Publication>,
     /// How long ago it was written.
@@ -196,7 +226,7 @@ impl Store {
                     LIMIT 1
                     FOR UPDATE SKIP LOCKED
                 )
-                RETURNING batch_id, format, publications,
+                RETURNING batch_id, of_batch, format, publications,
                           extract(epoch FROM clock_timestamp() - created_at)::float8 AS age",
                 &[&lease.as_secs_f64()],
             )
@@ -205,15 +235,17 @@ impl Store {
             return Ok(None);
         };
         session.pass(Point::RelayTaken).await?;
-        let batch_id: Uuid = row.get("batch_id");
+        let own: Uuid = row.get("batch_id");
+        let batch_id = row.get::<_, Option<Uuid>>("of_batch").unwrap_or(own);
         let publications = decode(row.get("format"), row.get("publications")).map_err(|why| {
             StoreError::new(
                 "take_abandoned",
                 Fate::Ours,
-                format!("the outbox row {batch_id} can not be read: {why}"),
+                format!("the outbox row {own} can not be read: {why}"),
             )
         })?;
         Ok(Some(Taken {
+            row: own,
             batch_id,
             publications,
             age: Duration::from_secs_f64(row.get::<_, f64>("age").max(0.0)),

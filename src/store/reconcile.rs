@@ -280,9 +280,13 @@ const QUESTIONS: [Question; 9] = [
     },
     // An event each, and a dead letter for what is rejected; a message that waits already is told nothing.
     Question {
-        sql: "SELECT 0, 'outbox row of batch ' || o.batch_id, o.count::bigint,
+        sql: "SELECT 0, 'outbox row of batch ' || o.batch_id, o.count,
                    coalesce(b.settled::bigint + b.duplicate + b.parked + 2 * b.rejected, 0)
-            FROM settled.outbox AS o
+            FROM (
+                SELECT coalesce(of_batch, batch_id) AS batch_id, sum(count)::bigint AS count
+                FROM settled.outbox
+                GROUP BY 1
+            ) AS o
             LEFT JOIN settled.batches AS b ON b.id = o.batch_id",
         equations: &[Equation {
             left: "events and dead letters still to publish, of all time",
@@ -300,8 +304,8 @@ const QUESTIONS: [Question; 9] = [
             left: "events and dead letters that the broker refused",
             relation: Relation::Equal,
             right: "none",
-            advice: "they are kept in settled.outbox_refused and nobody has heard them: mend what the broker says, and \
-                     publish them by hand",
+            advice: "nobody has heard them: mend what the broker says of them (`settled outbox list`), then \
+                     `settled outbox retry` publishes them",
         }],
     },
     // Nothing is known of the queues: a refusal may be in the outbox, in settlement.dead, or collected, and a row is one
@@ -333,7 +337,7 @@ const LETTERS: &str = "\
                ON r.batch_id = b.id
         WHERE b.at >= $1 AND b.at < $2
           AND b.letters > 0
-          AND NOT EXISTS (SELECT FROM settled.outbox AS o WHERE o.batch_id = b.id)
+          AND NOT EXISTS (SELECT FROM settled.outbox AS o WHERE b.id IN (o.batch_id, o.of_batch))
         GROUP BY b.at
     ) AS b
     LEFT JOIN settled.letters_taken AS t ON t.failed_at = b.at

@@ -63,7 +63,7 @@ const TABLE_GRANTS: [(&str, &str); 28] = [
     ("held", "SELECT, INSERT, UPDATE, DELETE"),
     ("holdings", "INSERT"),
     ("outbox", "SELECT, INSERT, UPDATE, DELETE"),
-    ("outbox_refused", "SELECT, INSERT"),
+    ("outbox_refused", "SELECT, INSERT, DELETE"),
     ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),
     ("letters_taken", "SELECT, INSERT, UPDATE"),
     ("dead_letter_space", "SELECT, INSERT, DELETE"),

@@ -66,14 +66,14 @@ async fn take_one(
         age: row.age,
     }
     .emit();
-    owned.add(row.batch_id);
+    owned.add(row.row);
     publisher.publish_row(row.batch_id, &row.publications).await;
     let deleted = async {
         fail::fallible(Point::RelayPublished).await?;
-        store.delete_published(&[row.batch_id]).await
+        store.delete_published(&[row.row]).await
     };
     let deleted = deleted.await;
     // Deleted or not, it is no longer ours: a row that is still there is taken again when its lease runs out.
-    owned.forget(row.batch_id);
+    owned.forget(row.row);
     deleted.map(|()| true)
 }

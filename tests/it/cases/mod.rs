@@ -32,6 +32,7 @@ mod pooler;
 mod proof;
 mod readme;
 mod reconcile;
+mod refused;
 mod registry;
 mod reinstated;
 mod replays;
