@@ -13,8 +13,8 @@
 //! 3. [`store::batch`] loads a [`domain::decide::Snapshot`] under locks, in one round trip.
 //! 4. [`domain::decide::decide`] walks the table of reasons, message by message, each seeing the effects of those before
 //!    it: one [`domain::decide::Verdict`] each, one [`domain::decide::Changeset`] for all.
-//! 5. [`store::batch`] writes the changeset, one statement a table, with one outbox row that holds everything to publish,
-//!    and commits.
+//! 5. [`store::batch`] writes the changeset, one ordered list of statements, with one outbox row that holds everything to
+//!    publish, and commits. What comes after an attempt that failed is said by [`settle::next_step`].
 //! 6. [`worker`] acknowledges the batch; [`worker::publish`] publishes the row from memory until every confirm is in, and only
 //!    then is it deleted. What a crash left, its relay publishes.
 //!
@@ -29,7 +29,7 @@
 //! | [`domain`] | the rules: values in, values out. No I/O, no clock, no async, no log |
 //! | [`store`] | the only room with SQL |
 //! | [`broker`] | the only room with lapin |
-//! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write |
+//! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write. What becomes of one that failed |
 //! | [`worker`] | the consumer pool: the order of steps, patience, shutdown. Lanes, publishing, relay, due and held messages, collector |
 //! | [`desk`] | what an operator may ask and do, typed: look, plan, replay, act, life, books |
 //! | [`cli`] | what an operator types: it parses, asks the desk, and prints |
