@@ -70,6 +70,9 @@ pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Fa
         if let Some(detail) = &explained.detail {
             out.line(plain(detail))?;
         }
+        if let (Some(key), VerdictKind::Rejected) = (&explained.recovered_key, explained.verdict) {
+            out.line(format!("the signature was made by the key {key}"))?;
+        }
         let row = |movement: &Movement| {
             vec![
                 movement.debit.as_str().to_owned(),

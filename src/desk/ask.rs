@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    AuditRecord, Command, DeadLetter, Desk, Group, Moment, Page, Refusal, Replayed, Which, act::filters_of, advice,
+    AuditRecord, Command, DeadLetter, Desk, Group, Moment, Page, Refusal, Replayed, Which, act::filters_of,
     headers::plainly, life::digest, which::said,
 };
 use crate::{
@@ -15,8 +15,9 @@ use crate::{
         allocation::Allocation,
         dead_letter::State,
         decide::Reason,
-        delivery::Properties,
+        delivery::{Delivery, Properties},
         event::{self, AllocationView, rfc3339},
+        message,
     },
     store::{
         audit::{Act, AuditFilter},
@@ -100,6 +101,10 @@ pub struct Letter {
     pub allocation: Option<Allocation>,
     /// What the partner must do instead.
     pub advice: Option<&'static str>,
+    /// What the operator can do.
+    pub operator_advice: Option<&'static str>,
+    /// The key that made the signature, compressed, in hexadecimal; none where there is none to recover.
+    pub recovered_key: Option<String>,
     pub replays: Vec<Replayed>,
     pub acts: Vec<AuditRecord>,
 }
@@ -164,6 +169,8 @@ impl Desk {
             Some(id) => self.store.allocation(id).await?,
             None => None,
         };
+        let stored = self.store.dead_letter_deliveries(&[id]).await?;
+        let recovered_key = stored.into_iter().find_map(|(_, delivery)| recovered_key(&delivery?));
         let Exported {
             dead_letter,
             properties,
@@ -171,7 +178,10 @@ impl Desk {
         } = exported;
         Ok(Letter {
             told: told(&dead_letter, allocation.as_ref()),
-            advice: (dead_letter.state != State::Settled.as_str()).then(|| advice(dead_letter.why.reason)),
+            advice: (dead_letter.state != State::Settled.as_str()).then(|| dead_letter.why.reason.advice_to_partner()),
+            operator_advice: (dead_letter.state != State::Settled.as_str())
+                .then(|| dead_letter.why.reason.advice_to_operator()),
+            recovered_key,
             body: body_for.map(|_| body(bytes, encoded)),
             dead_letter,
             properties,
@@ -181,6 +191,16 @@ impl Desk {
         })
     }
 }
+
+/// The key that made a message's signature, as far as it can be told.
+fn recovered_key(delivery: &Delivery) -> Option<String> {
+    let facts = message::facts(delivery);
+    let key = facts.content.ok()?.signer.key()?;
+    Some(key.to_hex())
+}
+
+/// Bodies that are read at a time.
+const EXAMPLES: usize = 64;
 
 fn body(bytes: Vec<u8>, encoded: String) -> Body {
     match String::from_utf8(bytes) {
@@ -267,7 +287,18 @@ impl Desk {
     /// The database is away.
     pub async fn groups(&self, which: &Which, limit: i64) -> Result<Groups, Refusal> {
         let filter = self.filter(which, &[State::Open]).await?;
-        let (groups, total) = self.store.dead_letter_groups(&filter, limit).await?;
+        let (mut groups, total) = self.store.dead_letter_groups(&filter, limit).await?;
+        let is_asked = |group: &&mut Group| group.why.reason == Reason::SignatureMismatch;
+        let mut asked: Vec<&mut Group> = groups.iter_mut().filter(is_asked).collect();
+        for some in asked.chunks_mut(EXAMPLES) {
+            let ids: Vec<Uuid> = some.iter().map(|group| group.example).collect();
+            for (id, delivery) in self.store.dead_letter_deliveries(&ids).await? {
+                let key = delivery.as_ref().and_then(recovered_key);
+                for group in some.iter_mut().filter(|group| group.example == id) {
+                    group.recovered_key.clone_from(&key);
+                }
+            }
+        }
         Ok(Groups { total, groups })
     }
 

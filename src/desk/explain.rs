@@ -37,6 +37,9 @@ pub struct Explained {
     #[serde(rename = "final")]
     pub is_final: Option<bool>,
     pub detail: Option<String>,
+    /// The key that made the signature, compressed, in hexadecimal; none where there is none to recover.
+    #[serde(rename = "recoveredKey", skip_serializing_if = "Option::is_none")]
+    pub recovered_key: Option<String>,
     pub transfers: Vec<Movement>,
 }
 
@@ -73,7 +76,7 @@ pub async fn explain(settings: &Settings, question: Question) -> Result<Explaine
         Desk::open(settings)?
     };
     let rules = settle::rules(settings);
-    let (judgement, changes, _) = desk
+    let (judgement, changes, facts) = desk
         .patiently(async || settle::explain(&desk.store, &rules, delivery.clone()).await)
         .await?;
     let reason = judgement.verdict.reason();
@@ -83,6 +86,11 @@ pub async fn explain(settings: &Settings, question: Question) -> Result<Explaine
         class: reason.map(Reason::class),
         is_final: reason.map(Reason::is_final),
         detail: detail(&judgement.verdict),
+        recovered_key: facts
+            .content
+            .ok()
+            .and_then(|content| content.signer.key())
+            .map(|key| key.to_hex()),
         transfers: changes
             .settlements
             .iter()

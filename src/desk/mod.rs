@@ -6,7 +6,6 @@
 //! and what to do next. What takes long tells how far it is through a callback.
 
 mod act;
-mod advice;
 mod ask;
 mod books;
 mod command;
@@ -26,7 +25,6 @@ use jiff::Timestamp;
 
 pub use self::{
     act::{Author, Change, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, bounded},
-    advice::advice,
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, Groups, Letter, Named, Stats, Told,
     },

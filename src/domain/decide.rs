@@ -10,7 +10,7 @@ use super::{
     event_id,
     ledger::Transfer,
     message::Content,
-    signature::{PublicKey, Signer, Verified},
+    signature::{PublicKey, Signer, Unverified, Verified},
     update::{Outcome, Update},
 };
 // TO BE REMOVED: the names that others know from here.
@@ -20,7 +20,7 @@ pub use super::{
     reason::Reason,
     receipt::{Receipt, ReceiptKey},
     reply::ReplyTo,
-    snapshot::{Parked, Partner, Rules, Snapshot},
+    snapshot::{Parked, Partner, Registered, Rules, Snapshot, Standing},
     verdict::{Judgement, Verdict, VerdictKind},
 };
 
@@ -170,8 +170,10 @@ impl Desk<'_> {
                 "the user_id property is not the broker user that this partner is bound to".into(),
             ));
         }
-        let verified = Verified::verify(&content.update, &content.signer, &partner.keys)
-            .map_err(|unverified| (unverified.reason(), unverified.detail()))?;
+        let verified = Verified::verify(&content.update, &content.signer, &partner.keys).map_err(|unverified| {
+            let detail = self.why_unverified(&unverified, content, partner);
+            (unverified.reason(), detail)
+        })?;
         if self
             .snapshot
             .distrusted
@@ -188,6 +190,61 @@ impl Desk<'_> {
             Err(detail) => Err((Reason::PayloadMismatch, detail.clone())),
             Ok(()) => Ok(verified),
         }
+    }
+
+    /// What the partner can tell its mistake by: where the key stands that made the signature, and in what its payload and
+    /// body disagree. Whose else a key may be is not the sender's business.
+    fn why_unverified(&self, unverified: &Unverified, content: &Content, partner: &Partner) -> String {
+        let known = match unverified {
+            Unverified::Malformed(_) => return unverified.detail(),
+            Unverified::Unrecoverable => unverified.detail(),
+            Unverified::Stranger(key) if partner.revoked.contains(key) => {
+                return "the signature was made by a key of this partner that is revoked".into();
+            }
+            Unverified::Stranger(key) => match self.snapshot.registered.get(key) {
+                Some(registered) if registered.enterprise_id == content.update.enterprise_id => {
+                    return match registered.standing {
+                        Standing::Early => {
+                            "the signature was made by a key of this partner that is not valid yet".into()
+                        }
+                        Standing::Expired => "the signature was made by a key of this partner that has expired".into(),
+                        // It has become valid this moment.
+                        Standing::Valid => unverified.detail(),
+                    };
+                }
+                Some(_) => {
+                    return "the signature was made by a key that is registered, but not for this partner".into();
+                }
+                None => {
+                    "the signature was made by no key that is registered: the payload may have been changed after it \
+                         was signed, or another key signed it"
+                        .into()
+                }
+            },
+        };
+        match &content.agreement {
+            Ok(()) => known,
+            Err(disagreement) => format!("{known}; besides, {disagreement}"),
+        }
+    }
+
+    /// What a newer version refused by a rule that this one does not know is refused in the same words: to judge it anew
+    /// would settle what that rule holds back.
+    fn refused_by_newer(&self, key: ReceiptKey) -> Option<Verdict> {
+        let receipt = self.snapshot.receipts.get(&key)?;
+        let reason = receipt.reason.filter(|reason| reason.is_newer())?;
+        let detail = self.snapshot.newer_details.get(&key);
+        (receipt.verdict == VerdictKind::Rejected).then(|| Verdict::Rejected {
+            reason,
+            detail: detail.map_or_else(|| NEWER.to_owned(), Clone::clone),
+        })
+    }
+
+    /// Why a newer version lets a message wait, where this one does not know it: it goes on waiting.
+    fn waits_for_newer(&self, key: ReceiptKey) -> Option<Reason> {
+        let receipt = self.snapshot.receipts.get(&key)?;
+        let reason = receipt.reason.filter(|reason| reason.is_newer());
+        reason.filter(|_| receipt.verdict == VerdictKind::Parked)
     }
 
     /// From step 9 on: the sender is proven, so a receipt is kept.
@@ -212,6 +269,10 @@ impl Desk<'_> {
                 detail,
             });
         }
+        if let Some(verdict) = self.refused_by_newer(key) {
+            self.touch_receipt(key);
+            return proven(verdict);
+        }
         let due = message.delivery.source.is_parked();
         // A contradiction comes first (step 10): the same payload may wait with another policyResult around it, unsigned.
         if !due
@@ -231,7 +292,11 @@ impl Desk<'_> {
                 again: true,
             });
         }
-        let step = self.settle_step(update, partner);
+        let newer = self.waits_for_newer(key).filter(|_| due);
+        let step = match newer {
+            Some(_) => Step::NotFound,
+            None => self.settle_step(update, partner),
+        };
         if let Step::NotFound = step
             && let Some(verdict) = self.park(index, message, content, verified.key(), key)
         {
@@ -257,7 +322,8 @@ impl Desk<'_> {
                     }
                     Some(_) | None => "no allocation of this id was reserved in time",
                 };
-                let reason = Reason::AllocationNotFound;
+                let reason = newer.unwrap_or(Reason::AllocationNotFound);
+                let detail = if newer.is_some() { NEWER } else { detail };
                 (
                     VerdictKind::Rejected,
                     Some(reason),
@@ -522,6 +588,9 @@ impl Desk<'_> {
         }
     }
 }
+
+/// Of what a newer version did, where nobody remembers its words.
+const NEWER: &str = "a newer version of settled refused it for a reason that this version does not know";
 
 /// Bytes of a message, as far as it is kept.
 fn size_of(delivery: &Delivery) -> u64 {

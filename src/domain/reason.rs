@@ -1,11 +1,11 @@
-//! The reasons by which a message is not settled.
+//! The reasons by which a message is not settled: one row each, and everything else comes from it.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+/// Why a message was not settled, in order of precedence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     MessageTooLarge,
     MalformedMessage,
@@ -25,10 +25,28 @@ pub enum Reason {
     DeliveryLimit,
     Expired,
     Internal,
+    /// One that this version does not know: a worker of a newer version wrote it.
+    Newer(Newer),
+}
+
+/// What follows from a reason.
+struct Row {
+    /// The public code.
+    name: &'static str,
+    /// The class, in the manner of an HTTP status.
+    class: u16,
+    /// Whether no later change of registry or state could make the same bytes settle.
+    is_final: bool,
+    /// Whether the registry was asked and knew the partner.
+    knew_partner: bool,
+    /// What the partner must do instead. A signed body is the partner's word: nobody here can mend it.
+    partner: &'static str,
+    /// What the operator can do.
+    operator: &'static str,
 }
 
 impl Reason {
-    /// Every reason, in order of precedence.
+    /// Every reason of this version, in order of precedence.
     pub const ALL: [Reason; 18] = [
         Reason::MessageTooLarge,
         Reason::MalformedMessage,
@@ -50,79 +68,353 @@ impl Reason {
         Reason::Internal,
     ];
 
-    /// The public code.
-    pub fn as_str(self) -> &'static str {
+    /// The table.
+    fn row(self) -> Row {
         match self {
-            Reason::MessageTooLarge => "message_too_large",
-            Reason::MalformedMessage => "malformed_message",
-            Reason::InvalidField => "invalid_field",
-            Reason::UnknownPartner => "unknown_partner",
-            Reason::SenderMismatch => "sender_mismatch",
-            Reason::MalformedSignature => "malformed_signature",
-            Reason::SignatureMismatch => "signature_mismatch",
-            Reason::PayloadMismatch => "payload_mismatch",
-            Reason::NonceReused => "nonce_reused",
-            Reason::PolicyContradiction => "policy_contradiction",
-            Reason::PartnerInactive => "partner_inactive",
-            Reason::AllocationNotFound => "allocation_not_found",
-            Reason::NotPermitted => "not_permitted",
-            Reason::AllocationMismatch => "allocation_mismatch",
-            Reason::AlreadySettled => "already_settled",
-            Reason::DeliveryLimit => "delivery_limit",
-            Reason::Expired => "expired",
-            Reason::Internal => "internal",
+            Reason::MessageTooLarge => Row {
+                name: "message_too_large",
+                class: 400,
+                is_final: true,
+                knew_partner: false,
+                partner: "Publish it again with a body of at most 262144 bytes, and properties and headers of at most 16384 \
+                          together.",
+                operator: "Nothing here: discard it once the partner knows.",
+            },
+            Reason::MalformedMessage => Row {
+                name: "malformed_message",
+                class: 400,
+                is_final: true,
+                knew_partner: false,
+                partner: "Mend what the detail names (routing key, content type or JSON) and publish it again; its nonce is \
+                          still free.",
+                operator: "Nothing here: discard it once the partner knows.",
+            },
+            Reason::InvalidField => Row {
+                name: "invalid_field",
+                class: 400,
+                is_final: true,
+                knew_partner: false,
+                partner: "Mend the field that the detail names, sign the new payload and publish it; its nonce is still free.",
+                operator: "Nothing here: discard it once the partner knows.",
+            },
+            Reason::UnknownPartner => Row {
+                name: "unknown_partner",
+                class: 401,
+                is_final: false,
+                knew_partner: false,
+                partner: "Nothing, if the enterprise id is right: once the partner is registered here, a replay settles it. \
+                          Else publish it again under the right routing key.",
+                operator: "If the enterprise id is right, `settled partner add` and replay.",
+            },
+            Reason::SenderMismatch => Row {
+                name: "sender_mismatch",
+                class: 403,
+                is_final: false,
+                knew_partner: true,
+                partner: "Publish it again as the broker user agreed on, with the property user_id set. If another user was \
+                          agreed on, bind the partner to it here and replay.",
+                operator: "If another broker user was agreed on, `settled partner set --broker-user` and replay.",
+            },
+            Reason::MalformedSignature => Row {
+                name: "malformed_signature",
+                class: 401,
+                is_final: true,
+                knew_partner: true,
+                partner: "Sign the payload again and send 130 hexadecimal digits: header 31 to 34, r, and the lower s; its \
+                          nonce is still free.",
+                operator: "Nothing here: discard it once the partner knows.",
+            },
+            Reason::SignatureMismatch => Row {
+                name: "signature_mismatch",
+                class: 401,
+                is_final: false,
+                knew_partner: true,
+                partner: "Sign exactly the text of payload with a registered key and publish it again. If the key was right \
+                          and only missing here, add it and replay.",
+                operator: "Compare the recovered key with the partner's. If it is theirs, `settled key add` and replay.",
+            },
+            Reason::PayloadMismatch => Row {
+                name: "payload_mismatch",
+                class: 400,
+                is_final: true,
+                knew_partner: true,
+                partner: "Make the signed payload and the body say the same, sign it and publish it again; its nonce is still \
+                          free.",
+                operator: "Nothing here: discard it once the partner knows.",
+            },
+            Reason::NonceReused => Row {
+                name: "nonce_reused",
+                class: 409,
+                is_final: true,
+                knew_partner: true,
+                partner: "Publish it again with a nonce that was never used: this one belongs to another payload for ever.",
+                operator: "Nothing here: `settled receipt` shows what the nonce belongs to.",
+            },
+            Reason::PolicyContradiction => Row {
+                name: "policy_contradiction",
+                class: 400,
+                is_final: false,
+                knew_partner: true,
+                partner: "Publish it again without policyResult rejected; or, if the policy did reject it, publish a release.",
+                operator: "Nothing here: the partner says two things.",
+            },
+            Reason::PartnerInactive => Row {
+                name: "partner_inactive",
+                class: 403,
+                is_final: false,
+                knew_partner: true,
+                partner: "Nothing: once the partner is resumed or enabled for this kind here, a replay settles it.",
+                operator: "If it may settle, `settled partner resume` or `settled partner set`, and replay.",
+            },
+            Reason::AllocationNotFound => Row {
+                name: "allocation_not_found",
+                class: 404,
+                is_final: false,
+                knew_partner: true,
+                partner: "Check the id. If it is right, nothing: once it is reserved here, a replay settles it.",
+                operator: "If the id is right, have it reserved and replay.",
+            },
+            Reason::NotPermitted => Row {
+                name: "not_permitted",
+                class: 403,
+                is_final: true,
+                knew_partner: true,
+                partner: "Publish it with an id of its own, under the routing key of that id's kind, and with a new nonce.",
+                operator: "Nothing here: ask the partner how it came by the id.",
+            },
+            Reason::AllocationMismatch => Row {
+                name: "allocation_mismatch",
+                class: 409,
+                is_final: true,
+                knew_partner: true,
+                partner: "Publish it again with the value that was reserved for the field that the detail names, and with a \
+                          new nonce.",
+                operator: "Nothing here: `settled allocation show` says what was reserved.",
+            },
+            Reason::AlreadySettled => Row {
+                name: "already_settled",
+                class: 409,
+                is_final: true,
+                knew_partner: true,
+                partner: "Nothing can change it: it is settled the other way for good. To move the funds back, the client \
+                          makes another allocation or deallocation.",
+                operator: "Nothing here: `settled timeline` shows who settled it.",
+            },
+            Reason::DeliveryLimit => Row {
+                name: "delivery_limit",
+                class: 500,
+                is_final: false,
+                knew_partner: false,
+                partner: "Nothing: nobody judged it. Find out here why the worker could not, and replay.",
+                operator: "Find out why the worker could not judge it, and replay.",
+            },
+            Reason::Expired => Row {
+                name: "expired",
+                class: 408,
+                is_final: false,
+                knew_partner: false,
+                partner: "Publish without the property expiration. This one was never judged: a replay does so.",
+                operator: "Replay it, if it still counts: nobody judged it.",
+            },
+            Reason::Internal => Row {
+                name: "internal",
+                class: 500,
+                is_final: false,
+                knew_partner: false,
+                partner: "Nothing: the fault is here. Find it, mend it and replay.",
+                operator: "Find the fault in the worker's log, mend it and replay.",
+            },
+            Reason::Newer(newer) => Row {
+                name: "unknown",
+                class: newer.class.unwrap_or(500),
+                is_final: newer.is_final.unwrap_or(false),
+                knew_partner: true,
+                partner: "A newer version of settled refused it for a reason that this one does not know: look for the reason \
+                          in that version's documentation.",
+                operator: "Look at it, and replay it, with the newer version: this one only repeats what that one said.",
+            },
         }
     }
 
-    /// Reads a public code.
+    /// The public code.
+    pub fn as_str(&self) -> &str {
+        if let Reason::Newer(newer) = self {
+            newer.as_str()
+        } else {
+            self.label()
+        }
+    }
+
+    /// The name for what holds few of them, such as the label of a metric: of all that this version does not know, `unknown`.
+    pub fn label(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Reads a public code of this version.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 
-    /// The class, in the manner of an HTTP status.
-    pub fn class(self) -> u16 {
-        match self {
-            Reason::MessageTooLarge
-            | Reason::MalformedMessage
-            | Reason::InvalidField
-            | Reason::PayloadMismatch
-            | Reason::PolicyContradiction => 400,
-            Reason::UnknownPartner | Reason::MalformedSignature | Reason::SignatureMismatch => 401,
-            Reason::SenderMismatch | Reason::PartnerInactive | Reason::NotPermitted => 403,
-            Reason::AllocationNotFound => 404,
-            Reason::Expired => 408,
-            Reason::NonceReused | Reason::AllocationMismatch | Reason::AlreadySettled => 409,
-            Reason::DeliveryLimit | Reason::Internal => 500,
+    /// Reads what some version wrote: what this one does not know is kept as it is.
+    pub fn written(text: &str) -> Self {
+        Self::parse(text).unwrap_or_else(|| Reason::Newer(Newer::new(text)))
+    }
+
+    /// The same with what was written beside it. What this version knows is known better.
+    #[must_use]
+    pub fn with(self, class: Option<u16>, is_final: Option<bool>) -> Self {
+        if let Reason::Newer(newer) = self {
+            Reason::Newer(Newer {
+                class: class.or(newer.class),
+                is_final: is_final.or(newer.is_final),
+                ..newer
+            })
+        } else {
+            self
         }
     }
 
-    /// Whether no later change of registry or state could make the same bytes settle.
+    pub fn is_newer(self) -> bool {
+        matches!(self, Reason::Newer(_))
+    }
+
+    /// The class, in the manner of an HTTP status. Of a newer reason what the newer worker told, else 500.
+    pub fn class(self) -> u16 {
+        self.row().class
+    }
+
+    /// Whether no later change of registry or state could make the same bytes settle. Of a newer reason what the newer
+    /// worker told, else not.
     pub fn is_final(self) -> bool {
-        match self {
-            Reason::MessageTooLarge
-            | Reason::MalformedMessage
-            | Reason::InvalidField
-            | Reason::MalformedSignature
-            | Reason::PayloadMismatch
-            | Reason::NonceReused
-            | Reason::NotPermitted
-            | Reason::AllocationMismatch
-            | Reason::AlreadySettled => true,
-            Reason::UnknownPartner
-            | Reason::SenderMismatch
-            | Reason::SignatureMismatch
-            | Reason::PolicyContradiction
-            | Reason::PartnerInactive
-            | Reason::AllocationNotFound
-            | Reason::DeliveryLimit
-            | Reason::Expired
-            | Reason::Internal => false,
-        }
+        self.row().is_final
+    }
+
+    /// Whether the registry was asked and knew the partner.
+    pub fn knew_partner(self) -> bool {
+        self.row().knew_partner
+    }
+
+    /// What the partner must do instead.
+    pub fn advice_to_partner(self) -> &'static str {
+        self.row().partner
+    }
+
+    /// What the operator can do.
+    pub fn advice_to_operator(self) -> &'static str {
+        self.row().operator
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// The longest name of a newer reason, in bytes.
+const NAME_MAX: usize = 64;
+
+/// A reason of a newer version, as it was written, and what was written beside it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Newer {
+    /// UTF-8, as far as `len`; zeros behind it.
+    name: [u8; NAME_MAX],
+    len: usize,
+    class: Option<u16>,
+    is_final: Option<bool>,
+}
+
+impl Newer {
+    /// Cut after the last character that fits.
+    fn new(text: &str) -> Self {
+        let len = text.floor_char_boundary(NAME_MAX);
+        let mut name = [0; NAME_MAX];
+        for (place, byte) in name.iter_mut().zip(text.bytes().take(len)) {
+            *place = byte;
+        }
+        Self {
+            name,
+            len,
+            class: None,
+            is_final: None,
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        let written = self.name.get(..self.len).map(std::str::from_utf8);
+        // It was cut from text.
+        written.and_then(Result::ok).unwrap_or("unknown")
+    }
+}
+
+impl fmt::Debug for Newer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?} {:?}", self.as_str(), self.class, self.is_final)
+    }
+}
+
+/// Whether text has the form of a public code, whichever version knows it.
+pub fn is_code(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_newer_version_wrote_stays_as_it_is() {
+        let odd = format!("{}\u{e9}", "x".repeat(63));
+        for (text, kept) in [
+            ("custody_frozen", "custody_frozen"),
+            ("", ""),
+            ("Was ist das?", "Was ist das?"),
+            (odd.as_str(), &odd[..63]),
+        ] {
+            let reason = Reason::written(text);
+            assert!(reason.is_newer());
+            assert_eq!((reason.as_str(), reason.label()), (kept, "unknown"));
+            assert_eq!((reason.class(), reason.is_final()), (500, false), "nobody told");
+            let told = reason.with(Some(423), Some(true));
+            assert_eq!((told.class(), told.is_final()), (423, true));
+            assert_eq!(told.with(None, None), told);
+            assert_eq!(serde_json::to_value(told).ok(), Some(kept.into()));
+        }
+        for reason in Reason::ALL {
+            assert_eq!(Reason::written(reason.as_str()), reason);
+            assert_eq!(reason.with(Some(1), Some(!reason.is_final())), reason, "known better");
+            assert!(is_code(reason.as_str()) && !reason.is_newer());
+        }
+        assert!(!is_code("") && !is_code("Custody") && !is_code("a b") && !is_code(&"a".repeat(65)));
+    }
+
+    /// The operator's page says what `show` says, and nothing else.
+    #[test]
+    fn the_page_lists_every_reason_with_its_advice() {
+        let page = include_str!("../../docs/dead-letters.md");
+        let head = "| reason | final | what the partner must do |";
+        let (_, table) = page.split_once(head).expect("the table is there");
+        let rows: Vec<&str> = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with("| "))
+            .collect();
+        let ours: Vec<String> = Reason::ALL
+            .into_iter()
+            .map(|reason| {
+                let is_final = if reason.is_final() { "yes" } else { "no" };
+                format!("| `{reason}` | {is_final} | {} |", reason.advice_to_partner())
+            })
+            .collect();
+        assert_eq!(rows, ours);
     }
 }

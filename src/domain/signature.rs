@@ -44,6 +44,16 @@ pub enum Signer {
     Unread,
 }
 
+impl Signer {
+    /// The key that made the signature, if one did.
+    pub fn key(&self) -> Option<PublicKey> {
+        match self {
+            Signer::Key(key) => Some(*key),
+            Signer::Malformed(_) | Signer::Unrecoverable | Signer::Unread => None,
+        }
+    }
+}
+
 /// Version bytes of the extended keys of BIP 32.
 const XPUB: [u8; 4] = [0x04, 0x88, 0xb2, 0x1e];
 const TPUB: [u8; 4] = [0x04, 0x35, 0x87, 0xcf];
@@ -274,8 +284,8 @@ pub enum Unverified {
     Malformed(String),
     /// `signature_mismatch`: no point can be recovered.
     Unrecoverable,
-    /// `signature_mismatch`: made by a key that is not accepted.
-    Stranger,
+    /// `signature_mismatch`: made by this key, which is not accepted.
+    Stranger(PublicKey),
 }
 
 impl Unverified {
@@ -283,7 +293,7 @@ impl Unverified {
     pub fn reason(&self) -> Reason {
         match self {
             Unverified::Malformed(_) => Reason::MalformedSignature,
-            Unverified::Unrecoverable | Unverified::Stranger => Reason::SignatureMismatch,
+            Unverified::Unrecoverable | Unverified::Stranger(_) => Reason::SignatureMismatch,
         }
     }
 
@@ -292,7 +302,7 @@ impl Unverified {
         match self {
             Unverified::Malformed(detail) => format!("signature: {detail}"),
             Unverified::Unrecoverable => "no public key can be recovered from the signature and the payload".to_owned(),
-            Unverified::Stranger => "the signature was made by no key of the partner that is valid now".to_owned(),
+            Unverified::Stranger(_) => "the signature was made by no key of the partner that is valid now".to_owned(),
         }
     }
 }
@@ -307,7 +317,7 @@ impl<T> Verified<T> {
             Signer::Malformed(detail) => Err(Unverified::Malformed(detail.clone())),
             Signer::Unrecoverable | Signer::Unread => Err(Unverified::Unrecoverable),
             Signer::Key(key) if accepted.contains(key) => Ok(Self { value, key: *key }),
-            Signer::Key(_) => Err(Unverified::Stranger),
+            Signer::Key(key) => Err(Unverified::Stranger(*key)),
         }
     }
 
@@ -665,8 +675,8 @@ mod tests {
         assert_eq!((verified.get(), verified.key()), (&"update", ours));
         assert_eq!(verified.into_inner(), "update");
         for (signer, accepted, error) in [
-            (Signer::Key(other), vec![ours], Unverified::Stranger),
-            (Signer::Key(ours), vec![], Unverified::Stranger),
+            (Signer::Key(other), vec![ours], Unverified::Stranger(other)),
+            (Signer::Key(ours), vec![], Unverified::Stranger(ours)),
             (Signer::Unrecoverable, vec![ours], Unverified::Unrecoverable),
             (Signer::Unread, vec![ours], Unverified::Unrecoverable),
             (

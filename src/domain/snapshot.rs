@@ -63,6 +63,22 @@ pub struct Parked {
     pub also: Option<ReplyTo>,
 }
 
+/// Whose a key is that made a signature and is not accepted, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    pub enterprise_id: String,
+    pub standing: Standing,
+}
+
+/// Where a key stands that is not revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Not valid yet.
+    Early,
+    Valid,
+    Expired,
+}
+
 /// Everything a batch may touch, as the database had it while it was locked.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -74,10 +90,14 @@ pub struct Snapshot {
     pub parked: HashMap<ReceiptKey, Parked>,
     /// Parked messages by enterprise, for those whose message may be parked by this batch.
     pub parked_counts: HashMap<String, u64>,
-    /// Of the signed texts that this batch brings, by key: those that were refused because the key was revoked then.
-    pub distrusted: HashSet<(PublicKey, [u8; 32])>,
     /// The same in bytes.
     pub parked_bytes: HashMap<String, u64>,
+    /// Of the signed texts that this batch brings, by key: those that were refused because the key was revoked then.
+    pub distrusted: HashSet<(PublicKey, [u8; 32])>,
+    /// Of the keys that made this batch's signatures and are not accepted: those that are registered, and for whom.
+    pub registered: HashMap<PublicKey, Registered>,
+    /// What was told of those receipts whose reason a newer version wrote.
+    pub newer_details: HashMap<ReceiptKey, String>,
     /// Bytes of all parked messages, as far as they were counted lately.
     pub parked_bytes_of_all: u64,
 }

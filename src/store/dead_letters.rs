@@ -15,7 +15,6 @@ use super::{
 use crate::{
     domain::{
         dead_letter::{Ruling, ruling},
-        decide::Reason,
         delivery::{Cut, Source},
     },
     fail::Point,
@@ -98,7 +97,10 @@ pub(super) fn judge<'a>(outcome: &Outcome<'_>, rulings: Vec<Ruling<'a>>) -> Writ
     let ids: Vec<Uuid> = rulings.iter().map(|ruling| ruling.id).collect();
     let states: Vec<&str> = rulings.iter().map(|ruling| ruling.state.as_str()).collect();
     let verdicts: Vec<&str> = rulings.iter().map(|ruling| ruling.verdict.as_str()).collect();
-    let reasons: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.reason.map(Reason::as_str)).collect();
+    let reasons: Vec<Option<String>> = rulings
+        .iter()
+        .map(|ruling| ruling.reason.map(|reason| reason.to_string()))
+        .collect();
     let details: Vec<Option<&str>> = rulings.iter().map(|ruling| ruling.detail).collect();
     let groups: Vec<Option<String>> = rulings.iter().map(|ruling| ruling.group.clone()).collect();
     let are_replays: Vec<bool> = rulings.iter().map(|ruling| ruling.is_replay).collect();

@@ -95,9 +95,9 @@ const COLUMNS: &str = "\
     d.last_failed_at, d.times_seen, d.collected_at, d.run_id, d.replays, d.verdict, d.judged_at, d.batch_id,
     d.discarded_at, d.note";
 
-/// Reads a reason. One that this version does not know is `internal` to it.
+/// Reads a reason, whichever version wrote it.
 fn reason(row: &Row) -> Reason {
-    Reason::parse(row.get("reason")).unwrap_or(Reason::Internal)
+    Reason::written(row.get("reason"))
 }
 
 fn dead_letter(row: &Row) -> DeadLetter {
@@ -167,6 +167,9 @@ pub struct Group {
     pub last_failed_at: Timestamp,
     /// The message that the detail is of.
     pub example: Uuid,
+    /// The key that made its signature, where the group is refused for that. Nobody stored it: who has the message reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovered_key: Option<String>,
 }
 
 /// How many there are of something.
@@ -318,6 +321,7 @@ impl Store {
             first_failed_at: row.get("first_failed_at"),
             last_failed_at: row.get("last_failed_at"),
             example: row.get("example"),
+            recovered_key: None,
         });
         Ok((groups.collect(), rows.first().map_or(0, |row| row.get("groups"))))
     }
@@ -352,7 +356,7 @@ impl Store {
             .iter()
             .map(|row| Stat {
                 state: row.get("state"),
-                reason: row.get::<_, Option<&str>>("reason").and_then(Reason::parse),
+                reason: row.get::<_, Option<&str>>("reason").map(Reason::written),
                 partner: row.get("enterprise_id"),
                 count: Count {
                     messages: row.get("messages"),
@@ -573,7 +577,7 @@ impl Store {
             .await?;
         let open = rows
             .iter()
-            .filter_map(|row| Some((Reason::parse(row.get(0))?, natural(row.get(1)))))
+            .map(|row| (Reason::written(row.get(0)), natural(row.get(1))))
             .collect();
         let rows = session
             .query(

@@ -98,7 +98,10 @@ impl Store {
         for slice in items.chunks(SLICE) {
             let ids: Vec<Uuid> = slice.iter().map(|item| item.id).collect();
             let verdicts: Vec<&str> = slice.iter().map(|item| item.verdict.as_str()).collect();
-            let reasons: Vec<Option<&str>> = slice.iter().map(|item| item.reason.map(Reason::as_str)).collect();
+            let reasons: Vec<Option<&str>> = slice
+                .iter()
+                .map(|item| item.reason.as_ref().map(Reason::as_str))
+                .collect();
             let details: Vec<Option<&str>> = slice.iter().map(|item| item.detail.as_deref()).collect();
             let amounts = || slice.iter().map(|item| item.amount.as_ref());
             let currencies: Vec<Option<&str>> = amounts()

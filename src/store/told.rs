@@ -1,6 +1,6 @@
 //! What was told first under an event's id: see [`crate::domain::told`].
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use futures_util::join;
 use jiff::Timestamp;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Session, Store, StoreError, outbox};
 use crate::domain::{
     delivery::BatchId,
+    reason::Reason,
     told::{First, Firsts, Tellings},
 };
 
@@ -41,6 +42,11 @@ struct Words<F> {
     enterprise_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nonce: Option<String>,
+    /// For versions that do not know the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    class: Option<u16>,
+    #[serde(default, rename = "final", skip_serializing_if = "Option::is_none")]
+    is_final: Option<bool>,
 }
 
 fn first(row: &Row) -> Option<Words<First>> {
@@ -73,6 +79,8 @@ pub(super) async fn remember(session: &Session, id: BatchId, tellings: &Tellings
                 first: &telling.first,
                 enterprise_id: telling.enterprise_id.clone(),
                 nonce: telling.nonce.clone(),
+                class: Some(telling.reason.class()),
+                is_final: Some(telling.reason.is_final()),
             };
             serde_json::to_vec(&words).map_err(|error| outbox::unwritable(&error))
         })
@@ -112,6 +120,27 @@ pub(super) async fn remember(session: &Session, id: BatchId, tellings: &Tellings
         }
     }
     Ok(firsts)
+}
+
+const REASONS: &str = "\
+    /* told::reasons */
+    SELECT event_id, reason, at, words
+    FROM settled.told
+    WHERE event_id = ANY ($1)";
+
+/// The reason of events, with what was told beside it, and the detail. For reasons that this version does not know.
+pub(super) async fn reasons(
+    session: &Session,
+    event_ids: &[Uuid],
+) -> Result<HashMap<Uuid, (Reason, String)>, StoreError> {
+    let mut reasons = HashMap::new();
+    for row in session.query(REASONS, &[&event_ids]).await? {
+        if let Some(words) = first(&row) {
+            let reason = Reason::written(row.get("reason")).with(words.class, words.is_final);
+            reasons.insert(row.get("event_id"), (reason, words.first.detail));
+        }
+    }
+    Ok(reasons)
 }
 
 /// An event of a refusal or a parking, the first time it was told.

@@ -156,10 +156,15 @@ catalogue! {
         "From receipt of a message to its confirmed event.";
 }
 
+/// Every reason, and one for all that a newer version may have written.
+pub(super) fn reason_labels() -> impl Iterator<Item = &'static str> {
+    Reason::ALL.into_iter().map(Reason::label).chain(["unknown"])
+}
+
 fn verdicts() -> Vec<Vec<&'static str>> {
     let settled = [VerdictKind::Settled, VerdictKind::Duplicate].map(|verdict| vec![verdict.as_str(), ""]);
-    let parked = vec![VerdictKind::Parked.as_str(), Reason::AllocationNotFound.as_str()];
-    let rejected = Reason::ALL.map(|reason| vec![VerdictKind::Rejected.as_str(), reason.as_str()]);
+    let parked = vec![VerdictKind::Parked.as_str(), Reason::AllocationNotFound.label()];
+    let rejected = reason_labels().map(|label| vec![VerdictKind::Rejected.as_str(), label]);
     settled.into_iter().chain([parked]).chain(rejected).collect()
 }
 

@@ -349,9 +349,10 @@ impl Signal<'_> {
                 }
             }
             Signal::DeskMeasured { open, oldest, runs } => {
-                for reason in Reason::ALL {
-                    let count = open.iter().find(|(of, _)| *of == reason).map_or(0, |(_, count)| *count);
-                    metric::DEAD_LETTERS_OPEN.set([reason.as_str().into()], count as f64);
+                for label in metric::reason_labels() {
+                    let of = open.iter().filter(|(of, _)| of.label() == label);
+                    let count: u64 = of.map(|(_, count)| count).sum();
+                    metric::DEAD_LETTERS_OPEN.set([label.into()], count as f64);
                 }
                 let oldest = oldest.unwrap_or_default();
                 metric::DEAD_LETTERS_OLDEST_SECONDS.set([], oldest.as_secs_f64());
@@ -378,7 +379,7 @@ impl Signal<'_> {
 
 fn judged(batch: Uuid, lane: usize, from: Intake, tally: &Tally) {
     for ((verdict, reason), count) in &tally.verdicts {
-        let reason = reason.map_or("", Reason::as_str);
+        let reason = reason.map_or("", Reason::label);
         metric::JUDGED.add([verdict.as_str().into(), reason.into()], *count);
     }
     for ((label, verdict), count) in &tally.partners {

@@ -29,31 +29,7 @@ impl Tally {
         reason: Option<Reason>,
     ) {
         // Only these say that the registry was asked and knew the partner.
-        let registered = match reason {
-            Some(
-                Reason::MessageTooLarge
-                | Reason::MalformedMessage
-                | Reason::InvalidField
-                | Reason::UnknownPartner
-                | Reason::DeliveryLimit
-                | Reason::Expired
-                | Reason::Internal,
-            ) => false,
-            Some(
-                Reason::SenderMismatch
-                | Reason::MalformedSignature
-                | Reason::SignatureMismatch
-                | Reason::PayloadMismatch
-                | Reason::NonceReused
-                | Reason::PolicyContradiction
-                | Reason::PartnerInactive
-                | Reason::AllocationNotFound
-                | Reason::NotPermitted
-                | Reason::AllocationMismatch
-                | Reason::AlreadySettled,
-            )
-            | None => true,
-        };
+        let registered = reason.is_none_or(Reason::knew_partner);
         *self.verdicts.entry((verdict, reason)).or_default() += 1;
         *self
             .partners

@@ -871,7 +871,7 @@ impl World {
         answer: &Answer,
     ) -> Result<(), Wrong> {
         let verdict = judgement.verdict.kind().as_str();
-        let reason = judgement.verdict.reason().map(|reason| reason.as_str());
+        let reason = judgement.verdict.reason().map(|reason| reason.label());
         ensure!(
             (verdict, reason) == (answer.verdict, answer.reason),
             "the verdict is {verdict} {reason:?}, and must be {} {:?}",
@@ -1130,7 +1130,7 @@ impl World {
                 payload: hex::encode(receipt.payload_digest),
                 message: hex::encode(receipt.message_digest),
                 verdict: receipt.verdict.as_str(),
-                reason: receipt.reason.map(|reason| reason.as_str()),
+                reason: receipt.reason.map(|reason| reason.label()),
                 allocation: receipt.allocation_id,
                 event: receipt.event_id,
                 key: key_number(&receipt.public_key),

@@ -124,7 +124,7 @@ fn state(text: &str) -> Result<States, String> {
 }
 
 fn reason(text: &str) -> Result<Reason, String> {
-    let codes: Vec<&str> = Reason::ALL.into_iter().map(Reason::as_str).collect();
+    let codes: Vec<&str> = Reason::ALL.into_iter().map(Reason::label).collect();
     Reason::parse(text).ok_or_else(|| format!("one of {}", codes.join(", ")))
 }
 

@@ -123,6 +123,7 @@ fn print(out: &Output, shown: &Letter) -> Result<(), Failure> {
         ("state", Some(dead_letter.state.clone())),
         ("reason", Some(format!("{} (class {}; {again})", why.reason, why.class))),
         ("detail", Some(why.detail.clone())),
+        ("recovered key", shown.recovered_key.clone()),
         ("refused by", Some(made_by.to_owned())),
         ("partner", dead_letter.enterprise_id.clone()),
         ("nonce", dead_letter.nonce.clone()),
@@ -168,6 +169,9 @@ fn print(out: &Output, shown: &Letter) -> Result<(), Failure> {
     out.table(&["field", "value"], rows.collect(), "")?;
     if let Some(advice) = shown.advice {
         out.line(format!("\nwhat the partner must do: {advice}"))?;
+    }
+    if let Some(advice) = shown.operator_advice {
+        out.line(format!("what you can do: {advice}"))?;
     }
     if !shown.replays.is_empty() {
         out.line("")?;
@@ -264,6 +268,11 @@ pub(super) async fn groups(context: &Context, question: &Groups) -> Result<Exit,
             "messages",
         ];
         out.numbers(&header, groups.iter().map(row).collect(), "no dead letter")?;
+        for group in groups {
+            if let Some(key) = &group.recovered_key {
+                out.line(format!("{}: the example was signed by the key {key}", group.group))?;
+            }
+        }
         let shown = i64::try_from(groups.len()).unwrap_or(i64::MAX);
         if total > shown {
             out.line(format!("and {} smaller groups: --limit", total - shown))?;

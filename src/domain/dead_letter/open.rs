@@ -14,7 +14,7 @@ use crate::domain::{
     digest::sha256,
     message::Facts,
     names::UPDATES,
-    reason::Reason,
+    reason::{Reason, is_code},
     wire,
 };
 
@@ -113,7 +113,18 @@ const REJECTED: &str = "somebody rejected it at its queue, although it is within
 /// What the worker wrote beside the message; else the name of the first header that is not what it writes.
 fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'static str> {
     let text = |name: &'static str| headers.get(name).and_then(HeaderValue::as_text).ok_or(name);
-    let reason = Reason::parse(text("settled-reason")?).ok_or("settled-reason")?;
+    let reason = text("settled-reason")?;
+    let reason = Some(reason).filter(|reason| is_code(reason)).ok_or("settled-reason")?;
+    // What a newer worker wrote says the rest of it too.
+    let class = match headers.get("settled-class") {
+        Some(HeaderValue::LongLongInt(class)) => u16::try_from(*class).ok(),
+        Some(_) | None => None,
+    };
+    let is_final = match headers.get("settled-final") {
+        Some(HeaderValue::Boolean(is_final)) => Some(*is_final),
+        Some(_) | None => None,
+    };
+    let reason = Reason::written(reason).with(class, is_final);
     if headers.get("settled-class") != Some(&HeaderValue::LongLongInt(i64::from(reason.class()))) {
         return Err("settled-class");
     }

@@ -283,6 +283,9 @@ struct Model {
     /// What authorised each settlement: nonce, payload digest, key.
     settled: BTreeMap<Uuid, (String, [u8; 32], PublicKey)>,
     distrusted: HashSet<(PublicKey, [u8; 32])>,
+    /// Keys that no partner's list of valid ones holds.
+    registered: BTreeMap<PublicKey, (String, Standing)>,
+    newer_details: BTreeMap<ReceiptKey, String>,
 }
 
 impl Model {
@@ -299,6 +302,8 @@ impl Model {
             balances: BTreeMap::new(),
             settled: BTreeMap::new(),
             distrusted: HashSet::new(),
+            registered: BTreeMap::from([(key(3).public_key(), ("beta".to_owned(), Standing::Valid))]),
+            newer_details: BTreeMap::new(),
         };
         for id in [ALLOCATION, DEALLOCATION, OF_BETA, LARGE] {
             model.reserve(id);
@@ -331,6 +336,25 @@ impl Model {
             parked: HashMap::new(),
             parked_counts: HashMap::new(),
             distrusted: self.distrusted.clone(),
+            registered: self
+                .registered
+                .iter()
+                .map(|(key, (enterprise_id, standing))| {
+                    let (enterprise_id, standing) = (enterprise_id.clone(), *standing);
+                    (
+                        *key,
+                        Registered {
+                            enterprise_id,
+                            standing,
+                        },
+                    )
+                })
+                .collect(),
+            newer_details: self
+                .newer_details
+                .iter()
+                .map(|(key, detail)| (*key, detail.clone()))
+                .collect(),
             parked_bytes: HashMap::new(),
             parked_bytes_of_all: 0,
         };
@@ -490,6 +514,24 @@ fn rules() -> Rules {
         park_max_bytes: u64::MAX,
         park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".to_owned(),
+    }
+}
+
+/// A settled receipt as the letter would have left it.
+fn receipt_of(letter: &Letter) -> Receipt {
+    let sent = letter.send();
+    Receipt {
+        enterprise_id: "acme".to_owned(),
+        nonce: letter.draft.nonce.clone(),
+        payload_digest: sha256(payload_text(&letter.draft)),
+        message_digest: sent.facts.message_digest,
+        verdict: VerdictKind::Settled,
+        reason: None,
+        allocation_id: letter.draft.id,
+        event_id: Uuid::nil(),
+        public_key: key(letter.signed_by).public_key(),
+        first_seen: start(),
+        last_seen: start(),
     }
 }
 

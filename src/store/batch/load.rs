@@ -17,9 +17,10 @@ use crate::{
         decide::{Judged, Parked, Partner, Reason, Receipt, ReceiptKey, Snapshot, VerdictKind},
         ledger::{Amount, Quantity},
         signature::{PublicKey, Signer},
+        snapshot::{Registered, Standing},
     },
     fail::Point,
-    store::{Fate, Session, StoreError},
+    store::{Fate, Session, StoreError, told},
 };
 
 /// What a batch names, and so may touch.
@@ -217,7 +218,9 @@ pub(super) async fn load(
             snapshot.parked_bytes.insert(row.get(0), bytes);
         }
     }
+    recall_newer(session, &mut snapshot).await?;
     snapshot.distrusted = load_distrusted(session, batch, &rest.reinstated).await?;
+    snapshot.registered = load_registered(session, batch, &rest.partners).await?;
     snapshot.parked_bytes_of_all = session.parked_bytes;
     snapshot.partners = rest.partners;
     snapshot.parked = rest.parked;
@@ -319,6 +322,74 @@ async fn load_distrusted(
     Ok(distrusted)
 }
 
+/// Of receipts whose reason a newer version wrote: what that version told, so that it is told again. Asked only where there
+/// are such.
+async fn recall_newer(session: &Session, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+    let is_newer = |receipt: &&mut Receipt| receipt.reason.is_some_and(Reason::is_newer);
+    let event_ids: Vec<Uuid> = snapshot
+        .receipts
+        .values_mut()
+        .filter(is_newer)
+        .map(|receipt| receipt.event_id)
+        .collect();
+    if session.skips(event_ids.is_empty()) {
+        return Ok(());
+    }
+    let told = told::reasons(session, &event_ids).await?;
+    for (key, receipt) in &mut snapshot.receipts {
+        if let (Some(reason), Some((said, detail))) = (&mut receipt.reason, told.get(&receipt.event_id))
+            && reason.as_str() == said.as_str()
+        {
+            *reason = *said;
+            snapshot.newer_details.insert(*key, detail.clone());
+        }
+    }
+    Ok(())
+}
+
+const LOAD_REGISTERED: &str = "\
+    /* batch::load registered */
+    SELECT k.public_key, k.enterprise_id, k.valid_from > clock_timestamp() AS early,
+           coalesce(k.valid_until <= clock_timestamp(), false) AS expired
+    FROM settled.partner_keys AS k
+    WHERE k.public_key = ANY ($1)";
+
+/// Whose the keys are that signed for a partner and are not accepted of it. Asked only where there are such.
+async fn load_registered(
+    session: &Session,
+    batch: &[Judged<'_>],
+    partners: &HashMap<String, Partner>,
+) -> Result<HashMap<PublicKey, Registered>, StoreError> {
+    let contents = batch.iter().filter_map(|message| message.facts.content.as_ref().ok());
+    let strangers: Vec<&[u8]> = contents
+        .filter_map(|content| match &content.signer {
+            Signer::Key(key) => {
+                let partner = partners.get(&content.update.enterprise_id)?;
+                let is_known = partner.keys.contains(key) || partner.revoked.contains(key);
+                (!is_known).then(|| key.as_bytes().as_slice())
+            }
+            Signer::Malformed(_) | Signer::Unrecoverable | Signer::Unread => None,
+        })
+        .collect();
+    if session.skips(strangers.is_empty()) {
+        return Ok(HashMap::new());
+    }
+    let mut registered = HashMap::new();
+    for row in session.query(LOAD_REGISTERED, &[&strangers]).await? {
+        let standing = match (row.get("early"), row.get("expired")) {
+            (true, _) => Standing::Early,
+            (false, true) => Standing::Expired,
+            (false, false) => Standing::Valid,
+        };
+        let one = Registered {
+            enterprise_id: row.get("enterprise_id"),
+            standing,
+        };
+        registered.insert(public_key(session, row.get("public_key"))?, one);
+    }
+    Ok(registered)
+}
+
 fn corrupt(session: &Session, what: &str) -> StoreError {
     StoreError::new(
         session.name,
@@ -402,10 +473,7 @@ fn receipt(session: &Session, row: &Row) -> Result<(ReceiptKey, Receipt), StoreE
             payload_digest: column.take::<&[u8]>().try_into().ok()?,
             message_digest: column.take::<&[u8]>().try_into().ok()?,
             verdict: VerdictKind::parse(column.take())?,
-            reason: match column.take::<Option<&str>>() {
-                Some(text) => Some(Reason::parse(text)?),
-                None => None,
-            },
+            reason: column.take::<Option<&str>>().map(Reason::written),
             allocation_id: column.take(),
             event_id: column.take(),
             public_key: PublicKey::stored(column.take())?,

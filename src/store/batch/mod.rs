@@ -189,13 +189,13 @@ pub(super) fn count_batch<'a>(
     letters: usize,
 ) -> Result<Write<'a>, StoreError> {
     let mut kinds = BTreeMap::<VerdictKind, i32>::new();
-    let mut reasons = BTreeMap::<&str, u32>::new();
+    let mut reasons = BTreeMap::<crate::domain::reason::Reason, u32>::new();
     for verdict in verdicts {
         *kinds.entry(verdict.kind()).or_default() += 1;
         if verdict.kind() == VerdictKind::Rejected
             && let Some(reason) = verdict.reason()
         {
-            *reasons.entry(reason.as_str()).or_default() += 1;
+            *reasons.entry(reason).or_default() += 1;
         }
     }
     let count = |kind| kinds.get(&kind).copied().unwrap_or_default();

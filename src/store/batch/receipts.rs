@@ -77,7 +77,7 @@ struct ReceiptColumns<'a> {
     payload_digests: Vec<&'a [u8]>,
     message_digests: Vec<&'a [u8]>,
     verdicts: Vec<&'static str>,
-    reasons: Vec<Option<&'static str>>,
+    reasons: Vec<Option<&'a str>>,
     allocation_ids: Vec<Uuid>,
     event_ids: Vec<Uuid>,
     public_keys: Vec<&'a [u8]>,
@@ -95,7 +95,7 @@ impl<'a> ReceiptColumns<'a> {
             columns.payload_digests.push(&receipt.payload_digest);
             columns.message_digests.push(&receipt.message_digest);
             columns.verdicts.push(receipt.verdict.as_str());
-            columns.reasons.push(receipt.reason.map(Reason::as_str));
+            columns.reasons.push(receipt.reason.as_ref().map(Reason::as_str));
             columns.allocation_ids.push(receipt.allocation_id);
             columns.event_ids.push(receipt.event_id);
             columns.public_keys.push(receipt.public_key.as_bytes());

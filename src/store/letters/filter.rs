@@ -55,6 +55,8 @@ pub(super) struct Asked<'f> {
     pub(super) filter: &'f Filter,
     /// By name and by being final, in one.
     reasons: Option<Vec<&'static str>>,
+    /// None of these. What a newer version wrote is not final, as far as this one knows.
+    not_reasons: Option<Vec<&'static str>>,
     made_by: Option<&'static str>,
 }
 
@@ -66,11 +68,20 @@ impl<'f> Asked<'f> {
             (filter.reasons.is_empty() || filter.reasons.contains(reason))
                 && filter.is_final.is_none_or(|is_final| reason.is_final() == is_final)
         };
-        let any = filter.reasons.is_empty() && filter.is_final.is_none();
-        let reasons = || Reason::ALL.into_iter().filter(is_asked).map(Reason::as_str).collect();
+        let none_named = filter.reasons.is_empty();
+        let any = none_named && filter.is_final != Some(true);
+        let reasons = || Reason::ALL.into_iter().filter(is_asked).map(Reason::label).collect();
+        let finals = || {
+            Reason::ALL
+                .into_iter()
+                .filter(|reason| reason.is_final())
+                .map(Reason::label)
+                .collect()
+        };
         Self {
             filter,
             reasons: (!any).then(reasons),
+            not_reasons: (none_named && filter.is_final == Some(false)).then(finals),
             made_by: filter.made_by.map(MadeBy::as_str),
         }
     }
@@ -97,6 +108,7 @@ impl<'f> Asked<'f> {
             Some(_) => add("d.reason = ANY (?)", sql_of(&self.reasons)),
             None => {}
         }
+        add("d.reason <> ALL (?)", sql_of(&self.not_reasons));
         add("d.allocation_id = ?", sql_of(&filter.allocation));
         add("d.nonce = ?", sql_of(&filter.nonce));
         add("d.group_id = ?", sql_of(&filter.group));

@@ -19,6 +19,7 @@ mod letters;
 mod management;
 mod metrics;
 mod mutants;
+mod newer;
 mod outage;
 mod outbox;
 mod own_queue;

@@ -131,7 +131,7 @@ fn a_head_that_is_none_is_nobodys() {
 fn what_does_not_say_what_ours_says_is_nobodys() {
     let spoil: [(&str, Option<HeaderValue>); 16] = [
         ("settled-reason", None),
-        ("settled-reason", Some(text("because"))),
+        ("settled-reason", Some(text("Because of it"))),
         ("settled-reason", Some(HeaderValue::Boolean(true))),
         ("settled-class", None),
         ("settled-class", Some(HeaderValue::LongInt(409))),

@@ -122,21 +122,77 @@ fn every_reason_has_the_message_that_causes_it() {
             "a stranger's signature",
             |_, _, letter| letter.signed_by = 9,
             Reason::SignatureMismatch,
-            "the signature was made by no key of the partner that is valid now",
+            "the signature was made by no key that is registered: the payload may have been changed after it was signed, or \
+             another key signed it",
+            false,
+        ),
+        (
+            "a revoked key",
+            |model, _, letter| {
+                letter.signed_by = 4;
+                model.acme().revoked.push(key(4).public_key());
+            },
+            Reason::SignatureMismatch,
+            "the signature was made by a key of this partner that is revoked",
+            false,
+        ),
+        (
+            "a key that is not valid yet",
+            |model, _, letter| {
+                letter.signed_by = 4;
+                let registered = ("acme".to_owned(), Standing::Early);
+                model.registered.insert(key(4).public_key(), registered);
+            },
+            Reason::SignatureMismatch,
+            "the signature was made by a key of this partner that is not valid yet",
+            false,
+        ),
+        (
+            "a key that has expired",
+            |model, _, letter| {
+                letter.signed_by = 4;
+                let registered = ("acme".to_owned(), Standing::Expired);
+                model.registered.insert(key(4).public_key(), registered);
+            },
+            Reason::SignatureMismatch,
+            "the signature was made by a key of this partner that has expired",
+            false,
+        ),
+        (
+            "an expired key of another partner",
+            |model, _, letter| {
+                letter.signed_by = 4;
+                let registered = ("beta".to_owned(), Standing::Expired);
+                model.registered.insert(key(4).public_key(), registered);
+            },
+            Reason::SignatureMismatch,
+            "the signature was made by a key that is registered, but not for this partner",
+            false,
+        ),
+        (
+            "a stranger's signature of something else than the body says",
+            |_, _, letter| {
+                letter.signed_by = 9;
+                letter.altered.push(("partnersClientId", "other".into()));
+            },
+            Reason::SignatureMismatch,
+            "the signature was made by no key that is registered: the payload may have been changed after it was signed, or \
+             another key signed it; besides, partnersClientId: differs between the payload and the body",
             false,
         ),
         (
             "another partner's signature",
             |_, _, letter| letter.signed_by = 3,
             Reason::SignatureMismatch,
-            "the signature was made by no key of the partner that is valid now",
+            "the signature was made by a key that is registered, but not for this partner",
             false,
         ),
         (
             "a partner without a key",
             |model, _, _| model.acme().keys.clear(),
             Reason::SignatureMismatch,
-            "the signature was made by no key of the partner that is valid now",
+            "the signature was made by no key that is registered: the payload may have been changed after it was signed, or \
+             another key signed it",
             false,
         ),
         (
@@ -434,24 +490,6 @@ const BREAKERS: [Twist; 15] = [
             .and_modify(|allocation| allocation.status = Status::Released);
     },
 ];
-
-/// A settled receipt as the letter would have left it.
-fn receipt_of(letter: &Letter) -> Receipt {
-    let sent = letter.send();
-    Receipt {
-        enterprise_id: "acme".to_owned(),
-        nonce: letter.draft.nonce.clone(),
-        payload_digest: sha256(payload_text(&letter.draft)),
-        message_digest: sent.facts.message_digest,
-        verdict: VerdictKind::Settled,
-        reason: None,
-        allocation_id: letter.draft.id,
-        event_id: Uuid::nil(),
-        public_key: key(letter.signed_by).public_key(),
-        first_seen: start(),
-        last_seen: start(),
-    }
-}
 
 /// What a message comes to that breaks these rules (numbers of the table) and no other.
 fn broken(numbers: impl DoubleEndedIterator<Item = usize>) -> String {

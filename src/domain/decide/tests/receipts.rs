@@ -415,3 +415,61 @@ fn a_reused_nonce_leaves_the_first_receipt_untouched() {
         assert_eq!(model, before, "{first}");
     }
 }
+
+/// A rule that this version does not know refused it: it is told again as it was, and nothing moves, whatever else would.
+#[test]
+fn what_a_newer_version_refused_is_refused_in_the_same_words() {
+    let newer = Reason::written("custody_frozen").with(Some(423), Some(false));
+    let letter = Letter::cleared(ALLOCATION, "n");
+    let key = ReceiptKey::new("acme", "n");
+    for detail in [None, Some("custody: frozen since Monday")] {
+        let mut model = Model::new();
+        let receipt = Receipt {
+            verdict: VerdictKind::Rejected,
+            reason: Some(newer),
+            ..receipt_of(&letter)
+        };
+        model.receipts.insert(key, receipt.clone());
+        model
+            .newer_details
+            .extend(detail.map(|detail| (key, detail.to_owned())));
+        let before = model.clone();
+        model.pass(seconds(5));
+        let judgement = model.judge_letter(&letter);
+        let Verdict::Rejected { reason, detail: said } = &judgement.verdict else {
+            panic!("{judgement:?}");
+        };
+        assert_eq!((*reason, judgement.proven), (newer, true));
+        assert_eq!(said, detail.unwrap_or(crate::domain::decide::NEWER));
+        assert_eq!(model.balances, before.balances);
+        let touched = Receipt {
+            last_seen: model.now,
+            ..receipt
+        };
+        assert_eq!(model.receipts[&key], touched, "only seen again");
+        // Another payload of the nonce is what it always is.
+        let mut other = letter.clone();
+        other.draft.partners_id = "other".to_owned();
+        assert_eq!(line(&model.judge_letter(&other)), "nonce_reused");
+        // And another message settles.
+        assert_eq!(line(&model.judge_letter(&Letter::cleared(ALLOCATION, "m"))), "settled");
+    }
+}
+
+/// What a newer version lets wait for a reason of its own is not settled by this one.
+#[test]
+fn what_waits_for_a_newer_reason_goes_on_waiting_until_its_deadline() {
+    let newer = Reason::written("custody_frozen");
+    let mut model = Model::new();
+    let sent = Letter::cleared(LATE, "n").send();
+    assert_eq!(line(&model.judge(&sent)), "parked");
+    let key = ReceiptKey::new("acme", "n");
+    model.receipts.get_mut(&key).expect("its receipt").reason = Some(newer);
+    model.reserve(LATE);
+    model.pass(seconds(2));
+    assert_eq!(line(&model.judge(&sent.due())), "parked again");
+    assert_eq!(line(&model.judge(&sent)), "parked again", "a copy too");
+    model.pass(seconds(900));
+    assert_eq!(line(&model.judge(&sent.due())), "custody_frozen");
+    assert!(model.parked.is_empty());
+}

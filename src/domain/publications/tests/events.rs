@@ -278,3 +278,46 @@ fn a_valid_traceparent_travels() {
     };
     assert_eq!(travels(properties), None);
 }
+
+/// Whatever it is refused for, and whichever kind it is of: the id of the update stands in `allocationId`, where the body
+/// decoded, and nowhere where it did not.
+#[test]
+fn a_refusal_names_the_id_of_either_kind_in_the_documented_field() {
+    let data = |publication: &Publication| {
+        let event: serde_json::Value = serde_json::from_slice(&publication.body).expect("JSON");
+        (event["subject"].clone(), event["data"].clone())
+    };
+    for kind in [Kind::Allocation, Kind::Deallocation] {
+        let sent = Sent::update(kind, Properties::default());
+        for reason in Reason::ALL {
+            let (subject, data) = data(&sent.reject(reason).remove(0));
+            let id = serde_json::json!(ID);
+            assert_eq!((&subject, &data["allocationId"]), (&id, &id), "{kind:?} {reason}");
+            assert_eq!(
+                (&data["nonce"], &data["reason"]),
+                (&"nonce-1".into(), &reason.as_str().into())
+            );
+            assert_eq!(data.get("deallocationId"), None, "{kind:?} {reason}");
+        }
+        let (subject, data) = data(&only(sent.say(parked(false), true)));
+        assert_eq!(
+            (subject, data["allocationId"].clone()),
+            (ID.into(), ID.into()),
+            "{kind:?}"
+        );
+    }
+    // Nothing is known of a body that does not decode.
+    for (routing_key, body) in [
+        ("acme.deallocation.update", format!("{{\"deallocationId\":\"{ID}\"}}")),
+        ("acme.deallocation.update", format!("{{\"allocationId\":\"{ID}\"}}")),
+        ("acme.allocation.update", format!("{{\"deallocationId\":\"{ID}\"}}")),
+    ] {
+        let sent = Sent::new(routing_key, body, Properties::default());
+        let (subject, data) = data(&sent.reject(Reason::InvalidField).remove(0));
+        assert!(subject.is_null(), "{data}");
+        assert!(
+            data.get("allocationId").is_none() && data.get("nonce").is_none(),
+            "{data}"
+        );
+    }
+}

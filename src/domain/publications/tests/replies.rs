@@ -128,9 +128,7 @@ fn a_stranger_is_not_answered() {
             receipts: [].into(),
             parked: [].into(),
             parked_counts: [].into(),
-            distrusted: [].into(),
-            parked_bytes: [].into(),
-            parked_bytes_of_all: 0,
+            ..Snapshot::default()
         };
         let (judgements, _) = decide(snapshot, &batch, &rules());
         let said: usize = judgements
