@@ -6,8 +6,6 @@
 mod fields;
 mod layers;
 mod secret;
-#[cfg(test)]
-mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -447,3 +445,6 @@ fn given<'s>(url: &'s Secret, what: &str, variable: &str, shape: &str) -> Result
     }
     Ok(url)
 }
+
+#[cfg(test)]
+mod tests;

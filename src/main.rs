@@ -10,10 +10,10 @@ fn main() -> ExitCode {
         Err(refusal) => return refusal.tell(),
     };
     let json = cli.wants_json();
-    // Our own threads need no more stack than usual, whatever lapin's are given.
+    // Whatever lapin's are given. An unoptimised build needs more than four megabytes for a batch; only what is used counts.
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .thread_stack_size(4 << 20)
+        .thread_stack_size(16 << 20)
         .max_blocking_threads(32)
         .build()
     {

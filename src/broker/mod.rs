@@ -8,6 +8,7 @@ pub mod intake;
 pub mod management;
 pub mod own_queue;
 pub mod publisher;
+pub mod rights;
 mod settings;
 mod sieve;
 pub mod subscribe;

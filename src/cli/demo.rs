@@ -22,6 +22,7 @@ use self::{
 };
 use super::{
     Context, Exit, Failure,
+    doctor::POSTGRES_MIN,
     simulate::{
         Bar,
         account::Account,
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     broker::{
-        BrokerError, BrokerSettings, Connection,
+        BrokerError, BrokerSettings, Connection, server_version,
         subscribe::{self, Lifetime},
         topology::{self, Depths},
     },
@@ -50,8 +51,17 @@ const WAVES: usize = 6;
 const BURST_WAVES: usize = 2;
 const PARKED_THEN_RESERVED: usize = 2;
 
+/// Columns that the story needs on a terminal.
+const COLUMNS_MIN: u16 = 60;
+/// The oldest broker that has what the queues use: dead-lettering at least once.
+const RABBITMQ_MIN: (u32, u32) = (3, 10);
+
 /// The whole story on a fresh database and broker, in under a minute
 #[derive(Args)]
+#[command(after_help = "\
+What it needs: an empty database on PostgreSQL 15 or newer, a virtual host of its own on RabbitMQ 3.10 or newer, a terminal
+of 60 columns or none at all, and about 20 seconds (with --chaos a minute); more with more messages. `make demo` brings all
+of it along.")]
 pub(super) struct Demo {
     /// Kill the worker, PostgreSQL and RabbitMQ in turn while messages flow
     #[arg(long, requires = "services")]
@@ -102,7 +112,13 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
         bar: Bar::new(messages),
         colour: stderr_has_colour(),
     });
+    must_suffice(&store, &broker).await?;
     must_be_fresh(&store, &broker).await?;
+    teller.say(if wish.chaos {
+        "this takes about a minute"
+    } else {
+        "this takes about 20 seconds"
+    });
     set_up(&store, &broker, &teller).await?;
     let shape = Shape {
         messages,
@@ -165,6 +181,49 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
             Err(failure)
         }
     }
+}
+
+/// What is too old or too narrow is said before anything is made.
+async fn must_suffice(store: &Store, broker: &BrokerSettings) -> Result<(), Failure> {
+    const HINT: &str = "`settled demo --help` says what it needs; `make demo` brings it along";
+    let terminal = console::Term::stderr();
+    if let Some((_, columns)) = terminal.size_checked().filter(|_| terminal.is_term())
+        && columns < COLUMNS_MIN
+    {
+        return Err(Failure::usage(format!(
+            "the terminal has {columns} columns, and the demo's story needs {COLUMNS_MIN}"
+        ))
+        .hint("make it wider, or send stderr to a file"));
+    }
+    let vitals = store.vitals().await?;
+    if vitals.version_number < POSTGRES_MIN {
+        return Err(Failure::refused(format!(
+            "the database is PostgreSQL {}, and the demo needs 15 or newer",
+            vitals.version
+        ))
+        .hint(HINT));
+    }
+    if vitals.read_only {
+        return Err(
+            Failure::refused("the database is read-only, a standby perhaps").hint("let the URL name the primary")
+        );
+    }
+    // A broker that hides its version is taken as it is.
+    let version = server_version(broker).await.unwrap_or_default();
+    if broker_version(&version).is_some_and(|version| version < RABBITMQ_MIN) {
+        let (major, minor) = RABBITMQ_MIN;
+        return Err(Failure::refused(format!(
+            "the broker is {version}, and the demo needs {major}.{minor} or newer"
+        ))
+        .hint(HINT));
+    }
+    Ok(())
+}
+
+/// `RabbitMQ 3.10.8` as numbers.
+fn broker_version(greeting: &str) -> Option<(u32, u32)> {
+    let mut numbers = greeting.strip_prefix("RabbitMQ ")?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// The demo moves made-up money: not where there is anything of anybody's.
@@ -395,4 +454,23 @@ impl Story<'_> {
 /// What the publisher went through.
 struct Posted {
     republished: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_broker_is_known_by_its_greeting() {
+        for (greeting, version) in [
+            ("RabbitMQ 3.9.29", Some((3, 9))),
+            ("RabbitMQ 3.10.8", Some((3, 10))),
+            ("RabbitMQ 4.3.6", Some((4, 3))),
+            ("LavinMQ 2.0", None),
+            ("", None),
+        ] {
+            assert_eq!(broker_version(greeting), version, "{greeting}");
+        }
+        assert!((3, 9) < RABBITMQ_MIN && (3, 10) >= RABBITMQ_MIN && (4, 0) >= RABBITMQ_MIN);
+    }
 }

@@ -8,6 +8,7 @@ use crate::{
     broker::BrokerError,
     config::ConfigError,
     desk::{Kind, Refusal},
+    plain::plain,
     store::StoreError,
 };
 
@@ -97,9 +98,11 @@ impl Failure {
             };
             super::output::complain_in_json(&serde_json::to_string(&document).unwrap_or_default());
         } else {
-            super::output::complain(&match &self.hint {
-                Some(hint) => format!("settled: {}\n  hint: {hint}", self.message),
-                None => format!("settled: {}", self.message),
+            // What others said may stand in both: it has no line and no colour of its own.
+            let (message, hint) = (plain(&self.message), self.hint.as_deref().map(plain));
+            super::output::complain(&match hint {
+                Some(hint) => format!("settled: {message}\n  hint: {hint}"),
+                None => format!("settled: {message}"),
             });
         }
         ExitCode::from(self.code)

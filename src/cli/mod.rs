@@ -64,6 +64,9 @@ struct Global {
     /// Answer in JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Tables as wide as their content, whatever the terminal's width
+    #[arg(long, global = true)]
+    wide: bool,
     /// Where PostgreSQL is; better set in SETTLED_DATABASE_URL, where other users cannot read it
     #[arg(long, global = true, value_name = "URL")]
     database_url: Option<String>,
@@ -148,7 +151,7 @@ impl Cli {
     /// # Errors
     /// Why it could not be carried out.
     pub async fn run(self) -> Result<Exit, Failure> {
-        let out = Output::new(self.global.json);
+        let out = Output::new(self.global.json).wide(self.global.wide);
         let settings = self.global.settings();
         let command = match self.command {
             // A wrong setting is one of the things it looks for.
@@ -291,7 +294,7 @@ impl Refusal {
             let (message, hint) = in_two(&text);
             return Failure::usage(message).hint(hint).tell(true);
         }
-        output::complain(text.trim_end());
+        output::complain(&crate::plain::plain_lines(text.trim_end()));
         ExitCode::from(code)
     }
 

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use super::Failure;
@@ -20,6 +20,8 @@ pub(super) struct Output {
     colour: bool,
     /// A person looks at it.
     terminal: bool,
+    /// Columns that a line of a table may have. None: as many as it takes.
+    width: Option<u16>,
     /// The reader went away.
     closed: AtomicBool,
 }
@@ -41,7 +43,17 @@ impl Output {
             json,
             colour: !json && !unwanted && terminal,
             terminal,
+            width: width(terminal),
             closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The same with tables as wide as their content.
+    #[must_use]
+    pub(super) fn wide(self, wide: bool) -> Self {
+        Self {
+            width: if wide { None } else { self.width },
+            ..self
         }
     }
 
@@ -108,7 +120,7 @@ impl Output {
         if rows.is_empty() {
             return self.line(none);
         }
-        self.line(draw(header, rows).trim_fmt())
+        self.line(draw(header, rows, None, self.width).trim_fmt())
     }
 
     /// The same, with numbers in the last column.
@@ -116,11 +128,7 @@ impl Output {
         if rows.is_empty() {
             return self.line(none);
         }
-        let mut table = draw(header, rows);
-        if let Some(column) = header.len().checked_sub(1).and_then(|last| table.column_mut(last)) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        self.line(table.trim_fmt())
+        self.line(draw(header, rows, header.len().checked_sub(1), self.width).trim_fmt())
     }
 
     /// Text in colour, on a terminal.
@@ -137,13 +145,75 @@ impl Output {
     }
 }
 
-/// Names, a rule below them, and one line a row.
-fn draw(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+/// How wide this terminal is; of what is no terminal, what COLUMNS says, if anybody set it.
+fn width(terminal: bool) -> Option<u16> {
+    let measured = || console::Term::stdout().size_checked().map(|(_, columns)| columns);
+    let said = || std::env::var("COLUMNS").ok()?.trim().parse().ok();
+    let columns: Option<u16> = if terminal { measured().or_else(said) } else { said() };
+    columns.filter(|columns| *columns >= WIDTH_MIN)
+}
+
+/// A table that is narrower than this is not read more easily.
+const WIDTH_MIN: u16 = 20;
+/// What is one word, such as an id or a time, is not broken if it is no longer than this ...
+const WORD_MAX: u16 = 40;
+/// ... and each other column keeps this much.
+const TEXT_MIN: u16 = 12;
+
+/// Names, a rule below them, and one line a row; more lines where the table would be wider than it may be.
+fn draw(header: &[&str], rows: Vec<Vec<String>>, numbers: Option<usize>, width: Option<u16>) -> Table {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| plain(cell)).collect())
+        .collect();
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
     table.set_header(header.iter().copied());
-    for row in rows {
-        table.add_row(row.iter().map(|cell| plain(cell)).collect::<Vec<_>>());
+    for row in &rows {
+        table.add_row(row.iter());
+    }
+    if let Some(column) = numbers.and_then(|column| table.column_mut(column)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let Some(width) = width else {
+        return table;
+    };
+    // A space on both sides of each, and one between them.
+    let natural: Vec<u16> = table
+        .column_max_content_widths()
+        .into_iter()
+        .map(|column| column.saturating_add(2))
+        .collect();
+    let between = u32::try_from(natural.len().saturating_sub(1)).unwrap_or(u32::MAX);
+    let fits = |widths: &[u16]| widths.iter().copied().map(u32::from).sum::<u32>() + between <= u32::from(width);
+    if fits(&natural) {
+        return table;
+    }
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(width);
+    let is_word = |column: usize| {
+        natural.get(column).is_some_and(|natural| *natural <= WORD_MAX + 2)
+            && rows
+                .iter()
+                .all(|row| row.get(column).is_none_or(|cell| !cell.contains(char::is_whitespace)))
+    };
+    let needed: Vec<u16> = natural
+        .iter()
+        .enumerate()
+        .map(|(column, natural)| {
+            if is_word(column) {
+                *natural
+            } else {
+                (*natural).min(TEXT_MIN)
+            }
+        })
+        .collect();
+    if fits(&needed) {
+        for column in (0..needed.len()).filter(|column| is_word(*column)) {
+            if let Some(column) = table.column_mut(column) {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
+        }
     }
     table
 }
@@ -168,4 +238,54 @@ pub(super) fn complain_in_json(text: &str) {
 /// `yes` or `no`.
 pub(super) fn yes_no(truth: bool) -> String {
     if truth { "yes" } else { "no" }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(rows: &[[&str; 3]], width: Option<u16>) -> Vec<String> {
+        let rows = rows
+            .iter()
+            .map(|row| row.iter().map(|cell| (*cell).to_owned()).collect());
+        let table = draw(&["id", "name", "number"], rows.collect(), Some(2), width);
+        table.trim_fmt().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_table_is_no_wider_than_it_may_be() {
+        const ID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+        let long = "a name that goes on and on, so that no terminal of eighty columns holds it with the others";
+        let rows = [[ID, long, "12"], [ID, "東京 \u{202e}x", "1234567"]];
+        let whole = drawn(&rows, None);
+        assert_eq!(whole.len(), 4);
+        assert!(whole[2].contains(long));
+        for width in 60..=200 {
+            let lines = drawn(&rows, Some(width));
+            for line in &lines {
+                let measured = console::measure_text_width(line);
+                assert!(measured <= usize::from(width), "{width}: {measured} {line:?}");
+            }
+            // What is one word stays one.
+            assert_eq!(lines.iter().filter(|line| line.contains(ID)).count(), 2, "{width}");
+            assert!(lines.iter().any(|line| line.ends_with("1234567")), "{width}: {lines:?}");
+            let words: String = lines.join(" ");
+            assert!(
+                words.contains("eighty") && words.contains("others") && !words.contains('\u{202e}'),
+                "{words}"
+            );
+        }
+        // Narrower than its words it breaks them, and loses nothing.
+        for width in [20, 30, 40] {
+            let lines = drawn(&rows, Some(width));
+            assert!(
+                lines
+                    .iter()
+                    .all(|line| console::measure_text_width(line) <= usize::from(width)),
+                "{lines:?}"
+            );
+        }
+        assert_eq!(drawn(&rows, Some(500)), whole);
+        assert_eq!(drawn(&[["a", "b", "1"]], Some(20)).len(), 3);
+    }
 }

@@ -32,7 +32,7 @@ use crate::{
         topology,
     },
     partner::Post,
-    store,
+    store::{self, registry::PartnerRecord},
 };
 
 /// How long we look for a worker before we say that there is none.
@@ -43,6 +43,9 @@ const WAVES: usize = 10;
 
 /// Publish signed updates, right and wrong ones, and account for each
 #[derive(Args)]
+#[command(after_help = "\
+A worker must be running. It registers partners of its own, with keys, connections, deposits and allocations, which stay in
+the database; a database that holds partners of anybody's is refused unless --yes-into-this-database is said.")]
 pub(super) struct Simulate {
     /// How many messages to publish
     #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
@@ -62,6 +65,9 @@ pub(super) struct Simulate {
     /// How long to wait for the next answer before giving up, such as 30s
     #[arg(long, default_value = "60s", value_name = "D", value_parser = duration)]
     timeout: Duration,
+    /// The database holds partners that no simulation made, and it is meant all the same
+    #[arg(long)]
+    yes_into_this_database: bool,
 }
 
 /// `500ms`, `30s`, `5m`.
@@ -99,7 +105,11 @@ struct Report<'a> {
 pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failure> {
     let (store, broker) = (context.store()?, context.broker()?);
     store::check_schema(store.schema_version().await?).map_err(Failure::refused)?;
-    worker_is_there(&broker, WORKER_GRACE).await?;
+    let partners = store.partners().await?;
+    let strangers = strangers(&partners);
+    if strangers.is_empty() || wish.yes_into_this_database {
+        worker_is_there(&broker, WORKER_GRACE).await?;
+    }
     let run = format!("sim-{}", &Uuid::new_v4().simple().to_string()[..8]);
     let messages = usize::try_from(wish.messages).unwrap_or(usize::MAX);
     let shape = Shape {
@@ -114,6 +124,20 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
         park_runs_out: false,
     };
     let plan = Arc::new(Plan::draw(&shape));
+    let additions = additions(&plan);
+    if !strangers.is_empty() && !wish.yes_into_this_database {
+        return Err(Failure::refused(format!(
+            "the database holds partners that no simulation made ({}); nothing was added",
+            listed(&strangers)
+        ))
+        .hint(format!(
+            "simulate in a database of its own, or say --yes-into-this-database: it adds {additions}, and takes nothing away \
+             afterwards"
+        )));
+    }
+    if !context.out.json {
+        complain(&format!("adds {additions}; nothing of it is taken away afterwards"));
+    }
     let account = Arc::new(Account::new(&plan));
     let desk = Arc::new(Desk {
         store,
@@ -173,6 +197,35 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
     };
     context.out.say(&report, |out| tell(out, &report))?;
     Ok(if report.ok { Exit::Done } else { Exit::Failed })
+}
+
+/// Partners that no simulation made.
+fn strangers(partners: &[PartnerRecord]) -> Vec<&str> {
+    partners
+        .iter()
+        .filter(|partner| !partner.name.starts_with(drive::MADE_BY_US))
+        .map(|partner| partner.enterprise_id.as_str())
+        .collect()
+}
+
+fn listed(names: &[&str]) -> String {
+    const MOST: usize = 5;
+    let shown = names.iter().take(MOST).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// What a plan puts into the database.
+fn additions(plan: &Plan) -> String {
+    format!(
+        "{} partners with a key and a connection each, {} deposits, {} allocations, and what comes of {} messages",
+        plan.partners.len() + 2,
+        plan.deposits.len(),
+        plan.reservations.len(),
+        plan.items.len()
+    )
 }
 
 fn tell(out: &Output, report: &Report<'_>) -> Result<(), Failure> {

@@ -129,6 +129,11 @@ impl StoreError {
         let code = self.sqlstate.as_deref();
         MISSING.iter().any(|missing| Some(missing.code()) == code)
     }
+
+    /// Whether this user is not allowed what was asked. What is behind it can not be seen then: it may be there or not.
+    pub fn is_right(&self) -> bool {
+        self.sqlstate.as_deref() == Some(SqlState::INSUFFICIENT_PRIVILEGE.code())
+    }
 }
 
 /// What an injected error stands for: the connection broke.

@@ -18,6 +18,7 @@ pub enum Trouble {
     NoRoom,
     Forgets,
     Tls,
+    Right,
     /// Any other answer.
     Refuses,
 }
@@ -33,6 +34,7 @@ impl Trouble {
             "25006" => Trouble::ReadOnly,
             "53100" | "53200" => Trouble::NoRoom,
             "26000" | "42P05" => Trouble::Forgets,
+            "42501" => Trouble::Right,
             _ => match code.get(..2) {
                 Some("08") => Trouble::NoAnswer,
                 _ => Trouble::Refuses,
@@ -66,6 +68,7 @@ impl Trouble {
             Trouble::NoRoom => "the database has no disk or memory left",
             Trouble::Forgets => "the database does not know our prepared statements",
             Trouble::Tls => "TLS with the database can not be agreed on",
+            Trouble::Right => "the database user lacks a right",
             Trouble::Refuses => "the database refuses what it is asked",
         }
     }
@@ -98,6 +101,7 @@ impl Trouble {
                  pool by session, or keep prepared statements (PgBouncer 1.21 or later with max_prepared_statements above 0)"
             }
             Trouble::Tls => "check database.ca_file, the server's certificate and the host's name in it",
+            Trouble::Right => "`settled doctor` says which, and the SQL that grants it",
             Trouble::Refuses => "the log of the database says more",
         }
     }
@@ -166,7 +170,7 @@ mod tests {
     fn only_silence_is_no_answer() {
         for code in [
             "28000", "28P01", "3D000", "53300", "53100", "57P01", "57P02", "57P03", "57P05", "25006", "26000", "42P05",
-            "XX000",
+            "42501", "XX000",
         ] {
             let trouble = Trouble::of_code(code);
             assert_ne!(trouble, Trouble::NoAnswer, "{code}");

@@ -369,6 +369,9 @@ impl Signal<'_> {
             Signal::Drained { elapsed } => {
                 info!(elapsed_ms = millis(elapsed), "drained");
             }
+            Signal::NotDrained { elapsed, left } => {
+                warn!(elapsed_ms = millis(elapsed), left, "stopped before everything was done");
+            }
             Signal::Stopped => {
                 metric::READY.set([], 0.0);
                 info!("stopped");

@@ -304,9 +304,14 @@ pub enum Signal<'a> {
     Stopping {
         why: &'a str,
     },
-    /// What was delivered is settled, or went back.
+    /// What was delivered is settled, acknowledged and told.
     Drained {
         elapsed: Duration,
+    },
+    /// The time for that is over.
+    NotDrained {
+        elapsed: Duration,
+        left: &'a str,
     },
     /// The last line.
     Stopped,

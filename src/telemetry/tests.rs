@@ -258,6 +258,10 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
         },
         Signal::Stopping { why: "SIGTERM" },
         Signal::Drained { elapsed: second },
+        Signal::NotDrained {
+            elapsed: second,
+            left: "lane 0",
+        },
         Signal::Stopped,
     ] {
         check(&signal);

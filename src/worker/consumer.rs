@@ -28,7 +28,7 @@ use crate::{
 const CONSUMER_LOOK: Duration = Duration::from_secs(3);
 
 /// How long a queue that is not what it must be is left alone before it is looked at again.
-const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a consumer's messages are taken for: a lane settles updates, the collector stores dead letters.
 pub(crate) trait Work: Sized {
@@ -284,7 +284,11 @@ impl<W: Work> Consumer<W> {
 
     /// Whether the queue and what stands around it are as they must be, as far as this user may look.
     async fn fits(&mut self, connection: &Connection) -> Result<bool, BrokerError> {
-        let fitness = topology::fitness(connection, &self.queue).await?;
+        let mut fitness = topology::fitness(connection, &self.queue).await?;
+        if fitness.problem.is_none() && self.queue.starts_with(topology::UPDATES) {
+            // On the heap: what a session's own future holds lies below every batch on the stack.
+            fitness.problem = Box::pin(self.worker.missing_right()).await?;
+        }
         if fitness.problem != self.misfit {
             if let Some(problem) = &fitness.problem {
                 let (lane, queue) = (self.number, self.queue.as_str());

@@ -8,6 +8,8 @@ use super::{
     fairness::Fairness,
     patience::{Culprits, Gate},
     publish::RowPublisher,
+    rights::Rights,
+    stop::Running,
 };
 use crate::{
     broker::BrokerSettings,
@@ -31,6 +33,8 @@ pub struct Worker {
     pub labels: Arc<PartnerLabels>,
     pub fairness: Arc<Fairness>,
     pub locks: Arc<KnownLocks>,
+    pub rights: Rights,
+    pub running: Running,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -47,6 +51,8 @@ impl Worker {
             labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
             fairness: Arc::new(Fairness::new(settings)),
             locks: Arc::default(),
+            rights: Rights::default(),
+            running: Running::default(),
             stop,
         }
     }

@@ -21,6 +21,7 @@ use crate::{
 
 /// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
 pub(super) async fn lane(worker: Worker, number: usize, queue: String) {
+    let _at_work = worker.running.begin(format!("lane {number} of {queue}"));
     let owned = Owned::default();
     let publisher = worker.row_publisher(&format!("lane {number}"));
     let mut stage = PublishStage::start(publisher, &owned, &worker.settings.outbox);

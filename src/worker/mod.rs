@@ -17,6 +17,7 @@ mod own_queues;
 mod patience;
 pub mod publish;
 mod relay;
+mod rights;
 pub mod settled_since;
 mod stop;
 
@@ -102,9 +103,14 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
                 ended = tokio::time::timeout(settings.worker.drain_deadline, tasks.join_next()) => ended.unwrap_or(None),
                 _ = signals.next() => None,
             };
+            let left = worker.left();
             // What is aborted is not lost: unacknowledged messages come again, outbox rows are the relay's.
             tasks.shutdown().await;
-            Signal::Drained { elapsed: began.elapsed() }.emit();
+            let elapsed = began.elapsed();
+            match left {
+                None => Signal::Drained { elapsed }.emit(),
+                Some(left) => Signal::NotDrained { elapsed, left: &left }.emit(),
+            }
             ended
         }
     };
@@ -120,30 +126,37 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
 
 impl Worker {
     async fn work(mut self) -> Result<(), Failure> {
-        if self.wait_for_schema().await? == Waited::Stopping || self.wait_for_topology().await? == Waited::Stopping {
+        if self.wait_for_schema().await? == Waited::Stopping
+            || self.wait_for_topology().await? == Waited::Stopping
+            || Box::pin(self.wait_for_rights()).await == Waited::Stopping
+        {
             return Ok(());
         }
         let mut tasks = JoinSet::new();
+        let running = || self.running.clone();
         for number in 0..self.settings.worker.lanes {
             tasks.spawn(lane(self.clone(), number, topology::UPDATES.to_owned()));
         }
         if self.settings.dead_letters.collect {
-            tasks.spawn(collector::run(self.clone()));
+            tasks.spawn(running().task("collector", collector::run(self.clone())));
         } else {
             // Dead letters stay in their queue; what the broker may have kept away from it would be in no place.
-            tasks.spawn(collector::collect_second(self.clone(), Arc::default()));
+            tasks.spawn(running().task("collector", collector::collect_second(self.clone(), Arc::default())));
         }
         tasks.spawn(settled_since::run(self.clone()));
-        tasks.spawn(self.clone().serve_own_queues());
-        tasks.spawn(due::run(self.clone()));
-        tasks.spawn(held::watch(self.clone()));
-        tasks.spawn(relay::run(
-            self.clerk.store.clone(),
-            self.row_publisher("relay"),
-            self.settings.outbox.lease,
-            self.settings.outbox.relay_interval,
-            Backoff::new(&self.settings.retry),
-            self.stop.clone(),
+        tasks.spawn(running().task("own queues", self.clone().serve_own_queues()));
+        tasks.spawn(running().task("due messages", due::run(self.clone())));
+        tasks.spawn(running().task("held messages", held::watch(self.clone())));
+        tasks.spawn(running().task(
+            "relay",
+            relay::run(
+                self.clerk.store.clone(),
+                self.row_publisher("relay"),
+                self.settings.outbox.lease,
+                self.settings.outbox.relay_interval,
+                Backoff::new(&self.settings.retry),
+                self.stop.clone(),
+            ),
         ));
         tasks.spawn(self.clone().measure());
         tasks.spawn(broker_watch::run(self.clone()));

@@ -45,7 +45,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
-                () = own.look() => {}
+                () = Box::pin(own.look()) => {}
             }
             tokio::select! {
                 Some(ended) = own.lanes.join_next() => own.ended(ended),
@@ -120,8 +120,9 @@ impl OwnQueues {
         let (number, queue) = (self.number, topology::own_queue(enterprise_id));
         let whose = enterprise_id.to_owned();
         self.states.insert(whose.clone(), State::Served(stop));
+        let lane = Box::pin(lane(worker, number, queue));
         self.lanes.spawn(async move {
-            lane(worker, number, queue).await;
+            lane.await;
             whose
         });
         true

@@ -1,13 +1,7 @@
 //! Looking at what is there, as far as AMQP and our rights let us, and changing nothing.
 
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
-use lapin::protocol::BasicProperties;
-
-use super::{
-    BROKER_MADE, DEAD, EVENTS, Exchange, Queue, QueueKind, UPDATES, close, exchanges, partner_queue, queues, table,
-    text,
-};
-use crate::broker::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
+use super::{Exchange, Queue, QueueKind, UPDATES, close, exchanges, partner_queue, queues};
+use crate::broker::{BrokerError, Connection, rights};
 
 /// What [`inspect`] has to say about one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +15,12 @@ pub struct TopologyFinding {
 }
 
 /// Looks at every exchange and queue and at the permissions of this user, and changes nothing. Bindings cannot be seen
-/// through AMQP. `own` names the partners that have a queue of their own. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
-pub async fn inspect(connection: &Connection, own: &[String]) -> Result<Vec<TopologyFinding>, BrokerError> {
+/// through AMQP. `own` names the partners that have a queue of their own, `mend` how this user gets its permissions. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
+pub async fn inspect(
+    connection: &Connection,
+    own: &[String],
+    mend: &rights::Mend,
+) -> Result<Vec<TopologyFinding>, BrokerError> {
     let mut findings = Vec::new();
     for exchange in exchanges() {
         findings.push(look_at_exchange(connection, &exchange).await?);
@@ -31,18 +29,7 @@ pub async fn inspect(connection: &Connection, own: &[String]) -> Result<Vec<Topo
     for queue in queues().into_iter().chain(own_queues) {
         findings.push(look_at_queue(connection, &queue).await?);
     }
-    for (exchange, key) in [(EVENTS, "allocation.cleared.probe"), (DEAD, "probe.allocation.update")] {
-        let answer = refusal(connection, async |channel| probe_publish(channel, exchange, key).await).await?;
-        findings.push(permission(
-            format!("permission to publish to {exchange}"),
-            "write",
-            answer,
-        ));
-    }
-    for queue in [UPDATES, DEAD, BROKER_MADE] {
-        let answer = refusal(connection, async |channel| probe_consume(channel, queue).await).await?;
-        findings.push(permission(format!("permission to consume {queue}"), "read", answer));
-    }
+    findings.extend(rights::look(connection, mend, &rights::of_a_worker(own)).await?);
     Ok(findings)
 }
 
@@ -120,7 +107,7 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
 }
 
 /// Asks on a channel of its own, which a refusal closes.
-async fn refusal(
+pub(in crate::broker) async fn refusal(
     connection: &Connection,
     question: impl AsyncFnOnce(&lapin::Channel) -> Result<(), BrokerError>,
 ) -> Result<Option<(u16, String)>, BrokerError> {
@@ -154,64 +141,4 @@ fn finding(object: String, found: Option<(u16, String)>, same: Option<(u16, Stri
         (None, Some((code, text))) => (Some(format!("refused with {code}: {text}")), None),
     };
     TopologyFinding { object, problem, hint }
-}
-
-fn permission(object: String, word: &str, answer: Option<(u16, String)>) -> TopologyFinding {
-    let (problem, hint) = match answer {
-        // 406 is the refusal the probe asks for: the broker looked at the permission first.
-        None | Some((406, _)) => (None, None),
-        Some((403, text)) => (
-            Some(text),
-            Some(format!(
-                "grant this user {word} permission with rabbitmqctl set_permissions"
-            )),
-        ),
-        Some((404, _)) => (
-            Some("there is nothing to check it on".to_owned()),
-            Some("run `settled topology`".to_owned()),
-        ),
-        Some((code, text)) => (Some(format!("refused with {code}: {text}")), None),
-    };
-    TopologyFinding { object, problem, hint }
-}
-
-/// Publishes what the broker refuses after it looked at the permissions and before it routes anything: an expiration
-/// that is no number.
-async fn probe_publish(channel: &lapin::Channel, exchange: &str, key: &str) -> Result<(), BrokerError> {
-    let publish = async {
-        // The refusal comes out of the confirm.
-        channel.confirm_select(ConfirmSelectOptions { nowait: false }).await?;
-        let options = BasicPublishOptions {
-            mandatory: false,
-            immediate: false,
-        };
-        let properties = BasicProperties::default().with_expiration("probe".into());
-        channel
-            .basic_publish(exchange.into(), key.into(), options, &[], properties)
-            .await?
-            .await
-    };
-    answer("a permission check", ANSWER_TIMEOUT, publish).await.map(drop)
-}
-
-/// Asks to consume with an argument that the broker refuses after it looked at the permission.
-async fn probe_consume(channel: &lapin::Channel, queue: &str) -> Result<(), BrokerError> {
-    let consume = async {
-        // Should a broker accept it after all, one message comes and goes back.
-        channel.basic_qos(1, BasicQosOptions { global: false }).await?;
-        channel
-            .basic_consume(
-                queue.into(),
-                "settled-probe".into(),
-                BasicConsumeOptions {
-                    no_local: false,
-                    no_ack: false,
-                    exclusive: false,
-                    nowait: false,
-                },
-                table([("x-priority", text("probe"))]),
-            )
-            .await
-    };
-    answer("a permission check", ANSWER_TIMEOUT, consume).await.map(drop)
 }

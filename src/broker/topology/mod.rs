@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
 
-mod look;
+pub(super) mod look;
 mod managed;
 #[cfg(test)]
 mod tests;
@@ -247,11 +247,11 @@ async fn declare_queue(
         .message_count())
 }
 
-fn text(value: &str) -> AMQPValue {
+pub(super) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
+pub(super) fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
     entries
         .into_iter()
         .map(|(name, value)| (ShortString::from(name), value))

@@ -1,6 +1,7 @@
 use super::*;
 use crate::broker::intake::Intake;
 use crate::broker::publisher::{Fate, Publisher};
+use crate::broker::rights::Mend;
 use crate::broker::testing::{Vhost, event, eventually, queue, ready, soon, text};
 
 async fn receive(connection: &Connection, queue: &str) -> crate::domain::delivery::Delivery {
@@ -21,8 +22,10 @@ async fn declared_twice_it_is_the_same_and_in_order() {
     let connection = vhost.connect().await;
     declare(&connection).await.expect("declared");
     declare(&connection).await.expect("declared again");
-    let findings = inspect(&connection, &[]).await.expect("inspected");
-    assert_eq!(findings.len(), 15);
+    let findings = inspect(&connection, &[], &Mend::of(&vhost.settings()))
+        .await
+        .expect("inspected");
+    assert_eq!(findings.len(), 16);
     assert!(
         findings
             .iter()
@@ -137,14 +140,18 @@ async fn what_is_missing_or_different_is_found_and_nothing_is_changed() {
     let vhost = Vhost::new();
     let connection = vhost.connect().await;
     for _ in 0..2 {
-        let findings = inspect(&connection, &[]).await.expect("inspected");
+        let findings = inspect(&connection, &[], &Mend::of(&vhost.settings()))
+            .await
+            .expect("inspected");
         assert!(findings.iter().all(|finding| finding.problem.is_some()), "{findings:?}");
     }
     assert_eq!(depths(&connection).await.map_err(|error| error.code()), Err(Some(404)));
     queue(&connection, UPDATES, &[("x-queue-type", text("quorum"))]).await;
     let refused = declare(&connection).await.expect_err("another queue is in its place");
     assert_eq!(refused.code(), Some(406), "{refused}");
-    let findings = inspect(&connection, &[]).await.expect("inspected");
+    let findings = inspect(&connection, &[], &Mend::of(&vhost.settings()))
+        .await
+        .expect("inspected");
     let found = findings
         .iter()
         .find(|finding| finding.object == "queue settlement.updates")
@@ -177,6 +184,7 @@ async fn missing_permissions_are_found_and_no_message_is_touched() {
             vec![
                 "permission to publish to settlement.events",
                 "permission to publish to settlement.dead",
+                "permission to publish to settlement.unreadable",
             ],
         ),
         (
@@ -193,6 +201,7 @@ async fn missing_permissions_are_found_and_no_message_is_touched() {
             "settlement.dead",
             vec![
                 "permission to publish to settlement.events",
+                "permission to publish to settlement.unreadable",
                 "permission to consume settlement.updates",
             ],
         ),
@@ -200,7 +209,9 @@ async fn missing_permissions_are_found_and_no_message_is_touched() {
         // Without configure permission, as a worker should be.
         let settings = vhost.as_user("", write, read);
         let restricted = Connection::open(&settings, "test").await.expect("connected");
-        let findings = inspect(&restricted, &[]).await.expect("inspected");
+        let findings = inspect(&restricted, &[], &Mend::of(&settings))
+            .await
+            .expect("inspected");
         vhost.forget_user(&settings);
         let problems: Vec<_> = findings
             .iter()

@@ -36,12 +36,14 @@ use crate::{
 const LATE: Duration = Duration::from_secs(2);
 /// Reservations in one transaction.
 const RESERVE_MAX: usize = 500;
-/// Messages published together where there is no pace.
+/// What the names of our partners begin with: nobody's else do.
+pub(in crate::cli) const MADE_BY_US: &str = "Simulated partner";
 /// Who acts, for the audit.
 const BY: By<'static> = By {
     operator: "settled simulate",
     why: None,
 };
+/// Messages published together where there is no pace.
 const TOGETHER: usize = 64;
 const PREFETCH: u16 = 1_000;
 const BATCH_BYTES: usize = 8_388_608;
@@ -109,12 +111,13 @@ impl Desk {
     /// Everybody of a plan.
     pub(in crate::cli) async fn register_all(&self, plan: &Plan) -> Result<(), Failure> {
         for partner in &plan.partners {
-            self.register(partner, &format!("Simulated partner {}", partner.enterprise_id))
+            self.register(partner, &format!("{MADE_BY_US} {}", partner.enterprise_id))
                 .await?;
         }
-        self.register(&plan.bound, "Simulated partner bound to a broker user")
+        self.register(&plan.bound, &format!("{MADE_BY_US} bound to a broker user"))
             .await?;
-        self.register(&plan.suspended, "Simulated partner, suspended").await?;
+        self.register(&plan.suspended, &format!("{MADE_BY_US}, suspended"))
+            .await?;
         let suspended = &plan.suspended.enterprise_id;
         self.again(async || self.store.suspend_partner(suspended, true, BY).await)
             .await?;

@@ -40,7 +40,7 @@ const DATABASE: [&str; 16] = [
 ];
 
 /// The lines about the broker.
-const BROKER: [&str; 21] = [
+const BROKER: [&str; 22] = [
     "broker",
     "updates",
     "dead_letters",
@@ -58,6 +58,7 @@ const BROKER: [&str; 21] = [
     "queue settlement.updates",
     "permission to publish to settlement.events",
     "permission to publish to settlement.dead",
+    "permission to publish to settlement.unreadable",
     "permission to consume settlement.updates",
     "permission to consume settlement.dead",
     "permission to consume settlement.dead.broker",
@@ -463,6 +464,19 @@ async fn the_user_may_do_what_the_worker_does() {
             "{}",
             found.said()
         );
+        // What can not be seen is not said to be missing.
+        if others.contains(&"schema") {
+            let line = found.line("schema");
+            assert!(
+                line.detail.contains("can not be looked at") && !found.said().contains("settled migrate"),
+                "{}",
+                found.said()
+            );
+        }
+        // The SQL that it prints mends it.
+        let sql = line.hint.strip_prefix("as the owner of the schema: ").expect("SQL");
+        execute(&db, sql).await;
+        visit().await.assert_problems(&[], &[]);
         for (name, line) in &found.lines {
             let concerned = name == "grants" || others.contains(&name.as_str());
             assert!(
@@ -665,7 +679,11 @@ async fn spoil(ground: &Ground, object: &str, concerned: &[&str], absent: &[&str
 async fn each_exchange_is_there_and_as_it_should_be() {
     let ground = well("exchanges").await;
     for (name, concerned, kind) in [
-        ("settlement.unreadable", &[][..], "fanout"),
+        (
+            "settlement.unreadable",
+            &["permission to publish to settlement.unreadable"][..],
+            "fanout",
+        ),
         (
             "settlement.dead",
             &["permission to publish to settlement.dead"],
@@ -761,16 +779,24 @@ async fn the_broker_user_has_the_permissions() {
     for (configure, write, read, problems) in [
         (".*", ".*", ".*", &[][..]),
         // As a worker should be: it declares nothing.
-        ("", "settlement.(events|dead)", "settlement.(updates|dead)", &[]),
+        (
+            "",
+            "settlement.(events|dead|unreadable)",
+            "settlement.(updates|dead)",
+            &[],
+        ),
         (
             "",
             "settlement.events",
             ".*",
-            &["permission to publish to settlement.dead"],
+            &[
+                "permission to publish to settlement.dead",
+                "permission to publish to settlement.unreadable",
+            ],
         ),
         (
             "",
-            "settlement.dead",
+            "settlement.(dead|unreadable)",
             ".*",
             &["permission to publish to settlement.events"],
         ),
@@ -802,6 +828,22 @@ async fn the_broker_user_has_the_permissions() {
         found.assert_problems(problems, &[]);
         for name in problems {
             assert!(found.line(name).hint.contains("set_permissions"), "{}", found.said());
+        }
+        // The line that it prints is all that a worker needs.
+        if let Some(name) = problems.first() {
+            let hint = found.line(name).hint.clone();
+            let place = format!("rabbitmqctl set_permissions -p '{}' '{role}' ", ground.name);
+            let (_, patterns) = hint.split_once(&place).expect("the command");
+            let patterns: Vec<&str> = patterns.split('\'').skip(1).step_by(2).collect();
+            let [configure, write, read] = patterns[..] else {
+                panic!("three patterns: {hint}");
+            };
+            let body = json!({"configure": configure, "write": write, "read": read});
+            let path = format!("/api/permissions/{}/{role}", ground.name);
+            manage(&ground, "PUT", &path, Some(body)).await;
+            visit_with(&ground.database_url, &url, &[])
+                .await
+                .assert_problems(&[], &[]);
         }
         // What could not be looked at is said.
         let hint = &found.line("queue settlement.updates").hint;

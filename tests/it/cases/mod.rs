@@ -37,6 +37,7 @@ mod refused;
 mod registry;
 mod reinstated;
 mod replays;
+mod rights;
 mod strikes;
 mod telling;
 mod tidy;

@@ -249,6 +249,18 @@ async fn an_own_queue_goes_only_when_nothing_is_in_it() {
     let told = place.json(&["partner", "list"]).await;
     assert_eq!(told[0]["ownQueue"], true);
 
+    // Somebody changed the registry by hand: what waits there is not forgotten.
+    let db = place.db().await;
+    let by_hand = "UPDATE settled.partners SET own_queue = $1";
+    db.execute(by_hand, &[&false]).await.expect("changed");
+    let doctor = Answer::of(&place.run(&["doctor", "--json"]).await);
+    assert!(
+        doctor.code == Some(1) && doctor.out.contains("nobody's own any more, and 1 messages wait in it"),
+        "{}",
+        doctor.all()
+    );
+    db.execute(by_hand, &[&true]).await.expect("changed");
+
     let worker = place.ready_worker(&[]).await;
     place.settle_up(worker).await;
     // No worker and nothing in it: it goes.
@@ -332,4 +344,88 @@ async fn settings_are_shown_with_where_they_come_from() {
         said.all()
     );
     std::fs::remove_file(&path).expect("it goes");
+}
+
+/// Tables are as wide as COLUMNS says where there is no terminal, and what others wrote has no line and no colour.
+#[tokio::test]
+async fn tables_fit_and_nothing_steers_the_terminal() {
+    let ground = ledger("tables").await;
+    let name = "a partner with a long name that goes on for much longer than a line of a terminal";
+    for enterprise in ["acme", "beta"] {
+        let add = ["partner", "add", "--enterprise-id", enterprise, "--name", name];
+        ask(&ground, &add).await.document(0);
+    }
+    let listed = async |columns: Option<&str>, flags: &[&str]| {
+        let mut command = ground.command(&[&["partner", "list"], flags].concat());
+        command.env_remove("COLUMNS");
+        if let Some(columns) = columns {
+            command.env("COLUMNS", columns);
+        }
+        let answer = Answer::of(&command.output().await.expect("settled runs"));
+        assert!(answer.succeeded(), "{}", answer.all());
+        answer.out
+    };
+    let whole = listed(None, &[]).await;
+    assert_eq!(whole.lines().count(), 4, "{whole}");
+    assert!(whole.lines().any(|line| line.contains(name)), "{whole}");
+    for columns in ["80", "100", "120"] {
+        let fitted = listed(Some(columns), &[]).await;
+        let most: usize = columns.parse().expect("a number");
+        assert!(
+            fitted.lines().all(|line| line.chars().count() <= most),
+            "{columns}: {fitted}"
+        );
+        // Broken where it must be, it is all there.
+        let letters = |text: &str| text.chars().filter(|letter| letter.is_alphanumeric()).count();
+        assert_eq!(letters(&fitted), letters(&whole), "{columns}: {fitted}");
+    }
+    assert_eq!(listed(Some("80"), &["--wide"]).await, whole);
+    for columns in ["", "0", "wide", "1"] {
+        assert_eq!(listed(Some(columns), &[]).await, whole, "{columns:?}");
+    }
+    // A complaint is one line with its hint, whatever was typed.
+    let answer = Answer::of(
+        &ground
+            .run(&["partner", "list", "--config", "a\x1b[31mb\nsettled: c\u{202e}"])
+            .await,
+    );
+    assert_eq!(answer.code, Some(2));
+    assert!(!answer.err.contains(['\x1b', '\u{202e}']), "{:?}", answer.err);
+    assert_eq!(answer.err.lines().count(), 2, "{}", answer.err);
+}
+
+/// Made-up money goes only where nobody's is, or where that is said.
+#[tokio::test]
+async fn a_simulation_asks_before_it_adds_to_somebodys_database() {
+    let place = Place::new("simulated").await;
+    add_partner(&place, "acme").await;
+    let simulate = ["simulate", "--messages", "10", "--timeout", "1s"];
+    let (message, hint) = ask(&place, &simulate).await.refusal(1);
+    assert!(
+        message.contains("partners that no simulation made (acme); nothing was added"),
+        "{message}"
+    );
+    assert!(
+        hint.contains("--yes-into-this-database") && hint.contains("4 partners with a key and a connection each"),
+        "{hint}"
+    );
+    let partners = place.json(&["partner", "list"]).await;
+    assert_eq!(partners.as_array().map(Vec::len), Some(1));
+    let worker = place.ready_worker(&[]).await;
+    let meant = ["simulate", "--messages", "20", "--yes-into-this-database"];
+    let answer = Answer::of(&place.run(&meant).await);
+    assert!(
+        answer.succeeded() && answer.err.contains("adds 4 partners"),
+        "{}",
+        answer.all()
+    );
+    worker.terminate().await;
+    // Only its own are there: it need not be said.
+    let other = Place::new("simulated_twice").await;
+    let worker = other.ready_worker(&[]).await;
+    for _ in 0..2 {
+        let report = other.json(&["simulate", "--messages", "20"]).await;
+        assert_eq!(report["ok"], true, "{report}");
+    }
+    worker.terminate().await;
 }

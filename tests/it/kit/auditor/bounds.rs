@@ -91,8 +91,9 @@ impl Amounts {
             0 => lanes + 4,
             pool_size => pool_size,
         };
-        // A lane and the collector consume on one and publish on another; due messages and relay publish, the gauges ask.
-        let broker_connections = 2 * lanes + 3 + collector;
+        // A lane and the collector consume on one and publish on another; due messages and relay publish, the gauges ask,
+        // and what may be published is asked before a session begins.
+        let broker_connections = 2 * lanes + 4 + collector;
         let connections = database_connections + broker_connections;
         Self {
             memory: EMPTY_KIB + connections * CONNECTION_KIB + (lanes * prefetch + collected) * MESSAGE_KIB,

@@ -1,0 +1,203 @@
+//! What the broker lets this user do, asked so that no message comes of it.
+
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::protocol::BasicProperties;
+
+use super::topology::{
+    BROKER_MADE, DEAD, EVENTS, TopologyFinding, UNREADABLE, UPDATES, look::refusal, own_queue, short, table, text,
+};
+use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, Connection, answer};
+
+/// What a worker may publish to: events, dead letters, what can not be stored, and replies.
+const WRITE: &str = r"^(settlement\.(events|dead|unreadable)|amq\.default)$";
+/// What a worker may read from.
+const READ: &str = r"^settlement\.(updates(\..*)?|dead|dead\.broker)$";
+
+/// Something that a user may do or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Right {
+    /// To this exchange, under a routing key.
+    Publish(&'static str, &'static str),
+    /// From this queue.
+    Consume(String),
+}
+
+/// Without these no batch can be told.
+const OF_A_LANE: [Right; 2] = [
+    Right::Publish(EVENTS, "allocation.cleared.probe"),
+    Right::Publish(DEAD, "probe.allocation.update"),
+];
+
+/// Everything that a worker does; `own` names the partners that have a queue of their own.
+pub(super) fn of_a_worker(own: &[String]) -> Vec<Right> {
+    let queues = [UPDATES, DEAD, BROKER_MADE].map(str::to_owned);
+    let own = own.iter().map(|enterprise_id| own_queue(enterprise_id));
+    OF_A_LANE
+        .into_iter()
+        .chain([Right::Publish(UNREADABLE, "probe.allocation.update")])
+        .chain(queues.into_iter().chain(own).map(Right::Consume))
+        .collect()
+}
+
+/// The commands that mend what the user of a URL may do. Only of a login that succeeded: the names of one that was written
+/// wrong may be parts of its password.
+#[derive(Clone, Debug)]
+pub struct Mend {
+    /// Virtual host and user, as a shell takes them.
+    whose: String,
+}
+
+impl Mend {
+    pub fn of(settings: &BrokerSettings) -> Self {
+        let (vhost, user) = match settings.uri() {
+            Ok(uri) => (uri.vhost, uri.authority.userinfo.username),
+            Err(_) => ("VHOST".to_owned(), "USER".to_owned()),
+        };
+        let quoted = |name: &str| format!("'{}'", name.replace('\'', r"'\''"));
+        Self {
+            whose: format!("-p {} {}", quoted(&vhost), quoted(&user)),
+        }
+    }
+
+    /// Gives what a worker needs.
+    fn permissions(&self) -> String {
+        format!(
+            "give this user what a worker needs (it replaces what it may do now): rabbitmqctl set_permissions {} '' \
+             '{WRITE}' '{READ}'",
+            self.whose
+        )
+    }
+
+    /// Takes away what keeps routing keys from a topic exchange.
+    fn topics(&self) -> String {
+        format!(
+            "topic permissions of this user are in the way: rabbitmqctl clear_topic_permissions {}",
+            self.whose
+        )
+    }
+}
+
+/// The first thing that keeps a lane from telling what it settles, as `settled doctor` says it. Use a connection made for
+/// this: each answer costs it a channel number, and under an alarm the broker leaves it without one.
+///
+/// # Errors
+/// The broker is away.
+pub async fn missing_for_a_lane(connection: &Connection, mend: &Mend) -> Result<Option<String>, BrokerError> {
+    let findings = look(connection, mend, &OF_A_LANE).await?;
+    Ok(findings.into_iter().find_map(|finding| {
+        let problem = finding.problem?;
+        let hint = finding.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+        Some(format!("{}: {problem}{hint}", finding.object))
+    }))
+}
+
+/// Asks for each; `mend` is what to do where one is missing.
+pub(super) async fn look(
+    connection: &Connection,
+    mend: &Mend,
+    rights: &[Right],
+) -> Result<Vec<TopologyFinding>, BrokerError> {
+    let mut findings = Vec::new();
+    for right in rights {
+        let (object, answer) = match right {
+            Right::Publish(exchange, key) => (
+                format!("permission to publish to {exchange}"),
+                refusal(connection, async |channel| probe_publish(channel, exchange, key).await).await?,
+            ),
+            Right::Consume(queue) => (
+                format!("permission to consume {queue}"),
+                refusal(connection, async |channel| probe_consume(channel, queue).await).await?,
+            ),
+        };
+        findings.push(permission(object, mend, answer));
+    }
+    Ok(findings)
+}
+
+fn permission(object: String, mend: &Mend, answer: Option<(u16, String)>) -> TopologyFinding {
+    let (problem, hint) = match answer {
+        // 406 is the refusal the probe asks for: the broker looked at the permission first.
+        None | Some((406, _)) => (None, None),
+        Some((403, text)) if text.contains("access to topic") => (Some(text), Some(mend.topics())),
+        Some((403, text)) => (Some(text), Some(mend.permissions())),
+        Some((404, _)) => (
+            Some("there is nothing to check it on".to_owned()),
+            Some("run `settled topology`".to_owned()),
+        ),
+        Some((code, text)) => (Some(format!("refused with {code}: {text}")), None),
+    };
+    TopologyFinding { object, problem, hint }
+}
+
+/// Publishes what the broker refuses after it looked at the permissions and before it routes anything: an expiration
+/// that is no number.
+async fn probe_publish(channel: &lapin::Channel, exchange: &str, key: &str) -> Result<(), BrokerError> {
+    let publish = async {
+        // The refusal comes out of the confirm.
+        channel.confirm_select(ConfirmSelectOptions { nowait: false }).await?;
+        let options = BasicPublishOptions {
+            mandatory: false,
+            immediate: false,
+        };
+        let properties = BasicProperties::default().with_expiration("probe".into());
+        channel
+            .basic_publish(exchange.into(), key.into(), options, &[], properties)
+            .await?
+            .await
+    };
+    answer("a permission check", ANSWER_TIMEOUT, publish).await.map(drop)
+}
+
+/// Asks to consume with an argument that the broker refuses after it looked at the permission.
+async fn probe_consume(channel: &lapin::Channel, queue: &str) -> Result<(), BrokerError> {
+    let queue = short(queue)?;
+    let consume = async {
+        // Should a broker accept it after all, one message comes and goes back.
+        channel.basic_qos(1, BasicQosOptions { global: false }).await?;
+        channel
+            .basic_consume(
+                queue,
+                "settled-probe".into(),
+                BasicConsumeOptions {
+                    no_local: false,
+                    no_ack: false,
+                    exclusive: false,
+                    nowait: false,
+                },
+                table([("x-priority", text("probe"))]),
+            )
+            .await
+    };
+    answer("a permission check", ANSWER_TIMEOUT, consume).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_for_operators_says_the_same_rights() {
+        let page = include_str!("../../docs/operators.md");
+        for pattern in [WRITE, READ] {
+            assert!(page.contains(&format!("'{pattern}'")), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn names_are_quoted_for_a_shell() {
+        let mend = Mend {
+            whose: "-p 'v' 'u'".to_owned(),
+        };
+        assert_eq!(
+            mend.permissions(),
+            format!(
+                "give this user what a worker needs (it replaces what it may do now): rabbitmqctl set_permissions -p 'v' 'u' \
+                 '' '{WRITE}' '{READ}'"
+            )
+        );
+        assert!(
+            mend.topics()
+                .ends_with("rabbitmqctl clear_topic_permissions -p 'v' 'u'")
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! The lines about the broker.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Check, management};
+use crate::{
+    broker::{BrokerSettings, Connection, own_queue, rights::Mend, server_version, topology},
+    cli::Failure,
+    config::Settings,
+    domain::event::rfc3339,
+    store::{Store, registry::PartnerRecord},
+};
+
+/// How long a blocked connection takes to say so, after something was published on it.
+const ALARM_WAIT: Duration = Duration::from_millis(200);
+
+/// So many partners are looked at for a queue that is nobody's own any more: each costs the connection a channel number.
+const LOOKED_AT: usize = 200;
+
+async fn partners(settings: &Settings) -> Option<Vec<PartnerRecord>> {
+    Store::new(settings).ok()?.partners().await.ok()
+}
+
+/// Queues of partners that have none of their own, with messages in them: a worker that starts now does not look there.
+async fn left_over(connection: &Connection, others: &[PartnerRecord]) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for PartnerRecord { enterprise_id, .. } in others.iter().take(LOOKED_AT) {
+        let queue = topology::own_queue(enterprise_id);
+        match own_queue::held(connection, enterprise_id).await {
+            Ok(Some(held)) if held.ready > 0 => checks.push(
+                Check::bad(
+                    format!("queue {queue}"),
+                    format!("it is nobody's own any more, and {} messages wait in it", held.ready),
+                )
+                .hint(format!(
+                    "`settled partner set {enterprise_id} --own-queue on`, and `off` again once a worker has settled them"
+                )),
+            ),
+            Ok(_) => {}
+            // What may not be looked at, or is away, is said elsewhere.
+            Err(_) => break,
+        }
+    }
+    checks
+}
+
+pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
+    let broker = match BrokerSettings::from_settings(settings) {
+        Err(error) => return vec![Check::bad("broker", error.message()).hint(error.hint())],
+        Ok(broker) => broker,
+    };
+    let began = Timestamp::now();
+    let connection = match Connection::open(&broker, "settled doctor").await {
+        Err(error) => return vec![Check::failed("broker", &Failure::no_broker(error))],
+        Ok(connection) => connection,
+    };
+    let took = Timestamp::now().duration_since(began).as_millis();
+    let version = match server_version(&broker).await {
+        Ok(version) => version,
+        Err(error) => format!("a broker whose version is unknown ({error})"),
+    };
+    let mut checks = vec![Check::good("broker", format!("{version}, logged in after {took} ms"))];
+    checks.extend(depths(&connection).await);
+    // A database that does not answer has lines of its own.
+    let partners = partners(settings).await.unwrap_or_default();
+    let (own, others): (Vec<_>, Vec<_>) = partners.into_iter().partition(|partner| partner.own_queue);
+    let own: Vec<String> = own.into_iter().map(|partner| partner.enterprise_id).collect();
+    checks.extend(left_over(&connection, &others).await);
+    checks.extend(management::lines(settings, &own).await);
+    let mend = Mend::of(&broker);
+    // Last, because its questions end in refusals, and a broker under an alarm leaves it without an answer.
+    let inspected = tokio::select! {
+        inspected = topology::inspect(&connection, &own, &mend) => Some(inspected),
+        () = blocked(&connection) => None,
+    };
+    match inspected {
+        Some(Ok(findings)) => checks.extend(findings.into_iter().map(|finding| Check {
+            ok: finding.problem.is_none(),
+            detail: finding.problem.unwrap_or_else(|| "as it should be".to_owned()),
+            name: finding.object,
+            hint: finding.hint,
+        })),
+        None => checks.push(
+            Check::bad(
+                "topology",
+                "exchanges, queues and permissions can not all be looked at during an alarm",
+            )
+            .hint("ask again once the alarm is over"),
+        ),
+        Some(Err(error)) => checks.push(Check::failed("topology", &error.into())),
+    }
+    tokio::time::sleep(ALARM_WAIT).await;
+    checks.push(if connection.is_blocked() {
+        Check::bad("alarms", "the broker takes no messages: a memory or disk alarm is on")
+            .hint("rabbitmq-diagnostics alarms says which; free memory or disk space")
+    } else {
+        Check::good("alarms", format!("none was seen until {}", rfc3339(Timestamp::now())))
+    });
+    // Everything is said: a connection that can not even be closed in order is cut.
+    drop(connection.close().await);
+    checks
+}
+
+/// Resolves once the broker says that it takes no messages; it then answers no question either.
+async fn blocked(connection: &Connection) {
+    while !connection.is_blocked() {
+        tokio::time::sleep(ALARM_WAIT / 4).await;
+    }
+}
+
+async fn depths(connection: &Connection) -> Vec<Check> {
+    match topology::depths(connection).await {
+        // What is missing gets lines of its own.
+        Err(_) => Vec::new(),
+        Ok(depths) => {
+            let unreadable = Check::good(
+                "unreadable",
+                format!("dead letters that nobody could read: {}", depths.unreadable),
+            );
+            vec![
+                Check::good("updates", format!("messages waiting to be settled: {}", depths.updates)),
+                Check::good("dead_letters", format!("waiting in the queue: {}", depths.dead)),
+                match depths.unreadable {
+                    0 => unreadable,
+                    _ => unreadable.hint("look at the queue settlement.unreadable with the broker's own tools"),
+                },
+            ]
+        }
+    }
+}

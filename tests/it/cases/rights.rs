@@ -1,0 +1,214 @@
+//! What the broker's user may do is found out before a message is taken.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::kit::{
+    partner::Partner,
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, until, userinfo},
+};
+
+/// A user of the broker that may do so much here, and the URL with it.
+struct User {
+    name: String,
+    url: String,
+}
+
+impl User {
+    async fn new(place: &Place) -> Self {
+        let (name, secret) = (format!("{}_user", place.name), Uuid::new_v4().simple().to_string());
+        let body = json!({"password": secret, "tags": ""});
+        let path = format!("/api/users/{name}");
+        assert_eq!(place.services.manage("PUT", &path, Some(body)).await.0, 201);
+        let (user, password) = userinfo(&place.broker_url);
+        let url = place
+            .broker_url
+            .replace(&format!("{user}:{password}@"), &format!("{name}:{secret}@"));
+        Self { name, url }
+    }
+
+    async fn may(&self, place: &Place, write: &str) {
+        let read = "settlement.(updates|dead)";
+        let body = json!({"configure": "", "write": write, "read": read});
+        let path = format!("/api/permissions/{}/{}", place.name, self.name);
+        let (status, answer) = place.services.manage("PUT", &path, Some(body)).await;
+        assert!(matches!(status, 201 | 204), "{status} {answer}");
+    }
+
+    async fn forget(self, place: &Place) {
+        let path = format!("/api/users/{}", self.name);
+        place.services.manage("DELETE", &path, None).await;
+    }
+}
+
+/// A worker that may not publish what it settles takes nothing and moves nothing, says what `settled doctor` says, leaves no
+/// message anywhere by asking, and goes on by itself once it may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_publish_moves_no_money() {
+    let place = Place::new("may_not").await;
+    // What no queue takes goes to another exchange: a question that were routed would be found there.
+    for exchange in ["settlement.events", "settlement.dead"] {
+        let path = format!("/api/exchanges/{}/astray", place.name);
+        let fanout = json!({"type": "fanout", "durable": true});
+        place.services.manage("PUT", &path, Some(fanout)).await;
+        let path = format!("/api/queues/{}/astray", place.name);
+        place
+            .services
+            .manage("PUT", &path, Some(json!({"durable": true})))
+            .await;
+        let path = format!("/api/bindings/{}/e/astray/q/astray", place.name);
+        place.services.manage("POST", &path, Some(json!({}))).await;
+        let policy = json!({
+            "pattern": format!("^{}$", exchange.replace('.', "\\.")),
+            "definition": {"alternate-exchange": "astray"},
+            "apply-to": "exchanges",
+        });
+        let path = format!("/api/policies/{}/{exchange}", place.name);
+        assert_eq!(place.services.manage("PUT", &path, Some(policy)).await.0, 201);
+    }
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "100").await;
+    let reservations: Vec<_> = (0..10).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let user = User::new(&place).await;
+    user.may(&place, "settlement.(dead|unreadable)").await;
+    let messages: Vec<_> = reservations
+        .iter()
+        .map(|reservation| partner.cleared(reservation))
+        .collect();
+    place.publish(&messages).await;
+
+    let settings = [
+        ("SETTLED_BROKER_URL", user.url.as_str()),
+        ("SETTLED_RETRY__MAX", "200ms"),
+        LEAVE_DEAD_LETTERS,
+    ];
+    let worker = place.worker(&settings);
+    let sentence = "permission to publish to settlement.events: ACCESS_REFUSED";
+    until("it says what is missing", PATIENCE, async || {
+        let (status, body) = worker.get("/readyz").await?;
+        (status == 503 && body.contains(sentence) && body.contains("rabbitmqctl set_permissions")).then_some(())
+    })
+    .await;
+    assert_eq!(place.line().depth("settlement.updates").await, 10);
+    let db = place.db().await;
+    let settled = "SELECT count(*) FROM settled.batches";
+    assert_eq!(db.query_one(settled, &[]).await.expect("batches").get::<_, i64>(0), 0);
+
+    // The other exchange is asked for as well, and each answer is the one of now.
+    user.may(&place, "settlement.events").await;
+    until("it says what is missing now", PATIENCE, async || {
+        let (_, body) = worker.get("/readyz").await?;
+        body.contains("permission to publish to settlement.dead: ACCESS_REFUSED")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(place.line().depth("settlement.updates").await, 10);
+
+    user.may(&place, "settlement.(events|dead|unreadable)").await;
+    worker.ready().await;
+    place.rest().await;
+    assert_eq!(place.line().depth("astray").await, 0, "no question was a message");
+    let told = place.events.seen().len();
+    assert_eq!(told, 10, "only what was settled was told");
+    assert!(
+        worker.said().lines().filter(|line| line.contains(sentence)).count() <= 2,
+        "it is said once"
+    );
+
+    // A right that is taken away is noticed before the next session takes anything.
+    user.may(&place, "settlement.(dead|unreadable)").await;
+    until("it says what is missing again", PATIENCE, async || {
+        // A right that was there a moment ago is not asked for again: this may take a second session.
+        place.line().delete("settlement.updates").await;
+        assert!(place.run(&["topology"]).await.status.success());
+        let (_, body) = worker.get("/readyz").await?;
+        body.contains(sentence).then_some(())
+    })
+    .await;
+    user.may(&place, "settlement.(events|dead|unreadable)").await;
+    place.settle_up(worker).await;
+    user.forget(&place).await;
+}
+
+/// A missing right in the database is not taken for a missing schema: the worker waits, and goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_can_not_be_seen_is_waited_for() {
+    let place = Place::new("unseen").await;
+    let role = format!("{}_role", place.name);
+    let db = place.db().await;
+    db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'"))
+        .await
+        .expect("a role");
+    let (user, password) = userinfo(&place.database_url);
+    let url = place
+        .database_url
+        .replace(&format!("{user}:{password}@"), &format!("{role}:p@"));
+    let worker = place.worker(&[("SETTLED_DATABASE_URL", &url), ("SETTLED_RETRY__MAX", "200ms")]);
+    until("it says what is missing", PATIENCE, async || {
+        let (_, body) = worker.get("/readyz").await?;
+        body.contains("the database user lacks a right").then_some(())
+    })
+    .await;
+    assert!(!worker.said().contains("settled migrate"), "{}", worker.said());
+    db.batch_execute(&format!(
+        "GRANT USAGE ON SCHEMA settled TO {role};
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA settled TO {role};"
+    ))
+    .await
+    .expect("granted");
+    worker.ready().await;
+    assert_eq!(worker.terminate().await.code(), Some(0));
+    db.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await
+        .expect("it goes");
+}
+
+/// `drained` is said only if everything was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_at_the_end_is_said_once() {
+    let place = Place::new("left").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "100").await;
+    let reservation = partner.allocation("BTC", "1");
+    place.reserve(std::slice::from_ref(&reservation)).await;
+    let worker = place
+        .ready_worker(&[
+            ("SETTLED_WORKER__DRAIN_DEADLINE", "1s"),
+            ("SETTLED_WORKER__LOCK_PATIENCE", "10s"),
+            ("SETTLED_DATABASE__LOCK_TIMEOUT", "10s"),
+        ])
+        .await;
+    // Somebody holds what the batch needs for longer than the worker has.
+    let mut other = place.db().await;
+    let open = other.transaction().await.expect("a transaction");
+    open.batch_execute("LOCK TABLE settled.receipts IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("locked");
+    place.publish(&[partner.cleared(&reservation)]).await;
+    until("it is taken", PATIENCE, async || {
+        (place.line().depth("settlement.updates").await == 0).then_some(())
+    })
+    .await;
+    worker.terminate().await;
+    let log = worker.said();
+    open.rollback().await.expect("released");
+    assert!(!log.contains("\"drained\""), "{log}");
+    let said: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("before everything was done"))
+        .collect();
+    assert!(said.len() == 1 && said[0].contains("lane "), "{log}");
+    // It comes again, and is settled by the next.
+    let worker = place.ready_worker(&[]).await;
+    place.rest().await;
+    worker.terminate().await;
+    let log = worker.said();
+    assert!(
+        log.contains("\"drained\"") && !log.contains("before everything was done"),
+        "{log}"
+    );
+    place.audit().await;
+}
