@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::added;
+
 /// One message handed over for judgement.
 #[derive(Clone, PartialEq)]
 pub struct Delivery {
@@ -262,26 +264,26 @@ fn table_wire_len(headers: &Headers) -> usize {
 }
 
 impl Properties {
-    /// Bytes of the property list on the wire. `x-delivery-count` is the broker's and grows with every redelivery: it
-    /// does not count, or a message would become too large by being tried again.
+    /// Bytes of the property list on the wire, without what a broker counts in it (see [`added`]): a message must not become
+    /// too large by being tried again.
     pub fn wire_len(&self) -> usize {
         self.decoded_wire_len().max(self.undecodable.as_ref().map_or(0, |list| {
             list.0
                 .len()
                 .saturating_sub(FLAGS_LEN)
-                .saturating_sub(self.count_wire_len())
+                .saturating_sub(self.counters_wire_len())
         }))
     }
 
-    fn count_wire_len(&self) -> usize {
-        let count = self
+    fn counters_wire_len(&self) -> usize {
+        let counters = self
             .headers
-            .as_ref()
-            .and_then(|headers| headers.get("x-delivery-count"));
-        count.map_or(0, |value| {
-            value
-                .wire_len()
-                .saturating_add("x-delivery-count".len())
+            .iter()
+            .flatten()
+            .filter(|(name, value)| added::may_change(name, value));
+        counters.fold(0, |sum: usize, (name, value)| {
+            sum.saturating_add(value.wire_len())
+                .saturating_add(name.len())
                 .saturating_add(1)
         })
     }
@@ -307,7 +309,7 @@ impl Properties {
             .fold(0_usize, |sum, present| sum.saturating_add(usize::from(present)))
             .saturating_add(if self.timestamp.is_some() { 8 } else { 0 });
         let headers = self.headers.as_ref().map_or(0, |headers| {
-            table_wire_len(headers).saturating_sub(self.count_wire_len())
+            table_wire_len(headers).saturating_sub(self.counters_wire_len())
         });
         short.saturating_add(fixed).saturating_add(headers)
     }

@@ -9,6 +9,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod added;
 pub mod address;
 mod agreement;
 pub mod allocation;

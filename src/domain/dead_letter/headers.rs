@@ -2,6 +2,8 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
+use crate::domain::added::is_counter;
+
 /// Of a dead letter with only the head of a message: bytes of the body as received.
 pub const BODY_LENGTH_HEADER: &str = "settled-body-length";
 
@@ -22,7 +24,8 @@ pub(super) fn of_text(text: &str) -> Option<Vec<u8>> {
 
 /// Whether a header is the broker's own record or ours, and so none of the partner's.
 pub(in crate::domain) fn is_of_dead_letters(name: &str) -> bool {
-    matches!(name, "CC" | "BCC" | "x-delivery-count" | "x-death")
+    matches!(name, "CC" | "BCC" | "x-death")
+        || is_counter(name)
         || ["x-first-death-", "x-last-death-", "settled-"]
             .iter()
             .any(|prefix| name.starts_with(prefix))

@@ -530,3 +530,31 @@ proptest! {
 
 mod agreement;
 mod fields;
+
+proptest! {
+    /// Whatever a broker counts in the headers of a message that it delivers again, it is judged as before.
+    #[test]
+    fn a_redelivery_changes_no_verdict(
+        bytes in 16_300_usize..16_500,
+        counts in proptest::collection::btree_map(
+            prop_oneof![
+                Just("x-delivery-count"), Just("x-acquired-count"), Just("x-count-of-a-later-version-count")
+            ],
+            prop_oneof![
+                any::<i64>().prop_map(HeaderValue::LongLongInt),
+                any::<i32>().prop_map(HeaderValue::LongInt),
+                any::<u8>().prop_map(HeaderValue::ShortShortUInt),
+            ],
+            0..4,
+        ),
+    ) {
+        let mut delivery = delivery(KEY, Members::payload(&cleared()).signed("{}"));
+        let value = HeaderValue::text("x".repeat(bytes.saturating_sub(11)));
+        delivery.properties.headers = Some([("h".to_owned(), value)].into_iter().collect());
+        let before = refusal(&delivery);
+        delivery.redelivered = true;
+        let counts = counts.into_iter().map(|(name, value)| (name.to_owned(), value));
+        delivery.properties.headers.get_or_insert_default().extend(counts);
+        prop_assert_eq!(refusal(&delivery), before);
+    }
+}

@@ -7,6 +7,7 @@ fn a_dead_letter_is_the_message_and_why() {
     let kept = [
         ("traceparent", HeaderValue::text("anything")),
         ("x-stream-offset", HeaderValue::LongLongInt(7)),
+        ("x-retry-count", HeaderValue::LongLongInt(2)),
         ("x-delivery-counter", HeaderValue::ShortShortUInt(1)),
         ("cc", HeaderValue::text("lower case is the partner's own")),
         ("x-settled-reason", HeaderValue::Void),
@@ -20,6 +21,7 @@ fn a_dead_letter_is_the_message_and_why() {
         ("CC", HeaderValue::Array(vec![HeaderValue::text("elsewhere")])),
         ("BCC", HeaderValue::Array(Vec::new())),
         ("x-delivery-count", HeaderValue::LongLongInt(3)),
+        ("x-acquired-count", HeaderValue::LongLongInt(4)),
         ("x-death", HeaderValue::Array(Vec::new())),
         ("x-first-death-queue", HeaderValue::text("forged")),
         ("x-first-death-reason", HeaderValue::text("forged")),
