@@ -158,7 +158,7 @@ const WIDTH_MIN: u16 = 20;
 /// What is one word, such as an id or a time, is not broken if it is no longer than this ...
 const WORD_MAX: u16 = 40;
 /// ... and each other column keeps this much.
-const TEXT_MIN: u16 = 12;
+const TEXT_MIN: u16 = 10;
 
 /// Names, a rule below them, and one line a row; more lines where the table would be wider than it may be.
 fn draw(header: &[&str], rows: Vec<Vec<String>>, numbers: Option<usize>, width: Option<u16>) -> Table {

@@ -37,7 +37,7 @@ pub struct Explained {
     #[serde(rename = "final")]
     pub is_final: Option<bool>,
     pub detail: Option<String>,
-    /// The key that made the signature, compressed, in hexadecimal; none where there is none to recover.
+    /// The key that made a signature that is refused, compressed, in hexadecimal; none where there is none to recover.
     #[serde(rename = "recoveredKey", skip_serializing_if = "Option::is_none")]
     pub recovered_key: Option<String>,
     pub transfers: Vec<Movement>,
@@ -89,6 +89,7 @@ pub async fn explain(settings: &Settings, question: Question) -> Result<Explaine
         recovered_key: facts
             .content
             .ok()
+            .filter(|_| reason == Some(Reason::SignatureMismatch))
             .and_then(|content| content.signer.key())
             .map(|key| key.to_hex()),
         transfers: changes

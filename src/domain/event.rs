@@ -214,7 +214,8 @@ fn body_of<D: Serialize>(event: &CloudEvent<'_, D>) -> Vec<u8> {
     let mut body = Vec::with_capacity(EVENT_BYTES);
     match serde_json::to_writer(&mut body, event) {
         Ok(()) => body,
-        // Strings, numbers and maps with text keys: there is nothing in an event that can not be JSON.
+        // Strings, numbers and maps with text keys: there is nothing in an event that can not be JSON. Whoever says it
+        // holds that against it, before anything is written.
         Err(_) => Vec::new(),
     }
 }

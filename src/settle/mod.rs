@@ -240,6 +240,7 @@ impl<'a> Decided<'a> {
         for (index, (message, judgement)) in messages.iter().zip(judgements).enumerate() {
             let also = changes.also_answered.get(&index);
             for publication in event::publications_after(*message, &judgement, now, &firsts, also, &clerk.rules) {
+                in_words(&publication)?;
                 match publication.kind {
                     PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
                     PublicationKind::Reply => settled.replies.push(publication),
@@ -262,6 +263,20 @@ impl<'a> Decided<'a> {
             now,
             settled,
         })
+    }
+}
+
+/// What can not be put into words is a fault of ours, and never an event with an empty body.
+///
+/// # Errors
+/// [`Fate::Ours`].
+pub fn in_words(publication: &Publication) -> Result<(), StoreError> {
+    match publication.kind {
+        PublicationKind::Event if publication.body.is_empty() => Err(StoreError::ours(
+            "settle_batch",
+            "an event could not be written as JSON",
+        )),
+        PublicationKind::Event | PublicationKind::Reply | PublicationKind::DeadLetter => Ok(()),
     }
 }
 
@@ -339,6 +354,23 @@ fn one_each(messages: usize, verdicts: usize) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::delivery::Properties;
+
+    /// A dead letter has the body that its message has, none too.
+    #[test]
+    fn an_event_without_words_is_a_fault_of_ours() {
+        let publication = |kind, body: &[u8]| Publication {
+            kind,
+            exchange: String::new(),
+            routing_key: String::new(),
+            properties: Properties::default(),
+            body: body.to_vec(),
+        };
+        let refused = in_words(&publication(PublicationKind::Event, b"")).expect_err("refused");
+        assert_eq!(refused.fate, Fate::Ours);
+        assert!(in_words(&publication(PublicationKind::Event, b"{}")).is_ok());
+        assert!(in_words(&publication(PublicationKind::DeadLetter, b"")).is_ok());
+    }
 
     #[test]
     fn one_delivery_in_one_verdict_out_or_nothing_is_written() {

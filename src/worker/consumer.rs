@@ -220,6 +220,11 @@ impl<W: Work> Consumer<W> {
             drop(connection.close().await);
             return Ok(SessionEnd::Misfit);
         }
+        // Somebody may have closed it since the rehearsal: what would come now went back once more.
+        if self.gate.is_closed() {
+            drop(connection.close().await);
+            return Ok(SessionEnd::Closed);
+        }
         let intake = Intake::attach(
             &connection,
             &self.queue,

@@ -19,7 +19,7 @@ use crate::{
         event,
         told::{Firsts, Tellings},
     },
-    settle::{Answer, Clerk, Settled},
+    settle::{self, Answer, Clerk, Settled},
     store::{StoreError, dead_letter_space::Bounds, filing::FilingOutcome},
 };
 
@@ -130,10 +130,11 @@ pub(super) fn file(
                 }
             });
         }
+        filed.publications.iter().try_for_each(settle::in_words)?;
         filed.publications = event::in_format(filed.publications, clerk.event_format);
-        filed
+        Ok(filed)
     }));
-    filed.map_err(|_| StoreError::blame_the_batch("filing the batch panicked"))
+    filed.unwrap_or_else(|_| Err(StoreError::blame_the_batch("filing the batch panicked")))
 }
 
 /// Dead letters, filed and not written yet.
