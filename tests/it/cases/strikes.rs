@@ -137,9 +137,11 @@ async fn what_ends_good_connections_is_set_aside_by_the_relay() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_way_that_cuts_everything_sets_nothing_aside() {
     let (place, proxy, partner, reservations) = struck("struck_all").await;
+    let worker = worker(&place, &proxy, &[("SETTLED_WORKER__LANES", "1")]);
+    // Whether it may publish at all is asked before it takes anything.
+    worker.ready().await;
     proxy.strike(Some(Arc::new(looks::publish)));
     place.publish(&messages(&partner, &reservations)).await;
-    let worker = worker(&place, &proxy, &[("SETTLED_WORKER__LANES", "1")]);
     until("it was tried often", PATIENCE, async || {
         let (status, _) = worker.get("/metrics").await?;
         (status == 200 && metric(&worker, "settled_publish_failures_total").await >= 20.0).then_some(())
