@@ -145,7 +145,9 @@ def send(url, text, nonce):
         channel.basic_ack(method.delivery_tag)
         for event in events:
             data = event["data"]
-            if data.get("nonce") == nonce or data.get("messageDigest") == digest:
+            # Asked for again under a new nonce, a settlement comes with the nonce that settled it.
+            is_settlement_of_it = data.get("allocation", {}).get("id") == EXAMPLE["allocationId"]
+            if data.get("nonce") == nonce or data.get("messageDigest") == digest or is_settlement_of_it:
                 print(json.dumps(event, indent=2))
                 if event["type"] != "update.parked":
                     channel.cancel()

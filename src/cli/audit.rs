@@ -85,9 +85,11 @@ fn print(context: &Context, acts: &[AuditRecord]) -> Result<(), Failure> {
         "outcome",
         "database user",
     ];
-    context
-        .out
-        .table(&header, acts.iter().map(row).collect(), "nobody did anything yet")
+    context.out.table(
+        &header,
+        acts.iter().map(row).collect(),
+        "no such act stands in the audit",
+    )
 }
 
 /// `user@address`, as the database knows it.

@@ -189,8 +189,6 @@ fn draw(header: &[&str], rows: Vec<Vec<String>>, numbers: Option<usize>, width: 
     if fits(&natural) {
         return table;
     }
-    table.set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(width);
     let is_word = |column: usize| {
         natural.get(column).is_some_and(|natural| *natural <= WORD_MAX + 2)
             && rows
@@ -208,12 +206,35 @@ fn draw(header: &[&str], rows: Vec<Vec<String>>, numbers: Option<usize>, width: 
             }
         })
         .collect();
-    if fits(&needed) {
-        for column in (0..needed.len()).filter(|column| is_word(*column)) {
-            if let Some(column) = table.column_mut(column) {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
+    if !fits(&needed) {
+        return one_below_the_other(header, &rows, width);
+    }
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(width);
+    for column in (0..needed.len()).filter(|column| is_word(*column)) {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
         }
+    }
+    table
+}
+
+/// A block a row, where side by side an id, a time or a name would be broken: whoever reads it wants to copy them.
+fn one_below_the_other(header: &[&str], rows: &[Vec<String>], width: u16) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new());
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(width);
+    for (index, row) in rows.iter().enumerate() {
+        if index > 0 {
+            table.add_row(["", ""]);
+        }
+        for (name, cell) in header.iter().zip(row) {
+            table.add_row([*name, cell.as_str()]);
+        }
+    }
+    if let Some(column) = table.column_mut(0) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
     }
     table
 }

@@ -201,7 +201,7 @@ impl Store {
                     SELECT p.id, p.seq
                     FROM page AS p
                     JOIN settled.allocations AS a ON a.id = p.allocation_id AND a.status <> 'reserved'
-                    WHERE p.checked_at IS NULL OR p.checked_at < statement_timestamp() - interval '1 hour'
+                    WHERE p.checked_at IS NULL OR p.checked_at < statement_timestamp() - interval '1 minute'
                     ORDER BY p.seq
                     LIMIT $3
                 )

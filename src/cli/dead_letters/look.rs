@@ -302,7 +302,11 @@ pub(super) async fn stats(context: &Context, question: &Stats) -> Result<Exit, F
             ]
         };
         let header = ["state", "reason", "", "first", "last", "messages"];
-        out.numbers(&header, document.reasons.iter().map(row).collect(), "no dead letter")?;
+        out.numbers(
+            &header,
+            document.reasons.iter().map(row).collect(),
+            "no such dead letter",
+        )?;
         if document.partners.is_empty() {
             return Ok(());
         }

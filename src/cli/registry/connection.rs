@@ -162,7 +162,7 @@ async fn list_connections(context: &Context, listing: Listing) -> Result<Exit, F
         out.table(
             &header,
             connections.iter().map(row).collect(),
-            "no connection is registered",
+            "no such connection is registered",
         )
     })?;
     Ok(Exit::Done)

@@ -226,7 +226,7 @@ async fn list_keys(context: &Context, listing: Listing) -> Result<Exit, Failure>
                 times(key.revoked_at),
             ]
         };
-        out.table(&header, keys.iter().map(row).collect(), "no key is registered")
+        out.table(&header, keys.iter().map(row).collect(), "no such key is registered")
     })?;
     Ok(Exit::Done)
 }

@@ -375,9 +375,9 @@ async fn tables_fit_and_nothing_steers_the_terminal() {
             fitted.lines().all(|line| line.chars().count() <= most),
             "{columns}: {fitted}"
         );
-        // Broken where it must be, it is all there.
+        // Broken where it must be, or one below the other with its names, it is all there.
         let letters = |text: &str| text.chars().filter(|letter| letter.is_alphanumeric()).count();
-        assert_eq!(letters(&fitted), letters(&whole), "{columns}: {fitted}");
+        assert!(letters(&fitted) >= letters(&whole), "{columns}: {fitted}");
     }
     assert_eq!(listed(Some("80"), &["--wide"]).await, whole);
     for columns in ["", "0", "wide", "1"] {
