@@ -264,7 +264,7 @@ fn table_wire_len(headers: &Headers) -> usize {
 }
 
 impl Properties {
-    /// Bytes of the property list on the wire, without what a broker counts in it (see [`added`]): a message must not become
+    /// Bytes of the property list on the wire, without what a broker counts in it (see `added.rs`): a message must not become
     /// too large by being tried again.
     pub fn wire_len(&self) -> usize {
         self.decoded_wire_len().max(self.undecodable.as_ref().map_or(0, |list| {

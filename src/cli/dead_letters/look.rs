@@ -302,11 +302,7 @@ pub(super) async fn stats(context: &Context, question: &Stats) -> Result<Exit, F
             ]
         };
         let header = ["state", "reason", "", "first", "last", "messages"];
-        out.numbers(
-            &header,
-            document.reasons.iter().map(row).collect(),
-            "no such dead letter",
-        )?;
+        out.numbers(&header, document.reasons.iter().map(row).collect(), "no dead letter")?;
         if document.partners.is_empty() {
             return Ok(());
         }

@@ -1,5 +1,5 @@
 //! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip (the load a second
-//! one where a message may be parked); arrays in, keys sorted. What is written stands in one ordered list, in [`writes`]. Locks
+//! one where a message may be parked); arrays in, keys sorted. What is written stands in one ordered list, in `writes`. Locks
 //! are taken in the order of every writer: allocations, receipts, who parks, what was told, parked, dead letters, accounts.
 
 mod load;
