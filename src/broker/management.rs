@@ -15,8 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{authority_of, tls};
+use super::settings::authority_of;
 use crate::config::{Secret, Settings};
+use crate::tls;
 
 /// How long one question may take, from the connection to the last byte of the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

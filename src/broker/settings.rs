@@ -1,9 +1,62 @@
-//! From the program's settings to the broker's.
+//! Where the broker is and how to speak with it: from the program's settings, and from its URL.
 
-use lapin::uri::SASLMechanism;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use super::{BrokerError, BrokerSettings};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+
+use super::BrokerError;
 use crate::config::{ConfigError, Settings};
+use crate::tls;
+
+/// Where the broker is and how to speak with it.
+#[derive(Clone)]
+pub struct BrokerSettings {
+    /// `amqp://` or `amqps://`, with the password.
+    pub url: String,
+    /// A PEM file of the certificate authorities to trust for `amqps://`, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A silent broker is given up after twice this.
+    pub heartbeat: Duration,
+    /// TCP, TLS and AMQP handshake together.
+    pub connect_timeout: Duration,
+    /// All publishes of one call, confirms included.
+    pub publish_deadline: Duration,
+    /// Accept `amqp://` to another machine.
+    pub allow_plaintext: bool,
+}
+
+impl std::fmt::Debug for BrokerSettings {
+    /// The password stays out of logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BrokerSettings")
+            .field("url", &redacted(&self.url))
+            .field("ca_file", &self.ca_file)
+            .field("heartbeat", &self.heartbeat)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("publish_deadline", &self.publish_deadline)
+            .field("allow_plaintext", &self.allow_plaintext)
+            .finish()
+    }
+}
+
+/// The URL without what stands before the last `@` of its authority, user name included.
+fn redacted(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let authority = authority_of(rest);
+            match authority.rsplit_once('@') {
+                Some((_, host)) => format!("{scheme}://***@{host}{}", &rest[authority.len()..]),
+                None => url.to_owned(),
+            }
+        }
+        None => "***".to_owned(),
+    }
+}
+
+pub(super) fn authority_of(rest: &str) -> &str {
+    &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())]
+}
 
 impl BrokerSettings {
     /// # Errors
@@ -36,5 +89,134 @@ impl BrokerSettings {
     pub fn check(&self) -> Result<(), BrokerError> {
         self.uri()?;
         self.authorities().map(drop)
+    }
+
+    pub(super) fn uri(&self) -> Result<AMQPUri, BrokerError> {
+        // lapin's own complaint may repeat the URL, and with it the password.
+        let mut uri = self.url.parse::<AMQPUri>().map_err(|_| {
+            BrokerError::Config(
+                "broker.url is not an AMQP URL: write amqps://user:password@host:port/virtual-host".to_owned(),
+            )
+        })?;
+        // amq-protocol-uri 10.6 reads an IPv6 address as "no host" and would go to localhost instead.
+        if let Some((_, rest)) = self.url.split_once("://") {
+            let authority = authority_of(rest);
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+                address.clone_into(&mut uri.authority.host);
+            }
+        }
+        let seconds = u16::try_from(self.heartbeat.as_secs()).unwrap_or(u16::MAX);
+        if seconds == 0 {
+            return Err(BrokerError::Config(
+                "broker.heartbeat must be at least one second".to_owned(),
+            ));
+        }
+        uri.query.heartbeat = Some(seconds);
+        match uri.scheme {
+            AMQPScheme::AMQPS => {}
+            AMQPScheme::AMQP => {
+                if !self.allow_plaintext && !tls::is_loopback(&uri.authority.host) {
+                    return Err(BrokerError::Config(
+                        "broker.url is amqp:// to another machine, which would send the password and every message in \
+                         the clear: use amqps://, or set allow_plaintext if the network is trusted"
+                            .to_owned(),
+                    ));
+                }
+            }
+        }
+        Ok(uri)
+    }
+
+    /// Whom to trust, where there is TLS.
+    pub(super) fn authorities(&self) -> Result<Option<rustls::ClientConfig>, BrokerError> {
+        match self.uri()?.scheme {
+            AMQPScheme::AMQPS => tls::client_config(self.ca_file.as_deref())
+                .map(Some)
+                .map_err(BrokerError::Config),
+            AMQPScheme::AMQP => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> BrokerSettings {
+        BrokerSettings {
+            url: url.to_owned(),
+            ca_file: None,
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            publish_deadline: Duration::from_secs(2),
+            allow_plaintext: false,
+        }
+    }
+
+    #[test]
+    fn plaintext_stays_on_this_machine() {
+        for (url, allowed) in [
+            ("amqp://u:p@localhost:5672/v", true),
+            ("amqp://u:p@127.9.9.9/v", true),
+            ("amqp://u:p@[::1]:5672/v", true),
+            ("amqps://u:p@broker.example/v", true),
+            ("amqp://u:p@broker.example/v", false),
+            ("amqp://u:p@10.0.0.1/v", false),
+            ("amqp://u:p@[2001:db8::1]:5672/v", false),
+            ("amqp://u:p@localhost.example/v", false),
+            ("amqp://localhost@broker.example/v", false),
+        ] {
+            let uri = settings(url).uri();
+            assert_eq!(uri.is_ok(), allowed, "{url}");
+            if let Err(error) = uri {
+                assert!(error.to_string().contains("set allow_plaintext"), "{error}");
+                assert!(
+                    BrokerSettings {
+                        allow_plaintext: true,
+                        ..settings(url)
+                    }
+                    .uri()
+                    .is_ok(),
+                    "{url}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_ipv6_host_is_kept() {
+        let uri = BrokerSettings {
+            allow_plaintext: true,
+            ..settings("amqp://u:p@[2001:db8::1]:5/v")
+        }
+        .uri();
+        assert_eq!(uri.map(|uri| uri.authority.host), Ok("2001:db8::1".to_owned()));
+    }
+
+    #[test]
+    fn the_password_is_never_shown() {
+        for url in [
+            "amqp://u:hunter2@h/v",
+            "amqps://u:hunter2@h",
+            "amqp:hunter2",
+            "hunter2",
+            "amqp://u:hunter2@h:x/v",
+        ] {
+            let settings = settings(url);
+            assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+            if let Err(error) = settings.uri() {
+                assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_there_must_be() {
+        let none = BrokerSettings {
+            heartbeat: Duration::ZERO,
+            ..settings("amqp://localhost")
+        };
+        assert!(matches!(none.uri(), Err(BrokerError::Config(_))));
     }
 }

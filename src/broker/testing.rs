@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{BrokerSettings, Connection};
-use crate::domain::delivery::{Properties, Publication, PublicationKind};
+use crate::domain::delivery::{Delivery, Properties, Publication, PublicationKind, Source};
 
 fn required(name: &str) -> String {
     match std::env::var(name) {
@@ -261,6 +261,21 @@ pub(super) fn event(exchange: &str, routing_key: &str, body: &str) -> Publicatio
         },
         body: body.as_bytes().to_vec(),
     }
+}
+
+/// The channel's delivery tag.
+pub(super) fn tag(delivery: &Delivery) -> u64 {
+    match delivery.source {
+        Source::Queue { delivery_tag } => delivery_tag,
+        Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => {
+            panic!("not from a queue")
+        }
+    }
+}
+
+/// Bodies in order.
+pub(super) fn numbered(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
+    range.map(|index| format!("{index:04}"))
 }
 
 /// A TCP proxy that can freeze, cut and put words into the broker's mouth.

@@ -16,7 +16,6 @@ pub(super) mod write;
 pub use cause::{Cause, MadeBy};
 pub use filing::{Arrival, Entry, Filing, Known, failed_at, file};
 pub use group::{group_of, shape_of};
-pub use headers::BODY_LENGTH_HEADER;
 pub use identity::Identity;
 pub use open::{Trusted, explain, open, unstorable};
 pub use path::may_be_cut;

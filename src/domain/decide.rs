@@ -594,7 +594,7 @@ const NEWER: &str = "a newer version of settled refused it for a reason that thi
 
 /// Bytes of a message, as far as it is kept.
 fn size_of(delivery: &Delivery) -> u64 {
-    let bytes = delivery.body.len().saturating_add(delivery.properties.wire_len());
+    let bytes = delivery.body.len().saturating_add(delivery.properties.sent_wire_len());
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 

@@ -264,28 +264,32 @@ fn table_wire_len(headers: &Headers) -> usize {
 }
 
 impl Properties {
-    /// Bytes of the property list on the wire, without what a broker counts in it (see `added.rs`): a message must not become
-    /// too large by being tried again.
+    /// Bytes of the property list on the wire.
     pub fn wire_len(&self) -> usize {
-        self.decoded_wire_len().max(self.undecodable.as_ref().map_or(0, |list| {
-            list.0
-                .len()
-                .saturating_sub(FLAGS_LEN)
-                .saturating_sub(self.counters_wire_len())
-        }))
+        let undecodable = self
+            .undecodable
+            .as_ref()
+            .map_or(0, |list| list.0.len().saturating_sub(FLAGS_LEN));
+        self.decoded_wire_len().max(undecodable)
     }
 
-    fn counters_wire_len(&self) -> usize {
-        let counters = self
-            .headers
-            .iter()
-            .flatten()
-            .filter(|(name, value)| added::may_change(name, value));
-        counters.fold(0, |sum: usize, (name, value)| {
-            sum.saturating_add(value.wire_len())
-                .saturating_add(name.len())
-                .saturating_add(1)
-        })
+    /// The same without what a broker adds (see `added.rs`), which is what a verdict may depend on: a message must not become
+    /// too large by being tried again.
+    pub fn sent_wire_len(&self) -> usize {
+        self.wire_len().saturating_sub(self.added_wire_len())
+    }
+
+    fn added_wire_len(&self) -> usize {
+        let (mut known, mut others) = (0_usize, 0_usize);
+        for (name, value) in self.headers.iter().flatten() {
+            let len = || value.wire_len().saturating_add(name.len()).saturating_add(1);
+            if added::is_counter(name) {
+                known = known.saturating_add(len());
+            } else if added::size_of(name, value) == added::Size::Free {
+                others = others.saturating_add(len());
+            }
+        }
+        added::free(known, others)
     }
 
     fn decoded_wire_len(&self) -> usize {
@@ -308,9 +312,7 @@ impl Properties {
             .into_iter()
             .fold(0_usize, |sum, present| sum.saturating_add(usize::from(present)))
             .saturating_add(if self.timestamp.is_some() { 8 } else { 0 });
-        let headers = self.headers.as_ref().map_or(0, |headers| {
-            table_wire_len(headers).saturating_sub(self.counters_wire_len())
-        });
+        let headers = self.headers.as_ref().map_or(0, table_wire_len);
         short.saturating_add(fixed).saturating_add(headers)
     }
 }

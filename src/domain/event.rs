@@ -10,10 +10,11 @@ use super::{
     event_id::{refusal_id, settlement_type},
     ledger::Amount,
     message::Judged,
+    names::{content_type, header},
     reason::Reason,
     snapshot::Rules,
     told::{First, Firsts, given_up_words},
-    trace::{TRACEPARENT, traceparent},
+    trace::traceparent,
 };
 
 // TO BE REMOVED: the names that others know from here.
@@ -28,8 +29,6 @@ pub use super::{
 pub use array::{Format, count_of, in_format, read};
 
 pub mod array;
-
-pub(super) const CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// An allocation as the public sees it.
 #[derive(Debug, Serialize)]
@@ -136,7 +135,7 @@ pub(super) fn settlement_event(message: Judged<'_>, allocation: &Allocation, rul
         kind,
         subject: Some(allocation.id),
         time: rfc3339(allocation.updated_at),
-        datacontenttype: "application/json",
+        datacontenttype: content_type::JSON,
         data: SettlementData {
             allocation: allocation.into(),
             enterprise_id: &allocation.enterprise_id,
@@ -166,7 +165,7 @@ pub(super) fn refusal_event(
         kind,
         subject: update.map(|update| update.id),
         time: rfc3339(first.at),
-        datacontenttype: "application/json",
+        datacontenttype: content_type::JSON,
         data: RefusalData {
             enterprise_id,
             reason,
@@ -188,7 +187,7 @@ fn publication<D: Serialize>(
     enterprise_id: Option<&str>,
     traceparent: Option<&str>,
 ) -> Publication {
-    let headers = traceparent.map(|value| Headers::from([(TRACEPARENT.into(), HeaderValue::text(value))]));
+    let headers = traceparent.map(|value| Headers::from([(header::TRACEPARENT.into(), HeaderValue::text(value))]));
     Publication {
         kind: PublicationKind::Event,
         exchange: EVENTS_EXCHANGE.into(),
@@ -197,7 +196,7 @@ fn publication<D: Serialize>(
             None => event.kind.into(),
         },
         properties: Properties {
-            content_type: Some(CONTENT_TYPE.into()),
+            content_type: Some(content_type::EVENT.into()),
             delivery_mode: Some(2),
             message_id: Some(event.id.to_string()),
             headers,

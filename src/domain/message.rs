@@ -10,10 +10,11 @@ use super::{
     allocation::Kind,
     delivery::{Cut, Delivery, HEAD_MAX, Headers, PROPERTIES_MAX, Properties},
     json::Json,
+    names::{content_type, header},
     reason::Reason,
     receipt::ReceiptKey,
     signature::{Signer, signer},
-    trace::{TRACE_MAX, TRACEPARENT},
+    trace::TRACE_MAX,
     update::decode,
 };
 
@@ -175,7 +176,7 @@ fn check_size(delivery: &Delivery) -> Result<(), Refusal> {
             "the body has {body} bytes, at most {BODY_MAX} are allowed"
         )));
     }
-    let properties = delivery.properties.wire_len();
+    let properties = delivery.properties.sent_wire_len();
     if properties > PROPERTIES_MAX {
         return Err(too_large(format!(
             "properties and headers have {properties} bytes, at most {PROPERTIES_MAX} are allowed"
@@ -197,7 +198,7 @@ pub fn shorten(delivery: &mut Delivery, facts: &Facts) {
     if delivery.cut.is_some() {
         return;
     }
-    let without_headers = delivery.properties.wire_len() > PROPERTIES_MAX;
+    let without_headers = delivery.properties.sent_wire_len() > PROPERTIES_MAX;
     delivery.cut = Some(Box::new(Cut {
         body_len: delivery.body_len(),
         digest: facts.message_digest,
@@ -212,7 +213,9 @@ pub fn shorten(delivery: &mut Delivery, facts: &Facts) {
         let headers = delivery.properties.headers.take().unwrap_or_default();
         let trace: Headers = headers
             .into_iter()
-            .filter(|(name, value)| name == TRACEPARENT && value.as_text().is_some_and(|text| text.len() <= TRACE_MAX))
+            .filter(|(name, value)| {
+                name == header::TRACEPARENT && value.as_text().is_some_and(|text| text.len() <= TRACE_MAX)
+            })
             .collect();
         delivery.properties.headers = (!trace.is_empty()).then_some(trace);
     }
@@ -241,7 +244,7 @@ fn is_json_content_type(text: &str) -> bool {
         Some((media, parameter)) => (media.trim_end_matches(white), Some(parameter.trim_matches(white))),
         None => (text, None),
     };
-    let media_ok = media.eq_ignore_ascii_case("application/json");
+    let media_ok = media.eq_ignore_ascii_case(content_type::JSON);
     let parameter_ok = parameter.is_none_or(|parameter| {
         parameter.eq_ignore_ascii_case("charset=utf-8") || parameter.eq_ignore_ascii_case("charset=\"utf-8\"")
     });

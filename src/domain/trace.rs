@@ -1,9 +1,7 @@
 //! A message's place in a trace (W3C Trace Context).
 
 use super::delivery::Delivery;
-
-/// The header with a message's place in a trace (W3C Trace Context).
-pub(super) const TRACEPARENT: &str = "traceparent";
+use super::names::header::TRACEPARENT;
 
 /// Longer than any of version 00, in bytes.
 pub(super) const TRACE_MAX: usize = 64;

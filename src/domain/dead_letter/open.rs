@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use super::{
     cause::{Cause, MadeBy},
     death::{death_at_input, is_of_the_broker, time_of},
-    headers::{BODY_LENGTH_HEADER, ORIGIN_HEADERS, ORIGIN_PROPERTIES, is_of_dead_letters, of_text},
+    headers::{is_of_dead_letters, of_text},
 };
 use crate::domain::{
     delivery::{Cut, Delivery, HEAD_MAX, HeaderValue, Headers},
     digest::sha256,
     message::Facts,
-    names::UPDATES,
+    names::{UPDATES, header},
     reason::{Reason, is_code},
     wire,
 };
@@ -113,27 +113,27 @@ const REJECTED: &str = "somebody rejected it at its queue, although it is within
 /// What the worker wrote beside the message; else the name of the first header that is not what it writes.
 fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'static str> {
     let text = |name: &'static str| headers.get(name).and_then(HeaderValue::as_text).ok_or(name);
-    let reason = text("settled-reason")?;
-    let reason = Some(reason).filter(|reason| is_code(reason)).ok_or("settled-reason")?;
+    let reason = text(header::REASON)?;
+    let reason = Some(reason).filter(|reason| is_code(reason)).ok_or(header::REASON)?;
     // What a newer worker wrote says the rest of it too.
-    let class = match headers.get("settled-class") {
+    let class = match headers.get(header::CLASS) {
         Some(HeaderValue::LongLongInt(class)) => u16::try_from(*class).ok(),
         Some(_) | None => None,
     };
-    let is_final = match headers.get("settled-final") {
+    let is_final = match headers.get(header::FINAL) {
         Some(HeaderValue::Boolean(is_final)) => Some(*is_final),
         Some(_) | None => None,
     };
     let reason = Reason::written(reason).with(class, is_final);
-    if headers.get("settled-class") != Some(&HeaderValue::LongLongInt(i64::from(reason.class()))) {
-        return Err("settled-class");
+    if headers.get(header::CLASS) != Some(&HeaderValue::LongLongInt(i64::from(reason.class()))) {
+        return Err(header::CLASS);
     }
-    if headers.get("settled-final") != Some(&HeaderValue::Boolean(reason.is_final())) {
-        return Err("settled-final");
+    if headers.get(header::FINAL) != Some(&HeaderValue::Boolean(reason.is_final())) {
+        return Err(header::FINAL);
     }
-    let detail = text("settled-detail")?;
-    let digest = text("settled-digest")?;
-    let cut = match headers.get(BODY_LENGTH_HEADER) {
+    let detail = text(header::DETAIL)?;
+    let digest = text(header::DIGEST)?;
+    let cut = match headers.get(header::BODY_LENGTH) {
         None => None,
         Some(length) => Some(cut_of(delivery, length, digest, reason, detail)?),
     };
@@ -142,27 +142,27 @@ fn by_settled(delivery: &mut Delivery, headers: &Headers) -> Result<Cause, &'sta
         .as_ref()
         .is_none_or(|cut| usize::try_from(cut.body_len) == Ok(delivery.body.len()));
     if is_whole && digest != hex::encode(sha256(&delivery.body)) {
-        return Err("settled-digest");
+        return Err(header::DIGEST);
     }
-    let failed_at: Timestamp = text("settled-failed-at")?.parse().map_err(|_| "settled-failed-at")?;
-    let exchange = text("settled-origin-exchange")?;
-    let routing_key = text("settled-origin-routing-key")?;
+    let failed_at: Timestamp = text(header::FAILED_AT)?.parse().map_err(|_| header::FAILED_AT)?;
+    let exchange = text(header::ORIGIN_EXCHANGE)?;
+    let routing_key = text(header::ORIGIN_ROUTING_KEY)?;
     let origin = |name: &str| headers.get(name).and_then(HeaderValue::as_text).map(str::to_owned);
     exchange.clone_into(&mut delivery.exchange);
     routing_key.clone_into(&mut delivery.routing_key);
-    delivery.properties.user_id = origin("settled-origin-user-id");
-    delivery.properties.expiration = origin("settled-origin-expiration");
+    delivery.properties.user_id = origin(header::ORIGIN_USER_ID);
+    delivery.properties.expiration = origin(header::ORIGIN_EXPIRATION);
     delivery.cut = cut.map(Box::new);
-    if let Some(table) = origin(ORIGIN_HEADERS) {
+    if let Some(table) = origin(header::ORIGIN_HEADERS) {
         let originals = of_text(&table)
             .and_then(|table| wire::headers(&table))
-            .ok_or(ORIGIN_HEADERS)?;
+            .ok_or(header::ORIGIN_HEADERS)?;
         let mut headers = headers.clone();
         headers.extend(originals);
         delivery.properties.headers = Some(headers);
     }
-    if let Some(list) = origin(ORIGIN_PROPERTIES) {
-        delivery.properties = wire::read(&of_text(&list).ok_or(ORIGIN_PROPERTIES)?);
+    if let Some(list) = origin(header::ORIGIN_PROPERTIES) {
+        delivery.properties = wire::read(&of_text(&list).ok_or(header::ORIGIN_PROPERTIES)?);
     }
     Ok(Cause {
         made_by: MadeBy::Settled,
@@ -181,17 +181,17 @@ fn cut_of(
     detail: &str,
 ) -> Result<Cut, &'static str> {
     let HeaderValue::LongLongInt(length) = length else {
-        return Err(BODY_LENGTH_HEADER);
+        return Err(header::BODY_LENGTH);
     };
-    let body_len = u64::try_from(*length).map_err(|_| BODY_LENGTH_HEADER)?;
+    let body_len = u64::try_from(*length).map_err(|_| header::BODY_LENGTH)?;
     let kept = usize::try_from(body_len).unwrap_or(usize::MAX).min(HEAD_MAX);
     if delivery.body.len() != kept {
-        return Err(BODY_LENGTH_HEADER);
+        return Err(header::BODY_LENGTH);
     }
     let digest = hex::decode(digest).ok().and_then(|digest| digest.try_into().ok());
     Ok(Cut {
         body_len,
-        digest: digest.ok_or("settled-digest")?,
+        digest: digest.ok_or(header::DIGEST)?,
         detail: if reason == Reason::MessageTooLarge {
             detail.to_owned()
         } else {

@@ -1,14 +1,12 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{
-    headers::{ORIGIN_HEADERS, ORIGIN_PROPERTIES},
-    *,
-};
+use super::*;
 use crate::domain::{
     delivery::{Delivery, HeaderValue, Headers, PROPERTIES_MAX, Properties, Source},
     digest::sha256,
     message::{BODY_MAX, Judged, facts, shorten},
+    names::header::{BODY_LENGTH, ORIGIN_HEADERS, ORIGIN_PROPERTIES},
     publications::publications,
     reason::Reason,
     snapshot::Rules,

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::headers::{BODY_LENGTH_HEADER, ORIGIN_HEADERS, ORIGIN_PROPERTIES, as_text, is_of_dead_letters};
+use super::headers::{as_text, is_of_dead_letters};
 use crate::domain::{
     calendar::rfc3339,
     carried,
     delivery::{HeaderValue, Properties, Publication, PublicationKind},
     message::Judged,
-    names::{DEAD, UNREADABLE},
+    names::{DEAD, UNREADABLE, header},
     reason::Reason,
     wire,
 };
@@ -51,32 +51,32 @@ pub(in crate::domain) fn dead_letter_of(
     let mut add = |name: &str, value: HeaderValue| headers.insert(name.into(), value);
     // Another user's user_id is refused by the broker; an expiration would let the dead letter vanish.
     if let Some(user_id) = properties.user_id.take() {
-        add("settled-origin-user-id", HeaderValue::text(user_id));
+        add(header::ORIGIN_USER_ID, HeaderValue::text(user_id));
     }
     if let Some(expiration) = properties.expiration.take() {
-        add("settled-origin-expiration", HeaderValue::text(expiration));
+        add(header::ORIGIN_EXPIRATION, HeaderValue::text(expiration));
     }
     if let Some(list) = undecodable {
-        add(ORIGIN_PROPERTIES, HeaderValue::text(as_text(&list.0)));
+        add(header::ORIGIN_PROPERTIES, HeaderValue::text(as_text(&list.0)));
     }
     if let Some(originals) = originals {
-        add(ORIGIN_HEADERS, HeaderValue::text(as_text(&originals)));
+        add(header::ORIGIN_HEADERS, HeaderValue::text(as_text(&originals)));
     }
-    add("settled-reason", HeaderValue::text(reason.as_str()));
-    add("settled-class", HeaderValue::LongLongInt(i64::from(reason.class())));
-    add("settled-final", HeaderValue::Boolean(reason.is_final()));
-    add("settled-detail", HeaderValue::text(detail));
+    add(header::REASON, HeaderValue::text(reason.as_str()));
+    add(header::CLASS, HeaderValue::LongLongInt(i64::from(reason.class())));
+    add(header::FINAL, HeaderValue::Boolean(reason.is_final()));
+    add(header::DETAIL, HeaderValue::text(detail));
     add(
-        "settled-digest",
+        header::DIGEST,
         HeaderValue::text(hex::encode(message.facts.message_digest)),
     );
     if let Some(cut) = &delivery.cut {
         let length = i64::try_from(cut.body_len).unwrap_or(i64::MAX);
-        add(BODY_LENGTH_HEADER, HeaderValue::LongLongInt(length));
+        add(header::BODY_LENGTH, HeaderValue::LongLongInt(length));
     }
-    add("settled-failed-at", HeaderValue::text(rfc3339(now)));
-    add("settled-origin-exchange", HeaderValue::text(&delivery.exchange));
-    add("settled-origin-routing-key", HeaderValue::text(&delivery.routing_key));
+    add(header::FAILED_AT, HeaderValue::text(rfc3339(now)));
+    add(header::ORIGIN_EXCHANGE, HeaderValue::text(&delivery.exchange));
+    add(header::ORIGIN_ROUTING_KEY, HeaderValue::text(&delivery.routing_key));
     Publication {
         kind: PublicationKind::DeadLetter,
         exchange: DEAD.into(),
@@ -98,7 +98,7 @@ pub fn letters_of(publications: &[Publication]) -> usize {
         .filter(|publication| publication.kind == PublicationKind::DeadLetter)
     {
         let headers = letter.properties.headers.as_ref();
-        let digest = headers.and_then(|headers| headers.get("settled-digest")?.as_text());
+        let digest = headers.and_then(|headers| headers.get(header::DIGEST)?.as_text());
         messages.insert((letter.routing_key.as_str(), digest));
     }
     messages.len()

@@ -8,12 +8,8 @@ use uuid::Uuid;
 use super::super::{
     delivery::{HeaderValue, Properties, Publication, PublicationKind},
     event_id::NAMESPACE,
+    names::{content_type, header},
 };
-
-/// A JSON array of events.
-const BATCH_CONTENT_TYPE: &str = "application/cloudevents-batch+json";
-/// How many events an array holds: what it stands for is counted without reading it.
-pub(in crate::domain) const EVENTS_HEADER: &str = "settled-events";
 
 /// How the events of a batch are put into messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +79,13 @@ fn array_of(events: &[Publication]) -> Option<Publication> {
         .unwrap_or_default();
     // 32 bits: RabbitMQ's stream client for Node can not read a small number of 64.
     let count = i32::try_from(events.len()).unwrap_or(i32::MAX);
-    headers.insert(EVENTS_HEADER.into(), HeaderValue::LongInt(count));
+    headers.insert(header::EVENTS.into(), HeaderValue::LongInt(count));
     Some(Publication {
         kind: PublicationKind::Event,
         exchange: first.exchange.clone(),
         routing_key: first.routing_key.clone(),
         properties: Properties {
-            content_type: Some(BATCH_CONTENT_TYPE.into()),
+            content_type: Some(content_type::EVENTS.into()),
             message_id: Some(Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string()),
             headers: Some(headers),
             ..first.properties.clone()
@@ -104,7 +100,7 @@ pub fn count_of(publication: &Publication) -> u64 {
         PublicationKind::Event => publication.properties.headers.as_ref(),
         PublicationKind::DeadLetter | PublicationKind::Reply => None,
     };
-    match headers.and_then(|headers| headers.get(EVENTS_HEADER)) {
+    match headers.and_then(|headers| headers.get(header::EVENTS)) {
         Some(HeaderValue::LongInt(count)) => u64::try_from(*count).unwrap_or(1),
         // As earlier versions left it in the outbox.
         Some(HeaderValue::LongLongInt(count)) => u64::try_from(*count).unwrap_or(1),
@@ -117,7 +113,7 @@ pub fn count_of(publication: &Publication) -> u64 {
 /// # Errors
 /// Its content type promises an array, and the body is none.
 pub fn read<'a>(content_type: Option<&str>, body: &'a [u8]) -> Result<Vec<&'a [u8]>, serde_json::Error> {
-    if content_type != Some(BATCH_CONTENT_TYPE) {
+    if content_type != Some(content_type::EVENTS) {
         return Ok(vec![body]);
     }
     let events: Vec<&RawValue> = serde_json::from_slice(body)?;

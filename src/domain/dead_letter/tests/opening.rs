@@ -97,7 +97,7 @@ fn a_head_that_is_none_is_nobodys() {
     let length = |value: HeaderValue| {
         let mut letter = too_large(&body, 1);
         let headers = letter.properties.headers.as_mut().expect("headers");
-        headers.insert(BODY_LENGTH_HEADER.into(), value);
+        headers.insert(BODY_LENGTH.into(), value);
         opened(letter).1
     };
     assert_eq!(length(HeaderValue::LongLongInt(262_145)).made_by, MadeBy::Settled);
@@ -114,12 +114,7 @@ fn a_head_that_is_none_is_nobodys() {
         assert_eq!(cause.made_by, MadeBy::Unknown, "{wrong:?}");
     }
     let mut letter = too_large(&body, 1);
-    letter
-        .properties
-        .headers
-        .as_mut()
-        .expect("headers")
-        .remove(BODY_LENGTH_HEADER);
+    letter.properties.headers.as_mut().expect("headers").remove(BODY_LENGTH);
     assert_eq!(
         opened(letter).1.made_by,
         MadeBy::Unknown,

@@ -61,7 +61,7 @@ fn a_dead_letter_is_one_whatever_its_headers_say() {
         routing_key: "invalid_field".to_owned(),
         properties: Properties {
             headers: Some(Headers::from([(
-                EVENTS_HEADER.to_owned(),
+                header::EVENTS.to_owned(),
                 HeaderValue::LongLongInt(1_000_000),
             )])),
             ..Properties::default()
@@ -72,7 +72,7 @@ fn a_dead_letter_is_one_whatever_its_headers_say() {
     said.kind = PublicationKind::Event;
     assert_eq!(count_of(&said), 1_000_000, "as earlier versions wrote it");
     let headers = said.properties.headers.get_or_insert_default();
-    headers.insert(EVENTS_HEADER.to_owned(), HeaderValue::LongInt(1_000_000));
+    headers.insert(header::EVENTS.to_owned(), HeaderValue::LongInt(1_000_000));
     assert_eq!(count_of(&said), 1_000_000);
 }
 

@@ -120,7 +120,7 @@ fn the_event_of_a_rejection_byte_for_byte() {
         event.properties.message_id.as_deref(),
         Some("edb02aa0-c8ec-52e6-bfc7-5809797d0ab7")
     );
-    assert_eq!(event.properties.content_type.as_deref(), Some(CONTENT_TYPE));
+    assert_eq!(event.properties.content_type.as_deref(), Some(content_type::EVENT));
     assert_eq!(event.properties.delivery_mode, Some(2));
     assert_eq!(dead.kind, PublicationKind::DeadLetter);
 

@@ -1,0 +1,136 @@
+use std::io::Read;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::*;
+use crate::broker::publisher::Publisher;
+use crate::broker::server_version;
+use crate::broker::testing::{AUTHORITY, Vhost, event, eventually, queue, soon, tls_front};
+
+fn settings(url: &str) -> BrokerSettings {
+    BrokerSettings {
+        url: url.to_owned(),
+        ca_file: None,
+        heartbeat: Duration::from_secs(10),
+        connect_timeout: Duration::from_secs(2),
+        publish_deadline: Duration::from_secs(2),
+        allow_plaintext: false,
+    }
+}
+
+#[tokio::test]
+async fn wrong_password_and_wrong_vhost_are_refused_and_nobody_home_is_away() {
+    let vhost = Vhost::new();
+    let right = vhost.settings();
+    assert_eq!(soon(probe(&right)).await, Ok(()));
+    let password = BrokerSettings {
+        url: right.url.replace('@', "x@"),
+        ..right.clone()
+    };
+    let error = soon(probe(&password)).await.expect_err("refused");
+    assert_eq!(error.code(), Some(403), "{error}");
+    let elsewhere = BrokerSettings {
+        url: format!("{}x", right.url),
+        ..right.clone()
+    };
+    let error = soon(probe(&elsewhere)).await.expect_err("refused");
+    assert_eq!(error.code(), Some(530), "{error}");
+    // Neither the user nor the virtual host is repeated.
+    assert!(!error.to_string().contains(&vhost.name), "{error}");
+    assert!(error.trouble().contains("virtual host"), "{error}");
+    let error = soon(probe(&settings("amqp://localhost:1/"))).await.expect_err("away");
+    assert!(matches!(error, BrokerError::Away(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_answer_is_given_up_in_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    let accepted = std::thread::spawn(move || {
+        let (mut stream, _) = silent.accept().expect("a client");
+        // Reads to the end, which comes only when the client lets go.
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).map(|_| all)
+    });
+    let began = Instant::now();
+    let error = Connection::open(&settings(&format!("amqp://localhost:{port}/")), "test")
+        .await
+        .expect_err("away");
+    assert!(matches!(error, BrokerError::Away(_)), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(4));
+    let heard = accepted
+        .join()
+        .expect("joined")
+        .expect("the socket was closed, not abandoned");
+    assert_eq!(heard, b"AMQP\x00\x00\x09\x01");
+}
+
+#[tokio::test]
+async fn the_broker_says_what_it_is() {
+    let version = soon(server_version(&Vhost::new().settings()))
+        .await
+        .expect("a greeting");
+    assert!(version.starts_with("RabbitMQ ") && version.len() > 12, "{version}");
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_noticed() {
+    let vhost = Vhost::new();
+    let (proxy, settings) = vhost.proxied();
+    let connection = Connection::open(&settings, "test").await.expect("connected");
+    assert!(connection.is_connected());
+    proxy.cut();
+    soon(connection.closed()).await;
+}
+
+/// lapin writes nothing to a blocked connection, not even its end, and keeps a thread and its buffers for it.
+#[tokio::test]
+async fn a_blocked_connection_is_given_up_with_all_it_holds() {
+    let vhost = Vhost::new();
+    let (proxy, mut settings) = vhost.proxied();
+    settings.publish_deadline = Duration::from_millis(300);
+    let connection = Connection::open(&settings, "test").await.expect("connected");
+    queue(&connection, "q", &[]).await;
+    let mut publisher = Publisher::open(&connection).await.expect("a publisher");
+    proxy.block();
+    eventually("blocked", async || connection.is_blocked().then_some(())).await;
+    assert!(!publisher.reply(&event("", "q", "reply")).await);
+    let began = Instant::now();
+    let error = publisher.publish(&[event("", "q", "one")]).await.expect_err("away");
+    assert!(
+        matches!(error, BrokerError::Away(_)) && began.elapsed() < Duration::from_secs(2),
+        "{error}"
+    );
+    assert!(matches!(soon(connection.close()).await, Err(BrokerError::Away(_))));
+    eventually("given up", async || {
+        (proxy.ended.load(Ordering::SeqCst) == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tls_with_an_authority_of_our_own() {
+    let vhost = Vhost::new();
+    let port = tls_front(&vhost);
+    let authority = std::env::temp_dir().join(format!("{}.pem", vhost.name));
+    std::fs::write(&authority, AUTHORITY).expect("written");
+    for host in ["localhost", "127.0.0.1"] {
+        let url = vhost.settings().url.replacen("amqp://", "amqps://", 1);
+        let (before, _) = url.rsplit_once('@').expect("a user");
+        let url = format!("{before}@{host}:{port}/{}", vhost.name);
+        let trusting = BrokerSettings {
+            ca_file: Some(authority.clone()),
+            ..settings(&url)
+        };
+        assert_eq!(soon(probe(&trusting)).await, Ok(()));
+        let version = soon(server_version(&trusting)).await.expect("a greeting");
+        assert!(version.starts_with("RabbitMQ "), "{version}");
+        let error = soon(probe(&settings(&url))).await.expect_err("not trusted");
+        assert!(matches!(error, BrokerError::Away(_)), "{error}");
+        assert!(
+            error.trouble().starts_with("TLS") && error.to_string().starts_with("TLS"),
+            "{error}"
+        );
+    }
+    std::fs::remove_file(&authority).expect("removed");
+}

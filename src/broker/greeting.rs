@@ -1,0 +1,71 @@
+//! The broker's greeting, which says what it is and needs no login.
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::types::AMQPValue;
+use lapin::uri::AMQPUri;
+
+use super::answer::late;
+use super::{BrokerError, BrokerSettings};
+
+/// The broker's name and version, as in `RabbitMQ 4.0.5`. lapin keeps them to itself, so this reads the greeting, which
+/// needs no login.
+pub async fn server_version(settings: &BrokerSettings) -> Result<String, BrokerError> {
+    let uri = settings.uri()?;
+    let config = settings.authorities()?;
+    let limit = settings.connect_timeout;
+    let greeting = tokio::task::spawn_blocking(move || greeting(&uri, config, limit)).await;
+    greeting
+        .map_err(|error| BrokerError::Away(error.to_string()))?
+        .map_err(|error| BrokerError::Away(format!("its greeting could not be read: {error}")))
+}
+
+fn greeting(uri: &AMQPUri, config: Option<rustls::ClientConfig>, limit: Duration) -> std::io::Result<String> {
+    let host = uri.authority.host.as_str();
+    let mut addresses = (host, uri.authority.port).to_socket_addrs()?;
+    let stream = loop {
+        let Some(address) = addresses.next() else {
+            return Err(late("connecting", limit));
+        };
+        if let Ok(stream) = TcpStream::connect_timeout(&address, limit) {
+            break stream;
+        }
+    };
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    match config {
+        None => read_greeting(stream),
+        Some(config) => {
+            let name = rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
+            let session = rustls::ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+            read_greeting(rustls::StreamOwned::new(session, stream))
+        }
+    }
+}
+
+/// Connection.Start: frame type, channel, size; class and method 10; protocol version; server properties.
+fn read_greeting(mut stream: impl Read + Write) -> std::io::Result<String> {
+    stream.write_all(b"AMQP\x00\x00\x09\x01")?;
+    let mut head = [0; 13];
+    stream.read_exact(&mut head)?;
+    let [1, 0, 0, size @ .., 0, 10, 0, 10, _, _] = head else {
+        return Err(std::io::Error::other("it is not AMQP 0-9-1"));
+    };
+    let size = usize::try_from(u32::from_be_bytes(size)).unwrap_or(usize::MAX);
+    // A greeting is about half a kilobyte; what claims to be more than a usual frame is something else.
+    if !(6..=131_072).contains(&size) {
+        return Err(std::io::Error::other("it is not AMQP 0-9-1"));
+    }
+    let mut rest = vec![0; size.saturating_sub(6)];
+    stream.read_exact(&mut rest)?;
+    let (_, properties) = lapin::types::parsing::parse_field_table(rest.as_slice())
+        .map_err(|_| std::io::Error::other("its properties cannot be parsed"))?;
+    let text = |name| match properties.inner().get(name) {
+        Some(AMQPValue::LongString(value)) => value.to_string(),
+        Some(_) | None => "unknown".to_owned(),
+    };
+    Ok(format!("{} {}", text("product"), text("version")))
+}
