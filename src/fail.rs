@@ -86,7 +86,6 @@ points! {
     /// Allocations have left `reserved`.
     AllocationsUpdated = "allocations_updated": Database;
     /// What authorised them is kept.
-    SettlementsInserted = "settlements_inserted": Database;
     /// Transfers and their entries are written.
     TransfersInserted = "transfers_inserted": Database;
     /// Messages whose waiting is over are gone from `parked`, and `parkings` says so.

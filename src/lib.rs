@@ -49,7 +49,7 @@
 //! 1. The domain does no I/O and can not fail: it returns verdicts.
 //! 2. One delivery in, one verdict out.
 //! 3. Nothing is acknowledged before the transaction that settles it has committed.
-//! 4. Transfers are balanced by construction; entries are only added.
+//! 4. Transfers are balanced by construction and only added; entries are their two sides.
 //! 5. An allocation leaves `reserved` at most once.
 //! 6. The same message is answered as before; the same nonce with other content is refused.
 //! 7. SQL only in `store`, lapin only in `broker`, log and metric macros only in `telemetry`.

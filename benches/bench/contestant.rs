@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 
 use crate::{
     Fallible, PER_MESSAGE,
-    place::{PATIENCE, Place, without_settings},
+    place::{PATIENCE, Place, own, without_settings},
 };
 
 /// A program that takes updates from the common queue until SIGTERM, and then exits with 0.
@@ -21,8 +21,10 @@ use crate::{
 pub(crate) enum Contestant {
     /// The worker, as a user would run it.
     Settled,
-    /// Another build of the worker, for comparing the two.
+    /// Another build of the worker, for comparing the two: in a database that it made itself.
     Other(PathBuf),
+    /// That build with `events.format` set to `batched`.
+    OtherBatched(PathBuf),
     /// The worker with `events.format` set to `batched`.
     Batched,
     /// What a user would write first: `per_message.rs`.
@@ -36,6 +38,7 @@ impl fmt::Display for Contestant {
         match self {
             Contestant::Settled => f.write_str("settled"),
             Contestant::Other(_) => f.write_str("baseline"),
+            Contestant::OtherBatched(_) => f.write_str("baseline, batched events"),
             Contestant::Batched => f.write_str("settled, batched events"),
             Contestant::PerMessage => f.write_str("per message"),
             Contestant::Peer(name) => f.write_str(name),
@@ -54,13 +57,12 @@ impl Contestant {
             command
         };
         Ok(match self {
-            Contestant::Settled => worker(Path::new(env!("CARGO_BIN_EXE_settled"))),
-            Contestant::Batched => {
-                let mut command = worker(Path::new(env!("CARGO_BIN_EXE_settled")));
+            Contestant::Settled | Contestant::Other(_) => worker(self.program()),
+            Contestant::Batched | Contestant::OtherBatched(_) => {
+                let mut command = worker(self.program());
                 command.env("SETTLED_EVENTS__FORMAT", "batched");
                 command
             }
-            Contestant::Other(program) => worker(program),
             Contestant::PerMessage => {
                 let mut command = without_settings(std::env::current_exe()?);
                 command.arg(PER_MESSAGE);
@@ -70,10 +72,23 @@ impl Contestant {
         })
     }
 
+    /// The build of the worker whose schema and topology it works with.
+    pub(crate) fn program(&self) -> &Path {
+        match self {
+            Contestant::Other(program) | Contestant::OtherBatched(program) => program,
+            Contestant::Settled | Contestant::Batched | Contestant::PerMessage | Contestant::Peer(_) => own(),
+        }
+    }
+
+    /// Whether several of its events are one message.
+    pub(crate) fn is_batched(&self) -> bool {
+        matches!(self, Contestant::Batched | Contestant::OtherBatched(_))
+    }
+
     /// Whether it is a build of our own worker, which answers /metrics and writes a row for each batch.
     pub(crate) fn is_worker(&self) -> bool {
         match self {
-            Contestant::Settled | Contestant::Other(_) | Contestant::Batched => true,
+            Contestant::Settled | Contestant::Other(_) | Contestant::Batched | Contestant::OtherBatched(_) => true,
             Contestant::PerMessage | Contestant::Peer(_) => false,
         }
     }

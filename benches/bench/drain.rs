@@ -81,7 +81,7 @@ struct Reading {
 }
 
 pub(crate) async fn measure(services: &Services, logs: &Path, order: &Order<'_>) -> Fallible<Drain> {
-    let place = services.place("drain", order.world).await?;
+    let place = services.place("drain", order.world, order.contestant.program()).await?;
     let mut accounts = Accounts::open(services).await?;
     feed(&place, order.traffic, order.messages).await?;
     accounts.rest().await?;
@@ -145,7 +145,9 @@ fn reckon(begin: &Reading, end: &Reading, resident: u64) -> Drain {
 /// The worker's memory while so many messages wait: the traffic, again and again. It drains some of them, and what it did
 /// not take must be there when it is gone.
 pub(crate) async fn backlog(services: &Services, logs: &Path, order: &Order<'_>, waiting: usize) -> Fallible<u64> {
-    let place = services.place("backlog", order.world).await?;
+    let place = services
+        .place("backlog", order.world, order.contestant.program())
+        .await?;
     feed(&place, order.traffic, waiting).await?;
     let mut running = vec![order.contestant.start(&place, logs)?];
     let accounts = Accounts::open(services).await?;
@@ -250,7 +252,7 @@ async fn wait_for(
 /// Where each is a message, the subscriber's queue counts them. Where several are in one, the worker's own count has to
 /// do while it runs; [`check`] counts what the messages hold.
 async fn events_so_far(place: &Place, running: &mut [Running], contestant: &Contestant) -> Fallible<usize> {
-    if *contestant != Contestant::Batched {
+    if !contestant.is_batched() {
         return place.line.ready(EVENTS_QUEUE).await;
     }
     let mut events = 0.0;
@@ -290,9 +292,10 @@ async fn check(place: &Place, order: &Order<'_>) -> Fallible<()> {
         let number: i64 = db.query_one(sql, &[]).await?.get(0);
         Ok(number.unsigned_abs())
     };
-    let events = match order.contestant {
-        Contestant::Batched => events_inside(place).await?,
-        _ => place.line.ready(EVENTS_QUEUE).await? as u64,
+    let events = if order.contestant.is_batched() {
+        events_inside(place).await?
+    } else {
+        place.line.ready(EVENTS_QUEUE).await? as u64
     };
     let stored_dead_letters = number("SELECT count(*) FROM settled.dead_letters").await?;
     let found = [
@@ -357,7 +360,8 @@ async fn check(place: &Place, order: &Order<'_>) -> Fallible<()> {
     }
     // Its own audit knows more. It misses the deposits that the history's transfers are of, and, of others, the batches.
     if order.contestant.is_worker() && order.world.history == History::None {
-        settled(&["ledger", "check"], &[("SETTLED_DATABASE_URL", &place.database.url)]).await?;
+        let settings = [("SETTLED_DATABASE_URL", place.database.url.as_str())];
+        settled(order.contestant.program(), &["ledger", "check"], &settings).await?;
     }
     Ok(())
 }

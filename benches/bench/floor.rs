@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     Fallible,
     drain::feed,
-    place::{Line, PATIENCE, Place, Services},
+    place::{Line, PATIENCE, Place, Services, own},
     processes::{Accounts, own_thread},
     traffic::{Traffic, World},
 };
@@ -112,7 +112,7 @@ fn event(body: &Body) -> (String, Vec<u8>) {
 pub(crate) async fn measure(services: &Services, world: &World, traffic: &Traffic, messages: usize) -> Fallible<Floor> {
     let bodies = bodies(traffic, messages)?;
     let signature = tokio::task::block_in_place(|| recover(&bodies))?;
-    let place = services.place("floor", world).await?;
+    let place = services.place("floor", world, own()).await?;
     let accounts = Accounts::open(services).await?;
     feed(&place, traffic, messages).await?;
     accounts.rest().await?;
@@ -309,8 +309,8 @@ async fn settle(place: &Place, accounts: &Accounts, bodies: &[Body]) -> Fallible
 }
 
 /// In the order in which they are sent.
-const STATEMENTS: [&str; 8] = [
-    "SELECT id, status, held_account, allocated_account, quantity::text
+const STATEMENTS: [&str; 7] = [
+    "SELECT id, status, connection_funds, quantity::text
      FROM settled.allocations
      WHERE id = ANY ($1)
      ORDER BY id
@@ -331,42 +331,25 @@ const STATEMENTS: [&str; 8] = [
      FROM unnest($1::uuid[], $2::text[], $3::text[]) AS n (id, partners_id, nonce)
      WHERE a.id = n.id
        AND a.status = 'reserved'",
-    "INSERT INTO settled.settlements (
-         allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
+    "INSERT INTO settled.transfers (
+         subject_id, step, event, debit_account, credit_account, amount, receipt_key, payload, signature, batch_id,
+         created_at
      )
-     SELECT n.id, $5, n.nonce, n.payload, n.signature, $6, $7, now()
-     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[]) AS n (id, nonce, payload, signature)",
-    "WITH made AS (
-         INSERT INTO settled.transfers (
-             subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at
-         )
-         SELECT n.id, 1, 'cleared', n.held, n.allocated, n.quantity::numeric, $5, now()
-         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[]) AS n (id, held, allocated, quantity)
-         RETURNING id, debit_account, credit_account, amount
-     )
-     INSERT INTO settled.entries (transfer_id, account_id, change)
-     SELECT id, debit_account, -amount FROM made
-     UNION ALL
-     SELECT id, credit_account, amount FROM made",
-    "SELECT FROM settled.accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
-    "UPDATE settled.accounts AS a
-     SET balance = a.balance + n.change::numeric
-     FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
-     WHERE a.id = n.id",
+     SELECT n.id, 1, 'cleared', n.funds * 4 + 2, n.funds * 4 + 3, n.quantity::numeric, n.receipt, n.payload, n.signature,
+            $7, now()
+     FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::text[], $6::bytea[])
+          AS n (id, funds, quantity, receipt, payload, signature)",
+    "SELECT FROM settled.funds WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
+    "UPDATE settled.funds AS f
+     SET held = f.held - n.moved::numeric,
+         allocated = f.allocated + n.moved::numeric
+     FROM unnest($1::bigint[], $2::text[]) AS n (id, moved)
+     WHERE f.id = n.id",
 ];
 
 /// One transaction in two round trips.
 async fn write(client: &Client, statements: &[Statement; STATEMENTS.len()], batch: &Columns) -> Fallible<()> {
-    let [
-        load,
-        receipts,
-        insert_receipts,
-        update,
-        settlements,
-        transfers,
-        lock,
-        balances,
-    ] = statements;
+    let [load, receipts, insert_receipts, update, transfers, lock, balances] = statements;
     let (id, key) = (Uuid::new_v4(), vec![2_u8; 33]);
     let allocations: [&(dyn ToSql + Sync); 1] = [&batch.allocations];
     let seen: [&(dyn ToSql + Sync); 1] = [&batch.receipts];
@@ -380,17 +363,14 @@ async fn write(client: &Client, statements: &[Statement; STATEMENTS.len()], batc
     if rows.len() != batch.allocations.len() || !seen?.is_empty() {
         return Err("the floor met an allocation that is not there, or a receipt that is".into());
     }
-    let held: Vec<i64> = rows.iter().map(|row| row.get(2)).collect();
-    let allocated: Vec<i64> = rows.iter().map(|row| row.get(3)).collect();
-    let quantities: Vec<&str> = rows.iter().map(|row| row.get(4)).collect();
+    let funds: Vec<i64> = rows.iter().map(|row| row.get(2)).collect();
+    let quantities: Vec<&str> = rows.iter().map(|row| row.get(3)).collect();
     let mut sums = BTreeMap::<i64, i64>::new();
-    for ((held, allocated), quantity) in held.iter().zip(&allocated).zip(&quantities) {
-        let quantity: i64 = quantity.parse()?;
-        *sums.entry(*held).or_default() -= quantity;
-        *sums.entry(*allocated).or_default() += quantity;
+    for (funds, quantity) in funds.iter().zip(&quantities) {
+        *sums.entry(*funds).or_default() += quantity.parse::<i64>()?;
     }
-    let (accounts, sums): (Vec<i64>, Vec<String>) = sums.into_iter().map(|(id, sum)| (id, sum.to_string())).unzip();
-    let written: [&[&(dyn ToSql + Sync)]; 6] = [
+    let (moved, sums): (Vec<i64>, Vec<String>) = sums.into_iter().map(|(id, sum)| (id, sum.to_string())).unzip();
+    let written: [&[&(dyn ToSql + Sync)]; 5] = [
         &[
             &batch.receipts,
             &batch.nonces,
@@ -401,30 +381,29 @@ async fn write(client: &Client, statements: &[Statement; STATEMENTS.len()], batc
             &id,
         ],
         &[&batch.allocations, &batch.partners_ids, &batch.nonces],
+        // The rows come in the order of the ids, which is that of the batch.
         &[
             &batch.allocations,
-            &batch.nonces,
+            &funds,
+            &quantities,
+            &batch.receipts,
             &batch.payloads,
             &batch.signatures,
-            &ENTERPRISE,
-            &key,
             &id,
         ],
-        &[&batch.allocations, &held, &allocated, &quantities, &id],
-        &[&accounts],
-        &[&accounts, &sums],
+        &[&moved],
+        &[&moved, &sums],
     ];
     let done = join!(
         client.execute(insert_receipts, written[0]),
         client.execute(update, written[1]),
-        client.execute(settlements, written[2]),
-        client.execute(transfers, written[3]),
-        client.execute(lock, written[4]),
-        client.execute(balances, written[5]),
+        client.execute(transfers, written[2]),
+        client.execute(lock, written[3]),
+        client.execute(balances, written[4]),
         client.batch_execute("COMMIT"),
     );
-    for written in [done.0, done.1, done.2, done.3, done.4, done.5] {
+    for written in [done.0, done.1, done.2, done.3, done.4] {
         written?;
     }
-    Ok(done.6?)
+    Ok(done.5?)
 }

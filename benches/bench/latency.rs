@@ -77,7 +77,7 @@ pub(crate) async fn measure(
     traffic: &Traffic,
     schedule: &Schedule,
 ) -> Fallible<Latency> {
-    let place = services.place("latency", world).await?;
+    let place = services.place("latency", world, contestant.program()).await?;
     let mut accounts = Accounts::open(services).await?;
     accounts.rest().await?;
     let mut running = contestant.start(&place, logs)?;

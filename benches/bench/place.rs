@@ -1,6 +1,7 @@
 //! Where a contestant works: a database copied from a template and a vhost of its own, both gone after the run.
 
 use std::{
+    path::Path,
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -81,16 +82,17 @@ impl Services {
         Ok(self.admin.batch_execute(&sql).await?)
     }
 
-    /// A database with the schema of the worker at hand, in which nothing happened yet.
-    pub(crate) async fn migrated(&self, what: &str) -> Fallible<Database> {
+    /// A database with the schema of a build of the worker, in which nothing happened yet.
+    pub(crate) async fn migrated(&self, what: &str, program: &Path) -> Fallible<Database> {
         let database = self.create_database(what, "template0", Copy::Pages).await?;
-        settled(&["migrate"], &[("SETTLED_DATABASE_URL", &database.url)]).await?;
+        settled(program, &["migrate"], &[("SETTLED_DATABASE_URL", &database.url)]).await?;
         Ok(database)
     }
 
-    /// A copy of the template, and a vhost with the topology and the subscriber's queue.
-    pub(crate) async fn place(&self, what: &str, world: &World) -> Fallible<Place> {
-        let database = self.create_database(what, &world.template.name, world.copy).await?;
+    /// A copy of the template that a build of the worker made, and a vhost with its topology and the subscriber's queue.
+    pub(crate) async fn place(&self, what: &str, world: &World, program: &Path) -> Fallible<Place> {
+        let template = world.template(program)?;
+        let database = self.create_database(what, &template.name, world.copy).await?;
         let vhost = database.name.clone();
         self.manage("PUT", &format!("/api/vhosts/{vhost}"), None).await?;
         let user = userinfo(&self.broker)?.0;
@@ -99,6 +101,7 @@ impl Services {
             .await?;
         let broker_url = with_path(&self.broker, &vhost);
         settled(
+            program,
             &["topology"],
             &[
                 ("SETTLED_DATABASE_URL", &database.url),
@@ -336,9 +339,14 @@ pub(crate) fn without_settings(program: impl AsRef<std::ffi::OsStr>) -> Command 
     command
 }
 
-/// Runs a command of the worker's program; what it said on stdout.
-pub(crate) async fn settled(arguments: &[&str], settings: &[(&str, &str)]) -> Fallible<String> {
-    let mut command = without_settings(env!("CARGO_BIN_EXE_settled"));
+/// The build of the worker at hand.
+pub(crate) fn own() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_settled"))
+}
+
+/// Runs a command of a build of the worker; what it said on stdout.
+pub(crate) async fn settled(program: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Fallible<String> {
+    let mut command = without_settings(program);
     command.args(arguments).envs(settings.iter().copied());
     let output = tokio::time::timeout(10 * PATIENCE, command.output()).await??;
     if !output.status.success() {

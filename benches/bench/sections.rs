@@ -1,6 +1,10 @@
 //! The sections of a run: what is measured against what, how often, and what is made of it.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use serde_json::json;
@@ -12,7 +16,7 @@ use crate::{
     figures::{Figure, middle, plain, spread},
     floor::{self, Floor},
     latency::{self, Latency, Schedule},
-    place::{Copy, Services},
+    place::{Copy, Services, own},
     progress::Progress,
     report::{PERCENTILES, Report},
     traffic::{History, Mix, Spread, Traffic, World},
@@ -150,9 +154,25 @@ impl<'a> Run<'a> {
         self.sections().iter().map(seconds).sum::<f64>() / 60.0
     }
 
+    /// The builds of the worker that are measured; each makes a template of its own.
+    fn programs(&self) -> Vec<PathBuf> {
+        let mut programs = vec![own().to_owned()];
+        programs.extend(self.arguments.baseline.clone());
+        programs
+    }
+
     async fn world(&self, name: &str, reservations: usize, spread: Spread, history: History) -> Fallible<World> {
         eprintln!("bench: {name}: {reservations} reservations");
-        World::build(self.services, name, reservations, spread, history, Copy::Pages).await
+        World::build(
+            self.services,
+            name,
+            &self.programs(),
+            reservations,
+            spread,
+            history,
+            Copy::Pages,
+        )
+        .await
     }
 
     /// Every turn once a round, one after the other, so that what disturbs the machine for a while disturbs all of them.
@@ -252,7 +272,9 @@ impl<'a> Run<'a> {
             .map(|contestant| {
                 // So that each is at work for some seconds.
                 let messages = match contestant {
-                    Contestant::Settled | Contestant::Other(_) | Contestant::Batched => self.size.batched,
+                    Contestant::Settled | Contestant::Other(_) | Contestant::Batched | Contestant::OtherBatched(_) => {
+                        self.size.batched
+                    }
                     Contestant::PerMessage | Contestant::Peer(_) => self.size.single,
                 };
                 Turn {
@@ -498,7 +520,8 @@ impl<'a> Run<'a> {
 
     /// One message of the broker for several events, beside one for each.
     async fn batched(&mut self, world: &World) -> Fallible<()> {
-        let contestants = [Contestant::Batched, Contestant::Settled, Contestant::PerMessage];
+        let mut contestants = vec![Contestant::Batched, Contestant::Settled, Contestant::PerMessage];
+        contestants.extend(self.arguments.baseline.clone().map(Contestant::OtherBatched));
         let traffic = world.sign(self.size.batched, Mix::USUAL);
         let drains = self
             .compete("batched", world, &traffic, &contestants, async || Ok(()))
@@ -542,7 +565,8 @@ impl<'a> Run<'a> {
         eprintln!("bench: age: {millions} million receipts and as many entries are made, which takes minutes");
         let began = std::time::Instant::now();
         let build = async |name: &str, history| {
-            World::build(self.services, name, messages, Spread::Wide, history, Copy::Files).await
+            let own = [own().to_owned()];
+            World::build(self.services, name, &own, messages, Spread::Wide, history, Copy::Files).await
         };
         let old = build("old", History::Rows(millions * 1_000_000)).await?;
         let young = build("young", History::None).await?;
@@ -568,10 +592,11 @@ impl<'a> Run<'a> {
             rates.extend([1_000.0, 4_000.0]);
             rates.extend(capacity);
         }
-        let both = [Contestant::Settled, Contestant::PerMessage];
+        let mut all = vec![Contestant::Settled, Contestant::PerMessage];
+        all.extend(self.arguments.baseline.clone().map(Contestant::Other));
         for rate in rates {
             // Beyond what a message at a time can do there is nothing to compare with.
-            let contestants = if rate <= 1_000.0 { &both[..] } else { &both[..1] };
+            let contestants = if rate <= 1_000.0 { &all[..] } else { &all[..1] };
             let key = match capacity {
                 Some(capacity) if capacity == rate => "capacity70".to_owned(),
                 _ => format!("{rate:.0}"),
@@ -648,6 +673,7 @@ fn key(contestant: &Contestant) -> String {
     match contestant {
         Contestant::Settled => "settled".to_owned(),
         Contestant::Other(_) => "baseline".to_owned(),
+        Contestant::OtherBatched(_) => "baseline_batched".to_owned(),
         Contestant::Batched => "batched".to_owned(),
         Contestant::PerMessage => "per_message".to_owned(),
         Contestant::Peer(name) => name.clone(),

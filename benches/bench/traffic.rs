@@ -1,7 +1,10 @@
 //! What the contestants are fed: reservations made in bulk, and messages signed before anything is measured. Everything is
 //! drawn from one seed, so that every contestant of every round meets the same.
 
-use std::num::NonZero;
+use std::{
+    num::NonZero,
+    path::{Path, PathBuf},
+};
 
 use settled::{
     domain::{
@@ -112,9 +115,10 @@ impl Traffic {
     }
 }
 
-/// A template database with a registry, funds and reservations, and what the partners can say of them.
+/// Template databases with a registry, funds and reservations, and what the partners can say of them. Each build of the worker
+/// that is measured has one, which it migrated itself.
 pub(crate) struct World {
-    pub(crate) template: Database,
+    templates: Vec<(PathBuf, Database)>,
     pub(crate) history: History,
     pub(crate) copy: Copy,
     parties: Vec<SigningPartner>,
@@ -126,6 +130,7 @@ impl World {
     pub(crate) async fn build(
         services: &Services,
         what: &str,
+        programs: &[PathBuf],
         reservations: usize,
         spread: Spread,
         history: History,
@@ -134,27 +139,45 @@ impl World {
         let mut dice = Dice::new(SEED, "bench");
         let parties = parties(&mut dice, spread);
         let reservations = draw(&parties, reservations, &mut dice)?;
-        let template = services.migrated(what).await?;
-        let world = Self {
-            template,
+        let mut world = Self {
+            templates: Vec::new(),
             history,
             copy,
             parties,
             reservations,
         };
-        let db = crate::place::connect(&world.template.url).await?;
-        world.register(&db).await?;
-        world.reserve(&db).await?;
-        if let History::Rows(rows) = history {
-            remember(&db, rows).await?;
+        for program in programs {
+            let template = services.migrated(what, program).await?;
+            let db = crate::place::connect(&template.url).await?;
+            world.register(&db).await?;
+            world.reserve(&db).await?;
+            // The old versions of the balances go: they are no part of what is measured.
+            let balances = "SELECT relname FROM pg_class
+                            WHERE relnamespace = 'settled'::regnamespace AND relname IN ('funds', 'accounts') AND relkind = 'r'";
+            let balances: String = db.query_one(balances, &[]).await?.get(0);
+            db.batch_execute(&format!("VACUUM FULL settled.{balances}")).await?;
+            if let History::Rows(rows) = history {
+                remember(&db, rows).await?;
+            }
+            // Whoever copies it finds the visibility map and the statistics that a database has after a while.
+            db.batch_execute("VACUUM ANALYZE").await?;
+            world.templates.push((program.clone(), template));
         }
-        // Whoever copies it finds the visibility map and the statistics that a database has after a while.
-        db.batch_execute("VACUUM ANALYZE").await?;
         Ok(world)
     }
 
+    /// The one that a build of the worker migrated.
+    pub(crate) fn template(&self, program: &Path) -> Fallible<&Database> {
+        let found = self.templates.iter().find(|(made_by, _)| made_by == program);
+        let (_, template) = found.ok_or_else(|| format!("no template of {}", program.display()))?;
+        Ok(template)
+    }
+
     pub(crate) async fn forget(self, services: &Services) -> Fallible<()> {
-        services.drop_database(&self.template.name).await
+        for (_, template) in &self.templates {
+            services.drop_database(&template.name).await?;
+        }
+        Ok(())
     }
 
     async fn register(&self, db: &Client) -> Fallible<()> {
@@ -194,70 +217,22 @@ impl World {
         Ok(())
     }
 
-    /// What settled.reserve() does for one reservation after the other, with a statement a table.
+    /// As the custody system does it.
     async fn reserve(&self, db: &Client) -> Fallible<()> {
-        let sql = format!(
-            "SELECT settled.open_accounts(array_agg(k.kind), array_agg(c.connection_id), array_agg('{CURRENCY}'::text))
-             FROM settled.connections AS c
-             CROSS JOIN (VALUES ('held'), ('allocated')) AS k (kind)"
-        );
-        db.query(&sql, &[]).await?;
-        let insert = format!(
-            "INSERT INTO settled.allocations (
-                 id, type, connection_id, client_id, currency, quantity, client_external_id, initiated_by,
-                 reserved_reason, reserved_retriable, reason, retriable,
-                 available_account, held_account, allocated_account, created_at, updated_at
-             )
-             SELECT w.id, 'allocation', c.connection_id, c.client_id, '{CURRENCY}', w.quantity::numeric, w.reference,
-                    w.initiator, w.why, false, w.why, false, a.id, h.id, l.id, w.moment, w.moment
-             FROM (
-                 SELECT u.*, 'awaiting the partner''s update' AS why, date_trunc('milliseconds', now()) AS moment
-                 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
-                 WITH ORDINALITY AS u (id, connection_id, quantity, reference, initiator, n)
-             ) AS w
-             JOIN settled.connections AS c ON c.connection_id = w.connection_id
-             JOIN settled.accounts AS a ON (a.kind, a.owner, a.currency) = ('available', c.client_id, '{CURRENCY}')
-             JOIN settled.accounts AS h ON (h.kind, h.owner, h.currency) = ('held', c.connection_id, '{CURRENCY}')
-             JOIN settled.accounts AS l ON (l.kind, l.owner, l.currency) = ('allocated', c.connection_id, '{CURRENCY}')
-             ORDER BY w.n"
-        );
-        let insert = db.prepare(&insert).await?;
-        for some in self.reservations.chunks(10_000) {
-            let each = || some.iter().map(|(_, reservation)| reservation);
-            let ids: Vec<Uuid> = each().map(|reservation| reservation.id).collect();
-            let connections: Vec<Uuid> = each().map(|reservation| reservation.connection_id).collect();
-            let quantities: Vec<String> = each()
-                .map(|reservation| reservation.amount.quantity.to_string())
-                .collect();
-            let references: Vec<&str> = each()
-                .map(|reservation| reservation.client_external_id.as_str())
-                .collect();
-            let initiators: Vec<&str> = each().map(|reservation| reservation.initiated_by.as_str()).collect();
-            db.execute(&insert, &[&ids, &connections, &quantities, &references, &initiators])
-                .await?;
+        let statement = db
+            .prepare("SELECT count(*) FROM settled.reserve($1::text::jsonb) WHERE result = 'reserved'")
+            .await?;
+        // A few at a time: a transaction walks past its own old versions of the balances.
+        for some in self.reservations.chunks(200) {
+            let wished: Vec<&Reservation> = some.iter().map(|(_, reservation)| reservation).collect();
+            let made: i64 = db
+                .query_one(&statement, &[&serde_json::to_string(&wished)?])
+                .await?
+                .get(0);
+            if usize::try_from(made)? != some.len() {
+                return Err(format!("{made} of {} reservations were made", some.len()).into());
+            }
         }
-        db.batch_execute(
-            "INSERT INTO settled.transfers
-                 (subject_id, step, event, debit_account, credit_account, amount, created_at)
-             SELECT id, 0, 'reserved', available_account, held_account, quantity, created_at
-             FROM settled.allocations;
-             INSERT INTO settled.entries (transfer_id, account_id, change)
-             SELECT t.id, e.account_id, e.change
-             FROM settled.transfers AS t
-             CROSS JOIN LATERAL (VALUES (t.debit_account, -t.amount), (t.credit_account, t.amount))
-                 AS e (account_id, change)
-             WHERE t.event = 'reserved';
-             UPDATE settled.accounts AS a
-             SET balance = a.balance + s.change
-             FROM (
-                 SELECT e.account_id, sum(e.change) AS change
-                 FROM settled.entries AS e
-                 JOIN settled.transfers AS t ON t.id = e.transfer_id AND t.event = 'reserved'
-                 GROUP BY e.account_id
-             ) AS s
-             WHERE a.id = s.account_id",
-        )
-        .await?;
         Ok(())
     }
 
@@ -378,7 +353,6 @@ fn with_copies(signed: &[(Publication, Expect)]) -> Vec<(Publication, Expect)> {
 async fn remember(db: &Client, rows: u64) -> Fallible<()> {
     db.batch_execute(&format!(
         "ALTER TABLE settled.receipts DROP CONSTRAINT receipts_pkey;
-         DROP INDEX settled.receipts_allocation_id;
          INSERT INTO settled.receipts (
              key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
              public_key, batch_id, first_seen, last_seen
@@ -391,30 +365,31 @@ async fn remember(db: &Client, rows: u64) -> Fallible<()> {
          FROM generate_series(1, {rows}) AS n
          CROSS JOIN (SELECT public_key FROM settled.partner_keys LIMIT 1) AS k;
          ALTER TABLE settled.receipts ADD CONSTRAINT receipts_pkey PRIMARY KEY (key);
-         CREATE INDEX receipts_allocation_id ON settled.receipts (allocation_id);
 
-         ALTER TABLE settled.transfers DROP CONSTRAINT transfers_subject_id_step_key;
-         ALTER TABLE settled.entries DROP CONSTRAINT entries_pkey;
+         ALTER TABLE settled.transfers DROP CONSTRAINT transfers_pkey;
          CREATE TEMP TABLE clients AS
-         SELECT id, row_number() OVER (ORDER BY id) - 1 AS place FROM settled.accounts WHERE kind = 'available';
-         CREATE TEMP TABLE last_transfer AS SELECT max(id) AS id FROM settled.transfers;
+         SELECT id, row_number() OVER (ORDER BY id) - 1 AS place FROM settled.funds WHERE holder = 'client';
          INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at)
-         SELECT gen_random_uuid(), 0, 'deposit', x.id, c.id, 1 + n % 1000000, now() - interval '1 year'
+         SELECT gen_random_uuid(), 0, 'deposit', settled.account(x.id, 'external'), settled.account(c.id, 'available'),
+                1 + n % 1000000, now() - interval '1 year'
          FROM generate_series(1, {rows} / 2) AS n
          JOIN clients AS c ON c.place = n % (SELECT count(*) FROM clients)
-         CROSS JOIN (SELECT id FROM settled.accounts WHERE kind = 'external') AS x;
-         INSERT INTO settled.entries (transfer_id, account_id, change)
-         SELECT t.id, e.account_id, e.change
-         FROM settled.transfers AS t
-         CROSS JOIN LATERAL (VALUES (t.debit_account, -t.amount), (t.credit_account, t.amount))
-             AS e (account_id, change)
-         WHERE t.id > (SELECT id FROM last_transfer);
-         ALTER TABLE settled.transfers ADD CONSTRAINT transfers_subject_id_step_key UNIQUE (subject_id, step);
-         ALTER TABLE settled.entries ADD CONSTRAINT entries_pkey PRIMARY KEY (transfer_id, account_id);
-         UPDATE settled.accounts AS a
-         SET balance = s.change
-         FROM (SELECT account_id, sum(change) AS change FROM settled.entries GROUP BY account_id) AS s
-         WHERE a.id = s.account_id"
+         CROSS JOIN (SELECT id FROM settled.funds WHERE holder = 'world') AS x;
+         ALTER TABLE settled.transfers ADD CONSTRAINT transfers_pkey PRIMARY KEY (subject_id, step);
+         UPDATE settled.funds AS f
+         SET available = f.available + s.change
+         FROM (
+             SELECT credit_account / 4 AS id, sum(amount) AS change
+             FROM settled.transfers
+             WHERE created_at < now() - interval '1 month'
+             GROUP BY credit_account / 4
+         ) AS s
+         WHERE f.id = s.id;
+         UPDATE settled.funds AS f
+         SET external = f.external - (
+             SELECT sum(amount) FROM settled.transfers WHERE created_at < now() - interval '1 month'
+         )
+         WHERE f.holder = 'world'"
     ))
     .await?;
     Ok(())

@@ -27,6 +27,7 @@ pub use super::{
     reply::is_reply_queue,
 };
 pub use array::{Format, count_of, in_format, read};
+pub(super) use array::{array_of, grouped};
 
 pub mod array;
 
@@ -126,12 +127,16 @@ struct RefusalData<'a> {
 }
 
 /// The outcome event of a settled allocation, from the record alone: every copy is identical.
-pub(super) fn settlement_event(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -> Option<Publication> {
+pub(super) fn settlement_event(
+    allocation: &Allocation,
+    traceparent: Option<&str>,
+    source: &str,
+) -> Option<Publication> {
     let kind = settlement_type(allocation.kind, allocation.status)?;
     let event = CloudEvent {
         specversion: "1.0",
         id: settlement_id(allocation)?,
-        source: &rules.event_source,
+        source,
         kind,
         subject: Some(allocation.id),
         time: rfc3339(allocation.updated_at),
@@ -143,11 +148,7 @@ pub(super) fn settlement_event(message: Judged<'_>, allocation: &Allocation, rul
             nonce: allocation.settled_nonce.as_deref(),
         },
     };
-    Some(publication(
-        &event,
-        Some(&allocation.enterprise_id),
-        traceparent(message.delivery),
-    ))
+    Some(publication(&event, Some(&allocation.enterprise_id), traceparent))
 }
 
 pub(super) fn refusal_event(
@@ -221,7 +222,7 @@ fn body_of<D: Serialize>(event: &CloudEvent<'_, D>) -> Vec<u8> {
 
 /// The event of a settlement once more, byte for byte, for a message whose effect was there when the broker gave it up.
 pub fn told_again(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -> Option<Publication> {
-    settlement_event(message, allocation, rules)
+    settlement_event(allocation, traceparent(message.delivery), &rules.event_source)
 }
 
 /// The event of a message that the broker gave up and nobody judged, in the words of the first of its id.

@@ -108,8 +108,19 @@ impl AccountKind {
     }
 }
 
-/// The database's number of an account.
+/// The database's number of an account: four for each row of funds, one of each kind.
 pub type AccountId = i64;
+
+/// The row that an account's balance stands in, and the account's kind. Rows are locked, not accounts.
+pub fn funds_of(account: AccountId) -> (i64, AccountKind) {
+    let kind = match account.rem_euclid(4) {
+        0 => AccountKind::External,
+        1 => AccountKind::Available,
+        2 => AccountKind::Held,
+        _ => AccountKind::Allocated,
+    };
+    (account.div_euclid(4), kind)
+}
 
 /// One movement: `quantity` leaves `debit` and arrives at `credit`. Balanced, because there is only one quantity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,6 +240,22 @@ mod tests {
         }
         for text in ["", " ", "BTC ", "B/C", "\u{20bf}", "a\0", "a\n", too_long.as_str()] {
             assert!(!is_currency(text), "{text}");
+        }
+    }
+
+    /// As `settled.account()` and `settled.kind_of()` count them.
+    #[test]
+    fn four_accounts_stand_in_a_row_of_funds() {
+        let kinds = [
+            AccountKind::External,
+            AccountKind::Available,
+            AccountKind::Held,
+            AccountKind::Allocated,
+        ];
+        for (place, kind) in (0..).zip(kinds) {
+            for funds in [1, 2, 2_000_000_000_000] {
+                assert_eq!(funds_of(funds * 4 + place), (funds, kind));
+            }
         }
     }
 

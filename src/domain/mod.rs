@@ -24,6 +24,7 @@ pub mod draft;
 pub mod event;
 pub mod event_id;
 pub(crate) mod json;
+pub mod kept;
 pub mod ledger;
 pub mod message;
 pub mod names;

@@ -12,6 +12,7 @@ use super::{
     reply::ReplyTo,
     snapshot::Rules,
     told::{Firsts, first_words},
+    trace::traceparent,
     verdict::{Judgement, Verdict, VerdictKind},
 };
 
@@ -70,7 +71,8 @@ fn event_of(
     };
     Some(match &judgement.verdict {
         Verdict::Settled { allocation } | Verdict::Duplicate { allocation } => {
-            (settlement_event(message, allocation, rules)?, true)
+            let traceparent = traceparent(message.delivery);
+            (settlement_event(allocation, traceparent, &rules.event_source)?, true)
         }
         Verdict::Parked { again, .. } => (refusal(PARKED, Reason::AllocationNotFound)?, !again),
         Verdict::Rejected { reason, .. } => (refusal(REJECTED, *reason)?, true),

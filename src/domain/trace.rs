@@ -1,10 +1,20 @@
 //! A message's place in a trace (W3C Trace Context).
 
-use super::delivery::Delivery;
+use super::delivery::{Delivery, HeaderValue, Publication};
 use super::names::header::TRACEPARENT;
 
 /// Longer than any of version 00, in bytes.
 pub(super) const TRACE_MAX: usize = 64;
+
+/// The place in a trace that an event of ours carries.
+pub(super) fn carried(event: &Publication) -> Option<&str> {
+    event
+        .properties
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(TRACEPARENT))
+        .and_then(HeaderValue::as_text)
+}
 
 /// The message's `traceparent`, where it is a valid one (W3C Trace Context, version 00).
 pub(super) fn traceparent(delivery: &Delivery) -> Option<&str> {

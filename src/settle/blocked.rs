@@ -12,6 +12,7 @@ use crate::{
     domain::{
         decide::{Changeset, Judged},
         delivery::Source,
+        ledger::funds_of,
     },
     store::locked::Locks,
 };
@@ -99,7 +100,7 @@ impl KnownLocks {
         places(batch, hits)
     }
 
-    /// The places of messages whose settlements move money between accounts that are known to be locked.
+    /// The places of messages whose settlements move money of accounts that are known to be locked.
     pub fn blocked_by_accounts(&self, batch: &[Judged<'_>], changes: &Changeset) -> Vec<usize> {
         if !self.any() {
             return Vec::new();
@@ -110,7 +111,8 @@ impl KnownLocks {
             .iter()
             .filter(|settlement| {
                 let transfer = &settlement.transfer;
-                locks.accounts.contains(&transfer.debit.1) || locks.accounts.contains(&transfer.credit.1)
+                locks.funds.contains(&funds_of(transfer.debit.1).0)
+                    || locks.funds.contains(&funds_of(transfer.credit.1).0)
             })
             .map(|settlement| settlement.allocation.id)
             .collect();

@@ -26,6 +26,7 @@ use crate::{
         decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict},
         delivery::{BatchId, Publication, PublicationKind, Source},
         event::{self, Format},
+        kept::{self, Kept, Named},
         told::Tellings,
     },
     store::{
@@ -50,6 +51,8 @@ pub struct Settled {
     pub answers: Vec<Answer>,
     /// What the outbox row of the same id holds.
     pub publications: Vec<Publication>,
+    /// What it keeps of each of them.
+    pub kept: Vec<Kept>,
     /// Best effort, not in the outbox.
     pub replies: Vec<Publication>,
     /// Outbox rows that the same commit deleted.
@@ -233,16 +236,25 @@ impl<'a> Decided<'a> {
             id,
             answers: Vec::with_capacity(messages.len()),
             publications: Vec::new(),
+            kept: Vec::new(),
             replies: Vec::new(),
             deleted: Vec::new(),
             replies_ignored: 0,
         };
+        let mut names = Vec::with_capacity(messages.len());
         for (index, (message, judgement)) in messages.iter().zip(judgements).enumerate() {
             let also = changes.also_answered.get(&index);
+            let record = match &judgement.verdict {
+                Verdict::Settled { allocation } | Verdict::Duplicate { allocation } => Some(allocation),
+                Verdict::Parked { .. } | Verdict::Rejected { .. } => None,
+            };
             for publication in event::publications_after(*message, &judgement, now, &firsts, also, &clerk.rules) {
                 in_words(&publication)?;
                 match publication.kind {
-                    PublicationKind::Event | PublicationKind::DeadLetter => settled.publications.push(publication),
+                    PublicationKind::Event | PublicationKind::DeadLetter => {
+                        names.push(record.and_then(|record| Named::of(&publication, record)));
+                        settled.publications.push(publication);
+                    }
                     PublicationKind::Reply => settled.replies.push(publication),
                 }
             }
@@ -256,7 +268,8 @@ impl<'a> Decided<'a> {
             let source = message.delivery.source;
             settled.answers.push(Answer { source, judgement });
         }
-        settled.publications = event::in_format(settled.publications, clerk.event_format);
+        (settled.publications, settled.kept) =
+            kept::in_format_and_kept(settled.publications, names, clerk.event_format);
         Ok(Said {
             messages,
             changes,
@@ -336,6 +349,8 @@ impl Said<'_> {
             judged,
             changes: &self.changes,
             publications: &self.settled.publications,
+            kept: &self.settled.kept,
+            event_source: &clerk.rules.event_source,
             lease: clerk.outbox_lease,
             published,
         }

@@ -26,7 +26,7 @@ pub struct BalanceRecord {
 pub struct Books {
     /// Sentences with the exact difference; at most [`PROBLEMS_MAX`], and then one that counts the rest.
     pub problems: Vec<String>,
-    /// Rows looked at, by table.
+    /// Rows looked at, by table or view.
     pub counted: BTreeMap<&'static str, i64>,
 }
 
@@ -105,30 +105,30 @@ impl Store {
             let rest = found - books.problems.len();
             books.problems.push(format!("and {rest} more problems like these"));
         }
-        for table in COUNTED {
-            let rows = session
+        for (name, rows) in COUNTED {
+            let counted = session
                 .query(
-                    &format!("/* books::check_books count */ SELECT count(*) FROM settled.{table}"),
+                    &format!("/* books::check_books count */ SELECT count(*) FROM settled.{rows}"),
                     &[],
                 )
                 .await?;
-            books.counted.insert(table, session.one(&rows)?.get(0));
+            books.counted.insert(name, session.one(&counted)?.get(0));
         }
         session.rollback().await;
         Ok(books)
     }
 }
 
-/// What [`Books::counted`] counts.
-const COUNTED: [&str; 8] = [
-    "accounts",
-    "allocations",
-    "batches",
-    "deposits",
-    "entries",
-    "receipts",
-    "settlements",
-    "transfers",
+/// What [`Books::counted`] counts, and which rows these are.
+const COUNTED: [(&str, &str); 8] = [
+    ("accounts", "accounts"),
+    ("allocations", "allocations"),
+    ("batches", "batches"),
+    ("deposits", "deposits"),
+    ("entries", "entries"),
+    ("receipts", "receipts"),
+    ("settlements", "transfers WHERE step = 1"),
+    ("transfers", "transfers"),
 ];
 
 /// What must never be found.
@@ -146,43 +146,31 @@ impl Proof {
     }
 }
 
-const PROOFS: [Proof; 13] = [
-    // Per currency everything sums to zero.
+const PROOFS: [Proof; 12] = [
+    // Per currency everything sums to zero: both accounts of each transfer are there, and of one currency.
     Proof::none_of(
-        "SELECT format('currency %s: its entries sum to %s instead of 0', a.currency, sum(e.change))
+        "SELECT format('currency %s: its entries sum to %s instead of 0', f.currency, sum(e.change))
     FROM settled.entries AS e
-    JOIN settled.accounts AS a ON a.id = e.account_id
-    GROUP BY a.currency
+    JOIN settled.funds AS f ON f.id = e.account_id / 4
+    GROUP BY f.currency
     HAVING sum(e.change) <> 0",
     ),
-    // The two entries of each transfer, compared with what they must be, both ways.
     Proof {
         holds: Some(
-            "SELECT (SELECT count(*) FROM settled.entries) = 2 * (SELECT count(*) FROM settled.transfers)
-               AND (SELECT count(*) FROM settled.entries) = (
+            "SELECT (SELECT count(*) FROM settled.transfers) = (
                    SELECT count(*)
-                   FROM settled.entries AS e
-                   JOIN settled.transfers AS t ON t.id = e.transfer_id
-                   WHERE (e.account_id = t.debit_account AND e.change = -t.amount)
-                      OR (e.account_id = t.credit_account AND e.change = t.amount)
+                   FROM settled.transfers AS t
+                   JOIN settled.funds AS d ON d.id = t.debit_account / 4
+                   JOIN settled.funds AS c ON c.id = t.credit_account / 4 AND c.currency = d.currency
                )",
         ),
-        wrong: "SELECT CASE
-        WHEN e.transfer_id IS NULL
-        THEN format('transfer %s: its entry on account %s, %s, is missing', w.transfer_id, w.account_id, w.change)
-        WHEN w.transfer_id IS NULL
-        THEN format('entry of transfer %s on account %s, %s: no transfer asks for it',
-                    e.transfer_id, e.account_id, e.change)
-        ELSE format('transfer %s: its entry on account %s is %s instead of %s',
-                    w.transfer_id, w.account_id, e.change, w.change)
-    END
-    FROM (
-        SELECT id AS transfer_id, debit_account AS account_id, -amount AS change FROM settled.transfers
-        UNION ALL
-        SELECT id, credit_account, amount FROM settled.transfers
-    ) AS w
-    FULL JOIN settled.entries AS e ON e.transfer_id = w.transfer_id AND e.account_id = w.account_id
-    WHERE e.change IS DISTINCT FROM w.change",
+        wrong: "SELECT format('transfer %s: it moves %s from account %s (%s) to account %s (%s)', t.id, t.amount,
+                  t.debit_account, coalesce(d.currency, 'which does not exist'),
+                  t.credit_account, coalesce(c.currency, 'which does not exist'))
+    FROM settled.transfers AS t
+    LEFT JOIN settled.funds AS d ON d.id = t.debit_account / 4
+    LEFT JOIN settled.funds AS c ON c.id = t.credit_account / 4
+    WHERE (d.currency = c.currency) IS NOT TRUE",
     },
     // Balances against entries.
     Proof::none_of(
@@ -203,18 +191,18 @@ const PROOFS: [Proof; 13] = [
     FROM settled.accounts
     WHERE balance < 0 AND kind <> 'external'",
     ),
-    // The accounts that an allocation names are those of its client and connection.
+    // The funds that an allocation names are those of its client and connection.
     Proof::none_of(
-        "SELECT format('allocation %s: its %s account %s is not that of its client and connection', a.id, k.kind, k.account)
+        "SELECT format('allocation %s: its %s account %s is not that of its client and connection', a.id, k.kind,
+                  settled.account(k.funds, k.kind))
     FROM settled.allocations AS a
     JOIN settled.connections AS c ON c.connection_id = a.connection_id
     CROSS JOIN LATERAL (VALUES
-        ('available', a.available_account, c.client_id),
-        ('held', a.held_account, c.connection_id),
-        ('allocated', a.allocated_account, c.connection_id)
-    ) AS k (kind, account, owner)
-    LEFT JOIN settled.accounts AS x ON x.id = k.account
-    WHERE (x.kind, x.owner, x.currency) IS DISTINCT FROM (k.kind, k.owner, a.currency)",
+        ('available', a.client_funds, 'client', c.client_id),
+        ('held', a.connection_funds, 'connection', c.connection_id)
+    ) AS k (kind, funds, holder, owner)
+    LEFT JOIN settled.funds AS f ON f.id = k.funds
+    WHERE (f.holder, f.owner, f.currency) IS DISTINCT FROM (k.holder, k.owner, a.currency)",
     ),
     Proof::none_of(
         "SELECT format('allocation %s: its client %s is not that of its connection (%s)', a.id, a.client_id, c.client_id)
@@ -236,21 +224,24 @@ const PROOFS: [Proof; 13] = [
                    JOIN settled.allocations AS a ON a.id = t.subject_id
                    WHERE t.amount = a.quantity
                      AND CASE t.step
-                         WHEN 0 THEN t.event = 'reserved' AND t.credit_account = a.held_account
-                              AND t.debit_account = CASE a.type WHEN 'allocation'
-                                                    THEN a.available_account ELSE a.allocated_account END
-                         ELSE a.status <> 'reserved' AND t.event = a.status AND t.debit_account = a.held_account
+                         WHEN 0 THEN t.event = 'reserved' AND t.credit_account = settled.account(a.connection_funds, 'held')
+                              AND t.debit_account = CASE a.type
+                                  WHEN 'allocation' THEN settled.account(a.client_funds, 'available')
+                                  ELSE settled.account(a.connection_funds, 'allocated') END
+                         ELSE a.status <> 'reserved' AND t.event = a.status
+                              AND t.debit_account = settled.account(a.connection_funds, 'held')
                               AND t.credit_account = CASE WHEN (a.type = 'allocation') = (a.status = 'cleared')
-                                                     THEN a.allocated_account ELSE a.available_account END
+                                  THEN settled.account(a.connection_funds, 'allocated')
+                                  ELSE settled.account(a.client_funds, 'available') END
                          END
                ) + (
                    SELECT count(*)
                    FROM settled.deposits AS d
                    JOIN settled.transfers AS t ON t.subject_id = d.id AND t.step = 0
-                   JOIN settled.accounts AS x ON x.kind = 'external' AND x.currency = d.currency
-                   JOIN settled.accounts AS v
-                     ON v.kind = 'available' AND v.owner = d.client_id AND v.currency = d.currency
-                   WHERE (t.event, t.debit_account, t.credit_account, t.amount) = ('deposit', x.id, v.id, d.quantity)
+                   JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
+                   JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = d.client_id AND v.currency = d.currency
+                   WHERE (t.event, t.debit_account, t.credit_account, t.amount)
+                       = ('deposit', settled.account(x.id, 'external'), settled.account(v.id, 'available'), d.quantity)
                )",
         ),
         wrong: "SELECT CASE
@@ -267,30 +258,45 @@ const PROOFS: [Proof; 13] = [
     END
     FROM (
         SELECT a.type AS what, a.status, a.id AS subject_id, 0::smallint AS step, 'reserved' AS event,
-               CASE a.type WHEN 'allocation' THEN a.available_account ELSE a.allocated_account END AS debit,
-               a.held_account AS credit, a.quantity AS amount
+               CASE a.type WHEN 'allocation' THEN settled.account(a.client_funds, 'available')
+                    ELSE settled.account(a.connection_funds, 'allocated') END AS debit,
+               settled.account(a.connection_funds, 'held') AS credit, a.quantity AS amount
         FROM settled.allocations AS a
         UNION ALL
         SELECT a.type, a.status, a.id, 1::smallint, a.status,
-               a.held_account,
+               settled.account(a.connection_funds, 'held'),
                CASE WHEN (a.type = 'allocation') = (a.status = 'cleared')
-                    THEN a.allocated_account ELSE a.available_account END,
+                    THEN settled.account(a.connection_funds, 'allocated')
+                    ELSE settled.account(a.client_funds, 'available') END,
                a.quantity
         FROM settled.allocations AS a
         WHERE a.status <> 'reserved'
         UNION ALL
-        SELECT 'deposit', 'in', d.id, 0::smallint, 'deposit', x.id, v.id, d.quantity
+        SELECT 'deposit', 'in', d.id, 0::smallint, 'deposit', settled.account(x.id, 'external'),
+               settled.account(v.id, 'available'), d.quantity
         FROM settled.deposits AS d
-        LEFT JOIN settled.accounts AS x ON x.kind = 'external' AND x.currency = d.currency
-        LEFT JOIN settled.accounts AS v
-          ON v.kind = 'available' AND v.owner = d.client_id AND v.currency = d.currency
+        LEFT JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
+        LEFT JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = d.client_id AND v.currency = d.currency
     ) AS w
     FULL JOIN settled.transfers AS t ON t.subject_id = w.subject_id AND t.step = w.step
     WHERE (t.event, t.debit_account, t.credit_account, t.amount) IS DISTINCT FROM (w.event, w.debit, w.credit, w.amount)",
     },
-    // An allocation that left reserved has what authorised it, and nothing else has.
-    Proof::none_of(
-        "SELECT CASE
+    // An allocation that left reserved names the nonce that did it, and so does the receipt that its transfer names.
+    Proof {
+        holds: Some(
+            "SELECT (SELECT count(*) FROM settled.allocations WHERE status <> 'reserved') = (
+                   SELECT count(*)
+                   FROM settled.allocations AS a
+                   JOIN settled.connections AS c ON c.connection_id = a.connection_id
+                   JOIN settled.settlements AS s
+                     ON s.allocation_id = a.id AND s.nonce = a.settled_nonce AND s.enterprise_id = c.enterprise_id
+                   WHERE a.status <> 'reserved'
+               )
+               AND (SELECT count(*) FROM settled.allocations WHERE status <> 'reserved') = (
+                   SELECT count(*) FROM settled.settlements
+               )",
+        ),
+        wrong: "SELECT CASE
         WHEN s.allocation_id IS NULL THEN format('%s %s is %s, and its settlement is missing', a.type, a.id, a.status)
         ELSE format('%s %s is %s (nonce %s, partner %s), and its settlement says nonce %s of partner %s',
                     a.type, a.id, a.status, a.settled_nonce, c.enterprise_id, s.nonce, s.enterprise_id)
@@ -304,35 +310,44 @@ const PROOFS: [Proof; 13] = [
     SELECT format('the settlement of %s has no allocation', s.allocation_id)
     FROM settled.settlements AS s
     WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = s.allocation_id)",
-    ),
-    // Its transfer was made in the same batch.
-    Proof::none_of(
-        "SELECT format('settlement of %s: its batch is %s, and that of its transfer %s', s.allocation_id, s.batch_id,
-                   coalesce(t.batch_id::text, 'none'))
-    FROM settled.settlements AS s
-    JOIN settled.transfers AS t ON t.subject_id = s.allocation_id AND t.step = 1
-    WHERE t.batch_id IS DISTINCT FROM s.batch_id",
-    ),
-    // Every settled receipt has its settlement, and vice versa.
-    Proof::none_of(
-        "SELECT format('the receipt of nonce %s of partner %s says settled, and there is no settlement of %s by it',
-                  r.nonce, r.enterprise_id, r.allocation_id)
-    FROM settled.receipts AS r
-    WHERE r.verdict = 'settled'
-      AND NOT EXISTS (
-          SELECT FROM settled.settlements AS s
-          WHERE s.allocation_id = r.allocation_id AND s.enterprise_id = r.enterprise_id AND s.nonce = r.nonce
-      )
-    UNION ALL
-    SELECT format('the settlement of %s has no settled receipt (nonce %s of partner %s)',
-                  s.allocation_id, s.nonce, s.enterprise_id)
-    FROM settled.settlements AS s
-    WHERE NOT EXISTS (
-        SELECT FROM settled.receipts AS r
-        WHERE r.verdict = 'settled'
-          AND r.allocation_id = s.allocation_id AND r.enterprise_id = s.enterprise_id AND r.nonce = s.nonce
-    )",
-    ),
+    },
+    // What authorised a transfer stands in it, and is what its receipt says was signed; both were written by one batch.
+    Proof {
+        holds: Some(
+            "SELECT (SELECT count(*) FROM settled.receipts WHERE verdict = 'settled') = (
+                   SELECT count(*) FROM settled.transfers WHERE step = 1
+               )
+               AND (SELECT count(*) FROM settled.transfers WHERE step = 1) = (
+                   SELECT count(*)
+                   FROM settled.transfers AS t
+                   JOIN settled.receipts AS r ON r.key = t.receipt_key
+                   WHERE t.step = 1
+                     AND r.verdict = 'settled'
+                     AND r.allocation_id = t.subject_id
+                     AND r.batch_id = t.batch_id
+                     AND r.payload_digest = sha256(convert_to(t.payload, 'UTF8'))
+               )",
+        ),
+        wrong: "SELECT CASE
+        WHEN t.subject_id IS NULL
+        THEN format('the receipt of nonce %s of partner %s says settled, and there is no settlement of %s by it',
+                    r.nonce, r.enterprise_id, r.allocation_id)
+        WHEN r.key IS NULL
+        THEN format('the settlement of %s has no settled receipt (key %s)', t.subject_id, t.receipt_key)
+        WHEN r.allocation_id <> t.subject_id
+        THEN format('the settlement of %s has no settled receipt (nonce %s of partner %s is of %s)',
+                    t.subject_id, r.nonce, r.enterprise_id, r.allocation_id)
+        WHEN r.batch_id IS DISTINCT FROM t.batch_id
+        THEN format('settlement of %s: its batch is %s, and that of its transfer %s', t.subject_id, r.batch_id,
+                    coalesce(t.batch_id::text, 'none'))
+        ELSE format('settlement of %s: what was signed is not what its receipt (nonce %s of partner %s) says',
+                    t.subject_id, r.nonce, r.enterprise_id)
+    END
+    FROM (SELECT * FROM settled.receipts WHERE verdict = 'settled') AS r
+    FULL JOIN (SELECT * FROM settled.transfers WHERE step = 1) AS t ON t.receipt_key = r.key
+    WHERE (r.allocation_id, r.batch_id, r.payload_digest)
+        IS DISTINCT FROM (t.subject_id, t.batch_id, sha256(convert_to(t.payload, 'UTF8')))",
+    },
     // Each batch accounts for every message.
     Proof::none_of(
         "SELECT format('batch %s: received %s, and its verdicts sum to %s',
@@ -346,7 +361,8 @@ const PROOFS: [Proof; 13] = [
                    coalesce(b.id, s.batch_id), coalesce(b.settled::text, 'nothing (there is no such batch)'),
                    coalesce(s.total, 0))
     FROM settled.batches AS b
-    FULL JOIN (SELECT batch_id, count(*) AS total FROM settled.settlements GROUP BY batch_id) AS s ON s.batch_id = b.id
+    FULL JOIN (SELECT batch_id, count(*) AS total FROM settled.transfers WHERE step = 1 GROUP BY batch_id) AS s
+           ON s.batch_id = b.id
     WHERE coalesce(b.settled, -1) <> coalesce(s.total, 0)",
     ),
     // And every rejection has a reason.

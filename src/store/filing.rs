@@ -212,7 +212,7 @@ fn writes<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Vec<Write<'a>>, StoreErr
         insert_batch(outcome)?,
         insert(outcome)?,
         update(outcome),
-        outbox::insert(outcome.id, outcome.publications, outcome.lease)?,
+        outbox::insert(outcome.id, outcome.publications, &[], "", outcome.lease)?,
         count_taken(outcome),
     ])
 }

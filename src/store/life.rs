@@ -211,7 +211,7 @@ impl Store {
             let rows = match subject {
                 Subject::Allocation(id) => {
                     ids.insert(*id);
-                    receipts_where(&session, "allocation_id = $1", &id).await?
+                    receipts_where(&session, OF_ALLOCATION, &id).await?
                 }
                 Subject::Nonce(nonce) => {
                     let keys = keys_of(&session, nonce).await?;
@@ -253,6 +253,14 @@ impl Store {
         Ok(life)
     }
 }
+
+/// Those that did not settle it stand in an index of their own; the one that did is named by the transfer.
+const OF_ALLOCATION: &str = "\
+    key = ANY (ARRAY(
+        SELECT r.key FROM settled.receipts AS r WHERE r.allocation_id = $1 AND r.verdict <> 'settled'
+        UNION ALL
+        SELECT t.receipt_key FROM settled.transfers AS t WHERE t.subject_id = $1 AND t.step = 1
+    ))";
 
 async fn receipts_where(
     session: &Session,
@@ -324,11 +332,10 @@ async fn fill(session: &Session, life: &mut Life, ids: Vec<Uuid>) -> Result<(), 
     let rows = session
         .query(
             "/* life::life transfers */
-            SELECT t.subject_id, t.event, d.kind AS debit, c.kind AS credit, d.currency, t.amount::text AS amount,
-                   t.batch_id, t.created_at
+            SELECT t.subject_id, t.event, settled.kind_of(t.debit_account) AS debit,
+                   settled.kind_of(t.credit_account) AS credit, f.currency, t.amount::text AS amount, t.batch_id, t.created_at
             FROM settled.transfers AS t
-            JOIN settled.accounts AS d ON d.id = t.debit_account
-            JOIN settled.accounts AS c ON c.id = t.credit_account
+            JOIN settled.funds AS f ON f.id = t.debit_account / 4
             WHERE t.subject_id = ANY ($1)
             ORDER BY t.subject_id, t.step",
             &[&ids],

@@ -18,7 +18,7 @@ pub struct Locks {
     pub receipts: BTreeSet<Uuid>,
     pub parked: BTreeSet<Uuid>,
     pub dead_letters: BTreeSet<Uuid>,
-    pub accounts: BTreeSet<i64>,
+    pub funds: BTreeSet<i64>,
     pub parkings: BTreeSet<String>,
 }
 
@@ -32,7 +32,7 @@ impl Locks {
             + self.receipts.len()
             + self.parked.len()
             + self.dead_letters.len()
-            + self.accounts.len()
+            + self.funds.len()
             + self.parkings.len()
     }
 
@@ -41,7 +41,7 @@ impl Locks {
         self.receipts.extend(more.receipts);
         self.parked.extend(more.parked);
         self.dead_letters.extend(more.dead_letters);
-        self.accounts.extend(more.accounts);
+        self.funds.extend(more.funds);
         self.parkings.extend(more.parkings);
     }
 
@@ -54,7 +54,7 @@ impl Locks {
         forget(&mut self.receipts, &others.receipts, &still.receipts);
         forget(&mut self.parked, &others.parked, &still.parked);
         forget(&mut self.dead_letters, &others.dead_letters, &still.dead_letters);
-        forget(&mut self.accounts, &others.accounts, &still.accounts);
+        forget(&mut self.funds, &others.funds, &still.funds);
         forget(&mut self.parkings, &others.parkings, &still.parkings);
     }
 }
@@ -83,9 +83,9 @@ where
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-const ACCOUNTS_OF: &str = "\
-    /* locked::accounts_of */
-    SELECT DISTINCT unnest(ARRAY[available_account, held_account, allocated_account])
+const FUNDS_OF: &str = "\
+    /* locked::funds_of */
+    SELECT DISTINCT unnest(ARRAY[client_funds, connection_funds])
     FROM settled.allocations
     WHERE id = ANY ($1)";
 
@@ -103,7 +103,7 @@ struct Look {
     receipts: Vec<(Uuid, i64)>,
     parked: Vec<(Uuid, i64)>,
     dead_letters: Vec<(Uuid, i64)>,
-    accounts: Vec<(i64, i64)>,
+    funds: Vec<(i64, i64)>,
     parkings: Vec<(String, i64)>,
 }
 
@@ -114,7 +114,7 @@ async fn look(session: &Session, among: &Locks) -> Result<Look, StoreError> {
         locked(session, "receipts", "key", &among.receipts),
         locked(session, "parked", "key", &among.parked),
         locked(session, "dead_letters", "id", &among.dead_letters),
-        locked(session, "accounts", "id", &among.accounts),
+        locked(session, "funds", "id", &among.funds),
         async {
             if parkings.is_empty() {
                 return Ok(Vec::new());
@@ -127,7 +127,7 @@ async fn look(session: &Session, among: &Locks) -> Result<Look, StoreError> {
         receipts: found.1?,
         parked: found.2?,
         dead_letters: found.3?,
-        accounts: found.4?,
+        funds: found.4?,
         parkings: found.5?.iter().map(|row| (row.get(0), 0)).collect(),
     })
 }
@@ -140,7 +140,7 @@ fn kept<K: Ord + Clone>(first: &[(K, i64)], second: &[(K, i64)]) -> BTreeSet<K> 
 }
 
 impl Store {
-    /// What of `wanted` is locked by a transaction that does not let go of it soon, with the accounts of its allocations.
+    /// What of `wanted` is locked by a transaction that does not let go of it soon, with the funds of its allocations.
     ///
     /// # Errors
     /// The database is away, or a whole table is locked.
@@ -148,8 +148,8 @@ impl Store {
         let session = self.session("find_locked").await?;
         let mut among = wanted.clone();
         let ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
-        let accounts = session.query(ACCOUNTS_OF, &[&ids]).await?;
-        among.accounts.extend(accounts.iter().map(|row| row.get::<_, i64>(0)));
+        let funds = session.query(FUNDS_OF, &[&ids]).await?;
+        among.funds.extend(funds.iter().map(|row| row.get::<_, i64>(0)));
         let first = look(&session, &among).await?;
         tokio::time::sleep(BETWEEN).await;
         let second = look(&session, &among).await?;
@@ -158,7 +158,7 @@ impl Store {
             receipts: kept(&first.receipts, &second.receipts),
             parked: kept(&first.parked, &second.parked),
             dead_letters: kept(&first.dead_letters, &second.dead_letters),
-            accounts: kept(&first.accounts, &second.accounts),
+            funds: kept(&first.funds, &second.funds),
             parkings: kept(&first.parkings, &second.parkings),
         })
     }
@@ -178,7 +178,7 @@ impl Store {
             receipts: keys(found.receipts),
             parked: keys(found.parked),
             dead_letters: keys(found.dead_letters),
-            accounts: keys(found.accounts),
+            funds: keys(found.funds),
             parkings: keys(found.parkings),
         })
     }

@@ -1,6 +1,9 @@
 //! The outbox: one row a batch, holding everything it publishes, owned by a lease.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,19 +11,24 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    Fate, Store, StoreError,
+    Fate, Session, Store, StoreError,
+    batch::{allocation, select_allocations},
     write::{Rows, Write, params},
 };
 use crate::{
     domain::{
+        allocation::Allocation,
         delivery::{BatchId, Properties, Publication, PublicationKind},
         event,
+        kept::{self, Kept, Named},
     },
     fail::Point,
 };
 
-/// The format of stored publications and of stored properties. Version N reads N and N-1.
+/// The format of stored properties, and of publications that are kept whole. Version N reads N and N-1.
 pub(super) const FORMAT: i16 = 1;
+/// The format of a batch's row, in which settlements' events are named only.
+const NAMED: i16 = 2;
 
 /// A publication without its body, as stored; borrowed where it is written.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +43,16 @@ pub(super) struct Head<Text, Properties> {
 }
 
 impl Head<String, Properties> {
+    pub(super) fn of(publication: Publication) -> Self {
+        Self {
+            kind: publication.kind,
+            exchange: publication.exchange,
+            routing_key: publication.routing_key,
+            properties: publication.properties,
+            body: publication.body.len(),
+        }
+    }
+
     /// How many events it tells.
     pub(super) fn events(&self) -> u64 {
         event::count_of(&Publication {
@@ -47,21 +65,35 @@ impl Head<String, Properties> {
     }
 }
 
+fn head(publication: &Publication) -> Head<&str, &Properties> {
+    Head {
+        kind: publication.kind,
+        exchange: publication.exchange.as_str(),
+        routing_key: publication.routing_key.as_str(),
+        properties: &publication.properties,
+        body: publication.body.len(),
+    }
+}
+
+/// Takes its body from the front of `bodies`.
+fn with_body(head: Head<String, Properties>, bodies: &mut &[u8]) -> Result<Publication, String> {
+    let (body, rest) = bodies.split_at_checked(head.body).ok_or_else(cut_short)?;
+    *bodies = rest;
+    Ok(Publication {
+        kind: head.kind,
+        exchange: head.exchange,
+        routing_key: head.routing_key,
+        properties: head.properties,
+        body: body.to_vec(),
+    })
+}
+
 /// Format 1: the length of the heads (u32, big endian), the heads as a JSON array, then the bodies end to end.
 ///
 /// # Errors
 /// They can not be written: a fault of ours. What can not be read again is not stored.
 pub fn encode(publications: &[Publication]) -> Result<Vec<u8>, StoreError> {
-    let heads: Vec<Head<&str, &Properties>> = publications
-        .iter()
-        .map(|publication| Head {
-            kind: publication.kind,
-            exchange: publication.exchange.as_str(),
-            routing_key: publication.routing_key.as_str(),
-            properties: &publication.properties,
-            body: publication.body.len(),
-        })
-        .collect();
+    let heads: Vec<Head<&str, &Properties>> = publications.iter().map(head).collect();
     let heads = serde_json::to_vec(&heads).map_err(|error| unwritable(&error))?;
     let len = u32::try_from(heads.len()).map_err(|error| unwritable(&error))?;
     let mut bytes = Vec::with_capacity(4 + heads.len() + publications.iter().map(|p| p.body.len()).sum::<usize>());
@@ -71,6 +103,192 @@ pub fn encode(publications: &[Publication]) -> Result<Vec<u8>, StoreError> {
         bytes.extend(&publication.body);
     }
     Ok(bytes)
+}
+
+/// Format 2: the length of the contents (u32, big endian), the contents as JSON, then what they speak of, end to end: 16 bytes
+/// for each settlement's event, which is made again of the record of that allocation, and whatever else is published as its
+/// body.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents<Text, Properties> {
+    /// The `source` of the events that are made again: the setting may be another one by then.
+    source: Text,
+    parts: Vec<Part<Text, Properties>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+enum Part<Text, Properties> {
+    Whole(Head<Text, Properties>),
+    /// So many events of settlements, each a message.
+    Events(Run),
+    /// So many that are one message.
+    Array(Run),
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    count: usize,
+    /// Of those events that carry one, by their place in the run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    traceparents: BTreeMap<usize, String>,
+}
+
+impl Run {
+    fn add(&mut self, named: &Named, bytes: &mut Vec<u8>) {
+        if let Some(traceparent) = &named.traceparent {
+            self.traceparents.insert(self.count, traceparent.clone());
+        }
+        self.count += 1;
+        bytes.extend(named.allocation_id.as_bytes());
+    }
+
+    /// Takes its names from the front of `bytes`.
+    fn take(&self, bytes: &mut &[u8]) -> Result<Vec<Named>, String> {
+        (0..self.count)
+            .map(|place| {
+                let (id, rest) = bytes.split_first_chunk::<16>().ok_or_else(cut_short)?;
+                *bytes = rest;
+                Ok(Named {
+                    allocation_id: Uuid::from_bytes(*id),
+                    traceparent: self.traceparents.get(&place).cloned(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// # Errors
+/// They can not be written: a fault of ours.
+fn encode_named(publications: &[Publication], kept: &[Kept], source: &str) -> Result<Vec<u8>, StoreError> {
+    let mut parts: Vec<Part<&str, &Properties>> = Vec::new();
+    let mut rest = Vec::new();
+    for (place, publication) in publications.iter().enumerate() {
+        match kept.get(place) {
+            Some(Kept::Event(named)) => {
+                if !matches!(parts.last(), Some(Part::Events(_))) {
+                    parts.push(Part::Events(Run::default()));
+                }
+                if let Some(Part::Events(run)) = parts.last_mut() {
+                    run.add(named, &mut rest);
+                }
+            }
+            Some(Kept::Array(names)) => {
+                let mut run = Run::default();
+                for named in names {
+                    run.add(named, &mut rest);
+                }
+                parts.push(Part::Array(run));
+            }
+            Some(Kept::Whole) | None => {
+                parts.push(Part::Whole(head(publication)));
+                rest.extend(&publication.body);
+            }
+        }
+    }
+    let contents = serde_json::to_vec(&Contents { source, parts }).map_err(|error| unwritable(&error))?;
+    let len = u32::try_from(contents.len()).map_err(|error| unwritable(&error))?;
+    let mut bytes = Vec::with_capacity(4 + contents.len() + rest.len());
+    bytes.extend(len.to_be_bytes());
+    bytes.extend(contents);
+    bytes.extend(rest);
+    Ok(bytes)
+}
+
+/// What a row holds: publications, and in between what is made again.
+pub(super) struct Held {
+    source: String,
+    parts: Vec<(Kept, Option<Publication>)>,
+}
+
+impl Held {
+    fn read(format: i16, bytes: &[u8]) -> Result<Self, String> {
+        if format != NAMED {
+            let whole = decode(format, bytes)?.into_iter();
+            return Ok(Self {
+                source: String::new(),
+                parts: whole.map(|publication| (Kept::Whole, Some(publication))).collect(),
+            });
+        }
+        let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut_short)?;
+        let (contents, mut rest) = rest
+            .split_at_checked(u32::from_be_bytes(*len) as usize)
+            .ok_or_else(cut_short)?;
+        let contents: Contents<String, Properties> =
+            serde_json::from_slice(contents).map_err(|error| format!("its contents can not be read: {error}"))?;
+        let mut parts = Vec::new();
+        for part in contents.parts {
+            match part {
+                Part::Whole(head) => parts.push((Kept::Whole, Some(with_body(head, &mut rest)?))),
+                Part::Events(run) => {
+                    let names = run.take(&mut rest)?;
+                    parts.extend(names.into_iter().map(|named| (Kept::Event(named), None)));
+                }
+                Part::Array(run) => parts.push((Kept::Array(run.take(&mut rest)?), None)),
+            }
+        }
+        Ok(Self {
+            source: contents.source,
+            parts,
+        })
+    }
+
+    /// The allocations whose records are needed.
+    fn wanted(&self) -> Vec<Uuid> {
+        let names = self.parts.iter().flat_map(|(kept, _)| kept.names());
+        let ids: BTreeSet<Uuid> = names.map(|named| named.allocation_id).collect();
+        ids.into_iter().collect()
+    }
+
+    fn publications(self, records: &HashMap<Uuid, Allocation>) -> Result<Vec<Publication>, String> {
+        let source = self.source;
+        self.parts
+            .into_iter()
+            .map(|(kept, publication)| {
+                publication
+                    .or_else(|| kept::told_of(&kept, records, &source))
+                    .ok_or_else(|| {
+                        let ids: Vec<String> = kept
+                            .names()
+                            .iter()
+                            .map(|named| named.allocation_id.to_string())
+                            .collect();
+                        format!(
+                            "the record of what it tells of is not that of a settlement: {}",
+                            ids.join(", ")
+                        )
+                    })
+            })
+            .collect()
+    }
+}
+
+/// Publications of rows, with what is named in them made again: one question for the records of all rows.
+///
+/// # Errors
+/// The database is away or refuses. Of each row that can not be read, why.
+pub(super) async fn made_again(
+    session: &Session,
+    rows: &[(i16, &[u8])],
+) -> Result<Vec<Result<Vec<Publication>, String>>, StoreError> {
+    let held: Vec<Result<Held, String>> = rows.iter().map(|(format, bytes)| Held::read(*format, bytes)).collect();
+    let ids: BTreeSet<Uuid> = held.iter().flatten().flat_map(Held::wanted).collect();
+    let ids: Vec<Uuid> = ids.into_iter().collect();
+    let mut records = HashMap::new();
+    if !ids.is_empty() {
+        let sql = select_allocations("outbox::made_again", "WHERE a.id = ANY ($1)");
+        for row in session.query(&sql, &[&ids]).await? {
+            let record = allocation(session, &row)?;
+            records.insert(record.id, record);
+        }
+    }
+    let publications = |held: Result<Held, String>| held.and_then(|held| held.publications(&records));
+    Ok(held.into_iter().map(publications).collect())
+}
+
+fn cut_short() -> String {
+    "it is cut short".to_owned()
 }
 
 pub(super) fn unwritable(error: &dyn std::error::Error) -> StoreError {
@@ -86,13 +304,14 @@ type Heads = Vec<Head<String, Properties>>;
 /// The heads, and the bodies end to end, or as much of them as there is.
 fn parts(format: i16, bytes: &[u8]) -> Result<(Heads, &[u8]), String> {
     if format != FORMAT {
-        return Err(format!("it has format {format}; this version reads format {FORMAT}"));
+        return Err(format!(
+            "it has format {format}; this version reads formats {FORMAT} and {NAMED}"
+        ));
     }
-    let cut = || "it is cut short".to_owned();
-    let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
+    let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut_short)?;
     let (heads, bodies) = rest
         .split_at_checked(u32::from_be_bytes(*len) as usize)
-        .ok_or_else(cut)?;
+        .ok_or_else(cut_short)?;
     let heads: Heads = serde_json::from_slice(heads).map_err(|error| format!("its heads can not be read: {error}"))?;
     Ok((heads, bodies))
 }
@@ -103,22 +322,8 @@ pub(super) fn heads(format: i16, bytes: &[u8]) -> Result<Heads, String> {
 }
 
 fn decode(format: i16, bytes: &[u8]) -> Result<Vec<Publication>, String> {
-    let cut = || "it is cut short".to_owned();
     let (heads, mut bodies) = parts(format, bytes)?;
-    heads
-        .into_iter()
-        .map(|head| {
-            let (body, rest) = bodies.split_at_checked(head.body).ok_or_else(cut)?;
-            bodies = rest;
-            Ok(Publication {
-                kind: head.kind,
-                exchange: head.exchange,
-                routing_key: head.routing_key,
-                properties: head.properties,
-                body: body.to_vec(),
-            })
-        })
-        .collect()
+    heads.into_iter().map(|head| with_body(head, &mut bodies)).collect()
 }
 
 /// Properties as stored beside a parked body.
@@ -141,11 +346,18 @@ const INSERT: &str = "\
 const DELETE: &str = "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)";
 
 /// Writes the batch's row, where it has anything to publish.
-pub(super) fn insert<'a>(id: BatchId, publications: &[Publication], lease: Duration) -> Result<Write<'a>, StoreError> {
+pub(super) fn insert<'a>(
+    id: BatchId,
+    publications: &[Publication],
+    kept: &[Kept],
+    source: &str,
+    lease: Duration,
+) -> Result<Write<'a>, StoreError> {
     let count: u64 = publications.iter().map(event::count_of).sum();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
-    let params = params![id, FORMAT, encode(publications)?, count, lease.as_secs_f64()];
-    Ok(Write::unless(publications.is_empty(), INSERT, Rows::Exactly(1), params).then(Point::OutboxInserted))
+    let content = encode_named(publications, kept, source)?;
+    let params = params![id, NAMED, content, count, lease.as_secs_f64()];
+    Ok(Write::unless(publications.is_empty(), INSERT, Rows::Certain(1), params).then(Point::OutboxInserted))
 }
 
 /// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been
@@ -237,7 +449,12 @@ impl Store {
         session.pass(Point::RelayTaken).await?;
         let own: Uuid = row.get("batch_id");
         let batch_id = row.get::<_, Option<Uuid>>("of_batch").unwrap_or(own);
-        let publications = decode(row.get("format"), row.get("publications")).map_err(|why| {
+        let stored = [(row.get("format"), row.get("publications"))];
+        let made = made_again(&session, &stored)
+            .await?
+            .pop()
+            .unwrap_or_else(|| Ok(Vec::new()));
+        let publications = made.map_err(|why| {
             StoreError::new(
                 "take_abandoned",
                 Fate::Ours,

@@ -127,10 +127,11 @@ const QUESTIONS: [Question; 9] = [
                    coalesce(s.total, 0)
             FROM (SELECT id, settled FROM settled.batches WHERE at >= $1 AND at < $2) AS b
             FULL JOIN (
-                SELECT batch_id, count(*) AS total
-                FROM settled.settlements
-                WHERE settled_at >= $1 AND settled_at < $2
-                GROUP BY batch_id
+                SELECT t.batch_id, count(*) AS total
+                FROM settled.transfers AS t
+                JOIN settled.receipts AS r ON r.key = t.receipt_key AND r.allocation_id = t.subject_id
+                WHERE t.step = 1 AND t.created_at >= $1 AND t.created_at < $2
+                GROUP BY t.batch_id
             ) AS s ON s.batch_id = b.id",
         equations: &[Equation {
             left: "settled",

@@ -137,32 +137,42 @@ impl Store {
     /// # Errors
     /// The database is away or refuses.
     pub async fn waiting_publications(&self, limit: usize) -> Result<Vec<Pending>, StoreError> {
-        let rows = self
-            .session("waiting_publications")
-            .await?
-            .query(
-                &format!(
-                    "/* refused::waiting_publications */
-                    SELECT coalesce(of_batch, batch_id) AS batch_id, created_at AS at, {HEADS}
-                    FROM settled.outbox
-                    ORDER BY created_at, batch_id
-                    LIMIT $1"
-                ),
-                &[&i64::try_from(limit).unwrap_or(i64::MAX)],
-            )
-            .await?;
+        let session = self.session("waiting_publications").await?;
         let mut found = Vec::new();
-        for row in &rows {
-            let batch_id = row.get("batch_id");
-            match outbox::heads(row.get("format"), row.get("heads")) {
-                Ok(heads) => found.extend(
-                    heads
-                        .into_iter()
-                        .map(|head| pending(row, Standing::Waiting, batch_id, Some(head))),
-                ),
-                Err(_) => found.push(pending(row, Standing::Waiting, batch_id, None)),
+        let mut after: Option<(Timestamp, Uuid)> = None;
+        // Few at a time: a row may hold megabytes.
+        loop {
+            let (at, id) = after.unzip();
+            let rows = session
+                .query(
+                    "/* refused::waiting_publications */
+                    SELECT batch_id AS own, coalesce(of_batch, batch_id) AS batch_id, created_at AS at, format, publications,
+                           octet_length(publications)::bigint AS bytes
+                    FROM settled.outbox
+                    WHERE $1::timestamptz IS NULL
+                       OR (created_at, batch_id) > ($1, $2::uuid)
+                    ORDER BY created_at, batch_id
+                    LIMIT 4",
+                    &[&at, &id],
+                )
+                .await?;
+            let stored: Vec<(i16, &[u8])> = rows
+                .iter()
+                .map(|row| (row.get("format"), row.get("publications")))
+                .collect();
+            for (row, made) in rows.iter().zip(outbox::made_again(&session, &stored).await?) {
+                let batch_id = row.get("batch_id");
+                match made {
+                    Ok(publications) => found.extend(
+                        publications
+                            .into_iter()
+                            .map(|publication| pending(row, Standing::Waiting, batch_id, Some(Head::of(publication)))),
+                    ),
+                    Err(_) => found.push(pending(row, Standing::Waiting, batch_id, None)),
+                }
             }
-            if found.len() >= limit {
+            after = rows.last().map(|row| (row.get("at"), row.get("own")));
+            if found.len() >= limit || after.is_none() {
                 break;
             }
         }

@@ -137,8 +137,6 @@ pub enum Reinstated {
     Reinstated(KeyRecord, i64),
     /// It is not revoked.
     NotRevoked(KeyRecord),
-    /// An older version revoked it and remembered nothing of what came meanwhile.
-    NotRemembered(KeyRecord),
     /// More came meanwhile than is remembered.
     TooMany(KeyRecord),
     /// This partner has no such key.
@@ -394,7 +392,7 @@ impl Store {
             .query(
                 &format!(
                     "/* registry::reinstate_key earlier */
-                    SELECT {KEY_COLUMNS}, remembered
+                    SELECT {KEY_COLUMNS}
                     FROM settled.partner_keys
                     WHERE public_key = $1
                       AND enterprise_id = $2
@@ -403,7 +401,7 @@ impl Store {
                 &[&bytes, &enterprise_id],
             )
             .await?;
-        let Some((earlier, remembered)) = rows.first().map(|row| (key(row), row.get::<_, bool>("remembered"))) else {
+        let Some(earlier) = rows.first().map(key) else {
             session.rollback().await;
             return Ok(Reinstated::Unknown);
         };
@@ -417,11 +415,10 @@ impl Store {
             )
             .await?;
         let refused: i64 = session.one(&rows)?.get(0);
-        let refusal = match (earlier.revoked_at, remembered) {
-            (None, _) => Some(Reinstated::NotRevoked(earlier.clone())),
-            (Some(_), false) => Some(Reinstated::NotRemembered(earlier.clone())),
-            (Some(_), true) if refused >= REMEMBERED_MAX => Some(Reinstated::TooMany(earlier.clone())),
-            (Some(_), true) => None,
+        let refusal = match earlier.revoked_at {
+            None => Some(Reinstated::NotRevoked(earlier.clone())),
+            Some(_) if refused >= REMEMBERED_MAX => Some(Reinstated::TooMany(earlier.clone())),
+            Some(_) => None,
         };
         if let Some(refusal) = refusal {
             session.rollback().await;
@@ -648,8 +645,9 @@ impl Store {
             .query(
                 "/* registry::currencies */
                 SELECT currency
-                FROM settled.accounts
-                WHERE kind = 'external'
+                FROM settled.funds
+                WHERE owner = '00000000-0000-0000-0000-000000000000'
+                  AND holder = 'world'
                 ORDER BY currency",
                 &[],
             )

@@ -517,7 +517,7 @@ impl Store {
                     JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
                     JOIN settled.transfers AS t
                       ON t.subject_id = d.allocation_id AND t.step = 1 AND t.batch_id = d.batch_id
-                    JOIN settled.accounts AS a ON a.id = t.debit_account
+                    JOIN settled.funds AS a ON a.id = t.debit_account / 4
                     WHERE i.run_id = $1 AND i.verdict = 'settled'
                 ) AS m
                 GROUP BY m.currency

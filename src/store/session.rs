@@ -10,7 +10,7 @@ use std::{
 };
 
 use deadpool_postgres::Object;
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::{Row, Statement, types::ToSql};
 
 use super::{Fate, StoreError};
 use crate::{
@@ -215,9 +215,17 @@ impl Session {
 
     /// The same, for the number of rows touched.
     pub(super) async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
-        let client = self.client()?;
-        let statement = self.answer(client.prepare_cached(sql)).await?;
-        self.within_limits(client.execute(&statement, params)).await
+        let statement = self.prepare(sql).await?;
+        self.execute_prepared(&statement, params).await
+    }
+
+    /// The same, sent when it is looked at first: what is joined leaves in its order.
+    pub(super) async fn execute_prepared(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, StoreError> {
+        self.within_limits(self.client()?.execute(statement, params)).await
     }
 
     /// Asks within the transaction that was begun; else within one of its own, which travels with it.
@@ -273,8 +281,29 @@ impl Session {
     }
 
     /// Prepares a statement ahead, so that statements used together travel together.
-    pub(super) async fn prepare(&self, sql: &str) -> Result<(), StoreError> {
-        self.answer(self.client()?.prepare_cached(sql)).await.map(drop)
+    pub(super) async fn prepare(&self, sql: &str) -> Result<Statement, StoreError> {
+        self.answer(self.client()?.prepare_cached(sql)).await
+    }
+
+    /// Commits in the flight of the statements before it, whose answers nobody has seen. After one that failed COMMIT would
+    /// answer as if all were well, and roll back; so something stands before it that fails then.
+    pub(super) async fn commit_unless_failed(&self) -> Result<(), StoreError> {
+        self.ask(self.client()?.batch_execute("SELECT; COMMIT")).await
+    }
+
+    /// The transaction is over.
+    pub(super) fn is_over(&self) {
+        self.begun.store(false, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// A statement failed before.
+    pub(super) fn not_poisoned(&self) -> Result<(), StoreError> {
+        if self.poisoned.load(Ordering::Relaxed) {
+            let sentence = "a transaction with a failed statement is never committed";
+            return Err(StoreError::new(self.name, Fate::Ours, sentence));
+        }
+        Ok(())
     }
 
     /// Commits, unless any statement failed.
@@ -282,14 +311,9 @@ impl Session {
     /// # Errors
     /// With `at_commit` set, whether it committed is unknown.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        if self.poisoned.load(Ordering::Relaxed) {
-            let name = self.name;
-            self.rollback().await;
-            return Err(StoreError::new(
-                name,
-                Fate::Ours,
-                "a transaction with a failed statement is never committed",
-            ));
+        if let Err(error) = self.not_poisoned() {
+            self.undo().await;
+            return Err(error);
         }
         let commit = self.ask(self.client()?.batch_execute("COMMIT"));
         let done = match fail::underway(Point::CommitSent, commit).await {
@@ -297,20 +321,23 @@ impl Session {
             Ok(Err(error)) => Err(error),
             Err(injected) => Err(self.broken(injected)),
         };
-        done.inspect(|()| self.begun.store(false, Ordering::Relaxed))
-            .map_err(|error| StoreError {
-                at_commit: true,
-                ..error
-            })
+        done.inspect(|()| self.is_over()).map_err(|error| StoreError {
+            at_commit: true,
+            ..error
+        })
     }
 
     /// Rolls back. Dropping a transaction closes its connection instead, which does as much and costs a new one.
     pub(super) async fn rollback(self) {
+        self.undo().await;
+    }
+
+    pub(super) async fn undo(&self) {
         let Ok(client) = self.client() else {
             return;
         };
         if self.ask(client.batch_execute("ROLLBACK")).await.is_ok() {
-            self.begun.store(false, Ordering::Relaxed);
+            self.is_over();
         }
     }
 }
@@ -371,6 +398,36 @@ mod tests {
         assert!(session.query("SELECT 1 / 0", &[]).await.is_err());
         let error = session.commit().await.expect_err("refused");
         assert!(error.fate == Fate::Ours && !error.at_commit, "{error}");
+    }
+
+    /// COMMIT that travels behind statements whose answers nobody has seen says whether it committed: after one that failed it
+    /// fails too, instead of rolling back without a word.
+    #[tokio::test]
+    async fn a_commit_behind_a_failed_statement_says_so() {
+        let store = store(&[]);
+        for (second, is_good) in [("SELECT 1 / 0", false), ("SELECT 1", true)] {
+            let session = store.session("together").await.expect("a connection");
+            session.begin().await.expect("begun");
+            let table = "CREATE TEMPORARY TABLE travels ON COMMIT PRESERVE ROWS AS SELECT 1";
+            let first = session.prepare(table).await.expect("prepared");
+            let second = session.prepare(second).await.expect("prepared");
+            let (made, asked, committed) = tokio::join!(
+                session.execute_prepared(&first, &[]),
+                session.execute_prepared(&second, &[]),
+                session.commit_unless_failed(),
+            );
+            assert_eq!(
+                (made.is_ok(), asked.is_ok(), committed.is_ok()),
+                (true, is_good, is_good)
+            );
+            if !is_good {
+                let error = committed.expect_err("nothing was committed");
+                assert_eq!(error.sqlstate.as_deref(), Some("25P02"), "{error}");
+            }
+            session.undo().await;
+            let there = session.query("SELECT to_regclass('travels') IS NOT NULL", &[]).await;
+            assert_eq!(there.expect("asked")[0].get::<_, bool>(0), is_good);
+        }
     }
 
     /// A dropped question goes on at the server; its connection is nobody's any more.

@@ -27,10 +27,8 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 12] = [
+const GUARDS: [(&str, &str, i16); 10] = [
     ("transfers", "append_only", 58),
-    ("entries", "append_only", 58),
-    ("settlements", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
     ("parkings", "append_only", 58),
@@ -42,19 +40,33 @@ const GUARDS: [(&str, &str, i16); 12] = [
     ("told", "never_changed", 50),
 ];
 
+/// What a receipt that says settled keeps for ever: the guard `settled_for_ever` compares it.
+const KEPT_OF_RECEIPTS: [&str; 12] = [
+    "key",
+    "allocation_id",
+    "event_id",
+    "batch_id",
+    "first_seen",
+    "verdict",
+    "reason",
+    "enterprise_id",
+    "nonce",
+    "payload_digest",
+    "message_digest",
+    "public_key",
+];
+
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 28] = [
+const TABLE_GRANTS: [(&str, &str); 26] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
     ("connections", "SELECT"),
     // The row locks of a batch are an UPDATE to the server.
     ("allocations", "SELECT, UPDATE"),
-    ("accounts", "SELECT, UPDATE"),
-    // RETURNING reads what was inserted.
+    ("funds", "SELECT, UPDATE"),
+    // What settled is asked of it again.
     ("transfers", "SELECT, INSERT"),
-    ("entries", "INSERT"),
-    ("settlements", "INSERT"),
     ("batches", "INSERT"),
     ("receipts", "SELECT, INSERT, UPDATE"),
     ("parked", "SELECT, INSERT, UPDATE, DELETE"),
@@ -75,7 +87,11 @@ const TABLE_GRANTS: [(&str, &str); 28] = [
     ("audit_subjects", "SELECT, INSERT"),
     ("distrusted", "SELECT, INSERT"),
 ];
-const FUNCTION_GRANTS: [&str; 2] = ["settled.deposit(uuid, text, numeric, text)", "settled.reserve(jsonb)"];
+const FUNCTION_GRANTS: [&str; 3] = [
+    "settled.deposit(uuid, text, numeric, text)",
+    "settled.exactly(text, bigint, bigint)",
+    "settled.reserve(jsonb)",
+];
 
 impl Store {
     /// How the server is and how it is set up.
@@ -157,8 +173,30 @@ impl Store {
                       AND f.proname = 'refuse_change'
                       AND f.prosrc ~ 'RAISE EXCEPTION'
                 )
-                ORDER BY w.table_name",
-                &[&tables, &names, &events],
+                UNION ALL
+                SELECT 'trigger settled_for_ever on settled.receipts'
+                WHERE NOT EXISTS (
+                    SELECT
+                    FROM pg_trigger AS t
+                    JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relname = 'receipts'
+                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                    JOIN pg_proc AS f ON f.oid = t.tgfoid
+                    WHERE t.tgname = 'settled_for_ever'
+                      AND t.tgenabled IN ('O', 'A')
+                      -- For each row, on UPDATE.
+                      AND t.tgtype & 17 = 17
+                      AND f.proname = 'refuse_change'
+                      AND f.prosrc ~ 'RAISE EXCEPTION'
+                      AND position('WHEN (((old.verdict = ''settled''::text) AND (' IN pg_get_triggerdef(t.oid)) > 0
+                      AND NOT EXISTS (
+                          SELECT
+                          FROM unnest($4::text[]) AS k (name)
+                          WHERE position(format('(old.%1$s IS DISTINCT FROM new.%1$s)', k.name)
+                                         IN pg_get_triggerdef(t.oid)) = 0
+                      )
+                )
+                ORDER BY 1",
+                &[&tables, &names, &events, &KEPT_OF_RECEIPTS.as_slice()],
             )
             .await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())

@@ -7,10 +7,10 @@ use std::{
 };
 
 use futures_util::future::{MaybeDone, maybe_done};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Statement, types::ToSql};
 
 use super::{Fate, Session, StoreError};
-use crate::fail::Point;
+use crate::fail::{self, Point};
 
 /// What a statement is given.
 pub(super) type Params<'a> = Vec<Box<dyn ToSql + Sync + Send + 'a>>;
@@ -24,11 +24,19 @@ macro_rules! params {
 }
 pub(super) use params;
 
+/// A number of rows, as the server counts them.
+pub(super) fn count(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
 /// How many rows a statement must touch.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rows {
     /// So many, or it is a mistake of ours.
     Exactly(usize),
+    /// So many, and the server sees to it: as many as are given are inserted, or the statement itself fails. It is looked at
+    /// nevertheless, when the answer comes.
+    Certain(usize),
     /// So many, or somebody else was quicker: what that means, and in words.
     Or(usize, Fate, &'static str),
     /// However many there are.
@@ -79,20 +87,41 @@ impl<'a> Write<'a> {
         }
     }
 
+    /// Whether COMMIT may be sent before the answer is there: an answer that forbids it is an error of the server's, and after
+    /// an error it commits nothing.
+    fn may_travel_with_commit(&self) -> bool {
+        let by_itself = match self.rows {
+            Rows::Certain(_) | Rows::Any => true,
+            Rows::Exactly(_) | Rows::Or(..) => self.is_empty,
+        };
+        // What a test breaks stands between the statements.
+        by_itself && !self.point.is_some_and(fail::is_armed)
+    }
+
     /// Sends it, and holds its rows against what they must be.
     pub(super) async fn send(&self, session: &Session) -> Result<(), StoreError> {
+        let statement = session.prepare(self.sql).await?;
+        self.send_prepared(session, &statement).await
+    }
+
+    /// The same, sent when it is looked at first.
+    async fn send_prepared(&self, session: &Session, statement: &Statement) -> Result<(), StoreError> {
         if session.skips(self.is_empty) {
             return Ok(());
         }
         let params: Vec<&(dyn ToSql + Sync)> = self.params.iter().map(|param| &**param as _).collect();
+        let touched = session.execute_prepared(statement, &params).await?;
         match self.rows {
-            Rows::Exactly(rows) => session.execute_exactly(rows, self.sql, &params).await?,
-            Rows::Or(rows, fate, sentence) => {
-                if session.execute(self.sql, &params).await? != rows as u64 {
-                    return Err(session.must_not_commit(fate, sentence));
-                }
+            Rows::Exactly(rows) | Rows::Certain(rows) if touched != rows as u64 => {
+                let function = self.sql.split("*/").next().unwrap_or_default();
+                let function = function.trim_start_matches("/*").trim();
+                let sentence = format!("{function} touched {touched} rows instead of {rows}");
+                return Err(session.must_not_commit(Fate::Ours, &sentence));
             }
-            Rows::Any => drop(session.execute(self.sql, &params).await?),
+            Rows::Or(rows, fate, sentence) if touched != rows as u64 => {
+                return Err(session.must_not_commit(fate, sentence));
+            }
+            Rows::Exactly(_) | Rows::Certain(_) | Rows::Or(..) | Rows::Any => {}
         }
         match self.point {
             Some(point) if !self.is_empty => session.pass(point).await,
@@ -101,18 +130,83 @@ impl<'a> Write<'a> {
     }
 }
 
+/// Each prepared once per connection; then they leave in the order in which they are looked at, on a fresh connection too.
+async fn prepare_all(session: &Session, writes: &[Write<'_>]) -> Result<Vec<Statement>, StoreError> {
+    let mut statements = Vec::with_capacity(writes.len());
+    for write in writes {
+        statements.push(session.prepare(write.sql).await?);
+    }
+    Ok(statements)
+}
+
 /// Sends everything together, in the order of the list, and answers the first that failed: in that order, so that it is the
 /// cause and not what followed from it.
 pub(super) async fn write_all(session: &Session, writes: Vec<Write<'_>>) -> Result<(), StoreError> {
-    // On a fresh connection too they leave in this order.
-    for write in &writes {
-        session.prepare(write.sql).await?;
-    }
+    let statements = prepare_all(session, &writes).await?;
     let running = writes
         .iter()
-        .map(|write| Box::pin(maybe_done(write.send(session))))
+        .zip(&statements)
+        .map(|(write, statement)| Box::pin(maybe_done(write.send_prepared(session, statement))))
         .collect();
     in_order(running).await.into_iter().collect()
+}
+
+/// Sends everything and COMMIT together, where nothing has to be looked at in between; else one after the other.
+///
+/// # Errors
+/// With `at_commit` set, whether it committed is unknown.
+pub(super) async fn write_and_commit(session: Session, writes: Vec<Write<'_>>) -> Result<(), StoreError> {
+    let together = writes.iter().all(Write::may_travel_with_commit) && !fail::is_armed(Point::BeforeCommit);
+    if !together {
+        if let Err(error) = write_all(&session, writes).await {
+            session.rollback().await;
+            return Err(error);
+        }
+        session.pass(Point::BeforeCommit).await?;
+        return session.commit().await;
+    }
+    session.not_poisoned()?;
+    let statements = prepare_all(&session, &writes).await?;
+    let session = &session;
+    // The last one is COMMIT.
+    let steps = writes.iter().zip(&statements).map(Some).chain([None]);
+    let running = steps
+        .map(|step| {
+            Box::pin(maybe_done(async move {
+                match step {
+                    Some((write, statement)) => write.send_prepared(session, statement).await,
+                    None => session.commit_unless_failed().await,
+                }
+            }))
+        })
+        .collect();
+    let answers = match fail::underway(Point::CommitSent, in_order(running)).await {
+        Ok(answers) => answers,
+        Err(injected) => return Err(unknown(session.broken(injected))),
+    };
+    let writes = writes.len();
+    let failed = answers
+        .into_iter()
+        .enumerate()
+        .find_map(|(place, answer)| Some((place, answer.err()?)));
+    let Some((place, error)) = failed else {
+        session.is_over();
+        return session.pass(Point::AfterCommit).await.map_err(unknown);
+    };
+    // What the server answered to a write was before COMMIT, which after it commits nothing. Without an answer of its, or
+    // where COMMIT itself went wrong, nobody knows.
+    if place < writes && error.sqlstate.is_some() {
+        session.undo().await;
+        return Err(error);
+    }
+    Err(unknown(error))
+}
+
+fn unknown(error: StoreError) -> StoreError {
+    StoreError {
+        at_commit: true,
+        ..error
+    }
 }
 
 /// Runs all of them together, each time beginning with the first.

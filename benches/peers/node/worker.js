@@ -55,7 +55,7 @@ const LOAD_ALLOCATIONS = sql("load_allocations", `
   SELECT a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
          a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
          a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,
-         a.available_account, a.held_account, a.allocated_account,
+         a.client_funds, a.connection_funds,
          c.enterprise_id, c.partners_client_id, c.partners_connection_id
   FROM settled.allocations AS a
   JOIN settled.connections AS c ON c.connection_id = a.connection_id
@@ -87,11 +87,6 @@ const UPDATE_ALLOCATION = sql("update_allocation", `
       pending_approval_id = $6, policy_result = $7, settled_nonce = $8, updated_at = $9
   WHERE id = $1
     AND status = 'reserved'`);
-const INSERT_SETTLEMENT = sql("insert_settlement", `
-  INSERT INTO settled.settlements (
-      allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
-  )
-  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`);
 const INSERT_RECEIPT = sql("insert_receipt", `
   INSERT INTO settled.receipts (
       key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id, public_key,
@@ -106,14 +101,17 @@ const UPDATE_RECEIPT = sql("update_receipt", `
   WHERE key = $1`);
 const TOUCH_RECEIPT = sql("touch_receipt", "UPDATE settled.receipts SET last_seen = $2 WHERE key = $1");
 const INSERT_TRANSFER = sql("insert_transfer", `
-  INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at)
-  VALUES ($1, 1, $2, $3, $4, $5::text::numeric(78, 0), $6, $7)
-  RETURNING id`);
-const INSERT_ENTRIES = sql("insert_entries", `
-  INSERT INTO settled.entries (transfer_id, account_id, change)
-  VALUES ($1::bigint, $2::bigint, -($4::text::numeric)), ($1, $3::bigint, $4::text::numeric)`);
-const UPDATE_BALANCE = sql(
-  "update_balance", "UPDATE settled.accounts SET balance = balance + $2::text::numeric WHERE id = $1");
+  INSERT INTO settled.transfers (
+      subject_id, step, event, debit_account, credit_account, amount, receipt_key, payload, signature, batch_id,
+      created_at
+  )
+  VALUES ($1, 1, $2, $3, $4, $5::text::numeric(78, 0), $6, $7, $8, $9, $10)`);
+const UPDATE_FUNDS = sql("update_funds", `
+  UPDATE settled.funds
+  SET available = available + $2::text::numeric,
+      held = held + $3::text::numeric,
+      allocated = allocated + $4::text::numeric
+  WHERE id = $1`);
 const PARK = sql("park", `
   INSERT INTO settled.parked (
       key, enterprise_id, nonce, allocation_id, exchange, routing_key, format, properties, body, parked_at, until,
@@ -818,7 +816,7 @@ class Judge {
   }
 
   async settle(receipt, allocation) {
-    const { update, facts, now, batch } = this;
+    const { update, now, batch } = this;
     const settled = {
       ...allocation,
       status: update.status,
@@ -836,20 +834,23 @@ class Judge {
       UPDATE_ALLOCATION, update.id, update.status, update.rejectReason, update.partnersId, update.evaluationId,
       update.pendingApprovalId, update.policyResult, update.nonce, now);
     if (updated.rowCount !== 1) throw new Error("an allocation left its state under our lock");
-    await this.run(
-      INSERT_SETTLEMENT, update.id, update.enterpriseId, update.nonce, update.payload,
-      Buffer.from(update.signature, "hex"), facts.key, batch, now);
     await this.putReceipt(receipt, "settled", null, event.id);
     const toPartner = (update.kind === "allocation") === (update.status === "cleared");
-    const debit = allocation.held_account;
-    const credit = toPartner ? allocation.allocated_account : allocation.available_account;
-    const transfer = await this.run(
-      INSERT_TRANSFER, update.id, update.status, debit, credit, update.quantity, batch, now);
-    await this.run(INSERT_ENTRIES, transfer.rows[0].id, debit, credit, update.quantity);
-    // Last, and in the order of their numbers: some accounts are hot, and no two tasks may wait for each other.
-    const changes = [[debit, `-${update.quantity}`], [credit, update.quantity]];
-    changes.sort(([left], [right]) => (BigInt(left) < BigInt(right) ? -1 : 1));
-    for (const [account, change] of changes) await this.run(UPDATE_BALANCE, account, change);
+    const client = BigInt(allocation.client_funds);
+    const connection = BigInt(allocation.connection_funds);
+    // Four accounts a row of funds: external, available, held, allocated.
+    const debit = connection * 4n + 2n;
+    const credit = toPartner ? connection * 4n + 3n : client * 4n + 1n;
+    await this.run(
+      INSERT_TRANSFER, update.id, update.status, debit, credit, update.quantity, this.key, update.payload,
+      Buffer.from(update.signature, "hex"), batch, now);
+    // Last, and in the order of their numbers: some funds are hot, and no two tasks may wait for each other.
+    const paid = `-${update.quantity}`;
+    const changes = toPartner
+      ? [[connection, "0", paid, update.quantity]]
+      : [[client, update.quantity, "0", "0"], [connection, "0", paid, "0"]];
+    changes.sort(([left], [right]) => (left < right ? -1 : 1));
+    for (const change of changes) await this.run(UPDATE_FUNDS, ...change);
     return event;
   }
 }

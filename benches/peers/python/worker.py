@@ -62,7 +62,7 @@ LOAD_ALLOCATIONS = """
     SELECT a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
            a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
            a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,
-           a.available_account, a.held_account, a.allocated_account,
+           a.client_funds, a.connection_funds,
            c.enterprise_id, c.partners_client_id, c.partners_connection_id
     FROM settled.allocations AS a
     JOIN settled.connections AS c ON c.connection_id = a.connection_id
@@ -94,11 +94,6 @@ UPDATE_ALLOCATION = """
         pending_approval_id = $6, policy_result = $7, settled_nonce = $8, updated_at = $9
     WHERE id = $1
       AND status = 'reserved'"""
-INSERT_SETTLEMENT = """
-    INSERT INTO settled.settlements (
-        allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
-    )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"""
 INSERT_RECEIPT = """
     INSERT INTO settled.receipts (
         key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id, public_key,
@@ -113,13 +108,17 @@ UPDATE_RECEIPT = """
     WHERE key = $1"""
 TOUCH_RECEIPT = "UPDATE settled.receipts SET last_seen = $2 WHERE key = $1"
 INSERT_TRANSFER = """
-    INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at)
-    VALUES ($1, 1, $2, $3, $4, $5::text::numeric(78, 0), $6, $7)
-    RETURNING id"""
-INSERT_ENTRIES = """
-    INSERT INTO settled.entries (transfer_id, account_id, change)
-    VALUES ($1::bigint, $2::bigint, -($4::text::numeric)), ($1, $3::bigint, $4::text::numeric)"""
-UPDATE_BALANCE = "UPDATE settled.accounts SET balance = balance + $2::text::numeric WHERE id = $1"
+    INSERT INTO settled.transfers (
+        subject_id, step, event, debit_account, credit_account, amount, receipt_key, payload, signature, batch_id,
+        created_at
+    )
+    VALUES ($1, 1, $2, $3, $4, $5::text::numeric(78, 0), $6, $7, $8, $9, $10)"""
+UPDATE_FUNDS = """
+    UPDATE settled.funds
+    SET available = available + $2::text::numeric,
+        held = held + $3::text::numeric,
+        allocated = allocated + $4::text::numeric
+    WHERE id = $1"""
 PARK = """
     INSERT INTO settled.parked (
         key, enterprise_id, nonce, allocation_id, exchange, routing_key, format, properties, body, parked_at, until,
@@ -717,7 +716,7 @@ class Judge:
         return event
 
     async def settle(self, receipt, allocation):
-        db, update, facts, now = self.db, self.update, self.facts, self.now
+        db, update, now = self.db, self.update, self.now
         allocation.update(
             status=update.status, reason=update.reject_reason, retriable=False, partner_external_id=update.partners_id,
             evaluation_id=update.evaluation_id, pending_approval_id=update.pending_approval_id,
@@ -730,21 +729,23 @@ class Judge:
         )
         if done != "UPDATE 1":
             raise RuntimeError("an allocation left its state under our lock")
-        await db.execute(
-            INSERT_SETTLEMENT, update.id, update.enterprise_id, update.nonce, update.payload,
-            bytes.fromhex(update.signature), facts.key, self.batch, now,
-        )
         await self.put_receipt(receipt, "settled", None, event["id"])
         to_partner = (update.kind == "allocation") == (update.status == "cleared")
-        debit = allocation["held_account"]
-        credit = allocation["allocated_account" if to_partner else "available_account"]
-        transfer = await db.fetchval(
-            INSERT_TRANSFER, update.id, update.status, debit, credit, update.quantity, self.batch, now
+        client, connection = allocation["client_funds"], allocation["connection_funds"]
+        # Four accounts a row of funds: external, available, held, allocated.
+        debit, credit = connection * 4 + 2, connection * 4 + 3 if to_partner else client * 4 + 1
+        await db.execute(
+            INSERT_TRANSFER, update.id, update.status, debit, credit, update.quantity, self.key, update.payload,
+            bytes.fromhex(update.signature), self.batch, now,
         )
-        await db.execute(INSERT_ENTRIES, transfer, debit, credit, update.quantity)
-        # Last, and in the order of their numbers: some accounts are hot, and no two tasks may wait for each other.
-        for account, change in sorted(((debit, "-" + update.quantity), (credit, update.quantity))):
-            await db.execute(UPDATE_BALANCE, account, change)
+        # Last, and in the order of their numbers: some funds are hot, and no two tasks may wait for each other.
+        paid = "-" + update.quantity
+        if to_partner:
+            changes = [(connection, "0", paid, update.quantity)]
+        else:
+            changes = sorted([(client, update.quantity, "0", "0"), (connection, "0", paid, "0")])
+        for funds, available, held, allocated in changes:
+            await db.execute(UPDATE_FUNDS, funds, available, held, allocated)
         return event
 
 

@@ -174,13 +174,6 @@ async fn reinstate_key(context: &Context, wish: ReinstateKey) -> Result<Exit, Fa
     let new_key = "register a new key with `settled key add`, and have the partner sign with that";
     let (record, result, word, refused_for_ever) = match &reinstated {
         Reinstated::Unknown => return Err(unknown_key(&wish.enterprise_id, key)),
-        Reinstated::NotRemembered(_) => {
-            return Err(Failure::refused(format!(
-                "{subject} was revoked by an older version, which did not remember what was refused meanwhile; it stays \
-                 revoked"
-            ))
-            .hint(new_key));
-        }
         Reinstated::TooMany(_) => {
             return Err(Failure::refused(format!(
                 "while {subject} was revoked, more than {REMEMBERED_MAX} messages signed with it were refused, and no \

@@ -21,42 +21,77 @@ pub enum Format {
     Batched { max_bytes: usize },
 }
 
-/// in either; what is no event stays as it is.
+/// Which publications a message is made of, by their places.
+pub(in crate::domain) enum Of {
+    One(usize),
+    /// An array of them.
+    Many(Vec<usize>),
+}
+
+impl Of {
+    pub(in crate::domain) fn is_array(&self) -> bool {
+        matches!(self, Of::Many(_))
+    }
+
+    pub(in crate::domain) fn places(&self) -> impl Iterator<Item = usize> {
+        let places = match self {
+            Of::One(place) => std::slice::from_ref(place),
+            Of::Many(places) => places,
+        };
+        places.iter().copied()
+    }
+}
+
+/// Events, and whatever else is published, in either format; what is no event stays as it is.
 pub fn in_format(publications: Vec<Publication>, format: Format) -> Vec<Publication> {
+    let grouped = grouped(publications, format).into_iter();
+    grouped.map(|(publication, _)| publication).collect()
+}
+
+/// The same, each with what it is made of.
+pub(in crate::domain) fn grouped(publications: Vec<Publication>, format: Format) -> Vec<(Publication, Of)> {
+    let publications = publications.into_iter().enumerate();
     let Format::Batched { max_bytes } = format else {
-        return publications;
+        return publications
+            .map(|(place, publication)| (publication, Of::One(place)))
+            .collect();
     };
-    let (events, others): (Vec<_>, Vec<_>) = publications
-        .into_iter()
-        .partition(|publication| publication.kind == PublicationKind::Event);
-    let mut groups: Vec<Vec<Publication>> = Vec::new();
+    let (events, others): (Vec<_>, Vec<_>) =
+        publications.partition(|(_, publication)| publication.kind == PublicationKind::Event);
+    let mut groups: Vec<(Vec<Publication>, Vec<usize>)> = Vec::new();
     // The last group of each routing key, and the bytes of its array. One that is full takes nothing more, however small,
     // or the next event would overtake.
     let mut last: HashMap<String, (usize, usize)> = HashMap::new();
-    for event in events {
+    for (place, event) in events {
         // With the bracket or comma before it.
         let bytes = event.body.len().saturating_add(1);
-        if let Some((place, size)) = last.get_mut(&event.routing_key)
-            && let Some(group) = groups.get_mut(*place)
+        if let Some((group, size)) = last.get_mut(&event.routing_key)
+            && let Some((events, places)) = groups.get_mut(*group)
             && size.saturating_add(bytes) <= max_bytes
         {
             *size = size.saturating_add(bytes);
-            group.push(event);
+            events.push(event);
+            places.push(place);
         } else {
             // And the bracket behind the last one.
             last.insert(event.routing_key.clone(), (groups.len(), bytes.saturating_add(1)));
-            groups.push(vec![event]);
+            groups.push((vec![event], vec![place]));
         }
     }
-    groups
-        .iter()
-        .filter_map(|events| array_of(events))
-        .chain(others)
+    let arrays = groups
+        .into_iter()
+        .filter_map(|(events, places)| Some((array_of(&events)?, Of::Many(places))));
+    arrays
+        .chain(
+            others
+                .into_iter()
+                .map(|(place, publication)| (publication, Of::One(place))),
+        )
         .collect()
 }
 
 /// Events under one routing key as one message.
-fn array_of(events: &[Publication]) -> Option<Publication> {
+pub(in crate::domain) fn array_of(events: &[Publication]) -> Option<Publication> {
     let first = events.first()?;
     let bytes: usize = events.iter().map(|event| event.body.len().saturating_add(1)).sum();
     let mut body = Vec::with_capacity(bytes.saturating_add(1));

@@ -48,11 +48,13 @@ impl Wanted {
     }
 }
 
+/// The numbers of the accounts are those of `settled.account()`.
 const ALLOCATION_COLUMNS: &str = "\
     a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
     a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
     a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,
-    a.available_account, a.held_account, a.allocated_account,
+    a.client_funds * 4 + 1 AS available_account, a.connection_funds * 4 + 2 AS held_account,
+    a.connection_funds * 4 + 3 AS allocated_account,
     c.enterprise_id, c.partners_client_id, c.partners_connection_id";
 
 /// The statement that reads allocations, with what follows its FROM.

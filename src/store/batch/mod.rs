@@ -1,6 +1,6 @@
 //! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip (the load a second
 //! one where a message may be parked); arrays in, keys sorted. What is written stands in one ordered list, in `writes`. Locks
-//! are taken in the order of every writer: allocations, receipts, who parks, what was told, parked, dead letters, accounts.
+//! are taken in the order of every writer: allocations, receipts, who parks, what was told, parked, dead letters, funds.
 
 mod load;
 mod money;
@@ -15,13 +15,14 @@ use self::load::load;
 pub(super) use self::load::{allocation, select_allocations};
 use super::{
     Session, Store, StoreError, dead_letters, held, outbox, told,
-    write::{Rows, Write, params, write_all},
+    write::{Rows, Write, params, write_all, write_and_commit},
 };
 use crate::{
     domain::{
         decide::{Changeset, Judged, Judgement, Snapshot, Verdict, VerdictKind},
         delivery::{BatchId, Publication},
         event,
+        kept::Kept,
         told::{Firsts, Tellings},
     },
     fail::Point,
@@ -82,6 +83,10 @@ pub struct Outcome<'a> {
     pub changes: &'a Changeset,
     /// Events and dead letters to publish once this is committed.
     pub publications: &'a [Publication],
+    /// What is kept of each of them, in their order; of those without a word, all.
+    pub kept: &'a [Kept],
+    /// The `source` of the events that are made again.
+    pub event_source: &'a str,
     /// How long the writer owns the outbox row.
     pub lease: std::time::Duration,
     /// Outbox rows whose publications are all confirmed.
@@ -120,12 +125,7 @@ impl OpenBatch {
     /// # Errors
     /// With `at_commit` set, whether it committed is unknown: try again under the same id.
     pub async fn write(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
-        if let Err(error) = write_all(&self.session, writes(outcome)?).await {
-            self.session.rollback().await;
-            return Err(error);
-        }
-        self.session.pass(Point::BeforeCommit).await?;
-        self.session.commit().await
+        write_and_commit(self.session, writes(outcome)?).await
     }
 }
 
@@ -140,7 +140,6 @@ fn writes<'a>(outcome: &'a Outcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
         receipts::insert(outcome),
         receipts::update(outcome),
         money::update_allocations(changes),
-        money::insert_settlements(outcome),
         money::insert_transfers(outcome),
         parking::lock(changes),
         parking::unpark(outcome),
@@ -151,10 +150,16 @@ fn writes<'a>(outcome: &'a Outcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
         dead_letters::judge(outcome, rulings),
         receipts::distrust(outcome),
         receipts::still_revoked(changes),
-        outbox::insert(outcome.id, outcome.publications, outcome.lease)?,
+        outbox::insert(
+            outcome.id,
+            outcome.publications,
+            outcome.kept,
+            outcome.event_source,
+            outcome.lease,
+        )?,
         outbox::delete(outcome.published).then(Point::OutboxDeleted),
-        money::lock_accounts(changes),
-        money::update_balances(changes),
+        money::lock_funds(changes),
+        money::update_balances(changes)?,
     ])
 }
 
@@ -203,7 +208,7 @@ pub(super) fn count_batch<'a>(
         .map_err(|error| StoreError::ours("settle_batch", format!("the reasons can not be written: {error}")))?;
     Ok(Write::new(
         INSERT_BATCH,
-        Rows::Exactly(1),
+        Rows::Certain(1),
         params![
             id,
             worker,

@@ -1,74 +1,84 @@
-//! Writes what settled: states, transfers with their entries, balances, and by what it was authorised.
+//! Writes what settled: states, transfers with what authorised them, balances.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use num_bigint::BigInt;
 use uuid::Uuid;
 
 use super::Outcome;
 use crate::{
-    domain::{allocation::PolicyResult, decide::Changeset, signature::signature_bytes},
+    domain::{
+        allocation::PolicyResult,
+        decide::Changeset,
+        ledger::{AccountKind, funds_of},
+        signature::signature_bytes,
+    },
     fail::Point,
-    store::write::{Rows, Write, params},
+    store::{
+        StoreError,
+        write::{Rows, Write, count, params},
+    },
 };
 
 const UPDATE_ALLOCATIONS: &str = "\
     /* batch::update_allocations */
-    UPDATE settled.allocations AS a
-    SET status = n.status,
-        reason = n.reason,
-        retriable = false,
-        partner_external_id = n.partner_external_id,
-        evaluation_id = n.evaluation_id,
-        pending_approval_id = n.pending_approval_id,
-        policy_result = n.policy_result,
-        settled_nonce = n.nonce,
-        updated_at = n.updated_at
-    FROM unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-        $9::timestamptz[]
-    ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
-            updated_at)
-    WHERE a.id = n.id
-      AND a.status = 'reserved'";
-
-const INSERT_SETTLEMENTS: &str = "\
-    /* batch::insert_settlements */
-    INSERT INTO settled.settlements (
-        allocation_id, enterprise_id, nonce, payload, signature, public_key, batch_id, settled_at
+    WITH touched AS (
+        UPDATE settled.allocations AS a
+        SET status = n.status,
+            reason = n.reason,
+            retriable = false,
+            partner_external_id = n.partner_external_id,
+            evaluation_id = n.evaluation_id,
+            pending_approval_id = n.pending_approval_id,
+            policy_result = n.policy_result,
+            settled_nonce = n.nonce,
+            updated_at = n.updated_at
+        FROM unnest(
+            $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+            $9::timestamptz[]
+        ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
+                updated_at)
+        WHERE a.id = n.id
+          AND a.status = 'reserved'
+        RETURNING 1
     )
-    SELECT n.*, $7, $8
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[]) AS n";
+    SELECT settled.exactly('batch::update_allocations', count(*), $10) FROM touched";
 
 const INSERT_TRANSFERS: &str = "\
     /* batch::insert_transfers */
-    WITH made AS (
-        INSERT INTO settled.transfers (
-            subject_id, step, event, debit_account, credit_account, amount, batch_id, created_at
-        )
-        SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), $6, $7
-        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
-             AS n (subject_id, event, debit, credit, amount)
-        RETURNING id, debit_account, credit_account, amount
+    INSERT INTO settled.transfers (
+        subject_id, step, event, debit_account, credit_account, amount, receipt_key, payload, signature, batch_id,
+        created_at
     )
-    INSERT INTO settled.entries (transfer_id, account_id, change)
-    SELECT id, debit_account, -amount FROM made
-    UNION ALL
-    SELECT id, credit_account, amount FROM made";
+    SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), n.receipt_key, n.payload, n.signature,
+           $9, $10
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::uuid[], $7::text[], $8::bytea[]
+    ) AS n (subject_id, event, debit, credit, amount, receipt_key, payload, signature)";
 
-const LOCK_ACCOUNTS: &str = "\
-    /* batch::lock_accounts */
-    SELECT FROM settled.accounts WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE";
+const LOCK_FUNDS: &str = "\
+    /* batch::lock_funds */
+    SELECT FROM settled.funds WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE";
 
 const UPDATE_BALANCES: &str = "\
     /* batch::update_balances */
-    UPDATE settled.accounts AS a
-    SET balance = a.balance + n.change::numeric
-    FROM unnest($1::bigint[], $2::text[]) AS n (id, change)
-    WHERE a.id = n.id";
+    WITH touched AS (
+        UPDATE settled.funds AS f
+        SET available = f.available + n.available::numeric,
+            held = f.held + n.held::numeric,
+            allocated = f.allocated + n.allocated::numeric
+        FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS n (id, available, held, allocated)
+        WHERE f.id = n.id
+        RETURNING 1
+    )
+    SELECT settled.exactly('batch::update_balances', count(*), $5) FROM touched";
 
 /// `status = 'reserved'` is the second guard: an allocation leaves it at most once.
 pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
     let each = || changes.settlements.iter().map(|settlement| &settlement.allocation);
     let ids: Vec<Uuid> = each().map(|allocation| allocation.id).collect();
+    let settlements = ids.len();
     let statuses: Vec<&str> = each().map(|allocation| allocation.status.as_str()).collect();
     let reasons: Vec<Option<&str>> = each().map(|allocation| allocation.reason.as_deref()).collect();
     let partner_ids: Vec<Option<&str>> = each()
@@ -86,7 +96,7 @@ pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
     Write::unless(
         ids.is_empty(),
         UPDATE_ALLOCATIONS,
-        Rows::Exactly(ids.len()),
+        Rows::Certain(1),
         params![
             ids,
             statuses,
@@ -97,43 +107,13 @@ pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
             policies,
             nonces,
             times,
+            count(settlements),
         ],
     )
     .then(Point::AllocationsUpdated)
 }
 
-pub(super) fn insert_settlements<'a>(outcome: &Outcome<'a>) -> Write<'a> {
-    let settlements = &outcome.changes.settlements;
-    let ids: Vec<Uuid> = settlements.iter().map(|settlement| settlement.allocation.id).collect();
-    let updates = || settlements.iter().map(|settlement| &settlement.content.update);
-    let enterprises: Vec<&str> = updates().map(|update| update.enterprise_id.as_str()).collect();
-    let nonces: Vec<&str> = updates().map(|update| update.nonce.as_str()).collect();
-    let payloads: Vec<&str> = updates().map(|update| update.payload.as_str()).collect();
-    let signatures: Vec<Option<Vec<u8>>> = updates()
-        .map(|update| signature_bytes(&update.signature).map(|bytes| bytes.to_vec()))
-        .collect();
-    let keys: Vec<&[u8]> = settlements
-        .iter()
-        .map(|settlement| settlement.public_key.as_bytes().as_slice())
-        .collect();
-    Write::unless(
-        ids.is_empty(),
-        INSERT_SETTLEMENTS,
-        Rows::Exactly(ids.len()),
-        params![
-            ids,
-            enterprises,
-            nonces,
-            payloads,
-            signatures,
-            keys,
-            outcome.id,
-            outcome.now,
-        ],
-    )
-    .then(Point::SettlementsInserted)
-}
-
+/// Each with what authorised it.
 pub(super) fn insert_transfers<'a>(outcome: &Outcome<'a>) -> Write<'a> {
     let settlements = &outcome.changes.settlements;
     let each = || settlements.iter().map(|settlement| &settlement.transfer);
@@ -145,31 +125,82 @@ pub(super) fn insert_transfers<'a>(outcome: &Outcome<'a>) -> Write<'a> {
     let debits: Vec<i64> = each().map(|transfer| transfer.debit.1).collect();
     let credits: Vec<i64> = each().map(|transfer| transfer.credit.1).collect();
     let amounts: Vec<String> = each().map(|transfer| transfer.amount.quantity.to_string()).collect();
+    let contents = || settlements.iter().map(|settlement| &settlement.content);
+    let receipts: Vec<Uuid> = contents().map(|content| content.key.0).collect();
+    let payloads: Vec<&str> = contents().map(|content| content.update.payload.as_str()).collect();
+    let signatures: Vec<Option<Vec<u8>>> = contents()
+        .map(|content| signature_bytes(&content.update.signature).map(|bytes| bytes.to_vec()))
+        .collect();
     Write::unless(
         subjects.is_empty(),
         INSERT_TRANSFERS,
-        // Two entries each.
-        Rows::Exactly(subjects.len() * 2),
-        params![subjects, events, debits, credits, amounts, outcome.id, outcome.now],
+        Rows::Certain(subjects.len()),
+        params![
+            subjects,
+            events,
+            debits,
+            credits,
+            amounts,
+            receipts,
+            payloads,
+            signatures,
+            outcome.id,
+            outcome.now,
+        ],
     )
     .then(Point::TransfersInserted)
 }
 
-/// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Accounts
-/// come last because some of them are hot.
-pub(super) fn lock_accounts(changes: &Changeset) -> Write<'_> {
-    let ids: Vec<i64> = changes.balances.keys().copied().collect();
-    Write::unless(ids.is_empty(), LOCK_ACCOUNTS, Rows::Any, params![ids])
+/// What a row of funds changes by.
+#[derive(Default)]
+struct Sums {
+    available: BigInt,
+    held: BigInt,
+    allocated: BigInt,
 }
 
-pub(super) fn update_balances(changes: &Changeset) -> Write<'_> {
-    let ids: Vec<i64> = changes.balances.keys().copied().collect();
-    let sums: Vec<String> = changes.balances.values().map(ToString::to_string).collect();
-    Write::unless(
+/// The changes of accounts by the rows that they stand in. The world outside has no part in a settlement.
+fn sums(changes: &Changeset) -> Result<BTreeMap<i64, Sums>, StoreError> {
+    let mut sums = BTreeMap::<i64, Sums>::new();
+    for (account, change) in &changes.balances {
+        let (funds, kind) = funds_of(*account);
+        let row = sums.entry(funds).or_default();
+        match kind {
+            AccountKind::Available => row.available += change,
+            AccountKind::Held => row.held += change,
+            AccountKind::Allocated => row.allocated += change,
+            AccountKind::External => {
+                let sentence = format!("a settlement moves funds of account {account}, which is of the world outside");
+                return Err(StoreError::ours("settle_batch", sentence));
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Funds come
+/// last because some of them are hot.
+pub(super) fn lock_funds(changes: &Changeset) -> Write<'_> {
+    let ids: BTreeSet<i64> = changes.balances.keys().map(|account| funds_of(*account).0).collect();
+    let ids: Vec<i64> = ids.into_iter().collect();
+    Write::unless(ids.is_empty(), LOCK_FUNDS, Rows::Any, params![ids])
+}
+
+pub(super) fn update_balances(changes: &Changeset) -> Result<Write<'_>, StoreError> {
+    let sums = sums(changes)?;
+    let ids: Vec<i64> = sums.keys().copied().collect();
+    let column = |of: fn(&Sums) -> &BigInt| -> Vec<String> { sums.values().map(|row| of(row).to_string()).collect() };
+    let write = Write::unless(
         ids.is_empty(),
         UPDATE_BALANCES,
-        Rows::Exactly(ids.len()),
-        params![ids, sums],
-    )
-    .then(Point::BalancesUpdated)
+        Rows::Certain(1),
+        params![
+            ids,
+            column(|row| &row.available),
+            column(|row| &row.held),
+            column(|row| &row.allocated),
+            count(sums.len()),
+        ],
+    );
+    Ok(write.then(Point::BalancesUpdated))
 }

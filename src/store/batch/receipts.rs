@@ -12,7 +12,7 @@ use crate::{
     store::{
         Fate,
         registry::REMEMBERED_MAX,
-        write::{Rows, Write, params},
+        write::{Rows, Write, count, params},
     },
 };
 
@@ -30,20 +30,24 @@ const INSERT: &str = "\
 
 const UPDATE: &str = "\
     /* batch::update_receipts */
-    UPDATE settled.receipts AS r
-    SET message_digest = n.message_digest,
-        verdict = n.verdict,
-        reason = n.reason,
-        allocation_id = n.allocation_id,
-        event_id = n.event_id,
-        public_key = n.public_key,
-        last_seen = n.last_seen,
-        batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
-                        THEN $8 ELSE r.batch_id END
-    FROM unnest(
-        $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[], $9::uuid[]
-    ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen, allocation_id)
-    WHERE r.key = n.key";
+    WITH touched AS (
+        UPDATE settled.receipts AS r
+        SET message_digest = n.message_digest,
+            verdict = n.verdict,
+            reason = n.reason,
+            allocation_id = n.allocation_id,
+            event_id = n.event_id,
+            public_key = n.public_key,
+            last_seen = n.last_seen,
+            batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
+                            THEN $8 ELSE r.batch_id END
+        FROM unnest(
+            $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[], $9::uuid[]
+        ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen, allocation_id)
+        WHERE r.key = n.key
+        RETURNING 1
+    )
+    SELECT settled.exactly('batch::update_receipts', count(*), $10) FROM touched";
 
 /// In key order, so that two batches never wait for each other. Of each key as many as are remembered.
 const DISTRUST: &str = "\
@@ -112,7 +116,7 @@ pub(super) fn insert<'a>(outcome: &Outcome<'a>) -> Write<'a> {
     Write::unless(
         receipts.is_empty(),
         INSERT,
-        Rows::Exactly(receipts.len()),
+        Rows::Certain(receipts.len()),
         params![
             columns.keys,
             columns.enterprise_ids,
@@ -139,7 +143,7 @@ pub(super) fn update<'a>(outcome: &Outcome<'a>) -> Write<'a> {
     Write::unless(
         receipts.is_empty(),
         UPDATE,
-        Rows::Exactly(receipts.len()),
+        Rows::Certain(1),
         params![
             columns.keys,
             columns.message_digests,
@@ -150,6 +154,7 @@ pub(super) fn update<'a>(outcome: &Outcome<'a>) -> Write<'a> {
             columns.last_seen,
             outcome.id,
             columns.allocation_ids,
+            count(receipts.len()),
         ],
     )
     .then(Point::ReceiptsUpdated)

@@ -169,6 +169,7 @@ impl Filed {
                 id: self.id,
                 answers: self.answers,
                 publications: self.publications,
+                kept: Vec::new(),
                 replies: Vec::new(),
                 deleted: Vec::new(),
                 replies_ignored: 0,

@@ -68,7 +68,8 @@ async fn locks_are_taken_in_the_order_of_keys() {
             .map(|reservation| partner.cleared(reservation))
             .collect()
     };
-    let valid = read(&messages(&reservations)).await;
+    // Of two outcomes, so that two rows of funds move.
+    let valid = read(&[partner.cleared(&reservations[0]), partner.released(&reservations[1])]).await;
     // Receipts, of two that were refused for a time.
     run(&place, &["partner", "suspend", "--enterprise-id", "acme"]).await;
     let refused = settle(&clerk, &valid).await.expect("judged");
@@ -98,10 +99,10 @@ async fn locks_are_taken_in_the_order_of_keys() {
         ("allocations", "id", "status", &valid),
         ("receipts", "key", "verdict", &valid),
         ("parked", "key", "nonce", &due),
-        ("accounts", "id", "kind", &valid),
+        ("funds", "id", "holder", &valid),
     ] {
         let touched = match table {
-            "accounts" => "kind IN ('held', 'allocated')",
+            "funds" => "holder <> 'world'",
             "receipts" => "reason = 'partner_inactive'",
             _ => "true",
         };
@@ -223,7 +224,7 @@ async fn what_the_database_says_of_the_balances_is_heard() {
         db.batch_execute(&format!(
             "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
              AS $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{sqlstate}'; END $$;
-             CREATE OR REPLACE TRIGGER refuse BEFORE UPDATE ON settled.accounts
+             CREATE OR REPLACE TRIGGER refuse BEFORE UPDATE ON settled.funds
              FOR EACH ROW EXECUTE FUNCTION refuse()"
         ))
         .await
@@ -232,7 +233,7 @@ async fn what_the_database_says_of_the_balances_is_heard() {
         assert_eq!(error.sqlstate.as_deref(), Some(sqlstate), "{error}");
         assert_eq!(error.fate, fate, "{error}");
     }
-    db.batch_execute("DROP TRIGGER refuse ON settled.accounts")
+    db.batch_execute("DROP TRIGGER refuse ON settled.funds")
         .await
         .expect("dropped");
     let settled = settle(&clerk, &batch).await.expect("settled");
@@ -347,15 +348,15 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
 
 /// A currency is checked where one is written, whoever writes it, and not where only a balance changes.
 #[tokio::test]
-async fn an_account_has_a_currency_of_the_documented_form() {
+async fn funds_have_a_currency_of_the_documented_form() {
     let place = Place::new("currencies").await;
     let db = place.db().await;
-    let open = "INSERT INTO settled.accounts (kind, owner, currency) VALUES ('held', gen_random_uuid(), $1)";
+    let open = "INSERT INTO settled.funds (holder, owner, currency) VALUES ('connection', gen_random_uuid(), $1)";
     let longest = "x".repeat(64);
     for currency in ["BTC", "eip155:1-USDC_0.5", &longest] {
         assert_eq!(db.execute(open, &[&currency]).await.expect(currency), 1);
     }
-    let change = "UPDATE settled.accounts SET currency = $1";
+    let change = "UPDATE settled.funds SET currency = $1";
     let too_long = "x".repeat(65);
     for currency in ["", "B C", "BTC\n", "\u{20bf}", &too_long] {
         for sql in [open, change] {
@@ -363,6 +364,6 @@ async fn an_account_has_a_currency_of_the_documented_form() {
             assert_eq!(error.code(), Some(&SqlState::CHECK_VIOLATION), "{currency:?}: {sql}");
         }
     }
-    let moved = db.execute("UPDATE settled.accounts SET balance = 7", &[]).await;
+    let moved = db.execute("UPDATE settled.funds SET held = 7", &[]).await;
     assert_eq!(moved.expect("balances change"), 3);
 }

@@ -220,7 +220,7 @@ async fn where_all_is_well_every_line_says_so() {
         "{text}"
     );
     // And a problem is marked, with what to do about it.
-    execute(&ground.db().await, "DROP TRIGGER append_only ON settled.entries").await;
+    execute(&ground.db().await, "DROP TRIGGER append_only ON settled.transfers").await;
     let output = ground.run(&["doctor"]).await;
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), &[][..]));
@@ -278,10 +278,10 @@ async fn what_is_away_is_a_line_and_the_rest_is_still_looked_at() {
 async fn the_schema_is_the_one_that_is_needed() {
     let ground = well("version").await;
     let db = ground.db().await;
-    let older = "DELETE FROM settled.refinery_schema_history WHERE version > 1";
+    let older = "UPDATE settled.refinery_schema_history SET version = 0";
     let newer = "UPDATE settled.refinery_schema_history SET version = 99";
     for (alter, piece, hint) in [
-        (older, "version 1", "settled migrate"),
+        (older, "version 0", "settled migrate"),
         (newer, "newer", "newer program"),
     ] {
         execute(&db, alter).await;
@@ -321,12 +321,11 @@ async fn what_keeps_the_books_unchanged_is_there_and_switched_on() {
     let refuse = "FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change()";
     let guards = [
         ("transfers", "append_only"),
-        ("entries", "append_only"),
-        ("settlements", "append_only"),
         ("batches", "append_only"),
         ("deposits", "append_only"),
         ("parkings", "append_only"),
         ("receipts", "never_forgotten"),
+        ("receipts", "settled_for_ever"),
         ("audit", "append_only"),
         ("audit_subjects", "append_only"),
     ];
@@ -342,20 +341,33 @@ async fn what_keeps_the_books_unchanged_is_there_and_switched_on() {
         visit(&ground).await.assert_problem("append_only", &piece);
         execute(&db, &format!("ALTER TABLE settled.{table} ENABLE TRIGGER {name}")).await;
     }
-    let piece = "trigger append_only on settled.entries";
+    let piece = "trigger append_only on settled.transfers";
     for broken in [
         String::new(),
         // One that lets some of it pass.
-        format!("CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON settled.entries {refuse}"),
-        "CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON settled.entries FOR EACH ROW WHEN (old.change > 5)
+        format!("CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON settled.transfers {refuse}"),
+        "CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON settled.transfers FOR EACH ROW WHEN (old.amount > 5)
          EXECUTE FUNCTION settled.refuse_change()"
             .to_owned(),
     ] {
-        execute(&db, "DROP TRIGGER append_only ON settled.entries").await;
+        execute(&db, "DROP TRIGGER append_only ON settled.transfers").await;
         execute(&db, &broken).await;
         visit(&ground).await.assert_problem("append_only", piece);
-        execute(&db, "DROP TRIGGER IF EXISTS append_only ON settled.entries").await;
-        execute(&db, &format!("{trigger} ON settled.entries {refuse}")).await;
+        execute(&db, "DROP TRIGGER IF EXISTS append_only ON settled.transfers").await;
+        execute(&db, &format!("{trigger} ON settled.transfers {refuse}")).await;
+    }
+    // A guard of what settled that lets something of it pass.
+    let settled = "trigger settled_for_ever on settled.receipts";
+    let kept = "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'settled_for_ever'";
+    let whole: String = db.query_one(kept, &[]).await.expect("the guard").get(0);
+    let weak = whole.replace(" OR (old.public_key IS DISTINCT FROM new.public_key)", "");
+    assert_ne!(weak, whole, "the key is a part of it");
+    for (guard, is_good) in [(&weak, false), (&whole, true)] {
+        execute(&db, "DROP TRIGGER settled_for_ever ON settled.receipts").await;
+        execute(&db, guard).await;
+        if !is_good {
+            visit(&ground).await.assert_problem("append_only", settled);
+        }
     }
     visit(&ground).await.assert_problems(&[], &[]);
     // A function that refuses nothing, and triggers that do not fire.
@@ -409,21 +421,21 @@ async fn the_user_may_do_what_the_worker_does() {
     );
     // One who owns a single table, by being a member of its owner, could switch off what guards it.
     let owner = format!("{}_owner", ground.name);
-    let give = format!("CREATE ROLE {owner}; GRANT {owner} TO {role}; ALTER TABLE settled.entries OWNER TO {owner}");
+    let give = format!("CREATE ROLE {owner}; GRANT {owner} TO {role}; ALTER TABLE settled.transfers OWNER TO {owner}");
     execute(&db, &give).await;
     let found = visit().await;
     let line = found.line("ownership");
     assert!(line.ok && line.hint.contains("owns nothing"), "{}", found.said());
     execute(
         &db,
-        &format!("ALTER TABLE settled.entries OWNER TO CURRENT_USER; DROP ROLE {owner}"),
+        &format!("ALTER TABLE settled.transfers OWNER TO CURRENT_USER; DROP ROLE {owner}"),
     )
     .await;
     // What the batch itself needs, its rehearsal misses as well.
     for (privilege, object, others) in [
         ("UPDATE", "settled.receipts", &["rehearsal"][..]),
-        ("INSERT", "settled.entries", &["rehearsal"]),
-        ("UPDATE", "settled.accounts", &["rehearsal"]),
+        ("INSERT", "settled.transfers", &["rehearsal"]),
+        ("UPDATE", "settled.funds", &["rehearsal"]),
         ("INSERT", "settled.outbox_refused", &["rehearsal"]),
         ("DELETE", "settled.outbox", &["rehearsal"]),
         ("INSERT", "settled.dead_letters", &["rehearsal"]),
@@ -512,7 +524,7 @@ async fn a_statement_that_can_not_run_is_found_by_the_rehearsal() {
     let ground = well("rehearsal").await;
     let db = ground.db().await;
     for (table, column) in [
-        ("settlements", "payload"),
+        ("transfers", "payload"),
         ("outbox", "publications"),
         ("allocations", "retriable"),
     ] {

@@ -9,7 +9,7 @@ use crate::kit::{
     auditor::{Expect, Reservation},
     command::{ask_with, deposit, ledger, register},
     partner::Partner,
-    support::{Ground, PATIENCE, Place, connect, until, userinfo, with_path},
+    support::{Ground, PATIENCE, Place, until},
 };
 
 const MAX: &str = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
@@ -394,64 +394,6 @@ async fn the_tables_are_the_second_line() {
         let error = db.execute(sql, &[]).await.expect_err(sql);
         assert_eq!(error.code().map(|code| code.code()), Some("23514"), "{sql}: {error}");
     }
-}
-
-/// The function is made anew by a migration: who may reserve stays who may, and nobody else comes to it.
-#[tokio::test]
-async fn who_may_reserve_stays_who_may() {
-    let ground = Ground::new("reserve_grants").await;
-    ground.create_database("template0").await;
-    let admin = ground.db().await;
-    // As an older version left it.
-    execute(&admin, "CREATE SCHEMA settled").await;
-    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/schema");
-    let mut files: Vec<_> = std::fs::read_dir(schema)
-        .expect("the schema")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    files.sort();
-    let (older, newer): (Vec<_>, Vec<_>) = files
-        .into_iter()
-        .partition(|path| path.file_name().is_some_and(|name| name < "V0008"));
-    for file in &older {
-        execute(&admin, &std::fs::read_to_string(file).expect("a migration")).await;
-    }
-    let (custody, other) = (format!("{}_custody", ground.name), format!("{}_other", ground.name));
-    let password = userinfo(&ground.services.database).1;
-    for role in [&custody, &other] {
-        let make = format!("CREATE ROLE {role} LOGIN PASSWORD '{password}'; GRANT USAGE ON SCHEMA settled TO {role}");
-        execute(&admin, &make).await;
-    }
-    execute(
-        &admin,
-        &format!(
-            "REVOKE EXECUTE ON FUNCTION settled.reserve(jsonb) FROM PUBLIC;
-             GRANT EXECUTE ON FUNCTION settled.reserve(jsonb) TO {custody};
-             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA settled TO {custody}, {other}"
-        ),
-    )
-    .await;
-    for file in &newer {
-        execute(&admin, &std::fs::read_to_string(file).expect("a migration")).await;
-    }
-    let user = userinfo(&ground.services.database).0;
-    let url = with_path(&ground.services.database, &ground.name);
-    for (role, may) in [(&custody, true), (&other, false)] {
-        let db = connect(&url.replacen(user, role, 1)).await;
-        let answer = db.query("SELECT * FROM settled.reserve('[{}]')", &[]).await;
-        match answer {
-            Ok(rows) => assert!(may && rows[0].get::<_, &str>("reason") == "invalid_field", "{role}"),
-            Err(error) => assert!(
-                !may && error.code().is_some_and(|code| code.code() == "42501"),
-                "{role}: {error}"
-            ),
-        }
-    }
-    execute(
-        &admin,
-        &format!("DROP OWNED BY {custody}, {other}; DROP ROLE {custody}, {other}"),
-    )
-    .await;
 }
 
 /// What the broker refused was told to nobody: `doctor` says so.

@@ -323,9 +323,7 @@ async fn a_parked_message_whose_accounts_are_locked_waits_by_itself() {
     .await;
     place.reserve(std::slice::from_ref(&late)).await;
     custody
-        .batch_execute(
-            "BEGIN; SELECT FROM settled.accounts WHERE kind IN ('held', 'allocated') ORDER BY id FOR NO KEY UPDATE",
-        )
+        .batch_execute("BEGIN; SELECT FROM settled.funds WHERE holder = 'connection' ORDER BY id FOR NO KEY UPDATE")
         .await
         .expect("locked");
     custody.batch_execute("COMMIT").await.expect("let go");

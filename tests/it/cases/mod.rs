@@ -19,6 +19,7 @@ mod letters;
 mod management;
 mod metrics;
 mod mutants;
+mod named_outbox;
 mod newer;
 mod outage;
 mod outbox;

@@ -104,7 +104,7 @@ async fn the_custody_page_works_as_it_is_written() {
     }
     // What is added is never changed.
     for statement in [
-        "UPDATE settled.entries SET transfer_id = transfer_id",
+        "UPDATE settled.transfers SET amount = amount",
         "DELETE FROM settled.transfers",
     ] {
         let error = db.batch_execute(statement).await.expect_err(statement);

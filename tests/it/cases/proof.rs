@@ -36,23 +36,48 @@ fn assert_says(problems: &[String], complaint: &str, spoilt: &str) {
 /// How the database is spoiled, and what the auditor must say to it. What stands before a semicolon makes it possible.
 const SPOILT: &[(&str, &str)] = &[
     (
-        "UPDATE settled.accounts SET balance = balance + 1 WHERE kind = 'held'",
+        "UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'",
         "I2: a balance is not the sum of its entries",
     ),
     (
-        "UPDATE settled.entries SET change = change + 1 WHERE ctid = (SELECT min(ctid) FROM settled.entries)",
-        "I2: *do not sum to zero",
+        "UPDATE settled.transfers SET amount = amount + 1 WHERE ctid = (SELECT min(ctid) FROM settled.transfers)",
+        "I2: a balance is not the sum of its transfers",
     ),
     (
-        "DELETE FROM settled.entries WHERE ctid = (SELECT min(ctid) FROM settled.entries)",
+        "DELETE FROM settled.transfers WHERE ctid = (SELECT min(ctid) FROM settled.transfers)",
+        "I2: a balance is not the sum of its entries",
+    ),
+    (
+        // What the view must show, if somebody puts another one in its place.
+        "CREATE OR REPLACE VIEW settled.entries AS
+         SELECT id AS transfer_id, debit_account AS account_id, -amount AS change FROM settled.transfers;
+         SELECT 1",
         "I2: a transfer has not its two entries",
     ),
     (
-        "WITH gift AS (SELECT e.id AS debit, a.id AS credit FROM settled.accounts AS e JOIN settled.accounts AS a USING (currency)
-                       WHERE e.kind = 'external' AND a.kind = 'available' LIMIT 1),
-              made AS (INSERT INTO settled.entries SELECT -1, debit, -5 FROM gift UNION ALL SELECT -1, credit, 5 FROM gift
-                       RETURNING account_id, change)
-         UPDATE settled.accounts AS a SET balance = a.balance + m.change FROM made AS m WHERE a.id = m.account_id",
+        "WITH other AS (INSERT INTO settled.funds (holder, owner, currency)
+                        SELECT 'client', owner, 'ODD' FROM settled.funds WHERE holder = 'client' LIMIT 1 RETURNING id)
+         UPDATE settled.transfers SET credit_account = (SELECT id * 4 + 1 FROM other)
+         WHERE ctid = (SELECT min(ctid) FROM settled.transfers)",
+        "I2: *do not sum to zero",
+    ),
+    (
+        "WITH other AS (INSERT INTO settled.funds (holder, owner, currency)
+                        SELECT 'client', owner, 'ODD' FROM settled.funds WHERE holder = 'client' LIMIT 1 RETURNING id)
+         UPDATE settled.transfers SET credit_account = (SELECT id * 4 + 1 FROM other)
+         WHERE ctid = (SELECT min(ctid) FROM settled.transfers)",
+        "I2: a transfer between accounts that are not there, or not of one currency",
+    ),
+    (
+        "WITH gift AS (SELECT e.id AS world, a.id AS client FROM settled.funds AS e JOIN settled.funds AS a USING (currency)
+                       WHERE e.holder = 'world' AND a.holder = 'client' LIMIT 1),
+              made AS (INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at)
+                       SELECT gen_random_uuid(), 0, 'deposit', world * 4, client * 4 + 1, 5, now() FROM gift
+                       RETURNING amount)
+         UPDATE settled.funds AS f
+         SET external = external - CASE f.id WHEN g.world THEN m.amount ELSE 0 END,
+             available = available + CASE f.id WHEN g.client THEN m.amount ELSE 0 END
+         FROM made AS m, gift AS g WHERE f.id IN (g.world, g.client)",
         "I2: the balances are",
     ),
     (
@@ -71,14 +96,15 @@ const SPOILT: &[(&str, &str)] = &[
         "I1: an outcome without its authority",
     ),
     (
-        "UPDATE settled.settlements SET signature = set_byte(signature, 40, 1 # get_byte(signature, 40))
-         WHERE ctid = (SELECT min(ctid) FROM settled.settlements)",
+        "UPDATE settled.transfers SET signature = set_byte(signature, 40, 1 # get_byte(signature, 40))
+         WHERE ctid = (SELECT min(ctid) FROM settled.transfers WHERE step = 1)",
         "I9: *did not sign for",
     ),
     (
-        "UPDATE settled.settlements AS s SET nonce = t.nonce FROM settled.settlements AS t
-         WHERE s.allocation_id <> t.allocation_id AND s.enterprise_id = t.enterprise_id
-           AND s.allocation_id = (SELECT allocation_id FROM settled.settlements ORDER BY enterprise_id, nonce LIMIT 1)",
+        "UPDATE settled.transfers AS s SET receipt_key = t.receipt_key
+         FROM settled.transfers AS t
+         WHERE t.step = 1 AND s.step = 1 AND s.subject_id <> t.subject_id
+           AND s.subject_id = (SELECT allocation_id FROM settled.settlements ORDER BY enterprise_id, nonce LIMIT 1)",
         "I5: a nonce was accepted twice",
     ),
     (
@@ -120,15 +146,17 @@ const SPOILT: &[(&str, &str)] = &[
         "I1: a receipt without its effect",
     ),
     (
-        "INSERT INTO settled.settlements
-         SELECT gen_random_uuid(), enterprise_id, 'never', payload, signature, public_key, batch_id, settled_at
-         FROM settled.settlements LIMIT 1",
-        "I1: a receipt without its effect",
+        "INSERT INTO settled.transfers
+             (subject_id, step, event, debit_account, credit_account, amount, created_at, batch_id, receipt_key, signature, payload)
+         SELECT gen_random_uuid(), 1, event, debit_account, credit_account, amount, created_at, batch_id, gen_random_uuid(),
+                signature, payload
+         FROM settled.transfers WHERE step = 1 LIMIT 1",
+        "I1: a transfer that settles without its receipt",
     ),
     (
         "UPDATE settled.transfers SET batch_id = gen_random_uuid() WHERE id =
          (SELECT id FROM settled.transfers WHERE step = 1 LIMIT 1)",
-        "I1: a transfer of another batch",
+        "I1: a transfer of another batch than its receipt",
     ),
     (
         "UPDATE settled.allocations SET partner_external_id = 'x' WHERE id =
@@ -145,16 +173,17 @@ const SPOILT: &[(&str, &str)] = &[
         "I1: the reservation * has changed",
     ),
     (
-        "ALTER TABLE settled.accounts DROP CONSTRAINT accounts_never_negative;
-         UPDATE settled.accounts SET balance = -1 WHERE id = (SELECT id FROM settled.accounts WHERE kind = 'held' LIMIT 1)",
+        "ALTER TABLE settled.funds DROP CONSTRAINT funds_never_negative;
+         UPDATE settled.funds SET held = -1 WHERE id = (SELECT id FROM settled.funds WHERE holder = 'connection' LIMIT 1)",
         "I2: a balance is negative",
     ),
     (
-        "INSERT INTO settled.entries VALUES (-1, -1, 5)",
+        "UPDATE settled.transfers SET debit_account = 4000000 WHERE ctid = (SELECT min(ctid) FROM settled.transfers)",
         "I2: entries of no account",
     ),
     (
-        "INSERT INTO settled.entries VALUES (-1, -1, 5)",
+        "CREATE OR REPLACE VIEW settled.entries AS SELECT -1::bigint AS transfer_id, -1::bigint AS account_id, 5::numeric AS change;
+         SELECT 1",
         "I2: entries of no transfer",
     ),
     (
@@ -177,7 +206,8 @@ const SPOILT: &[(&str, &str)] = &[
         "I3: the batch * counts other settlements",
     ),
     (
-        "INSERT INTO settled.receipts
+        "INSERT INTO settled.receipts (key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason,
+                allocation_id, event_id, public_key, batch_id, first_seen, last_seen)
          SELECT gen_random_uuid(), enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id,
                 event_id, public_key, batch_id, first_seen, last_seen
          FROM settled.receipts LIMIT 1",
@@ -205,11 +235,11 @@ const SPOILT: &[(&str, &str)] = &[
         "I9: *has an effect that is not the one",
     ),
     (
-        "UPDATE settled.settlements SET payload = replace(payload, 'cleared', 'released')",
+        "UPDATE settled.transfers SET payload = replace(payload, 'cleared', 'released')",
         "I9: *has an effect that is not the one",
     ),
     (
-        "UPDATE settled.accounts SET balance = balance + 1 WHERE kind = 'available'",
+        "UPDATE settled.funds SET available = available + 1 WHERE holder = 'client'",
         "I6: *changed accounts",
     ),
     (
@@ -221,9 +251,9 @@ const SPOILT: &[(&str, &str)] = &[
         "I6: *changed allocations",
     ),
     ("DELETE FROM settled.transfers WHERE step = 1", "I6: *changed transfers"),
-    ("DELETE FROM settled.entries", "I6: *left 0 entries"),
+    ("DELETE FROM settled.transfers", "I6: *left 0 entries"),
     (
-        "UPDATE settled.settlements SET settled_at = settled_at + interval '1 millisecond'",
+        "UPDATE settled.transfers SET created_at = created_at + interval '1 millisecond'",
         "I6: *changed settlements",
     ),
     (

@@ -154,14 +154,6 @@ async fn a_key_that_can_not_be_reinstated() {
     let db = place.db().await;
     key(&place, "revoke", &partner, &[]).await.document(0);
     let reinstate = async || key(&place, "reinstate", &partner, &["--reason", "why not"]).await;
-    // As an older version left it.
-    let remembered = async |yes: bool| {
-        let sql = format!("UPDATE settled.partner_keys SET remembered = {yes}");
-        db.batch_execute(&sql).await.expect("changed");
-    };
-    remembered(false).await;
-    reinstate().await.refused(1, "by an older version");
-    remembered(true).await;
     let fill = "INSERT INTO settled.distrusted (public_key, payload_digest, at)
                 SELECT k.public_key, sha256(n::text::bytea), now()
                 FROM settled.partner_keys AS k, generate_series(1, 100000) AS n";

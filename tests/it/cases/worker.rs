@@ -1483,7 +1483,7 @@ async fn a_missing_table_pauses_and_nothing_is_dead_lettered() {
     place.publish(&cleared(first)).await;
     place.rest().await;
     let db = place.db().await;
-    db.batch_execute("ALTER TABLE settled.settlements RENAME TO elsewhere")
+    db.batch_execute("ALTER TABLE settled.transfers RENAME TO elsewhere")
         .await
         .expect("renamed");
     place.publish(&cleared(rest)).await;
@@ -1495,7 +1495,7 @@ async fn a_missing_table_pauses_and_nothing_is_dead_lettered() {
     )
     .await;
     assert_eq!(settled, 10);
-    db.batch_execute("ALTER TABLE settled.elsewhere RENAME TO settlements")
+    db.batch_execute("ALTER TABLE settled.elsewhere RENAME TO transfers")
         .await
         .expect("mended");
     worker.ready().await;
@@ -1527,7 +1527,7 @@ async fn a_missing_grant_pauses_and_nothing_is_dead_lettered() {
         ("SETTLED_WORKER__PAUSE_RELEASE", "500ms"),
     ];
     let worker = place.ready_worker(&settings).await;
-    db.batch_execute(&format!("REVOKE INSERT ON settled.entries FROM {role}"))
+    db.batch_execute(&format!("REVOKE INSERT ON settled.transfers FROM {role}"))
         .await
         .expect("revoked");
     let messages: Vec<Message> = reservations
@@ -1542,7 +1542,7 @@ async fn a_missing_grant_pauses_and_nothing_is_dead_lettered() {
     })
     .await;
     assert!(worker.ended().is_none());
-    db.batch_execute(&format!("GRANT INSERT ON settled.entries TO {role}"))
+    db.batch_execute(&format!("GRANT INSERT ON settled.transfers TO {role}"))
         .await
         .expect("mended");
     worker.ready().await;

@@ -12,7 +12,8 @@ use crate::kit::partner;
 
 /// What a replay must leave as it is, each as rows of text. A receipt's `last_seen` may grow, and a verdict that is not
 /// `settled` may be given anew.
-const BOOKS: [(&str, &str); 7] = [
+const BOOKS: [(&str, &str); 8] = [
+    ("funds", "SELECT f::text FROM settled.funds AS f"),
     ("accounts", "SELECT a::text FROM settled.accounts AS a"),
     ("deposits", "SELECT d::text FROM settled.deposits AS d"),
     ("allocations", "SELECT a::text FROM settled.allocations AS a"),
@@ -68,6 +69,28 @@ impl Books {
 pub(crate) async fn ledger(db: &Client) -> Vec<String> {
     let checks = [
         (
+            "I2: a transfer between accounts that are not there, or not of one currency",
+            "SELECT t.id::text, coalesce(d.currency, 'nothing') || ' and ' || coalesce(c.currency, 'nothing')
+             FROM settled.transfers AS t
+             LEFT JOIN settled.accounts AS d ON d.id = t.debit_account
+             LEFT JOIN settled.accounts AS c ON c.id = t.credit_account
+             WHERE (d.currency = c.currency) IS NOT TRUE",
+        ),
+        (
+            // The view of the two sides is as good as what it is made of: the transfers themselves say what each balance is.
+            "I2: a balance is not the sum of its transfers",
+            "SELECT a.id::text, a.balance::text || ' and ' || coalesce(m.total, 0)::text
+             FROM settled.accounts AS a
+             LEFT JOIN (
+                 SELECT s.account, sum(s.change) AS total
+                 FROM settled.transfers AS t
+                 CROSS JOIN LATERAL (VALUES (t.debit_account, -t.amount), (t.credit_account, t.amount))
+                      AS s (account, change)
+                 GROUP BY s.account
+             ) AS m ON m.account = a.id
+             WHERE a.balance <> coalesce(m.total, 0)",
+        ),
+        (
             "I2: entries of a currency do not sum to zero",
             "SELECT a.currency, sum(e.change)::text FROM settled.entries AS e
              JOIN settled.accounts AS a ON a.id = e.account_id GROUP BY a.currency HAVING sum(e.change) <> 0",
@@ -81,7 +104,7 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
             "I2: a balance is not the sum of its entries",
             "SELECT a.id::text, a.balance::text || ' and ' || coalesce(sum(e.change), 0)::text
              FROM settled.accounts AS a LEFT JOIN settled.entries AS e ON e.account_id = a.id
-             GROUP BY a.id HAVING a.balance <> coalesce(sum(e.change), 0)",
+             GROUP BY a.id, a.balance HAVING a.balance <> coalesce(sum(e.change), 0)",
         ),
         (
             "I2: a balance is negative",
@@ -104,17 +127,23 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
         (
             "I2: a state is not the fold of its transfers",
             "SELECT a.id::text, a.status FROM settled.allocations AS a
+             LEFT JOIN settled.connections AS c ON c.connection_id = a.connection_id
+             LEFT JOIN settled.accounts AS v
+                    ON (v.kind, v.owner, v.currency) = ('available', c.client_id, a.currency)
+             LEFT JOIN settled.accounts AS h ON (h.kind, h.owner, h.currency) = ('held', c.connection_id, a.currency)
+             LEFT JOIN settled.accounts AS l
+                    ON (l.kind, l.owner, l.currency) = ('allocated', c.connection_id, a.currency)
              LEFT JOIN settled.transfers AS r ON r.subject_id = a.id AND r.step = 0
              LEFT JOIN settled.transfers AS s ON s.subject_id = a.id AND s.step = 1
              WHERE (r.event = 'reserved'
                 AND r.amount = a.quantity
-                AND r.debit_account = CASE a.type WHEN 'allocation' THEN a.available_account ELSE a.allocated_account END
-                AND r.credit_account = a.held_account
+                AND r.debit_account = CASE a.type WHEN 'allocation' THEN v.id ELSE l.id END
+                AND r.credit_account = h.id
                 AND CASE a.status
                     WHEN 'reserved' THEN s.id IS NULL
-                    ELSE s.event = a.status AND s.amount = a.quantity AND s.debit_account = a.held_account
+                    ELSE s.event = a.status AND s.amount = a.quantity AND s.debit_account = h.id
                      AND s.credit_account = CASE (a.type = 'allocation') = (a.status = 'cleared')
-                                            WHEN true THEN a.allocated_account ELSE a.available_account END
+                                            WHEN true THEN l.id ELSE v.id END
                     END) IS NOT TRUE",
         ),
         (
@@ -122,6 +151,20 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
             "SELECT t.id::text, t.event FROM settled.transfers AS t
              WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = t.subject_id)
                AND NOT EXISTS (SELECT FROM settled.deposits AS d WHERE d.id = t.subject_id)",
+        ),
+        (
+            "I1: a transfer that settles without its receipt, its text or its signature",
+            "SELECT t.subject_id::text, coalesce(r.verdict, 'no receipt') FROM settled.transfers AS t
+             LEFT JOIN settled.receipts AS r ON r.key = t.receipt_key
+             WHERE t.step = 1
+               AND (r.verdict = 'settled' AND octet_length(t.signature) = 65 AND t.payload <> '') IS NOT TRUE",
+        ),
+        (
+            "I1: a settlement of no transfer, or a transfer that settles and is none",
+            "SELECT coalesce(s.allocation_id, t.subject_id)::text, coalesce(t.event, 'none') FROM settled.settlements AS s
+             FULL JOIN (SELECT * FROM settled.transfers WHERE step = 1) AS t ON t.subject_id = s.allocation_id
+             WHERE ((s.payload, s.signature, s.batch_id, s.settled_at)
+                  = (t.payload, t.signature, t.batch_id, t.created_at)) IS NOT TRUE",
         ),
         (
             "I1: an outcome without its authority, or the other way round",
@@ -139,10 +182,10 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
                   = (s.allocation_id, s.public_key, s.batch_id, sha256(convert_to(s.payload, 'UTF8')))) IS NOT TRUE",
         ),
         (
-            "I1: a transfer of another batch than its settlement",
+            "I1: a transfer of another batch than its receipt",
             "SELECT t.id::text, t.batch_id::text FROM settled.transfers AS t
-             JOIN settled.settlements AS s ON s.allocation_id = t.subject_id
-             WHERE t.step = 1 AND t.batch_id IS DISTINCT FROM s.batch_id",
+             JOIN settled.receipts AS r ON r.key = t.receipt_key
+             WHERE t.step = 1 AND t.batch_id IS DISTINCT FROM r.batch_id",
         ),
         (
             "I5: a nonce has two receipts",
