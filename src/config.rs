@@ -5,6 +5,7 @@
 
 mod fields;
 mod layers;
+mod reference;
 mod secret;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -16,7 +17,11 @@ use self::{
     fields::{address, lasting, optional_path, short_text, tenths, texts, whole_seconds, within},
     layers::{Layers, SEE_LIST, host_name, split},
 };
-pub use self::{layers::Origin, secret::Secret};
+pub use self::{
+    layers::Origin,
+    reference::{Reference, reference},
+    secret::Secret,
+};
 
 /// The commented list of every setting, as compiled in.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");

@@ -1,6 +1,9 @@
 //! The partner's side: signs updates, right ones and one of each kind of wrong ones, and publishes them with confirms.
 //! For simulation, demo, tests and benchmarks; everything is drawn from a seed.
 
+pub mod lint;
+pub mod vectors;
+
 use std::time::{Duration, Instant};
 
 use serde::Serialize;

@@ -123,6 +123,7 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
     let shape = Shape {
         messages,
         invalid_percent: INVALID_PERCENT,
+        repeated_percent: 3,
         enterprises: vec!["acme".to_owned(), "globex".to_owned()],
         run: "demo".to_owned(),
         seed: wish.seed,

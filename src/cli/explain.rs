@@ -90,7 +90,7 @@ pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Fa
     Ok(Exit::Done)
 }
 
-fn body(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
+pub(super) fn body(file: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     let read = match &file {
         Some(path) if path.as_os_str() != "-" => {

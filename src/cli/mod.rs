@@ -14,9 +14,11 @@ mod ledger;
 mod life;
 mod outbox;
 mod output;
+mod partner_kit;
 mod reconcile;
 mod registry;
 mod setup;
+mod shell;
 mod simulate;
 mod worker;
 
@@ -129,6 +131,13 @@ enum Command {
     Simulate(simulate::Simulate),
     /// The whole story on a fresh database and broker, in under a minute
     Demo(demo::Demo),
+    /// For partners, offline: look at a message, sign one with a test key, test vectors
+    #[command(subcommand)]
+    PartnerKit(partner_kit::PartnerKitCommand),
+    /// Completions for a shell
+    Completions(shell::Completions),
+    /// Manual pages
+    Man(shell::Man),
 }
 
 impl Cli {
@@ -157,6 +166,10 @@ impl Cli {
             // A wrong setting is one of the things it looks for.
             Command::Doctor => return doctor::run(settings, &out).await,
             Command::Config(command) => return config::run(&self.global, &out, command),
+            // These need no settings.
+            Command::PartnerKit(command) => return partner_kit::run(&out, command),
+            Command::Completions(wish) => return shell::completions(&out, &wish),
+            Command::Man(wish) => return shell::man(&out, &wish),
             command => command,
         };
         let context = Context {
@@ -167,7 +180,11 @@ impl Cli {
         match command {
             Command::Migrate => setup::migrate(context).await,
             Command::Topology => setup::topology(context).await,
-            Command::Doctor | Command::Config(_) => Ok(Exit::Done),
+            Command::Doctor
+            | Command::Config(_)
+            | Command::PartnerKit(_)
+            | Command::Completions(_)
+            | Command::Man(_) => Ok(Exit::Done),
             Command::Worker => worker::run(context).await,
             Command::Partner(command) => registry::partner(context, command).await,
             Command::Key(command) => registry::key(context, command).await,

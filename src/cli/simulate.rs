@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use uuid::Uuid;
@@ -47,15 +47,18 @@ const WAVES: usize = 10;
 A worker must be running. It registers partners of its own, with keys, connections, deposits and allocations, which stay in
 the database; a database that holds partners of anybody's is refused unless --yes-into-this-database is said.")]
 pub(super) struct Simulate {
-    /// How many messages to publish
-    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    messages: u32,
-    /// Messages a second; as fast as it goes if not given
+    /// What the traffic is like; --messages, --rate and --invalid change a profile's own
+    #[arg(long, default_value = "plain", value_name = "PROFILE")]
+    profile: Profile,
+    /// How many messages to publish; 1000 if neither this nor the profile says it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    messages: Option<u32>,
+    /// Messages a second; as fast as it goes if neither this nor the profile says it
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
-    /// Of a hundred messages so many are wrong, in every way there is
-    #[arg(long, default_value_t = 10, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
-    invalid: u8,
+    /// Of a hundred messages so many are wrong, in every way there is; 10 if neither this nor the profile says it
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    invalid: Option<u8>,
     /// How many partners publish
     #[arg(long, default_value_t = 2, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=1_000))]
     partners: u16,
@@ -68,6 +71,64 @@ pub(super) struct Simulate {
     /// The database holds partners that no simulation made, and it is meant all the same
     #[arg(long)]
     yes_into_this_database: bool,
+}
+
+/// What a simulated partner is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    /// As fast as it goes, one in ten wrong
+    Plain,
+    /// A hundred a second, one in ten wrong
+    Steady,
+    /// 5000 as fast as it goes, all of them right
+    Burst,
+    /// Half of what is right is sent again, or asked for again under a new nonce
+    Duplicates,
+    /// Six in ten wrong, in every way there is
+    Hostile,
+    /// 50 messages, five a second
+    Slow,
+}
+
+/// The numbers of a profile.
+struct Traffic {
+    messages: u32,
+    rate: Option<u32>,
+    invalid: u8,
+    repeated_percent: usize,
+}
+
+impl Profile {
+    fn traffic(self) -> Traffic {
+        let plain = Traffic {
+            messages: 1_000,
+            rate: None,
+            invalid: 10,
+            repeated_percent: 3,
+        };
+        match self {
+            Profile::Plain => plain,
+            Profile::Steady => Traffic {
+                rate: Some(100),
+                ..plain
+            },
+            Profile::Burst => Traffic {
+                messages: 5_000,
+                invalid: 0,
+                ..plain
+            },
+            Profile::Duplicates => Traffic {
+                repeated_percent: 50,
+                ..plain
+            },
+            Profile::Hostile => Traffic { invalid: 60, ..plain },
+            Profile::Slow => Traffic {
+                messages: 50,
+                rate: Some(5),
+                ..plain
+            },
+        }
+    }
 }
 
 /// `500ms`, `30s`, `5m`.
@@ -111,10 +172,13 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
         worker_is_there(&broker, WORKER_GRACE).await?;
     }
     let run = format!("sim-{}", &Uuid::new_v4().simple().to_string()[..8]);
-    let messages = usize::try_from(wish.messages).unwrap_or(usize::MAX);
+    let traffic = wish.profile.traffic();
+    let (rate, invalid) = (wish.rate.or(traffic.rate), wish.invalid.unwrap_or(traffic.invalid));
+    let messages = usize::try_from(wish.messages.unwrap_or(traffic.messages)).unwrap_or(usize::MAX);
     let shape = Shape {
         messages,
-        invalid_percent: usize::from(wish.invalid),
+        invalid_percent: usize::from(invalid),
+        repeated_percent: traffic.repeated_percent,
         enterprises: (1..=wish.partners).map(|number| format!("{run}-{number}")).collect(),
         run: run.clone(),
         seed: wish.seed,
@@ -167,7 +231,7 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
     let bar = Bar::new(messages);
     let late = drive.reserve_late();
     let driven = drive
-        .waves(0..plan.waves.len(), wish.rate.map(f64::from), || bar.show(&account))
+        .waves(0..plan.waves.len(), rate.map(f64::from), || bar.show(&account))
         .await;
     if let Ok(true) = driven {
         wait_for_all(&account, wish.timeout, || bar.show(&account)).await;

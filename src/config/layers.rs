@@ -154,6 +154,11 @@ impl Layers {
         Ok(())
     }
 
+    /// The compiled-in value of a setting.
+    pub(super) fn default_of(&self, setting: &str) -> Option<&Value> {
+        find(&self.defaults, &split(setting))
+    }
+
     fn lay_variable(&mut self, name: &str, plain: &str, text: String) -> Result<(), ConfigError> {
         let key = split(&plain.to_ascii_lowercase().replace("__", "."));
         // Without a section it is one of ours only if it names a setting: scripts and tests have variables too.
@@ -406,7 +411,7 @@ pub(super) fn split(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
-fn variable_of(key: &str) -> String {
+pub(super) fn variable_of(key: &str) -> String {
     match key {
         "database.url" => "SETTLED_DATABASE_URL".to_owned(),
         "broker.url" => "SETTLED_BROKER_URL".to_owned(),

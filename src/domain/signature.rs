@@ -215,12 +215,12 @@ pub fn signer(payload: &str, signature: &str) -> Signer {
     };
     let [_, scalars @ ..] = &parts.bytes;
     RecoverableSignature::from_compact(scalars, parts.recovery_id)
-        .and_then(|signature| signature.recover(secp256k1::Message::from_digest(message_digest(payload))))
+        .and_then(|signature| signature.recover(secp256k1::Message::from_digest(signed_digest(payload))))
         .map_or(Signer::Unrecoverable, |key| Signer::Key(PublicKey(key.serialize())))
 }
 
 /// What is signed: SHA-256 twice over the magic text, the payload's length and the payload.
-fn message_digest(payload: &str) -> [u8; 32] {
+pub fn signed_digest(payload: &str) -> [u8; 32] {
     let (varint, width) = varint(payload.len() as u64);
     let mut hash = Sha256::new();
     hash.update(b"\x18Bitcoin Signed Message:\n");
@@ -263,7 +263,7 @@ impl SigningKey {
 
     /// Signs a payload as BitGo's SDK does: header 31 or 32, low S, 130 hexadecimal characters. Deterministic.
     pub fn sign(&self, payload: &str) -> String {
-        let digest = secp256k1::Message::from_digest(message_digest(payload));
+        let digest = secp256k1::Message::from_digest(signed_digest(payload));
         let (recovery_id, scalars) = RecoverableSignature::sign_ecdsa_recoverable(digest, &self.0).serialize_compact();
         let header = HEADER_FIRST.wrapping_add(recovery_id.to_u8());
         format!("{header:02x}{}", hex::encode(scalars))
@@ -562,10 +562,10 @@ mod tests {
         }
         // Bitcoin Core's own digest of an empty message, and the length is of bytes, not characters.
         assert_eq!(
-            hex::encode(message_digest("")),
+            hex::encode(signed_digest("")),
             "80e795d4a4caadd7047af389d9f7f220562feb6196032e2131e10563352c4bcc"
         );
-        assert_ne!(message_digest("é"), message_digest("e"));
+        assert_ne!(signed_digest("é"), signed_digest("e"));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) const WAVES_BETWEEN: usize = 2;
 pub(in crate::cli) struct Shape {
     pub(in crate::cli) messages: usize,
     pub(in crate::cli) invalid_percent: usize,
+    /// Of a hundred right messages so many are sent again, or said again under a new nonce.
+    pub(in crate::cli) repeated_percent: usize,
     /// The partners that do the bulk of it.
     pub(in crate::cli) enterprises: Vec<String>,
     /// Stands in every other name, so that runs do not meet.

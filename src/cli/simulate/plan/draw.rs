@@ -16,8 +16,6 @@ use crate::{
     partner::{Dice, Fault, Reservation, SigningPartner},
 };
 
-/// Of a hundred right messages so many are sent again, or said again under a new nonce.
-const DUPLICATES_PERCENT: usize = 3;
 const CURRENCIES: [&str; 2] = ["BTC", "ETH"];
 
 /// A kind of message.
@@ -171,7 +169,7 @@ impl Planner<'_> {
             }
             .push(*case);
         }
-        let repeated = (messages - invalid) * DUPLICATES_PERCENT / 100;
+        let repeated = (messages - invalid) * self.shape.repeated_percent / 100;
         cases.extend([Case::SameBytes, Case::NewNonce].into_iter().cycle().take(repeated));
         cases.resize(messages.saturating_sub(parked.len()), Case::Plain);
         self.dice.shuffle(&mut cases);

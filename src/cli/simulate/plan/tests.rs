@@ -8,6 +8,7 @@ fn shape(messages: usize, invalid_percent: usize) -> Shape {
     Shape {
         messages,
         invalid_percent,
+        repeated_percent: 3,
         enterprises: vec!["acme".to_owned(), "globex".to_owned()],
         run: "test".to_owned(),
         seed: 1,
