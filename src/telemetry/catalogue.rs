@@ -101,6 +101,8 @@ catalogue! {
     Counter DB_ROUND_TRIPS = "settled_db_round_trips_total", Count, ["transaction"], || each(["settle_batch"]),
         "Round trips to the database, by transaction. Statements that travel together are one.";
 
+    Gauge BUILD_INFO = "settled_build_info", Count, ["version"], nothing,
+        "Always 1: which version this is.";
     Gauge READY = "settled_ready", Count, [], itself,
         "1 while consumers are attached and the database answers.";
     Gauge OUTBOX_PENDING = "settled_outbox_pending", Count, [], nothing,

@@ -6,7 +6,7 @@ use metrics::with_local_recorder;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tracing::warn;
 
-use super::catalogue::ALL;
+use super::catalogue::{ALL, BUILD_INFO};
 use super::metric::Kind;
 
 /// Makes this process count. Later calls return the same handle: the recorder belongs to the process, as the metrics
@@ -42,6 +42,7 @@ pub(super) fn recorder() -> PrometheusRecorder {
             metric.describe();
             metric.start();
         }
+        BUILD_INFO.set([env!("CARGO_PKG_VERSION").into()], 1.0);
     });
     recorder
 }
