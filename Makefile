@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-guard micro faults model mutants fmt lint doc ci services services-down clean
+.PHONY: help build demo test bench bench-guard micro faults model mutants fmt lint doc docs ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -59,6 +59,9 @@ lint: ## formatting and clippy, warnings denied
 	@dev/prerequisites compiler
 	cargo fmt --check
 	cargo clippy --all-targets --all-features --locked -- -D warnings
+
+docs: ## the AsyncAPI document as HTML, target/docs/index.html
+	@dev/asyncapi render target/docs
 
 doc: ## the map of the code, target/doc/settled/index.html
 	@dev/prerequisites compiler
