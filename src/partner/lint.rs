@@ -135,8 +135,8 @@ impl Lint<'_> {
         self.content_type(&key);
         let members: Members = self.document(&key)?;
         let wrong = self.fields(&key, kind, &members)?;
-        let payload = text(members, "payload");
-        let signature = text(members, "signature");
+        let payload = text(&members, "payload");
+        let signature = text(&members, "signature");
         if let Some(payload) = &payload
             && !wrong.contains_key("payload")
         {

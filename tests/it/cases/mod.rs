@@ -1,16 +1,19 @@
 //! One file a topic.
 
+mod alerts;
 mod arguments;
 mod batch;
 mod causes;
 mod collector;
 mod commands;
+mod contract;
 mod desk;
 mod desk_page;
 mod doctor;
 mod doors;
 mod drain;
 mod event_format;
+mod examples;
 mod fairness;
 #[cfg(feature = "faults")]
 mod faults;
@@ -21,6 +24,7 @@ mod metrics;
 mod mutants;
 mod named_outbox;
 mod newer;
+mod offline;
 mod outage;
 mod outbox;
 mod own_queue;

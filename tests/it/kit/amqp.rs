@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::kit::{
     auditor::Expect,
+    contract,
     support::{Beside, PATIENCE, until},
 };
 
@@ -124,6 +125,7 @@ impl Line {
     /// Publishes until every one is confirmed. One that the broker did not confirm goes out again, as a careful partner's
     /// would: it may arrive twice.
     pub(crate) async fn publish(&self, messages: &[Message]) {
+        messages.iter().for_each(contract::sent);
         let mut left: Vec<&Message> = messages.iter().collect();
         until("the broker confirms", PATIENCE, async || {
             let channel = self.channel().await;
@@ -243,6 +245,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn of(delivery: lapin::message::Delivery) -> Self {
+        contract::received(&delivery);
         Self {
             routing_key: delivery.routing_key.as_str().to_owned(),
             body: delivery.data,
@@ -347,7 +350,6 @@ impl Tap {
         all.extend(seen);
     }
 
-    /// Everything so far.
     /// Whether it saw a message with these bytes in its body.
     pub(crate) fn has(&self, bytes: &[u8]) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -355,7 +357,9 @@ impl Tap {
         bodies.any(|body| body.windows(bytes.len()).any(|window| window == bytes))
     }
 
+    /// Everything so far, each what its schema says.
     pub(crate) fn seen(&self) -> Vec<Seen> {
+        contract::nothing_found();
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

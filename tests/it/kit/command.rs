@@ -8,6 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
+    contract,
     partner::Partner,
     support::{Ground, PATIENCE, settled},
 };
@@ -104,9 +105,11 @@ pub(crate) async fn run_in(variables: &[(&str, &str)], arguments: &[&str]) -> Ou
         .envs(variables.iter().copied())
         .stdin(Stdio::null());
     let ended = tokio::time::timeout(PATIENCE, command.output()).await;
-    ended
+    let output = ended
         .unwrap_or_else(|_| panic!("settled {arguments:?} did not end"))
-        .expect("settled runs")
+        .expect("settled runs");
+    contract::answered(arguments, &output);
+    output
 }
 
 /// A migrated database; no broker is asked.

@@ -3,6 +3,7 @@
 pub(crate) mod amqp;
 pub(crate) mod auditor;
 pub(crate) mod command;
+pub(crate) mod contract;
 pub(crate) mod in_process;
 pub(crate) mod partner;
 pub(crate) mod pooler;
@@ -10,5 +11,6 @@ pub(crate) mod postgres;
 pub(crate) mod private;
 pub(crate) mod proxy;
 pub(crate) mod raw;
+pub(crate) mod schema_change;
 pub(crate) mod support;
 pub(crate) mod traffic;

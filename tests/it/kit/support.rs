@@ -27,6 +27,7 @@ use crate::kit::{
         books::Books,
         bounds::{Amounts, Gauge},
     },
+    contract,
     partner::Partner,
 };
 
@@ -777,9 +778,11 @@ async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &s
     };
     let both = async { tokio::join!(child.wait_with_output(), write).0 };
     let output = tokio::time::timeout(PATIENCE, both).await;
-    output
+    let output = output
         .unwrap_or_else(|_| panic!("settled {arguments:?} did not end"))
-        .expect("an exit")
+        .expect("an exit");
+    contract::answered(arguments, &output);
+    output
 }
 
 /// A worker's process.
