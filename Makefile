@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-guard micro faults model mutants fmt lint doc docs ci services services-down clean
+.PHONY: help build demo test matrix bench bench-guard micro faults model mutants fmt lint doc docs ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -20,6 +20,9 @@ demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS
 
 test: ## every test, against real services (ARGS go to the test runner)
 	@dev/test $(ARGS)
+
+matrix: ## suite, demo and a short fault run on several versions of the servers (PAIRS="3.10/15 4.3/18" QUICK=1 RUNS=20)
+	@QUICK=$(QUICK) $(if $(RUNS),RUNS=$(RUNS)) dev/matrix $(PAIRS)
 
 # The benchmark's profile inherits the release's, so the worker it measures is the one that `make build` makes.
 bench_run = dev/prerequisites compiler && cargo build --release --locked && urls=$$(dev/services up) && \

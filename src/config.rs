@@ -49,6 +49,8 @@ pub struct Settings {
 pub struct DatabaseSettings {
     /// A URL or key=value pairs; empty if nobody said. [`Settings::database_url`] insists.
     pub url: Secret,
+    /// Empty: `url`.
+    pub migrate_url: Secret,
     #[serde(deserialize_with = "optional_path")]
     pub ca_file: Option<PathBuf>,
     /// Never 0 after loading.
@@ -56,6 +58,10 @@ pub struct DatabaseSettings {
     pub pool_size: usize,
     #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
     pub connect_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub next_host_after: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub silence: Duration,
     #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
     pub statement_timeout: Duration,
     #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
@@ -84,6 +90,8 @@ pub struct BrokerSettings {
     pub heartbeat: Duration,
     #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
     pub connect_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub next_host_after: Duration,
     #[serde(deserialize_with = "lasting::<100, { 10 * MINUTE }, _>")]
     pub publish_deadline: Duration,
     #[serde(deserialize_with = "texts::<100, 255, _>")]

@@ -37,6 +37,7 @@
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
 //! | [`config`] | every number someone may change, with its unit, in `config/default.toml` |
 //! | [`retry`] | the only place that names the `backoff` crate |
+//! | [`redact`] | what may be shown of a text that comes from outside |
 //! | [`tls`] | whom to trust, and which hosts need no encryption |
 //! | [`fail`] | where a test may kill the process, or break what it needs |
 //!
@@ -69,6 +70,8 @@ pub mod health;
 pub mod http;
 pub mod partner;
 mod plain;
+mod race;
+pub mod redact;
 pub mod retry;
 pub mod settle;
 pub mod store;

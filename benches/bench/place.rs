@@ -309,7 +309,9 @@ impl Place {
             heartbeat: Duration::from_secs(30),
             connect_timeout: PATIENCE,
             publish_deadline: PATIENCE,
+            next_host_after: PATIENCE,
             allow_plaintext: true,
+            memory: broker::Memory::default(),
         };
         let connection = broker::Connection::open(&settings, "bench partner").await?;
         let publisher = Publisher::open(&connection).await?;

@@ -1,17 +1,19 @@
 //! A connection to the broker, with a second handle on its socket.
 
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::ConnectionProperties;
 use lapin::tcp::{AsyncTcpStream, RustlsConnector};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use tokio::task::AbortHandle;
 
 use super::answer::late;
-use super::sieve::{Apart, Sieve, Sieving};
-use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, answer};
+use super::sieve::{Apart, Heard, Sieve, Sieving};
+use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, answer, hosts};
+use crate::race;
 
 /// The largest frame of a connection that consumes nothing. lapin keeps room for 32 frames each way, all of it resident: 8 MB
 /// where frames are as large as the broker lets them be (131,072 bytes), 2 MB here. The largest frame that can not be cut is
@@ -54,11 +56,55 @@ fn shut(stream: &TcpStream) {
     drop(stream.shutdown(Shutdown::Both));
 }
 
+/// Cuts what is being opened, unless it was opened.
+struct CutUnlessOpen(Option<Arc<Socket>>);
+
+impl CutUnlessOpen {
+    fn opened(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CutUnlessOpen {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0.take() {
+            socket.cut();
+        }
+    }
+}
+
+/// How often it is looked whether the broker was heard.
+const LISTEN: Duration = Duration::from_millis(200);
+
+/// Cuts the connection once the broker was silent for this long: it sends something at least twice a heartbeat. lapin would see
+/// it too, up to half a heartbeat later.
+async fn listen(heard: Arc<Heard>, socket: Arc<Socket>, limit: Duration) {
+    if limit.is_zero() {
+        return;
+    }
+    let mut looked = Instant::now();
+    let mut steady_since = looked;
+    loop {
+        tokio::time::sleep(LISTEN).await;
+        // Where this process itself stood still, what has come meanwhile is not read yet.
+        if looked.elapsed() > LISTEN * 3 {
+            steady_since = Instant::now();
+        }
+        looked = Instant::now();
+        if heard.silence() > limit && steady_since.elapsed() > LISTEN * 3 {
+            socket.cut();
+            return;
+        }
+    }
+}
+
 /// A connection to the broker. It never reconnects by itself: when it broke, drop it with everything made from it and
 /// open another. Dropping cuts it; [`Connection::close`] says good-bye first.
 pub struct Connection {
     pub(super) lapin: Arc<lapin::Connection>,
     pub(super) socket: Arc<Socket>,
+    /// Who listens whether the broker is still there.
+    listening: AbortHandle,
     /// What lapin could not decode.
     pub(super) apart: Arc<Apart>,
     pub(super) publish_deadline: Duration,
@@ -75,32 +121,69 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Opens a connection that the management UI shows as `name`.
+    /// Opens a connection that the management UI shows as `name`, to any of the hosts that the URL names.
     pub async fn open(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
-        Self::dial(settings.uri()?, settings, name).await
+        Self::dial_any(settings, None, name).await
     }
 
     /// Opens one that consumes nothing, with smaller frames and so with smaller buffers. A consumer must take whatever
     /// headers the broker lets partners send.
     pub async fn open_without_consumer(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
-        let mut uri = settings.uri()?;
-        let frame_max = uri.query.frame_max.unwrap_or(SMALL_FRAME_MAX).min(SMALL_FRAME_MAX);
-        uri.query.frame_max = Some(frame_max);
-        Self::dial(uri, settings, name).await
+        Self::dial_any(settings, Some(SMALL_FRAME_MAX), name).await
     }
 
-    async fn dial(uri: AMQPUri, settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
+    /// Tries one host after the other, each with the whole time that a connection may take. One that is silent for a moment is
+    /// not waited for alone: the next is tried beside it, and the first to let us in is taken.
+    async fn dial_any(settings: &BrokerSettings, frame_max: Option<u32>, name: &str) -> Result<Self, BrokerError> {
+        let mut uris = settings.uris()?;
+        for uri in &mut uris {
+            if let Some(most) = frame_max {
+                uri.query.frame_max = Some(uri.query.frame_max.unwrap_or(most).min(most));
+            }
+        }
         let connector = settings.authorities()?.map(RustlsConnector::from);
+        let targets = hosts::resolve(&uris, settings.connect_timeout).await?;
+        let (uris, connector) = (&uris, &connector);
+        let dials = settings.memory.order(&targets).into_iter().map(|target| async move {
+            let uri = uris.get(target.uri).cloned().unwrap_or_default();
+            let dialed = Self::dial(uri, target.address, connector.clone(), settings, name).await;
+            match &dialed {
+                Ok(_) => settings.memory.answered(&target),
+                Err(_) => settings.memory.silent(&target),
+            }
+            dialed
+        });
+        // What a broker says tells more than the silence of another.
+        let tells_more = |error: &BrokerError, before: &BrokerError| error.code().is_some() && before.code().is_none();
+        race::first(dials, settings.next_host_after, tells_more)
+            .await
+            .unwrap_or_else(|| Err(BrokerError::Away("its name has no address".to_owned())))
+    }
+
+    async fn dial(
+        uri: AMQPUri,
+        address: SocketAddr,
+        connector: Option<RustlsConnector>,
+        settings: &BrokerSettings,
+        name: &str,
+    ) -> Result<Self, BrokerError> {
+        let connector = connector.filter(|_| uri.scheme == AMQPScheme::AMQPS);
         let limit = settings.connect_timeout;
         let socket = Arc::new(Socket::default());
+        // Whoever waits for this may lose patience at any moment: then the connection is cut, wherever it is.
+        let cutting = CutUnlessOpen(Some(Arc::clone(&socket)));
         // The only constructor. No retry, no recovery (it replays acknowledgements of dead channels): the worker
         // decides when to come back.
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
             .with_client_property("product".into(), "settled".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let (tokio, apart) = (async_rs::Tokio::current(), Arc::new(Apart::default()));
-        let (held, sieved) = (Arc::clone(&socket), Arc::clone(&apart));
+        let (tokio, apart, heard) = (
+            async_rs::Tokio::current(),
+            Arc::new(Apart::default()),
+            Arc::new(Heard::default()),
+        );
+        let (held, sieved, hearing) = (Arc::clone(&socket), Arc::clone(&apart), Arc::clone(&heard));
         let opening = lapin::Connection::connector(
             uri,
             Sieving::runtime(),
@@ -108,8 +191,7 @@ impl Connection {
             async move |uri: AMQPUri, _| {
                 let dial = async {
                     let host = uri.authority.host.as_str();
-                    let addresses: Vec<_> = tokio::net::lookup_host((host, uri.authority.port)).await?.collect();
-                    let stream = AsyncTcpStream::connect(&tokio, addresses).await?;
+                    let stream = AsyncTcpStream::connect(&tokio, vec![address]).await?;
                     if let AsyncTcpStream::Plain(plain) = &stream {
                         held.keep(plain.get_ref().as_fd().try_clone_to_owned()?.into());
                     }
@@ -118,7 +200,8 @@ impl Connection {
                         None => stream,
                     };
                     // Behind the decryption, if there is any; to lapin it is a plain stream.
-                    Ok(AsyncTcpStream::Plain(Sieve::new(stream, Arc::clone(&sieved))))
+                    let sieve = Sieve::new(stream, Arc::clone(&sieved)).heard_by(Arc::clone(&hearing));
+                    Ok(AsyncTcpStream::Plain(sieve))
                 };
                 tokio::time::timeout(limit, dial)
                     .await
@@ -127,19 +210,19 @@ impl Connection {
             },
             properties,
         );
-        match answer("the connection", limit, opening).await {
-            Ok(connection) => Ok(Connection {
-                lapin: Arc::new(connection),
-                socket,
-                apart,
-                publish_deadline: settings.publish_deadline,
-                login: settings.login(),
-            }),
-            Err(error) => {
-                socket.cut();
-                Err(error.of_the_door())
-            }
-        }
+        let lapin = answer("the connection", limit, opening)
+            .await
+            .map_err(|error| error.of_the_door(settings))?;
+        cutting.opened();
+        let heartbeat = Duration::from_secs(lapin.configuration().heartbeat().into());
+        Ok(Connection {
+            lapin: Arc::new(lapin),
+            listening: tokio::spawn(listen(heard, Arc::clone(&socket), heartbeat * 2)).abort_handle(),
+            socket,
+            apart,
+            publish_deadline: settings.publish_deadline,
+            login: settings.login(),
+        })
     }
 
     /// Neither closed nor broken, as far as is known: a frozen broker shows after twice the heartbeat.
@@ -181,6 +264,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.listening.abort();
         self.socket.cut();
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 
+use super::{BrokerSettings, rights};
 use crate::fail::Injected;
+use crate::redact;
 
 /// What went wrong with the broker. The sentence holds no password and no body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +16,7 @@ pub enum BrokerError {
     #[error("{}", away(.0))]
     Away(String),
     /// The broker understood and said no.
-    #[error("the broker refused with {code}: {text}")]
+    #[error("{}", refused(*code, text))]
     Refused {
         /// AMQP reply code: 403 access refused, 404 not found, 405 locked, 406 precondition failed, 530 no such virtual
         /// host; 501 and 502 are our own, for a message that no AMQP frame can carry.
@@ -37,6 +39,14 @@ fn away(text: &str) -> String {
     format!("the broker is away: {text}")
 }
 
+/// A missing right is told as one, with the command that gives it.
+fn refused(code: u16, text: &str) -> String {
+    match rights::mending(text).filter(|_| code == 403) {
+        Some(mending) => format!("a right is missing: {text}; {mending}"),
+        None => format!("the broker refused with {code}: {text}"),
+    }
+}
+
 /// What an injected error stands for: the connection broke.
 impl From<Injected> for BrokerError {
     fn from(_: Injected) -> Self {
@@ -49,17 +59,17 @@ impl BrokerError {
     pub(super) fn from_lapin(error: &lapin::Error) -> Self {
         let ErrorKind::ProtocolError(amqp) = error.kind() else {
             return BrokerError::Away(match is_of_tls(error) {
-                true => format!("{NO_TLS}: {error}"),
-                false => error.to_string(),
+                true => format!("{NO_TLS}: {}", redact::outside(&error.to_string())),
+                false => redact::outside(&error.to_string()),
             });
         };
         match amqp.kind() {
             // NOT_ALLOWED is how RabbitMQ answers to an unknown virtual host: waiting does not cure it.
             AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => BrokerError::Refused {
                 code: amqp.get_id(),
-                text: amqp.get_message().to_string(),
+                text: redact::outside(amqp.get_message().as_str()),
             },
-            AMQPErrorKind::Hard(_) => BrokerError::Away(error.to_string()),
+            AMQPErrorKind::Hard(_) => BrokerError::Away(redact::outside(&error.to_string())),
         }
     }
 
@@ -79,7 +89,7 @@ impl BrokerError {
 
     /// A refusal of the whole connection. The broker's words about a virtual host repeat its name and the user's, which are
     /// parts of the URL; and of a URL that was written wrong they may be parts of the password.
-    pub(super) fn of_the_door(self) -> Self {
+    pub(super) fn of_the_door(self, settings: &BrokerSettings) -> Self {
         match self {
             BrokerError::Refused { code: 530, .. } => BrokerError::Refused {
                 code: 530,
@@ -88,7 +98,12 @@ impl BrokerError {
                        of connections"
                         .to_owned(),
             },
-            BrokerError::Away(_) | BrokerError::Refused { .. } | BrokerError::Config(_) => self,
+            BrokerError::Refused { code, text } => BrokerError::Refused {
+                code,
+                text: settings.without_password(&text),
+            },
+            BrokerError::Away(text) => BrokerError::Away(settings.without_password(&text)),
+            BrokerError::Config(_) => self,
         }
     }
 

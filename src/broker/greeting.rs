@@ -6,21 +6,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 
 use super::answer::late;
 use super::{BrokerError, BrokerSettings};
+use crate::redact;
 
 /// The broker's name and version, as in `RabbitMQ 4.0.5`. lapin keeps them to itself, so this reads the greeting, which
 /// needs no login.
 pub async fn server_version(settings: &BrokerSettings) -> Result<String, BrokerError> {
-    let uri = settings.uri()?;
+    let uris = settings.uris()?;
     let config = settings.authorities()?;
     let limit = settings.connect_timeout;
-    let greeting = tokio::task::spawn_blocking(move || greeting(&uri, config, limit)).await;
-    greeting
-        .map_err(|error| BrokerError::Away(error.to_string()))?
-        .map_err(|error| BrokerError::Away(format!("its greeting could not be read: {error}")))
+    let mut told = Err("it has no host".to_owned());
+    for uri in uris {
+        let config = config.clone().filter(|_| uri.scheme == AMQPScheme::AMQPS);
+        let greeting = tokio::task::spawn_blocking(move || greeting(&uri, config, limit)).await;
+        told = match greeting {
+            Ok(greeting) => greeting.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if told.is_ok() {
+            break;
+        }
+    }
+    told.map_err(|error| BrokerError::Away(format!("its greeting could not be read: {}", redact::outside(&error))))
 }
 
 fn greeting(uri: &AMQPUri, config: Option<rustls::ClientConfig>, limit: Duration) -> std::io::Result<String> {

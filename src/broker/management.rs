@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::settings::authority_of;
+use super::hosts::authority_of;
 use crate::config::{Secret, Settings};
 use crate::tls;
 

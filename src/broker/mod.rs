@@ -8,6 +8,7 @@ mod answer;
 mod connection;
 mod error;
 mod greeting;
+mod hosts;
 pub mod intake;
 pub mod management;
 pub mod own_queue;
@@ -26,6 +27,7 @@ use self::connection::Socket;
 pub use self::connection::{Connection, probe};
 pub use self::error::BrokerError;
 pub use self::greeting::server_version;
+pub use self::hosts::Memory;
 pub use self::settings::BrokerSettings;
 
 /// An environment variable that a consuming process must be started with, and its value: the stack of each thread, which

@@ -13,6 +13,11 @@ const WRITE: &str = r"^(settlement\.(events|dead|unreadable)|amq\.default)$";
 /// What a worker may read from.
 const READ: &str = r"^settlement\.(updates(\..*)?|dead|dead\.broker)$";
 
+/// What the user may do who runs `settled topology`, the same for each of the three.
+const DECLARE: &str = r"^settlement\.";
+/// What a partner may publish to, at the least.
+const PARTNER: &str = r"^settlement\.updates$";
+
 /// Something that a user may do or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Right {
@@ -47,16 +52,60 @@ pub struct Mend {
     whose: String,
 }
 
+/// The command that gives what is missing, by the broker's own words of a login that succeeded. They say for whom, where and for
+/// what; from version 4.0 on also which of the three rights.
+pub(super) fn mending(text: &str) -> Option<String> {
+    let named = |what: &str| {
+        let (_, rest) = text.split_once(&format!("{what} '"))?;
+        rest.split_once('\'').map(|(name, _)| name)
+    };
+    let (vhost, user) = (named("in vhost")?, named("for user")?);
+    let mend = Mend::for_user(vhost, user);
+    if text.contains("access to topic") {
+        return Some(mend.topics());
+    }
+    // The broker before 4.0 does not say that it is about declaring, and `settled topology` does nothing else.
+    if text.contains("configure access") {
+        return Some(mend.declaring());
+    }
+    Some(match named("access to exchange") {
+        Some(UPDATES) => mend.publishing(),
+        Some(_) | None => mend.permissions(),
+    })
+}
+
 impl Mend {
+    fn for_user(vhost: &str, user: &str) -> Self {
+        let quoted = |name: &str| format!("'{}'", name.replace('\'', r"'\''"));
+        Self {
+            whose: format!("-p {} {}", quoted(vhost), quoted(user)),
+        }
+    }
+
+    /// Gives what `settled topology` needs.
+    fn declaring(&self) -> String {
+        format!(
+            "this is for the user who runs `settled topology`, who needs (it replaces what this user may do now): rabbitmqctl \
+             set_permissions {} '{DECLARE}' '{DECLARE}' '{DECLARE}'",
+            self.whose
+        )
+    }
+
+    /// Gives what a partner needs to publish.
+    fn publishing(&self) -> String {
+        format!(
+            "give this user what a partner needs (it replaces what it may do now): rabbitmqctl set_permissions {} '' \
+             '{PARTNER}' ''",
+            self.whose
+        )
+    }
+
     pub fn of(settings: &BrokerSettings) -> Self {
         let (vhost, user) = match settings.uri() {
             Ok(uri) => (uri.vhost, uri.authority.userinfo.username),
             Err(_) => ("VHOST".to_owned(), "USER".to_owned()),
         };
-        let quoted = |name: &str| format!("'{}'", name.replace('\'', r"'\''"));
-        Self {
-            whose: format!("-p {} {}", quoted(&vhost), quoted(&user)),
-        }
+        Self::for_user(&vhost, &user)
     }
 
     /// Gives what a worker needs.
@@ -180,6 +229,44 @@ mod tests {
         let page = include_str!("../../docs/operators.md");
         for pattern in [WRITE, READ] {
             assert!(page.contains(&format!("'{pattern}'")), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn every_broker_says_whose_right_is_missing() {
+        let table = [
+            (
+                "ACCESS_REFUSED - access to queue 'settlement.updates' in vhost 'v' refused for user 'w'",
+                Some(format!("set_permissions -p 'v' 'w' '' '{WRITE}' '{READ}'")),
+            ),
+            (
+                "ACCESS_REFUSED - read access to queue 'settlement.updates' in vhost '/' refused for user 'w'",
+                Some(format!("set_permissions -p '/' 'w' '' '{WRITE}' '{READ}'")),
+            ),
+            (
+                "ACCESS_REFUSED - configure access to queue 'settlement.dead' in vhost 'v' refused for user 'w'",
+                Some(format!(
+                    "set_permissions -p 'v' 'w' '{DECLARE}' '{DECLARE}' '{DECLARE}'"
+                )),
+            ),
+            (
+                "ACCESS_REFUSED - write access to exchange 'settlement.updates' in vhost 'v' refused for user 'p'",
+                Some(format!("set_permissions -p 'v' 'p' '' '{PARTNER}' ''")),
+            ),
+            (
+                "ACCESS_REFUSED - write access to topic 'k' in exchange 'settlement.events' in vhost 'v' refused for user 'w'",
+                Some("clear_topic_permissions -p 'v' 'w'".to_owned()),
+            ),
+            (
+                "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.",
+                None,
+            ),
+        ];
+        for (text, expected) in table {
+            let mending = mending(text);
+            assert_eq!(mending.is_some(), expected.is_some(), "{text}");
+            let ends = |mending: &str| mending.ends_with(expected.as_deref().unwrap_or_default());
+            assert!(mending.as_deref().is_none_or(ends), "{mending:?}");
         }
     }
 

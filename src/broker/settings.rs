@@ -6,13 +6,14 @@ use std::time::Duration;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 
 use super::BrokerError;
-use crate::config::{ConfigError, Settings};
-use crate::tls;
+use super::hosts::{self, Memory, authority_of};
+use crate::config::{ConfigError, Secret, Settings};
+use crate::{redact, tls};
 
 /// Where the broker is and how to speak with it.
 #[derive(Clone)]
 pub struct BrokerSettings {
-    /// `amqp://` or `amqps://`, with the password.
+    /// `amqp://` or `amqps://`, with the password. Several hosts, or several such URLs, stand between commas.
     pub url: String,
     /// A PEM file of the certificate authorities to trust for `amqps://`, instead of the system's.
     pub ca_file: Option<PathBuf>,
@@ -22,15 +23,19 @@ pub struct BrokerSettings {
     pub connect_timeout: Duration,
     /// All publishes of one call, confirms included.
     pub publish_deadline: Duration,
+    /// A host that says nothing for this long is not waited for alone: the next one is tried beside it.
+    pub next_host_after: Duration,
     /// Accept `amqp://` to another machine.
     pub allow_plaintext: bool,
+    /// Which hosts did not answer lately.
+    pub memory: Memory,
 }
 
 impl std::fmt::Debug for BrokerSettings {
     /// The password stays out of logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BrokerSettings")
-            .field("url", &redacted(&self.url))
+            .field("url", &Secret::new(self.url.as_str()))
             .field("ca_file", &self.ca_file)
             .field("heartbeat", &self.heartbeat)
             .field("connect_timeout", &self.connect_timeout)
@@ -38,24 +43,6 @@ impl std::fmt::Debug for BrokerSettings {
             .field("allow_plaintext", &self.allow_plaintext)
             .finish()
     }
-}
-
-/// The URL without what stands before the last `@` of its authority, user name included.
-fn redacted(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let authority = authority_of(rest);
-            match authority.rsplit_once('@') {
-                Some((_, host)) => format!("{scheme}://***@{host}{}", &rest[authority.len()..]),
-                None => url.to_owned(),
-            }
-        }
-        None => "***".to_owned(),
-    }
-}
-
-pub(super) fn authority_of(rest: &str) -> &str {
-    &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())]
 }
 
 impl BrokerSettings {
@@ -68,7 +55,9 @@ impl BrokerSettings {
             heartbeat: settings.broker.heartbeat,
             connect_timeout: settings.broker.connect_timeout,
             publish_deadline: settings.broker.publish_deadline,
+            next_host_after: settings.broker.next_host_after,
             allow_plaintext: settings.allow_plaintext,
+            memory: Memory::default(),
         })
     }
 
@@ -91,15 +80,40 @@ impl BrokerSettings {
         self.authorities().map(drop)
     }
 
+    /// The first URL, which says as whom and where to log in, as all of them do.
     pub(super) fn uri(&self) -> Result<AMQPUri, BrokerError> {
+        let uris = self.uris()?;
+        uris.into_iter()
+            .next()
+            .ok_or_else(|| BrokerError::Config("broker.url names no host".to_owned()))
+    }
+
+    /// One for each host that is named.
+    pub(super) fn uris(&self) -> Result<Vec<AMQPUri>, BrokerError> {
+        let uris: Vec<AMQPUri> = hosts::each(&self.url)?
+            .iter()
+            .map(|url| self.uri_of(url))
+            .collect::<Result<_, _>>()?;
+        let whose = |uri: &AMQPUri| (uri.vhost.clone(), uri.authority.userinfo.username.clone());
+        if uris.iter().any(|uri| uris.first().map(whose) != Some(whose(uri))) {
+            return Err(BrokerError::Config(
+                "broker.url names several users or virtual hosts: they must be the same on every host".to_owned(),
+            ));
+        }
+        Ok(uris)
+    }
+
+    fn uri_of(&self, url: &str) -> Result<AMQPUri, BrokerError> {
         // lapin's own complaint may repeat the URL, and with it the password.
-        let mut uri = self.url.parse::<AMQPUri>().map_err(|_| {
+        let mut uri = url.parse::<AMQPUri>().map_err(|_| {
             BrokerError::Config(
-                "broker.url is not an AMQP URL: write amqps://user:password@host:port/virtual-host".to_owned(),
+                "broker.url is not an AMQP URL: write amqps://user:password@host:port/virtual-host, with several hosts \
+                 between commas"
+                    .to_owned(),
             )
         })?;
         // amq-protocol-uri 10.6 reads an IPv6 address as "no host" and would go to localhost instead.
-        if let Some((_, rest)) = self.url.split_once("://") {
+        if let Some((_, rest)) = url.split_once("://") {
             let authority = authority_of(rest);
             let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
             if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
@@ -128,14 +142,26 @@ impl BrokerSettings {
         Ok(uri)
     }
 
+    /// A text of somebody else's, without the password as it is written in the URL and as it is meant.
+    pub(super) fn without_password(&self, text: &str) -> String {
+        let uris = self.uris().unwrap_or_default();
+        let meant = uris.iter().map(|uri| uri.authority.userinfo.password.as_str());
+        let written = redact::urls(&self.url).into_iter().filter_map(|url| {
+            let (_, rest) = url.split_once("://")?;
+            let (login, _) = authority_of(rest).rsplit_once('@')?;
+            login.split_once(':').map(|(_, password)| password)
+        });
+        redact::without(text, &meant.chain(written).collect::<Vec<_>>())
+    }
+
     /// Whom to trust, where there is TLS.
     pub(super) fn authorities(&self) -> Result<Option<rustls::ClientConfig>, BrokerError> {
-        match self.uri()?.scheme {
-            AMQPScheme::AMQPS => tls::client_config(self.ca_file.as_deref())
-                .map(Some)
-                .map_err(BrokerError::Config),
-            AMQPScheme::AMQP => Ok(None),
+        if self.uris()?.iter().all(|uri| uri.scheme == AMQPScheme::AMQP) {
+            return Ok(None);
         }
+        tls::client_config(self.ca_file.as_deref())
+            .map(Some)
+            .map_err(BrokerError::Config)
     }
 }
 
@@ -150,7 +176,9 @@ mod tests {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             publish_deadline: Duration::from_secs(2),
+            next_host_after: Duration::from_millis(500),
             allow_plaintext: false,
+            memory: Memory::default(),
         }
     }
 
@@ -208,6 +236,29 @@ mod tests {
             if let Err(error) = settings.uri() {
                 assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn several_hosts_are_one_broker() {
+        let several = settings("amqps://u:p@a:1,[2001:db8::1],c/v?heartbeat=7");
+        let uris = several.uris().expect("three");
+        let places: Vec<_> = uris
+            .iter()
+            .map(|uri| (uri.authority.host.as_str(), uri.authority.port, uri.vhost.as_str()))
+            .collect();
+        assert_eq!(places, [("a", 1, "v"), ("2001:db8::1", 5671, "v"), ("c", 5671, "v")]);
+        assert_eq!(several.login().as_deref(), Some("u"));
+        for (url, problem) in [
+            ("amqps://u:hunter2@a/v,amqps://w:hunter2@b/v", "several users"),
+            ("amqps://u:hunter2@a/v,amqps://u:hunter2@b/w", "several users"),
+            ("amqp://u:hunter2@localhost,broker.example/v", "set allow_plaintext"),
+            ("amqps://u:hunter2@a/v,amqp://u:hunter2@b/v", "set allow_plaintext"),
+            ("amqps://u:hunter2@a:x,b/v", "not an AMQP URL"),
+            ("amqps://u:hunter2@a,,b/v", "a comma too many"),
+        ] {
+            let error = settings(url).uris().expect_err(url).to_string();
+            assert!(error.contains(problem) && !error.contains("hunter2"), "{url}: {error}");
         }
     }
 

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_rs::traits::Reactor;
 use async_rs::util::RuntimeParts;
@@ -290,6 +290,38 @@ fn escaped(name: &[u8]) -> String {
 pub(super) struct Sieve<S> {
     inner: S,
     frames: Frames,
+    heard: Arc<Heard>,
+}
+
+/// When the peer was heard last.
+#[derive(Debug)]
+pub(super) struct Heard {
+    begun: Instant,
+    /// Milliseconds after that.
+    last: AtomicU64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Heard {
+    fn now(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// For so long nothing has come.
+    pub(super) fn silence(&self) -> Duration {
+        self.begun
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    }
 }
 
 impl<S> Sieve<S> {
@@ -297,13 +329,20 @@ impl<S> Sieve<S> {
         Self {
             inner,
             frames: Frames::new(apart),
+            heard: Arc::default(),
         }
+    }
+
+    /// Whatever comes is noted there.
+    pub(super) fn heard_by(mut self, heard: Arc<Heard>) -> Self {
+        self.heard = heard;
+        self
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Sieve<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
-        let Self { inner, frames } = self.get_mut();
+        let Self { inner, frames, heard } = self.get_mut();
         loop {
             let given = frames.give(to);
             if given > 0 || to.is_empty() {
@@ -312,7 +351,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sieve<S> {
             // At the end of the stream a frame that is not whole is worth nothing.
             match ready!(Pin::new(&mut *inner).poll_read(context, frames.room()))? {
                 0 => return Poll::Ready(Ok(0)),
-                count => frames.arrived(count),
+                count => {
+                    heard.now();
+                    frames.arrived(count);
+                }
             }
         }
     }

@@ -112,7 +112,9 @@ impl Vhost {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             publish_deadline: Duration::from_secs(10),
+            next_host_after: Duration::from_millis(500),
             allow_plaintext: true,
+            memory: super::hosts::Memory::default(),
         }
     }
 

@@ -33,8 +33,7 @@ use super::{
 };
 use crate::{
     broker::{
-        BrokerError, BrokerSettings, Connection, server_version,
-        subscribe::{self, Lifetime},
+        BrokerError, BrokerSettings, Connection, server_version, subscribe,
         topology::{self, Depths},
     },
     partner::Post,
@@ -305,7 +304,6 @@ impl Story<'_> {
             self.broker,
             &self.context.settings.retry,
             "settled.demo.subscriber".to_owned(),
-            if chaos { Lifetime::Durable } else { Lifetime::Connection },
             true,
             Arc::clone(&account),
         )

@@ -3,6 +3,7 @@
 mod broker;
 mod database;
 mod management;
+mod versions;
 
 use serde::Serialize;
 
@@ -43,6 +44,12 @@ impl Check {
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// With something to know that is no problem.
+    fn noting(mut self, note: Option<String>) -> Self {
+        self.hint = note.or(self.hint);
         self
     }
 

@@ -259,6 +259,17 @@ impl Context {
             .map_err(|sentence| Failure::usage(sentence).hint("check database.url and database.ca_file"))
     }
 
+    /// The database as `settled migrate` reaches it; not connected yet.
+    fn store_to_migrate(&self) -> Result<Store, Failure> {
+        let mut settings = self.settings.clone();
+        if !settings.database.migrate_url.is_empty() {
+            settings.database.url = settings.database.migrate_url.clone();
+        }
+        settings.database_url()?;
+        Store::new(&settings)
+            .map_err(|sentence| Failure::usage(sentence).hint("check database.migrate_url and database.ca_file"))
+    }
+
     /// Where the broker is.
     fn broker(&self) -> Result<BrokerSettings, Failure> {
         Ok(BrokerSettings::from_settings(&self.settings)?)

@@ -18,7 +18,7 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
         applied: Vec<String>,
         version: i32,
     }
-    let database = context.store()?;
+    let database = context.store_to_migrate()?;
     if let Some(version) = database.schema_version().await?
         && version > store::schema_version()
     {

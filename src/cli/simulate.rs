@@ -26,11 +26,7 @@ use super::{
     output::{Mood, Output, complain, plain},
 };
 use crate::{
-    broker::{
-        BrokerSettings, Connection,
-        subscribe::{self, Lifetime},
-        topology,
-    },
+    broker::{BrokerSettings, Connection, subscribe, topology},
     partner::Post,
     store::{self, registry::PartnerRecord},
 };
@@ -206,7 +202,7 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
     let desk = Arc::new(Desk {
         store,
         retry: context.settings.retry.clone(),
-        patience: Duration::ZERO,
+        patience: PATIENCE,
     });
     desk.register_all(&plan).await?;
     desk.deposit_all(&plan).await?;
@@ -215,7 +211,6 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
         &broker,
         &context.settings.retry,
         format!("settled.simulate.{run}"),
-        Lifetime::Connection,
         false,
         Arc::clone(&account),
     )

@@ -47,10 +47,13 @@ impl fmt::Display for Origin {
 }
 
 /// Variables that have names of their own, the setting that they set, and whether they name a file that holds it.
-const SPECIAL: [(&str, &str, bool); 9] = [
+const SPECIAL: [(&str, &str, bool); 12] = [
     ("DATABASE_URL", "database.url", false),
     ("DATABASE_URL_FILE", "database.url", true),
     ("DATABASE__URL", "database.url", false),
+    ("MIGRATE_DATABASE_URL", "database.migrate_url", false),
+    ("MIGRATE_DATABASE_URL_FILE", "database.migrate_url", true),
+    ("DATABASE__MIGRATE_URL", "database.migrate_url", false),
     ("BROKER_URL", "broker.url", false),
     ("BROKER_URL_FILE", "broker.url", true),
     ("BROKER__URL", "broker.url", false),
@@ -330,7 +333,7 @@ impl Layers {
                 "set it to 0, which means worker.lanes + 4",
             ));
         }
-        let schemes: [(&str, &Secret, &[&str], &str); 3] = [
+        let schemes: [(&str, &Secret, &[&str], &str); 4] = [
             (
                 "broker.management_url",
                 &settings.broker.management_url,
@@ -344,6 +347,12 @@ impl Layers {
                 "amqp:// or amqps://",
             ),
             (
+                "database.migrate_url",
+                &database.migrate_url,
+                &["postgres://", "postgresql://"],
+                "postgres:// or be key=value pairs",
+            ),
+            (
                 "database.url",
                 &database.url,
                 &["postgres://", "postgresql://"],
@@ -351,7 +360,7 @@ impl Layers {
             ),
         ];
         for (key, url, accepted, words) in schemes {
-            let pairs = key == "database.url" && !url.expose().contains("://") && url.expose().contains('=');
+            let pairs = key.starts_with("database.") && !url.expose().contains("://") && url.expose().contains('=');
             if !url.is_empty() && !pairs && !accepted.iter().any(|scheme| url.expose().starts_with(scheme)) {
                 return Err(ConfigError::new(
                     format!("`{key}` must begin with {words} ({})", self.said_by(key)),
@@ -414,6 +423,7 @@ pub(super) fn split(key: &str) -> Vec<String> {
 pub(super) fn variable_of(key: &str) -> String {
     match key {
         "database.url" => "SETTLED_DATABASE_URL".to_owned(),
+        "database.migrate_url" => "SETTLED_MIGRATE_DATABASE_URL".to_owned(),
         "broker.url" => "SETTLED_BROKER_URL".to_owned(),
         "broker.management_url" => "SETTLED_BROKER_MANAGEMENT_URL".to_owned(),
         key => format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase()),

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::redact;
+
 /// What was typed, as it may be repeated: a URL or connection string in the wrong place holds a password there too.
 pub(crate) fn repeated(text: &str) -> &str {
     let lower = text.to_ascii_lowercase();
@@ -55,32 +57,43 @@ impl Secret {
 
     /// What may be shown to people: scheme, user, host, path, and parameters known to be harmless.
     pub fn redacted(&self) -> String {
-        match self.0.split_once("://") {
-            Some((scheme, rest)) => {
-                let (credentials, place) = match rest.rsplit_once('@') {
-                    Some((credentials, place)) => (Some(credentials), place),
-                    None => (None, rest),
-                };
-                // A password may hold `/`, `?` or `#` unescaped, a parameter may hold `@`: which of them this is, is
-                // a guess, so nothing of it is shown.
-                if credentials.is_some_and(|text| text.contains(['/', '?', '#'])) {
-                    return format!("{scheme}://***");
-                }
-                let who = match credentials.map(|text| text.split_once(':').ok_or(text)) {
-                    Some(Ok((user, _))) => format!("{user}:***@"),
-                    Some(Err(user)) => format!("{user}@"),
-                    None => String::new(),
-                };
-                match place.split_once('?') {
-                    Some((place, query)) => {
-                        let pairs: Vec<String> = query.split('&').map(|pair| shown_pair(pair, pair)).collect();
-                        format!("{scheme}://{who}{place}?{}", pairs.join("&"))
-                    }
-                    None => format!("{scheme}://{who}{place}"),
-                }
+        let urls = redact::urls(&self.0);
+        // A password with a comma and a scheme in it looks like the end of one URL and the beginning of another.
+        let is_cut = urls.iter().any(|url| url.contains('@')) && urls.iter().any(|url| !url.contains('@'));
+        let each = urls.into_iter().map(|url| match url.split_once("://") {
+            Some((scheme, _)) if is_cut => format!("{scheme}://***"),
+            Some(_) | None => redacted_one(url),
+        });
+        each.collect::<Vec<_>>().join(",")
+    }
+}
+
+fn redacted_one(text: &str) -> String {
+    match text.split_once("://") {
+        Some((scheme, rest)) => {
+            let (credentials, place) = match rest.rsplit_once('@') {
+                Some((credentials, place)) => (Some(credentials), place),
+                None => (None, rest),
+            };
+            // A password may hold `/`, `?` or `#` unescaped, a parameter may hold `@`: which of them this is, is
+            // a guess, so nothing of it is shown.
+            if credentials.is_some_and(|text| text.contains(['/', '?', '#'])) {
+                return format!("{scheme}://***");
             }
-            None => redacted_pairs(&self.0),
+            let who = match credentials.map(|text| text.split_once(':').ok_or(text)) {
+                Some(Ok((user, _))) => format!("{user}:***@"),
+                Some(Err(user)) => format!("{user}@"),
+                None => String::new(),
+            };
+            match place.split_once('?') {
+                Some((place, query)) => {
+                    let pairs: Vec<String> = query.split('&').map(|pair| shown_pair(pair, pair)).collect();
+                    format!("{scheme}://{who}{place}?{}", pairs.join("&"))
+                }
+                None => format!("{scheme}://{who}{place}"),
+            }
         }
+        None => redacted_pairs(text),
     }
 }
 

@@ -104,13 +104,16 @@ fn the_defaults() {
     );
     let durations = [
         (database.connect_timeout, 5_000),
+        (database.next_host_after, 500),
+        (database.silence, 2_000),
         (database.statement_timeout, 10_000),
         (database.lock_timeout, 5_000),
         (database.idle_in_transaction_timeout, 30_000),
         (database.client_deadline, 15_000),
         (database.acquire_timeout, 5_000),
         (broker.management_interval, 10_000),
-        (broker.heartbeat, 10_000),
+        (broker.heartbeat, 2_000),
+        (broker.next_host_after, 500),
         (broker.connect_timeout, 10_000),
         (broker.publish_deadline, 15_000),
         (worker.drain_deadline, 20_000),
@@ -538,6 +541,12 @@ fn passwords_are_never_shown() {
             "amqps://u:***@h:5671/%2f?heartbeat=10",
         ),
         ("amqp://h", "amqp://h"),
+        ("amqp://u:hunter2@a:5672,b/v", "amqp://u:***@a:5672,b/v"),
+        (
+            "amqp://u:hunter2@a/v, amqps://u:hun,ter2@b/v",
+            "amqp://u:***@a/v,amqps://u:***@b/v",
+        ),
+        ("amqp://u:hun,amqp://ter2@h/v", "amqp://***,amqp://***"),
         (
             "host=h user=u password=hunter2 dbname=d",
             "host=h user=u password=*** dbname=d",

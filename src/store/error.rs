@@ -5,7 +5,7 @@ use std::fmt;
 use tokio_postgres::error::SqlState;
 
 use super::trouble::Trouble;
-use crate::fail::Injected;
+use crate::{fail::Injected, redact};
 
 /// What an error means for the work in hand. Decided by SQLSTATE, never by text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +91,8 @@ impl StoreError {
     pub(super) fn from_postgres(during: &'static str, error: &tokio_postgres::Error) -> Self {
         let sentence = match error.as_db_error() {
             // The server's primary message names tables and constraints; its DETAIL would echo values.
-            Some(db) => db.message().to_owned(),
-            None => error.to_string(),
+            Some(db) => redact::outside(db.message()),
+            None => redact::outside(&error.to_string()),
         };
         Self {
             during,

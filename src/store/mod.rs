@@ -19,6 +19,7 @@ pub mod reconcile;
 pub mod refused;
 pub mod registry;
 pub mod runs;
+mod servers;
 mod session;
 pub mod told;
 pub mod trouble;
@@ -35,14 +36,16 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::{Hook, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
-use tokio_postgres::{NoTls, config::SslMode};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use deadpool_postgres::Object;
+use tokio_postgres::config::SslMode;
 
-use self::session::{Limits, Session};
 pub use self::{
     error::{Fate, StoreError},
     migrate::{check_schema, schema_version},
+};
+use self::{
+    servers::Servers,
+    session::{Limits, Session},
 };
 use crate::{config::Settings, tls};
 
@@ -52,7 +55,7 @@ pub const LOG_TARGET: &str = "deadpool_postgres";
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")
-            .field("pool", &self.pool.status())
+            .field("servers", &self.servers)
             .finish_non_exhaustive()
     }
 }
@@ -60,7 +63,7 @@ impl fmt::Debug for Store {
 /// The database.
 #[derive(Clone)]
 pub struct Store {
-    pool: Pool,
+    servers: Arc<Servers>,
     client_deadline: Duration,
     /// What the server is told with every transaction.
     limits: Arc<Limits>,
@@ -80,7 +83,6 @@ impl Store {
         let lock_patience = settings.worker.lock_patience.min(settings.database.lock_timeout);
         let settings = &settings.database;
         let (mut config, encrypted) = url::parse_url(settings.url.expose())?;
-        config.connect_timeout(settings.connect_timeout);
         config.tcp_user_timeout(settings.client_deadline);
         // The socket counts whole seconds, and refuses none of them.
         config.keepalives_idle(settings.client_deadline.max(Duration::from_secs(1)));
@@ -94,33 +96,15 @@ impl Store {
                     .into(),
             );
         }
-        let recycling = ManagerConfig {
-            recycling_method: RecyclingMethod::Fast,
-        };
-        let manager = if encrypted {
+        let tls = if encrypted {
             config.ssl_mode(SslMode::Require);
-            let tls = tls::client_config(settings.ca_file.as_deref())?;
-            Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
+            Some(tls::client_config(settings.ca_file.as_deref())?)
         } else {
             config.ssl_mode(SslMode::Disable);
-            Manager::from_config(config, NoTls, recycling)
+            None
         };
-        let pool = Pool::builder(manager)
-            .max_size(settings.pool_size)
-            .wait_timeout(Some(settings.acquire_timeout))
-            .create_timeout(Some(settings.connect_timeout))
-            .recycle_timeout(Some(settings.connect_timeout))
-            .runtime(Runtime::Tokio1)
-            .pre_recycle(Hook::sync_fn(|client, _| {
-                if client.is_closed() {
-                    return Err(deadpool_postgres::HookError::message("the connection is closed"));
-                }
-                Ok(())
-            }))
-            .build()
-            .map_err(|error| format!("the connection pool could not be made: {error}"))?;
         Ok(Self {
-            pool,
+            servers: Arc::new(Servers::new(&config, tls.as_ref(), settings)?),
             client_deadline: settings.client_deadline,
             limits: Arc::new(Limits::of(settings)),
             lock_patience,
@@ -129,20 +113,7 @@ impl Store {
     }
 
     async fn connection(&self, during: &'static str) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(|error| match error {
-            deadpool_postgres::PoolError::Backend(error) => {
-                let mut away = StoreError::from_postgres(during, &error);
-                // A refused password or a missing database is a setting of somebody's; waiting is still all we can do.
-                away.fate = Fate::Away;
-                away.sentence = match (error.as_db_error(), std::error::Error::source(&error)) {
-                    (Some(db), _) => trouble::without_names(db.message()),
-                    (None, Some(cause)) => format!("{}: {cause}", away.sentence),
-                    (None, None) => away.sentence,
-                };
-                away
-            }
-            other => StoreError::new(during, Fate::Away, format!("no connection to the database: {other}")),
-        })
+        self.servers.connection(during).await.map(|(client, _)| client)
     }
 
     /// Takes a connection for a named piece of work. Statements on it are each their own transaction until
@@ -151,10 +122,11 @@ impl Store {
     /// # Errors
     /// No connection.
     async fn session(&self, name: &'static str) -> Result<Session, StoreError> {
-        let client = self.connection(name).await?;
+        let (client, server) = self.servers.connection(name).await?;
         let parked_bytes = self.parked_bytes.load(Ordering::Relaxed);
         Ok(Session::new(
             client,
+            server,
             name,
             self.client_deadline,
             Arc::clone(&self.limits),

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use std::{
 use deadpool_postgres::Object;
 use tokio_postgres::{Row, Statement, types::ToSql};
 
-use super::{Fate, StoreError};
+use super::{Fate, StoreError, servers::Server};
 use crate::{
     config::DatabaseSettings,
     fail::{self, Injected, Point},
@@ -29,6 +30,7 @@ pub(crate) struct Session {
     pub(super) client: Option<Object>,
     pub(super) name: &'static str,
     pub(super) deadline: Duration,
+    server: Arc<Server>,
     limits: Arc<Limits>,
     /// Statements whose answer is awaited. A dropped future does not cancel its statement.
     pub(super) at_work: AtomicUsize,
@@ -64,6 +66,7 @@ impl Limits {
 impl Session {
     pub(super) fn new(
         client: Object,
+        server: Arc<Server>,
         name: &'static str,
         deadline: Duration,
         limits: Arc<Limits>,
@@ -73,6 +76,7 @@ impl Session {
             client: Some(client),
             name,
             deadline,
+            server,
             limits,
             at_work: AtomicUsize::new(0),
             round_trips: AtomicU64::new(0),
@@ -106,8 +110,7 @@ impl Session {
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
         self.at_work.fetch_add(1, Ordering::Relaxed);
-        let done = tokio::time::timeout(self.deadline, work).await;
-        let error = match done {
+        let error = match self.patiently(work).await {
             Ok(answered) => {
                 self.at_work.fetch_sub(1, Ordering::Relaxed);
                 match answered {
@@ -115,10 +118,7 @@ impl Session {
                     Err(error) => StoreError::from_postgres(self.name, &error),
                 }
             }
-            Err(_) => {
-                let sentence = format!("the database did not answer within {:?}", self.deadline);
-                StoreError::new(self.name, Fate::Away, sentence)
-            }
+            Err(sentence) => StoreError::new(self.name, Fate::Away, sentence),
         };
         self.poisoned.store(true, Ordering::Relaxed);
         if error.fate == Fate::Away {
@@ -130,6 +130,28 @@ impl Session {
             client.statement_cache.clear();
         }
         Err(error)
+    }
+
+    /// Waits up to the deadline, but not for a server that does not live any more: after a while it is asked.
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
+        let mut work = pin!(work);
+        let silence = self.server.silence.min(self.deadline);
+        if let Ok(answered) = tokio::time::timeout(silence, &mut work).await {
+            return Ok(answered);
+        }
+        // On the heap: nearly no question comes here, and each has room for this otherwise.
+        Box::pin(async {
+            tokio::select! {
+                biased;
+                answered = &mut work => Ok(answered),
+                () = self.server.gone() => Err(format!("the database does not answer, and a new connection has no answer within \
+                                                        {silence:?} either")),
+                () = tokio::time::sleep(self.deadline.saturating_sub(silence)) => {
+                    Err(format!("the database did not answer within {:?}", self.deadline))
+                }
+            }
+        })
+        .await
     }
 
     /// Passes a fail point. A rehearsal passes none: what is counted are batches.

@@ -46,7 +46,12 @@ impl Trouble {
     pub(super) fn of_error(error: &tokio_postgres::Error) -> Self {
         let mut cause: Option<&(dyn Error + 'static)> = Some(error);
         while let Some(one) = cause {
-            let inner = one.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            let io = one.downcast_ref::<std::io::Error>();
+            // So tokio-postgres says that a server is not the one that was asked for (target_session_attrs).
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied && io.raw_os_error().is_none()) {
+                return Trouble::ReadOnly;
+            }
+            let inner = io.and_then(std::io::Error::get_ref);
             if one.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
                 return Trouble::Tls;
             }

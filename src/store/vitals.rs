@@ -94,6 +94,17 @@ const FUNCTION_GRANTS: [&str; 3] = [
 ];
 
 impl Store {
+    /// Asks for an answer, and nothing else.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let session = self.session("ping").await?;
+        session
+            .ask(session.client()?.batch_execute("/* store::ping */ SELECT 1"))
+            .await
+    }
+
     /// How the server is and how it is set up.
     ///
     /// # Errors

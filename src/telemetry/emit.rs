@@ -58,6 +58,12 @@ impl Signal<'_> {
                     unseen, "not looked at, for want of a right on it: `settled doctor`, as who may, checks it"
                 );
             }
+            Signal::QueueUnseen { queue, why } => {
+                warn!(
+                    queue,
+                    why, "the depth of this queue can not be seen; nothing else depends on it"
+                );
+            }
             Signal::OwnQueueUnserved { queue, most } => {
                 metric::OWN_QUEUES_UNSERVED.add([], 1);
                 error!(

@@ -57,6 +57,11 @@ pub enum Signal<'a> {
         queue: &'a str,
         unseen: &'a [String],
     },
+    /// A queue whose depth this user may not see. Settling goes on.
+    QueueUnseen {
+        queue: &'a str,
+        why: &'a str,
+    },
     /// A partner's own queue is beyond the bound, and nobody here consumes it. An alarm.
     OwnQueueUnserved {
         queue: &'a str,

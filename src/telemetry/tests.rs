@@ -77,6 +77,7 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             problem: "it is missing",
         },
         Signal::TopologyLooked { queue, fits: false },
+        Signal::QueueUnseen { queue, why: "403" },
         Signal::TopologyUnseen {
             queue,
             unseen: &["exchange settlement.dead".to_owned()],

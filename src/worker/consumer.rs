@@ -1,6 +1,7 @@
 //! Takes what is in one queue, session after session with the broker.
 
 use std::{
+    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,7 +26,9 @@ use crate::{
 };
 
 /// How often a consumer asks whether its queue still has one.
-const CONSUMER_LOOK: Duration = Duration::from_secs(3);
+const CONSUMER_LOOK: Duration = Duration::from_millis(1_800);
+/// By then a broker answers such a question.
+const ANSWER_EXPECTED: Duration = Duration::from_secs(2);
 
 /// How long a queue that is not what it must be is left alone before it is looked at again.
 pub(super) const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
@@ -89,6 +92,41 @@ pub(crate) struct Consumer<W: Work> {
 struct Taken<B> {
     batch: B,
     received: Instant,
+}
+
+/// That the broker does not answer for a queue, as long as it is so and somebody looks.
+struct Silent<'a, W: Work> {
+    work: &'a W,
+    told: Cell<bool>,
+}
+
+impl<'a, W: Work> Silent<'a, W> {
+    fn of(work: &'a W) -> Self {
+        Self {
+            work,
+            told: Cell::new(false),
+        }
+    }
+
+    fn tell(&self, queue: &str) {
+        if !self.told.replace(true) {
+            self.work.misfit(Some(format!(
+                "the broker does not answer for queue {queue}: too few of its members are there"
+            )));
+        }
+    }
+
+    fn over(&self) {
+        if self.told.replace(false) {
+            self.work.misfit(None);
+        }
+    }
+}
+
+impl<W: Work> Drop for Silent<'_, W> {
+    fn drop(&mut self) {
+        self.over();
+    }
 }
 
 /// Why a session with the broker ended.
@@ -347,20 +385,28 @@ impl<W: Work> Consumer<W> {
     /// attached, or go on with the new one, whatever that is.
     async fn forgotten(&self, connection: &Connection) {
         let mut strikes = 0;
+        // Whether it was told that nobody answers: then nothing can be settled, whoever is attached.
+        let silent = Silent::of(&self.work);
         loop {
-            tokio::time::sleep(CONSUMER_LOOK).await;
-            // Each refusal costs the connection a channel for good: who may not look was told so when it attached.
-            if !self.unseen_told {
-                match topology::fitness(connection, &self.queue).await {
-                    Ok(fitness) if fitness.problem.is_none() => {}
-                    Ok(_) => return,
-                    Err(_) => std::future::pending().await,
+            tokio::time::sleep(if strikes == 0 { CONSUMER_LOOK } else { CONSUMER_LOOK / 6 }).await;
+            // A queue whose members are no majority has nobody who could answer for it.
+            let mut asked = std::pin::pin!(topology::backlog(connection, &self.queue));
+            let answered = match tokio::time::timeout(ANSWER_EXPECTED, &mut asked).await {
+                Ok(answered) => answered,
+                Err(_) => {
+                    silent.tell(&self.queue);
+                    asked.await
                 }
-            }
-            match topology::backlog(connection, &self.queue).await {
+            };
+            match answered {
                 Ok((_, 0)) => strikes += 1,
-                Ok(_) => strikes = 0,
+                Ok(_) => {
+                    strikes = 0;
+                    silent.over();
+                }
                 Err(BrokerError::Refused { code: 404, .. }) => return,
+                // On a connection that lives: it is asked again.
+                Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(&self.queue),
                 // Not ours to look at, or the session ends by itself.
                 Err(BrokerError::Refused { .. } | BrokerError::Away(_) | BrokerError::Config(_)) => {
                     std::future::pending().await
@@ -369,6 +415,15 @@ impl<W: Work> Consumer<W> {
             // One is exchanged for another when the first message that is no redelivery comes.
             if strikes > 1 {
                 return;
+            }
+            // Each refusal costs the connection a channel for good: who may not look was told so when it attached.
+            if strikes == 0 && !self.unseen_told && !silent.told.get() {
+                match topology::fitness(connection, &self.queue).await {
+                    Ok(fitness) if fitness.problem.is_none() => {}
+                    Ok(_) => return,
+                    Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(&self.queue),
+                    Err(_) => std::future::pending().await,
+                }
             }
         }
     }

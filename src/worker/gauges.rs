@@ -1,10 +1,16 @@
 //! Measures what nobody's work shows: backlog, parked messages, queues, readiness.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::{Worker, collector::SpaceWatch};
 use crate::{
-    broker::{BrokerError, Connection, topology},
+    broker::{
+        BrokerError, Connection,
+        topology::{self, Seen},
+    },
     retry::{self, Waited},
     store::{Fate, StoreError},
     telemetry::Signal,
@@ -16,6 +22,25 @@ const GAUGE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the dead letters are counted, which takes as long as there are many.
 const DESK_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long a queue that is not ours to see is left alone.
+const UNSEEN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The queues that this user may not look at. A depth is a gauge's business and nobody else's: it is said once.
+#[derive(Default)]
+struct Unseen(BTreeMap<String, Instant>);
+
+impl Unseen {
+    fn may_ask(&self, queue: &str) -> bool {
+        self.0.get(queue).is_none_or(|asked| asked.elapsed() >= UNSEEN_INTERVAL)
+    }
+
+    fn told(&mut self, queue: &str, why: &str) {
+        if self.0.insert(queue.to_owned(), Instant::now()).is_none() {
+            Signal::QueueUnseen { queue, why }.emit();
+        }
+    }
+}
+
 /// Who pauses, as /readyz tells it, where what is committed is not told.
 const OUTBOX: &str = "outbox";
 
@@ -26,6 +51,7 @@ impl Worker {
         let mut desk_measured: Option<Instant> = None;
         let mut space = SpaceWatch::default();
         let mut unreadable = 0;
+        let mut unseen = Unseen::default();
         loop {
             let store = &self.clerk.store;
             if desk_measured.is_none_or(|time| time.elapsed() >= DESK_INTERVAL) {
@@ -74,7 +100,24 @@ impl Worker {
             }
             // Those too that nobody consumes.
             let own_queues = self.clerk.store.own_queues().await.unwrap_or_default();
-            let mut is_missing = false;
+            let own_queues = own_queues
+                .iter()
+                .map(|enterprise_id| topology::own_queue(enterprise_id));
+            let queues: Vec<String> = [
+                topology::UPDATES,
+                topology::DEAD,
+                topology::UNREADABLE,
+                topology::BROKER_MADE,
+            ]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(own_queues)
+            .collect();
+            let asked: Vec<&str> = queues
+                .iter()
+                .map(String::as_str)
+                .filter(|queue| unseen.may_ask(queue))
+                .collect();
             let depths = async {
                 let link = match connection.take().filter(Connection::is_connected) {
                     Some(link) => link,
@@ -83,32 +126,21 @@ impl Worker {
                         Connection::open_without_consumer(&self.broker, &name).await?
                     }
                 };
-                let link = connection.insert(link);
-                let common = topology::depths(link).await?;
-                let mut depths = vec![
-                    (topology::UPDATES.to_owned(), common.updates),
-                    (topology::DEAD.to_owned(), common.dead),
-                    (topology::UNREADABLE.to_owned(), common.unreadable),
-                ];
-                for queue in own_queues
-                    .iter()
-                    .map(|enterprise_id| topology::own_queue(enterprise_id))
-                    .chain([topology::BROKER_MADE.to_owned()])
-                {
-                    match topology::depth_of(link, &queue).await {
-                        Ok(depth) => depths.push((queue, depth)),
-                        // One that is missing hides no other.
-                        Err(BrokerError::Refused { .. }) => is_missing = true,
-                        Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => return Err(error),
+                let seen = topology::look_at_each(&link, &asked).await?;
+                // A refused question costs the connection a channel number for good.
+                let is_whole = seen.iter().all(|seen| matches!(seen, Seen::Ready(_)));
+                connection = is_whole.then_some(link);
+                let mut depths = Vec::new();
+                for (queue, seen) in asked.iter().zip(seen) {
+                    match seen {
+                        Seen::Ready(messages) => depths.push(((*queue).to_owned(), messages)),
+                        Seen::Missing => {}
+                        Seen::Forbidden(why) => unseen.told(queue, &why),
                     }
                 }
                 Ok::<_, BrokerError>(depths)
             };
             let depths = depths.await;
-            if depths.is_err() || is_missing {
-                // A refused question costs the connection a channel number for good.
-                connection = None;
-            }
             if let Ok(depths) = depths {
                 for (queue, messages) in &depths {
                     Signal::QueueMeasured {

@@ -1,6 +1,11 @@
 //! A lane: it takes updates, settles them, acknowledges and has them published.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
 
 use super::{
     Worker,
@@ -8,7 +13,7 @@ use super::{
     driver::drive,
     in_hand::{InHand, Settler},
     patience::HandBack,
-    publish::{Entrance, Owned, PublishStage, place_in, send_all},
+    publish::{Committed, Entrance, Owned, PublishStage, place_in, send_all},
 };
 use crate::{
     broker::{intake::Disposer, topology},
@@ -18,6 +23,9 @@ use crate::{
     store::{Fate, StoreError, held::Pack},
     telemetry::{Intake as Door, Signal, Stage},
 };
+
+/// A worker that could settle nothing for so long is not ready.
+const UNREADY_AFTER: Duration = Duration::from_secs(5);
 
 /// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
 pub(super) async fn lane(worker: Worker, number: usize, queue: String) {
@@ -81,7 +89,7 @@ impl Work for Settling {
     async fn finish(&self, taken: Batch, received: Instant, disposer: &Disposer) -> Result<(), HandBack> {
         let (worker, number) = (&self.worker, self.number);
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
-        let place = place_in(&self.committed, worker.settings.outbox.stuck_after).await?;
+        let place = self.place().await?;
         // Who sends more than his share, or faster than he may, waits in the side room; everybody else is judged now.
         let (batch, packs) = worker.fairness.triage(taken.clone());
         let mut hand = InHand::new(Settler::new(worker, number, Door::Queue, &self.owned), Terms::LANE);
@@ -138,6 +146,24 @@ impl Work for Settling {
 
     async fn has_place(&self) {
         drop(self.committed.reserve().await);
+    }
+}
+
+impl Settling {
+    /// A place in the publish stage. Who waits for one for long settles nothing meanwhile, which readiness is about.
+    async fn place(&self) -> Result<mpsc::Permit<'_, Committed>, HandBack> {
+        let mut placing = pin!(place_in(&self.committed, self.worker.settings.outbox.stuck_after));
+        if let Ok(placed) = tokio::time::timeout(UNREADY_AFTER, &mut placing).await {
+            return placed;
+        }
+        let who = format!("publishing of lane {}", self.number);
+        let why = format!("what was settled before could not be published for {UNREADY_AFTER:?}, so nothing more is");
+        if self.is_common {
+            self.worker.health.set_paused_by(&who, Some(why));
+        }
+        let placed = placing.await;
+        self.worker.health.set_paused_by(&who, None);
+        placed
     }
 }
 

@@ -16,6 +16,7 @@ mod lane;
 mod own_queues;
 mod patience;
 pub mod publish;
+mod pulse;
 mod relay;
 mod rights;
 pub mod settled_since;
@@ -159,6 +160,7 @@ impl Worker {
             ),
         ));
         tasks.spawn(self.clone().measure());
+        tasks.spawn(pulse::run(self.clone()));
         tasks.spawn(broker_watch::run(self.clone()));
         let mut readiness = JoinSet::new();
         readiness.spawn(self.clone().tell_readiness());
@@ -203,19 +205,21 @@ impl Worker {
         loop {
             let looked = async {
                 let connection = Connection::open(&self.broker, &self.settings.worker.name).await?;
-                let depths = topology::depths(&connection).await;
+                let queues = [topology::UPDATES, topology::DEAD, topology::UNREADABLE];
+                let seen = topology::look_at_each(&connection, &queues).await;
                 drop(connection.close().await);
-                depths
+                Ok::<_, BrokerError>(queues.into_iter().zip(seen?).collect::<Vec<_>>())
             };
             match looked.await {
-                Ok(_) => {
+                Ok(seen) => {
+                    if let Some((queue, _)) = seen.iter().find(|(_, seen)| *seen == topology::Seen::Missing) {
+                        return Err(Failure::Topology(format!(
+                            "the broker does not have our queue {queue}; run `settled topology` first"
+                        )));
+                    }
+                    // What may not be looked at may be consumed all the same.
                     self.health.set_paused_by(STARTING, None);
                     return Ok(Waited::Over);
-                }
-                Err(BrokerError::Refused { code: 404, text }) => {
-                    return Err(Failure::Topology(format!(
-                        "the broker does not have our queues ({text}); run `settled topology` first"
-                    )));
                 }
                 Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
                 Err(error) => {

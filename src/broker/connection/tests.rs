@@ -3,6 +3,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::*;
+use crate::broker::hosts::Memory;
 use crate::broker::publisher::Publisher;
 use crate::broker::server_version;
 use crate::broker::testing::{AUTHORITY, Vhost, event, eventually, queue, soon, tls_front};
@@ -14,7 +15,9 @@ fn settings(url: &str) -> BrokerSettings {
         heartbeat: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(2),
         publish_deadline: Duration::from_secs(2),
+        next_host_after: Duration::from_millis(500),
         allow_plaintext: false,
+        memory: Memory::default(),
     }
 }
 
@@ -133,4 +136,67 @@ async fn tls_with_an_authority_of_our_own() {
         );
     }
     std::fs::remove_file(&authority).expect("removed");
+}
+
+/// One that takes connections and never says a word, as a frozen node does.
+fn silent() -> (std::net::TcpListener, u16) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    (listener, port)
+}
+
+#[tokio::test]
+async fn a_silent_or_dead_host_is_not_waited_for() {
+    let vhost = Vhost::new();
+    let (_silent, port) = silent();
+    let url = vhost.settings().url;
+    for others in [
+        format!("127.0.0.1:{port},127.0.0.1:1"),
+        format!("localhost:{port},127.0.0.1:1"),
+    ] {
+        for _ in 0..4 {
+            // Nothing is known yet.
+            let several = BrokerSettings {
+                allow_plaintext: true,
+                connect_timeout: Duration::from_secs(20),
+                ..settings(&url.replacen('@', &format!("@{others},"), 1))
+            };
+            let began = Instant::now();
+            assert_eq!(soon(super::super::probe(&several)).await, Ok(()));
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            // From now on the one that answered comes first.
+            let began = Instant::now();
+            for _ in 0..4 {
+                assert_eq!(soon(super::super::probe(&several)).await, Ok(()));
+            }
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        }
+    }
+    // What a broker says counts more than the silence of the others, and nobody hears the password.
+    let wrong = BrokerSettings {
+        connect_timeout: Duration::from_secs(2),
+        ..settings(&format!(
+            "amqp://nobody:hun%74er2@127.0.0.1:{port},127.0.0.1:1,{}",
+            url.rsplit_once('@').expect("a user").1
+        ))
+    };
+    let error = soon(super::super::probe(&wrong)).await.expect_err("refused");
+    assert_eq!(error.code(), Some(403), "{error}");
+    assert!(!error.to_string().contains("unter2"), "{error}");
+}
+
+/// Every byte that the broker sends counts, and a connection that hears none is given up.
+#[tokio::test]
+async fn a_frozen_broker_is_given_up_after_two_heartbeats() {
+    let vhost = Vhost::new();
+    let (proxy, mut settings) = vhost.proxied();
+    settings.heartbeat = Duration::from_secs(1);
+    let connection = Connection::open(&settings, "test").await.expect("connected");
+    // Idle, and kept alive by heartbeats alone.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(connection.is_connected());
+    proxy.freeze();
+    let began = Instant::now();
+    soon(connection.closed()).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }

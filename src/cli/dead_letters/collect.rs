@@ -119,7 +119,7 @@ async fn drained(connection: &Connection, follow: bool, account: &Account) -> Re
 
 /// What is ready in either queue of dead letters.
 async fn waiting(connection: &Connection) -> Result<u32, BrokerError> {
-    let first = topology::depths(connection).await?.dead;
+    let first = topology::depth_of(connection, topology::DEAD).await?;
     let second = topology::depth_of(connection, topology::BROKER_MADE).await?;
     Ok(first.saturating_add(second))
 }

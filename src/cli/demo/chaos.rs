@@ -95,12 +95,13 @@ impl Chaos<'_> {
             self.account
                 .until(far, |account| account.progress().published >= due)
                 .await;
-            hits.push(self.hit(target).await?);
+            hits.extend(self.hit(target).await?);
         }
         Ok(hits)
     }
 
-    async fn hit(&self, target: Target) -> Result<Hit, Failure> {
+    /// None where it is not ours to kill.
+    async fn hit(&self, target: Target) -> Result<Option<Hit>, Failure> {
         // Traffic thickens while the blow falls.
         let killing = async {
             tokio::time::sleep(HURRY_EVERY * 3).await;
@@ -109,9 +110,20 @@ impl Chaos<'_> {
                 Some(service) => self.service("kill", service).await,
             }
         };
-        tokio::select! {
-            killed = killing => killed?,
-            () = self.press() => {}
+        let outcome = tokio::select! {
+            outcome = killing => outcome,
+            () = self.press() => Ok(()),
+        };
+        if let Err(failure) = outcome {
+            if target.service().is_none() {
+                return Err(failure);
+            }
+            self.teller.alarm(&format!(
+                "{} is not killed, it is none that this script started: {}",
+                target.name(),
+                failure.message()
+            ));
+            return Ok(None);
         }
         let killed = Instant::now();
         let progress = self.account.progress();
@@ -151,13 +163,13 @@ impl Chaos<'_> {
                 target.name()
             ));
         }
-        Ok(Hit {
+        Ok(Some(Hit {
             target,
             at: round(hit_at),
             in_flight: progress.in_flight(),
             down_seconds,
             silent_seconds,
-        })
+        }))
     }
 
     /// More messages than the pace allows, for as long as it is polled.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Check, management};
+use super::{Check, management, versions};
 use crate::{
     broker::{BrokerSettings, Connection, own_queue, rights::Mend, server_version, topology},
     cli::Failure,
@@ -61,7 +61,8 @@ pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
         Ok(version) => version,
         Err(error) => format!("a broker whose version is unknown ({error})"),
     };
-    let mut checks = vec![Check::good("broker", format!("{version}, logged in after {took} ms"))];
+    let broker_line = Check::good("broker", format!("{version}, logged in after {took} ms"));
+    let mut checks = vec![broker_line.noting(versions::of_broker(&version))];
     checks.extend(depths(&connection).await);
     // A database that does not answer has lines of its own.
     let partners = partners(settings).await.unwrap_or_default();
@@ -111,22 +112,30 @@ async fn blocked(connection: &Connection) {
 }
 
 async fn depths(connection: &Connection) -> Vec<Check> {
-    match topology::depths(connection).await {
-        // What is missing gets lines of its own.
-        Err(_) => Vec::new(),
-        Ok(depths) => {
-            let unreadable = Check::good(
-                "unreadable",
-                format!("dead letters that nobody could read: {}", depths.unreadable),
-            );
-            vec![
-                Check::good("updates", format!("messages waiting to be settled: {}", depths.updates)),
-                Check::good("dead_letters", format!("waiting in the queue: {}", depths.dead)),
-                match depths.unreadable {
-                    0 => unreadable,
-                    _ => unreadable.hint("look at the queue settlement.unreadable with the broker's own tools"),
-                },
-            ]
-        }
-    }
+    const LINES: [(&str, &str, &str); 3] = [
+        ("updates", topology::UPDATES, "messages waiting to be settled"),
+        ("dead_letters", topology::DEAD, "waiting in the queue"),
+        (
+            "unreadable",
+            topology::UNREADABLE,
+            "dead letters that nobody could read",
+        ),
+    ];
+    let Ok(seen) = topology::look_at_each(connection, &LINES.map(|(_, queue, _)| queue)).await else {
+        return Vec::new();
+    };
+    let lines = LINES.into_iter().zip(seen);
+    lines
+        .filter_map(|((name, queue, what), seen)| match seen {
+            topology::Seen::Ready(0) => Some(Check::good(name, format!("{what}: 0"))),
+            topology::Seen::Ready(messages) => {
+                let line = Check::good(name, format!("{what}: {messages}"));
+                let look = "look at the queue settlement.unreadable with the broker's own tools";
+                Some(line.noting((queue == topology::UNREADABLE).then(|| look.to_owned())))
+            }
+            // What is missing gets lines of its own.
+            topology::Seen::Missing => None,
+            topology::Seen::Forbidden(why) => Some(Check::good(name, format!("{what}: not seen")).hint(why)),
+        })
+        .collect()
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Check, POSTGRES_MIN};
+use super::{Check, POSTGRES_MIN, versions};
 use crate::{
     config::Settings,
     domain::event::rfc3339,
@@ -93,7 +93,7 @@ fn server(vitals: &Vitals) -> Check {
         return Check::bad("database", format!("{detail}: it is read-only, a standby perhaps"))
             .hint("let the URL name the primary");
     }
-    Check::good("database", detail)
+    Check::good("database", detail).noting(versions::of_postgres(vitals.version_number, Timestamp::now()))
 }
 
 fn schema(version: Option<i32>) -> Check {

@@ -15,12 +15,7 @@ use super::{
     plan::{Plan, WAVES_BETWEEN},
 };
 use crate::{
-    broker::{
-        BrokerError, BrokerSettings, Connection,
-        intake::Intake,
-        subscribe::{self, Lifetime},
-        topology,
-    },
+    broker::{BrokerError, BrokerSettings, Connection, intake::Intake, subscribe, topology},
     cli::Failure,
     config::RetrySettings,
     domain::delivery::Source,
@@ -219,7 +214,6 @@ fn added<T>(outcome: &Registered<T>, what: &str, enterprise_id: &str) -> Result<
 pub(in crate::cli) struct Subscriber {
     settings: BrokerSettings,
     queue: String,
-    lifetime: Lifetime,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -230,7 +224,6 @@ impl Subscriber {
         settings: &BrokerSettings,
         retry: &RetrySettings,
         queue: String,
-        lifetime: Lifetime,
         dead_letters: bool,
         account: Arc<Account>,
     ) -> Result<Self, Failure> {
@@ -238,7 +231,6 @@ impl Subscriber {
         let mut listener = Listener {
             settings: settings.clone(),
             queue: queue.clone(),
-            lifetime,
             dead_letters,
             account,
             stopping,
@@ -249,7 +241,6 @@ impl Subscriber {
         Ok(Self {
             settings: settings.clone(),
             queue,
-            lifetime,
             stop,
             task,
         })
@@ -260,22 +251,19 @@ impl Subscriber {
         self.stop.send_replace(true);
         // Its only ends are this one and a fault that the account knows of.
         drop(self.task.await);
-        if self.lifetime == Lifetime::Durable {
-            let deleted = async {
-                let connection = Connection::open(&self.settings, "settled simulate clean up").await?;
-                subscribe::delete(&connection, &self.queue).await?;
-                connection.close().await
-            };
-            // What is left goes by itself when nobody has used it for a while.
-            drop(deleted.await);
-        }
+        let deleted = async {
+            let connection = Connection::open(&self.settings, "settled simulate clean up").await?;
+            subscribe::delete(&connection, &self.queue).await?;
+            connection.close().await
+        };
+        // What is left goes by itself when nobody has used it for a while.
+        drop(deleted.await);
     }
 }
 
 struct Listener {
     settings: BrokerSettings,
     queue: String,
-    lifetime: Lifetime,
     dead_letters: bool,
     account: Arc<Account>,
     stopping: watch::Receiver<bool>,
@@ -290,7 +278,7 @@ impl Listener {
         } else {
             &bindings[..1]
         };
-        subscribe::declare(&connection, &self.queue, self.lifetime, bindings).await?;
+        subscribe::declare(&connection, &self.queue, bindings).await?;
         let intake = Intake::attach(&connection, &self.queue, PREFETCH, usize::from(PREFETCH), BATCH_BYTES).await?;
         Ok((connection, intake))
     }
@@ -298,28 +286,20 @@ impl Listener {
     async fn listen(&mut self, first: (Connection, Intake), mut backoff: Backoff) {
         let mut link = Some(first);
         loop {
-            let lost = match link.take() {
+            match link.take() {
                 Some((connection, intake)) => {
-                    let Some(why) = self.consume(intake).await else {
+                    if !self.consume(intake).await {
                         drop(connection.close().await);
                         return;
-                    };
-                    why
+                    }
                 }
-                None => match self.attach().await {
-                    Ok(again) => {
+                None => {
+                    if let Ok(again) = self.attach().await {
                         backoff.reset();
                         link = Some(again);
                         continue;
                     }
-                    Err(error) => error.to_string(),
-                },
-            };
-            if self.lifetime == Lifetime::Connection {
-                self.account.problem(format!(
-                    "the subscriber's connection was lost, and events with it: {lost}"
-                ));
-                return;
+                }
             }
             if backoff.wait(&mut self.stopping).await == Waited::Stopping {
                 return;
@@ -327,16 +307,16 @@ impl Listener {
         }
     }
 
-    /// Takes events until it is told to stop (None) or the broker is lost.
-    async fn consume(&mut self, mut intake: Intake) -> Option<String> {
+    /// Takes events until it is told to stop (false) or the broker is lost: what was not acknowledged comes again.
+    async fn consume(&mut self, mut intake: Intake) -> bool {
         let disposer = intake.disposer();
         loop {
             let batch = tokio::select! {
                 biased;
-                () = retry::stopped(&mut self.stopping) => return None,
+                () = retry::stopped(&mut self.stopping) => return false,
                 batch = intake.next() => match batch {
                     Ok(batch) => batch,
-                    Err(end) => return Some(end.to_string()),
+                    Err(_) => return true,
                 },
             };
             let mut highest = None;
@@ -346,8 +326,8 @@ impl Listener {
                     highest = Some(delivery_tag);
                 }
             }
-            if let Err(error) = disposer.dispose(&[], highest).await {
-                return Some(error.to_string());
+            if disposer.dispose(&[], highest).await.is_err() {
+                return true;
             }
         }
     }

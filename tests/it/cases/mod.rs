@@ -18,6 +18,7 @@ mod fairness;
 #[cfg(feature = "faults")]
 mod faults;
 mod flood;
+mod hosts;
 mod letters;
 mod management;
 mod metrics;

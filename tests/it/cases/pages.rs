@@ -148,6 +148,8 @@ fn every_setting_named_exists() {
                 "broker_url",
                 "database_url_file",
                 "broker_url_file",
+                "migrate_database_url",
+                "migrate_database_url_file",
                 "a.b",
             ];
             let of_tools = [

@@ -4,6 +4,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::kit::{
+    command::ask_in,
     partner::Partner,
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, until, userinfo},
 };
@@ -211,4 +212,49 @@ async fn what_is_left_at_the_end_is_said_once() {
         "{log}"
     );
     place.audit().await;
+}
+
+/// Newer brokers ask for a right even to look at a queue. What a worker may not see is a gauge that is missing, and no more: as
+/// on RabbitMQ 4.3, where it has the least rights that it can settle with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_depth_that_may_not_be_seen_keeps_nobody_from_settling() {
+    let place = Place::new("unseen_depth").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "100").await;
+    let reservations: Vec<_> = (0..5).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let user = User::new(&place).await;
+    // No right of any kind on the queue settlement.unreadable.
+    user.may(&place, "^settlement\\.(events|dead)$").await;
+    let worker = place
+        .ready_worker(&[("SETTLED_BROKER_URL", user.url.as_str()), LEAVE_DEAD_LETTERS])
+        .await;
+    let messages: Vec<_> = reservations.iter().map(|one| partner.cleared(one)).collect();
+    place.publish(&messages).await;
+    place.settle_up(worker).await;
+    // `settled doctor` says what this user lacks, and the line that gives it; as who may declare, nothing is missing.
+    let told = ask_in(
+        &[
+            ("SETTLED_DATABASE_URL", place.database_url.as_str()),
+            ("SETTLED_BROKER_URL", user.url.as_str()),
+        ],
+        &["doctor"],
+    )
+    .await;
+    assert!(
+        told.all().contains("permission to publish to settlement.unreadable")
+            && told.all().contains("rabbitmqctl set_permissions"),
+        "{}",
+        told.all()
+    );
+    // Who runs `settled topology` without the right to is told which line gives it.
+    let (message, _) = ask_in(&[("SETTLED_BROKER_URL", user.url.as_str())], &["topology"])
+        .await
+        .refusal(1);
+    assert!(
+        message.starts_with("a right is missing") && message.contains("rabbitmqctl set_permissions -p"),
+        "{message}"
+    );
+    user.forget(&place).await;
 }
