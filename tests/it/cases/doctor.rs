@@ -213,8 +213,9 @@ async fn where_all_is_well_every_line_says_so() {
     let output = ground.run(&["doctor"]).await;
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &[][..]));
-    // The user of these tests owns everything, and management is not asked: two hints more.
-    assert_eq!(text.lines().count(), expected.len() + 3, "{text}");
+    // The user of these tests owns everything, and management is not asked: hints; and others by the servers' versions.
+    let (hints, lines): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.trim_start().starts_with("hint: "));
+    assert!(lines.len() == expected.len() + 1 && hints.len() >= 2, "{text}");
     assert!(
         text.lines().last().is_some_and(|last| last.contains("all well")),
         "{text}"

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lapin::{
-    options::{BasicGetOptions, BasicNackOptions},
+    options::{BasicGetOptions, BasicRejectOptions},
     types::{AMQPValue, FieldArray, FieldTable},
 };
 use serde_json::{Value, json};
@@ -346,11 +346,9 @@ async fn given_up(place: &Place) {
         let Some(got) = got.expect("an answer") else {
             return Some(());
         };
-        let again = BasicNackOptions {
-            multiple: false,
-            requeue: true,
-        };
-        got.delivery.acker.nack(again).await.expect("given back");
+        // By reject: a nack counts no more from RabbitMQ 4.3 on.
+        let again = BasicRejectOptions { requeue: true };
+        got.delivery.acker.reject(again).await.expect("given back");
         None
     })
     .await;

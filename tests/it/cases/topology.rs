@@ -181,9 +181,11 @@ async fn the_second_way_is_taken_without_a_collector_too() {
     let worker = place.ready_worker(&[LEAVE_DEAD_LETTERS]).await;
     gauge(&worker, "settled_queue_messages{queue=\"settlement.dead.broker\"} 0").await;
     all_expired(&place, "settlement.dead.broker").await;
+    // From 4.0 on the broker believes no record that a message brought along, and cuts nothing off.
+    let believes = place.services.broker_major().await < 4;
     let cut = RECORDS
         .iter()
-        .filter(|deaths| deaths.iter().any(|(queue, _)| *queue == "settlement.dead"))
+        .filter(|deaths| believes && deaths.iter().any(|(queue, _)| *queue == "settlement.dead"))
         .count();
     until("those are stored", PATIENCE, async || {
         let rows = count(&place, "SELECT count(*) FROM settled.dead_letters").await;
@@ -254,20 +256,22 @@ async fn replace(place: &Place, queue: &str, arguments: Option<&Value>, bound_to
 }
 
 async fn says_what_the_doctor_says(place: &Place, worker: &Worker, object: &str) {
-    let why = until("the worker says what is wrong", PATIENCE, async || {
+    // The worker may have looked while the test had just deleted it.
+    until("the worker says what the doctor says", PATIENCE, async || {
         let why = worker.not_ready().await;
-        why.contains(object).then_some(why)
+        if !why.contains(object) {
+            return None;
+        }
+        let output = place.run(&["doctor", "--json"]).await;
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let checks = report["checks"].as_array().expect("lines");
+        let check = checks.iter().find(|check| check["name"] == object).expect("its line");
+        let detail = check["detail"].as_str().expect("a sentence").replace('"', "\\\"");
+        let told: Value = serde_json::from_str(&why).unwrap_or_else(|_| json!(why));
+        let is_same = told.to_string().contains(&detail) || why.contains(&detail);
+        (check["ok"] == json!(false) && is_same).then_some(())
     })
     .await;
-    let output = place.run(&["doctor", "--json"]).await;
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let checks = report["checks"].as_array().expect("lines");
-    let check = checks.iter().find(|check| check["name"] == object).expect("its line");
-    assert_eq!(check["ok"], json!(false), "{check}");
-    let detail = check["detail"].as_str().expect("a sentence").replace('"', "\\\"");
-    let told: Value = serde_json::from_str(&why).unwrap_or_else(|_| json!(why));
-    let told = told.to_string();
-    assert!(told.contains(&detail) || why.contains(&detail), "{why}\n\n{detail}");
 }
 
 /// With each of these the worker takes nothing and says why; mended, it settles by itself.

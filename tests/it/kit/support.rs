@@ -134,6 +134,14 @@ impl Services {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
+    /// The first number of the broker's version.
+    pub(crate) async fn broker_major(&self) -> u32 {
+        let (_, overview) = self.manage("GET", "/api/overview", None).await;
+        let version = overview["rabbitmq_version"].as_str().expect("a version");
+        let major = version.split('.').next().and_then(|number| number.parse().ok());
+        major.unwrap_or_else(|| panic!("a version: {version}"))
+    }
+
     async fn make_vhost(&self, name: &str) {
         let (status, answer) = self.manage("PUT", &format!("/api/vhosts/{name}"), None).await;
         assert!(matches!(status, 201 | 204), "vhost {name}: {status} {answer}");
