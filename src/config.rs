@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::secret::repeated;
 use self::{
-    fields::{address, lasting, optional_path, short_text, tenths, texts, whole_seconds, within},
+    fields::{address, lasting, optional_address, optional_path, short_text, tenths, texts, whole_seconds, within},
     layers::{Layers, SEE_LIST, host_name, split},
 };
 pub use self::{
@@ -40,6 +40,7 @@ pub struct Settings {
     pub retry: RetrySettings,
     pub events: EventSettings,
     pub http: HttpSettings,
+    pub api: ApiSettings,
     pub dead_letters: DeadLetterSettings,
     pub log: LogSettings,
 }
@@ -96,6 +97,8 @@ pub struct BrokerSettings {
     pub publish_deadline: Duration,
     #[serde(deserialize_with = "texts::<100, 255, _>")]
     pub trusted_users: Vec<String>,
+    #[serde(deserialize_with = "texts::<100, 255, _>")]
+    pub api_users: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -246,6 +249,43 @@ pub struct HttpSettings {
     pub answer_timeout: Duration,
     #[serde(deserialize_with = "within::<1, 64, _, _>")]
     pub scrapes_max: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiSettings {
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "optional_path")]
+    pub certificate_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub key_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_address")]
+    pub watch_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub wait: Duration,
+    #[serde(deserialize_with = "within::<1024, 262_144, _, _>")]
+    pub body_max: usize,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub body_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub head_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub idle_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
+    pub answer_timeout: Duration,
+    #[serde(deserialize_with = "within::<8, 100_000, _, _>")]
+    pub connections_max: usize,
+    #[serde(deserialize_with = "within::<4, 100_000, _, _>")]
+    pub connections_per_address_max: usize,
+    #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
+    pub requests_max: usize,
+    #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
+    pub rate_per_token: u32,
+    #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
+    pub page_max: u32,
+    #[serde(deserialize_with = "lasting::<1000, { 87_600 * HOUR }, _>")]
+    pub token_lifetime: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]

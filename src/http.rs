@@ -1,7 +1,8 @@
 //! `/livez`, `/readyz` and `/metrics`, for orchestrators and Prometheus. Everything has a bound: connections, header
 //! bytes, the time to send a request and to read the answer, and how many long answers there are at once.
 
-mod door;
+pub(crate) mod door;
+pub(crate) mod server;
 
 use std::{
     convert::Infallible,
@@ -20,36 +21,27 @@ use axum::{
     routing::get,
 };
 use hyper::{
-    body::{Frame, Incoming, SizeHint},
+    body::{Frame, SizeHint},
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
-    http::{HeaderValue, Request, StatusCode},
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
+    http::{HeaderValue, StatusCode},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
-use self::door::{Answer, Bounds, Door, Visit, Watched};
+use self::{
+    door::{Bounds, Door},
+    server::Served,
+};
 use crate::{
     config::HttpSettings,
     health::Health,
-    retry::{Waited, sleep, stopped},
+    retry::{Waited, sleep},
     telemetry::Signal,
 };
 
-/// Bytes of a request's head.
-const HEAD_MAX: usize = 16 * 1024;
-/// Headers of a request.
-const HEADERS_MAX: usize = 64;
-/// Time to finish an answer when the program stops.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a scrape waits for one before it to end.
 const SCRAPE_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of a long answer that are handed over at once: its place is free when the last of them is.
@@ -64,6 +56,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[error("{message}")]
 pub struct HttpError {
     message: String,
+    hint: String,
 }
 
 impl HttpError {
@@ -72,8 +65,20 @@ impl HttpError {
     }
 
     pub fn hint(&self) -> &str {
-        "set http.listen (SETTLED_HTTP__LISTEN) to a free address of this machine; port 0 takes any free port"
+        &self.hint
     }
+
+    /// The same where another setting has the address.
+    pub(crate) fn of(self, setting: &str, variable: &str) -> Self {
+        Self {
+            hint: hint(setting, variable),
+            ..self
+        }
+    }
+}
+
+fn hint(setting: &str, variable: &str) -> String {
+    format!("set {setting} ({variable}) to a free address of this machine; port 0 takes any free port")
 }
 
 /// Listens, answers in the background until `shutdown`, and says where (port 0 is any free one).
@@ -86,7 +91,25 @@ pub async fn serve(
     metrics: PrometheusHandle,
     shutdown: watch::Receiver<bool>,
 ) -> Result<SocketAddr, HttpError> {
-    let listen = settings.listen;
+    let (listener, address) = bind(settings.listen).await?;
+    tokio::spawn(upkeep(metrics.clone(), shutdown.clone()));
+    let door = Arc::new(Door::new(Bounds::of(settings)));
+    let routes = routes(Arc::new(Site {
+        health,
+        metrics,
+        door: Arc::clone(&door),
+        scrapes: Arc::new(Semaphore::new(settings.scrapes_max)),
+    }));
+    tokio::spawn(Served::plain(door, routes).accept(listener, shutdown));
+    Signal::HttpListening { address }.emit();
+    Ok(address)
+}
+
+/// Takes an address, and says which it is where any port would do.
+///
+/// # Errors
+/// If the address is in use, not of this machine, or needs rights.
+pub(crate) async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), HttpError> {
     let refused = |error: std::io::Error| {
         let why = match error.kind() {
             std::io::ErrorKind::AddrInUse => "the address is in use".to_owned(),
@@ -96,20 +119,12 @@ pub async fn serve(
         };
         HttpError {
             message: format!("cannot listen for HTTP on {listen}: {why}"),
+            hint: hint("http.listen", "SETTLED_HTTP__LISTEN"),
         }
     };
     let listener = TcpListener::bind(listen).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
-    tokio::spawn(upkeep(metrics.clone(), shutdown.clone()));
-    let site = Arc::new(Site {
-        health,
-        metrics,
-        door: Arc::new(Door::new(Bounds::of(settings))),
-        scrapes: Arc::new(Semaphore::new(settings.scrapes_max)),
-    });
-    tokio::spawn(accept(listener, site, shutdown));
-    Signal::HttpListening { address }.emit();
-    Ok(address)
+    Ok((listener, address))
 }
 
 async fn upkeep(metrics: PrometheusHandle, mut shutdown: watch::Receiver<bool>) {
@@ -125,77 +140,6 @@ struct Site {
     door: Arc<Door>,
     /// A place for each long answer that is made or sent.
     scrapes: Arc<Semaphore>,
-}
-
-async fn accept(listener: TcpListener, site: Arc<Site>, mut shutdown: watch::Receiver<bool>) {
-    let routes = routes(Arc::clone(&site));
-    loop {
-        let stopping = shutdown.clone();
-        let accepted = tokio::select! {
-            biased;
-            () = stopped(&mut shutdown) => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let visit = site.door.admit(peer.ip());
-                tokio::spawn(converse(stream, visit, routes.clone(), stopping));
-            }
-            // One that went before it was let in is its own affair.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::ConnectionAborted
-                        | std::io::ErrorKind::ConnectionReset
-                        | std::io::ErrorKind::Interrupted
-                ) => {}
-            Err(_) => {
-                // Out of file descriptors, most likely. Some of ours are given back at once; others come back, but later.
-                let wait = if site.door.shed_some() { 1 } else { 50 };
-                tokio::time::sleep(Duration::from_millis(wait)).await;
-            }
-        }
-    }
-}
-
-async fn converse(stream: TcpStream, visit: Visit, routes: Router, mut stopping: watch::Receiver<bool>) {
-    // What is left of an answer must not wait for the client's acknowledgement of the rest. Best effort.
-    drop(stream.set_nodelay(true));
-    let routes = TowerToHyperService::new(routes);
-    let service = service_fn(|request: Request<Incoming>| {
-        visit.pulse.asks();
-        let pulse = Arc::clone(&visit.pulse);
-        let answer = routes.call(request);
-        async move {
-            let answer: Result<Response, Infallible> = answer.await;
-            answer.map(|response| response.map(|body| Answer::new(body, pulse)))
-        }
-    });
-    let watched = Watched {
-        stream,
-        pulse: Arc::clone(&visit.pulse),
-    };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // The door has the time; this one would also close who is only idle.
-        .header_read_timeout(None)
-        // Who has sent its request may close its side and still be answered.
-        .half_close(true)
-        .max_header_size(HEAD_MAX)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_MAX.max(8192))
-        .serve_connection(TokioIo::new(watched), service);
-    let mut connection = std::pin::pin!(connection);
-    // A client that went away or spoke no HTTP is its own affair, and anybody could fill the log with it.
-    tokio::select! {
-        ended = connection.as_mut() => drop(ended),
-        () = visit.over() => {}
-        () = stopped(&mut stopping) => {
-            // What is being answered is finished, if the client reads it.
-            connection.as_mut().graceful_shutdown();
-            drop(tokio::time::timeout(LAST_WORDS, connection).await);
-        }
-    }
 }
 
 fn routes(site: Arc<Site>) -> Router {

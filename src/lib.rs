@@ -32,6 +32,7 @@
 //! | [`settle`] | the steps of one batch; `explain` runs the same ones without the write. What becomes of one that failed |
 //! | [`worker`] | the consumer pool: the order of steps, patience, shutdown. Lanes, publishing, relay, due and held messages, collector |
 //! | [`desk`] | what an operator may ask and do, typed: look, plan, replay, act, life, books |
+//! | [`api`] | what partners and clients ask over HTTP: tokens, updates, allocations, balances, receipts |
 //! | [`cli`] | what an operator types: it parses, asks the desk, and prints |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
@@ -60,6 +61,7 @@
 //! A [`domain::decide::Reason`] is a value, never an error; a [`store::StoreError`] is ours, never a verdict. Neither
 //! converts into the other.
 
+pub mod api;
 pub mod broker;
 pub mod cli;
 pub mod config;

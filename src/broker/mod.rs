@@ -14,6 +14,7 @@ pub mod management;
 pub mod own_queue;
 mod properties;
 pub mod publisher;
+pub mod replies;
 pub mod rights;
 mod settings;
 mod sieve;

@@ -80,6 +80,11 @@ impl Publisher {
         })
     }
 
+    /// The channel it publishes on: direct replies come to it, and to no other.
+    pub(super) fn channel(&self) -> &lapin::Channel {
+        &self.channel
+    }
+
     /// Lets dead letters carry no `user_id`: the broker knows us by another name than the one we log in with.
     pub fn without_login(mut self) -> Self {
         self.login = None;

@@ -21,7 +21,7 @@ pub(super) struct List {
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
     /// Only this act: partner add, partner set, partner suspend, partner resume, key add, key revoke, key reinstate, connection add,
-    /// deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge,
+    /// client add, token add, token revoke, deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge,
     /// outbox retry
     #[arg(long)]
     act: Option<String>,

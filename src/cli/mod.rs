@@ -2,7 +2,9 @@
 //! the worker. Answers go to stdout: for people, or with `--json` one JSON document. Everything else goes to stderr.
 
 mod allocation;
+mod api;
 mod audit;
+mod client;
 mod config;
 mod currency;
 mod dead_letters;
@@ -20,6 +22,7 @@ mod registry;
 mod setup;
 mod shell;
 mod simulate;
+mod token;
 mod worker;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
@@ -93,6 +96,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Run the worker until SIGTERM
     Worker,
+    /// Answer partners and clients over HTTP until SIGTERM
+    Api,
     /// Partners: who may send updates
     #[command(subcommand)]
     Partner(registry::PartnerCommand),
@@ -102,6 +107,12 @@ enum Command {
     /// Clients' connections with partners
     #[command(subcommand)]
     Connection(registry::ConnectionCommand),
+    /// Clients: as which enterprise each reads over HTTP
+    #[command(subcommand)]
+    Client(client::ClientCommand),
+    /// Tokens: who may ask over HTTP
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Funds come in, once per client and reference
     Deposit(ledger::Deposit),
     /// Reserve allocations, or look at one
@@ -186,6 +197,9 @@ impl Cli {
             | Command::Completions(_)
             | Command::Man(_) => Ok(Exit::Done),
             Command::Worker => worker::run(context).await,
+            Command::Api => api::run(context).await,
+            Command::Client(command) => client::run(context, command).await,
+            Command::Token(command) => token::run(context, command).await,
             Command::Partner(command) => registry::partner(context, command).await,
             Command::Key(command) => registry::key(context, command).await,
             Command::Connection(command) => registry::connection(context, command).await,

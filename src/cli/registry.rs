@@ -60,6 +60,12 @@ pub(super) struct Listing {
     enterprise_id: Option<String>,
 }
 
+impl Listing {
+    pub(super) fn enterprise_id(&self) -> Option<&str> {
+        self.enterprise_id.as_deref()
+    }
+}
+
 /// A record, with what the command came to.
 #[derive(Serialize)]
 struct Told<'a, T> {

@@ -131,3 +131,13 @@ pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sock
         .parse()
         .map_err(|_| D::Error::custom("must be an IP address and a port, such as 127.0.0.1:9464 or [::]:9464"))
 }
+
+pub(super) fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse()
+        .map(Some)
+        .map_err(|_| D::Error::custom("must be empty, or an IP address and a port, such as 127.0.0.1:9466"))
+}

@@ -53,6 +53,7 @@ fn the_defaults() {
         retry,
         events,
         http,
+        api,
         dead_letters,
         log,
     } = &settings;
@@ -91,7 +92,14 @@ fn the_defaults() {
     let a_partner = (dead_letters.max_rows_per_partner, dead_letters.max_bytes_per_partner);
     assert_eq!(a_partner, (2_000_000, 10_000_000_000));
     assert_eq!(dead_letters.recheck_interval, Duration::from_secs(5));
-    assert!(broker.trusted_users.is_empty());
+    assert!(broker.trusted_users.is_empty() && broker.api_users.is_empty());
+    assert!(api.certificate_file.is_none() && api.key_file.is_none() && api.watch_listen.is_none());
+    assert!(api.listen.ip().is_loopback() && api.listen.port() == 9465);
+    assert_eq!((api.body_max, api.rate_per_token, api.page_max), (262_144, 50, 500));
+    assert_eq!(
+        (api.connections_max, api.connections_per_address_max, api.requests_max),
+        (512, 128, 256)
+    );
     assert_eq!(dead_letters.linger, Duration::from_millis(250));
     assert_eq!((dead_letters.plan_max, dead_letters.due_max), (100_000, 1_000));
     assert_eq!(dead_letters.verdict_deadline, Duration::from_secs(60));
@@ -138,6 +146,12 @@ fn the_defaults() {
         (retry.initial, 50),
         (retry.max, 5_000),
         (events.remember, 2_592_000_000),
+        (api.wait, 10_000),
+        (api.body_timeout, 10_000),
+        (api.head_timeout, 5_000),
+        (api.idle_timeout, 30_000),
+        (api.answer_timeout, 30_000),
+        (api.token_lifetime, 7_776_000_000),
         (http.head_timeout, 5_000),
         (http.idle_timeout, 15_000),
         (http.answer_timeout, 30_000),

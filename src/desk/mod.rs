@@ -5,6 +5,7 @@
 //! Every act writes its audit row in the transaction that does it. What is refused is a [`Refusal`]: what happened, to what,
 //! and what to do next. What takes long tells how far it is through a callback.
 
+mod access;
 mod act;
 mod ask;
 mod books;
@@ -15,6 +16,7 @@ mod headers;
 mod life;
 mod moment;
 mod outbox;
+mod owned;
 mod plan;
 mod refusal;
 mod replay;
@@ -24,6 +26,7 @@ mod which;
 use jiff::Timestamp;
 
 pub use self::{
+    access::{ClientAdded, ClientRecord, Holder, Role, Token, TokenMade, TokenRecord, TokenWish},
     act::{Author, Change, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, bounded},
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, Groups, Letter, Named, Stats, Told,
@@ -35,6 +38,7 @@ pub use self::{
     life::{Delivery, EventTold, History, Receipt, Transferred},
     moment::moment,
     outbox::{Publication, Refused, Retried, RetriedOne, Retry},
+    owned::{ConnectionBalance, OwnedFilter, Owner, PartnerBalance, PartnerBalances},
     plan::{LEFT_OUT, Line, Plan, Planned, Sum},
     refusal::{Kind, Refusal},
     replay::{Begun, Cancel, Outcome, Replay, Resume},
@@ -99,6 +103,15 @@ impl Desk {
             store,
             settings: settings.clone(),
         })
+    }
+
+    /// Whether the database answers, and its schema is the one that this program is written for.
+    ///
+    /// # Errors
+    /// The database is away, or its schema is older or newer.
+    pub async fn check_schema(&self) -> Result<(), Refusal> {
+        let version = self.store.schema_version().await?;
+        store::check_schema(version).map_err(|sentence| Refusal::refused(sentence).hint("run `settled migrate`"))
     }
 
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.

@@ -119,6 +119,9 @@ pub struct Rules {
     pub park_max_bytes_per_partner: u64,
     /// The `source` attribute of every event.
     pub event_source: String,
+    /// Logins whose messages count as sent by whomever the partner of their routing key is bound to: of the API, which has
+    /// proven that by a token.
+    pub api_users: Vec<String>,
 }
 
 impl Rules {

@@ -28,21 +28,24 @@ use crate::{config::HttpSettings, telemetry::Signal};
 /// Who reads nothing of its answer for so long goes before one that reads.
 const STALLED: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether everybody has gone.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Connections that are closed when file descriptors run out.
 const SHED_AT_ONCE: usize = 8;
 
 /// The bounds of the connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    connections: usize,
-    per_address: usize,
-    head: Duration,
-    idle: Duration,
-    answer: Duration,
+pub(crate) struct Bounds {
+    pub(crate) connections: usize,
+    pub(crate) per_address: usize,
+    pub(crate) head: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) answer: Duration,
 }
 
 impl Bounds {
-    pub(super) fn of(settings: &HttpSettings) -> Self {
+    pub(crate) fn of(settings: &HttpSettings) -> Self {
         Self {
             connections: settings.connections_max,
             per_address: settings.connections_per_address_max,
@@ -55,7 +58,7 @@ impl Bounds {
 
 /// The connections that are open.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(crate) struct Door {
     bounds: Bounds,
     open: Mutex<Open>,
 }
@@ -68,7 +71,7 @@ struct Open {
 }
 
 impl Door {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
             open: Mutex::default(),
@@ -80,7 +83,7 @@ impl Door {
     }
 
     /// Lets one in, and another one go where there is no room.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Visit {
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Visit {
         let address = network_of(address);
         let pulse = Arc::new(Pulse::new());
         let mut open = self.open();
@@ -109,14 +112,21 @@ impl Door {
 
     /// The process has no file descriptor left: a few give back theirs, since the rest of the process needs some too. Says
     /// whether there were any.
-    pub(super) fn shed_some(&self) -> bool {
+    pub(crate) fn shed_some(&self) -> bool {
         let shed = (0..SHED_AT_ONCE).filter(|_| self.open().shed(|_| true)).count();
         (0..shed).for_each(|_| Signal::HttpConnectionShed.emit());
         shed > 0
     }
 
+    /// Waits until nobody is there.
+    pub(crate) async fn empty(&self) {
+        while !self.open().connections.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// One that has stopped reading its answer gives up its place.
-    pub(super) fn shed_stalled(&self) {
+    pub(crate) fn shed_stalled(&self) {
         let now = Instant::now();
         let mut open = self.open();
         let stalled = open
@@ -182,15 +192,15 @@ fn network_of(address: IpAddr) -> IpAddr {
 }
 
 /// One connection's place; it goes when this is dropped.
-pub(super) struct Visit {
+pub(crate) struct Visit {
     door: Arc<Door>,
     number: u64,
-    pub(super) pulse: Arc<Pulse>,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 impl Visit {
     /// Waits until this one has to go: another needs its place, or it was too slow.
-    pub(super) async fn over(&self) {
+    pub(crate) async fn over(&self) {
         let slow = async {
             while let Some(until) = self.pulse.until(&self.door.bounds) {
                 tokio::time::sleep_until(until).await;
@@ -211,7 +221,7 @@ impl Drop for Visit {
 
 /// What a connection does, as far as its bounds ask. Times are milliseconds since it came.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(crate) struct Pulse {
     came: Instant,
     /// A request is in hand, and its answer is not handed over as a whole.
     asked: AtomicBool,
@@ -244,12 +254,17 @@ impl Pulse {
             .saturating_add(1)
     }
 
-    pub(super) fn asks(&self) {
+    pub(crate) fn asks(&self) {
         let now = self.now();
         self.asked_at.store(now, Ordering::Release);
         self.moved_at.store(now, Ordering::Release);
         self.heard_at.store(0, Ordering::Release);
         self.asked.store(true, Ordering::Release);
+    }
+
+    /// All of the request is here, its body too: what comes now is another one.
+    pub(crate) fn has_all(&self) {
+        self.heard_at.store(0, Ordering::Release);
     }
 
     fn is_answered(&self) {
@@ -296,9 +311,9 @@ impl Pulse {
 }
 
 /// A connection whose bytes are noticed.
-pub(super) struct Watched<S> {
-    pub(super) stream: S,
-    pub(super) pulse: Arc<Pulse>,
+pub(crate) struct Watched<S> {
+    pub(crate) stream: S,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -347,13 +362,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 }
 
 /// An answer whose end is noticed.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     body: Body,
     pulse: Arc<Pulse>,
 }
 
 impl Answer {
-    pub(super) fn new(body: Body, pulse: Arc<Pulse>) -> Self {
+    pub(crate) fn new(body: Body, pulse: Arc<Pulse>) -> Self {
         Self { body, pulse }
     }
 }

@@ -1,10 +1,13 @@
 //! Over real sockets.
 
-use super::*;
+use super::{server::HEAD_MAX, *};
 use crate::config::{Settings, Sources};
 use crate::health::NO_CONSUMER;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 struct Server {
     address: SocketAddr,

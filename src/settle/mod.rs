@@ -102,6 +102,7 @@ pub fn rules(settings: &Settings) -> Rules {
         park_max_bytes: settings.park.max_bytes,
         park_max_bytes_per_partner: settings.park.max_bytes_per_partner,
         event_source: settings.events.source.clone(),
+        api_users: settings.broker.api_users.clone(),
     }
 }
 

@@ -98,6 +98,8 @@ catalogue! {
         "Times a lane handed its messages back to the broker unjudged.";
     Counter HTTP_CONNECTIONS_SHED = "settled_http_connections_shed_total", Count, [], itself,
         "HTTP connections that asked for nothing or read nothing, closed to make room for others.";
+    Counter API_REQUESTS = "settled_api_requests_total", Count, ["route", "status"], nothing,
+        "Requests to the public API, by what was asked and how it was answered.";
     Counter DB_ROUND_TRIPS = "settled_db_round_trips_total", Count, ["transaction"], || each(["settle_batch"]),
         "Round trips to the database, by transaction. Statements that travel together are one.";
 
@@ -156,6 +158,8 @@ catalogue! {
         "Time of a batch in a stage: facts, settle, publish, collect.";
     Histogram(SECONDS) END_TO_END_SECONDS = "settled_end_to_end_seconds", Seconds, [], itself,
         "From receipt of a message to its confirmed event.";
+    Histogram(SECONDS) API_REQUEST_SECONDS = "settled_api_request_seconds", Seconds, ["route"], nothing,
+        "From the head of a request to the public API to its answer, by what was asked.";
 }
 
 /// Every reason, and one for all that a newer version may have written.

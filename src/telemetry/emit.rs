@@ -28,6 +28,30 @@ impl Signal<'_> {
                 // No louder: anybody who can connect could fill the log.
                 trace!("an HTTP connection was closed to make room");
             }
+            Signal::ApiListening {
+                address,
+                encrypted,
+                version,
+            } => {
+                info!(%address, encrypted, version, "the API listens");
+            }
+            Signal::ApiAnswered {
+                route,
+                status,
+                request,
+                elapsed,
+                error,
+            } => {
+                metric::API_REQUESTS.add([route.as_str().into(), status.to_string().into()], 1);
+                metric::API_REQUEST_SECONDS.record([route.as_str().into()], [elapsed.as_secs_f64()]);
+                // No louder for what a client does wrong: anybody who can connect could fill the log.
+                match error {
+                    None => debug!(%route, status, %request, elapsed_ms = millis(elapsed), "answered"),
+                    Some(error) => {
+                        warn!(%route, status, %request, elapsed_ms = millis(elapsed), error, "not answered as asked")
+                    }
+                }
+            }
             Signal::Ready => {
                 metric::READY.set([], 1.0);
                 info!("ready");

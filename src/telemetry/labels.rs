@@ -39,6 +39,21 @@ label!(
     Stage { Facts = "facts", Hold = "hold", Settle = "settle", Publish = "publish", Collect = "collect" }
 );
 label!(
+    /// What is asked of the public API.
+    ApiRoute {
+        UpdateAllocation = "update_allocation",
+        UpdateDeallocation = "update_deallocation",
+        PartnerAllocations = "partner_allocations",
+        PartnerAllocation = "partner_allocation",
+        PartnerBalances = "partner_balances",
+        ClientAllocations = "client_allocations",
+        ClientAllocation = "client_allocation",
+        Receipt = "receipt",
+        Openapi = "openapi",
+        Other = "other",
+    }
+);
+label!(
     /// Why intake is paused.
     Cause {
         Database = "database",

@@ -12,7 +12,7 @@ mod recorder;
 mod signal;
 mod tally;
 
-pub use labels::{Cause, Dependency, EventType, Fate, Intake, PartnerLabels, ReplyResult, Stage};
+pub use labels::{ApiRoute, Cause, Dependency, EventType, Fate, Intake, PartnerLabels, ReplyResult, Stage};
 pub use log::{init, stderr_is_terminal};
 pub use metric::{Kind, Metric};
 pub use recorder::install_metrics;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::labels::{Cause, Dependency, Intake, ReplyResult, Stage};
+use super::labels::{ApiRoute, Cause, Dependency, Intake, ReplyResult, Stage};
 use super::tally::{HeldOf, Published, Tally};
 use crate::domain::decide::Reason;
 
@@ -24,6 +24,20 @@ pub enum Signal<'a> {
     },
     /// A connection that asked for nothing, or read nothing, was closed for another.
     HttpConnectionShed,
+    /// The public API answers here.
+    ApiListening {
+        address: SocketAddr,
+        encrypted: bool,
+        version: &'a str,
+    },
+    /// A request to the public API was answered; with what went wrong, where that is ours.
+    ApiAnswered {
+        route: ApiRoute,
+        status: u16,
+        request: Uuid,
+        elapsed: Duration,
+        error: Option<&'a str>,
+    },
     /// Consumers are attached and the database answers.
     Ready,
     /// It was ready, or never became so.

@@ -61,6 +61,7 @@ fn rules() -> Rules {
         park_max_bytes: u64::MAX,
         park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".into(),
+        api_users: Vec::new(),
     }
 }
 

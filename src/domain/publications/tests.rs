@@ -41,6 +41,7 @@ fn rules() -> Rules {
         park_max_bytes: u64::MAX,
         park_max_bytes_per_partner: u64::MAX,
         event_source: "/settled".to_owned(),
+        api_users: Vec::new(),
     }
 }
 

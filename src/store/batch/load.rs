@@ -49,7 +49,7 @@ impl Wanted {
 }
 
 /// The numbers of the accounts are those of `settled.account()`.
-const ALLOCATION_COLUMNS: &str = "\
+pub(in crate::store) const ALLOCATION_COLUMNS: &str = "\
     a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
     a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
     a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use self::load::load;
-pub(super) use self::load::{allocation, select_allocations};
+pub(super) use self::load::{ALLOCATION_COLUMNS, allocation, select_allocations};
 use super::{
     Session, Store, StoreError, dead_letters, held, outbox, told,
     write::{Rows, Write, params, write_all, write_and_commit},

@@ -1,6 +1,9 @@
 //! One file a topic.
 
 mod alerts;
+mod api;
+mod api_reads;
+mod api_tools;
 mod arguments;
 mod batch;
 mod causes;

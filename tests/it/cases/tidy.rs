@@ -225,6 +225,41 @@ fn the_command_line_asks_the_desk() {
     );
 }
 
+/// The API is a neighbour of the command line: it asks the desk and speaks with the broker, and knows nothing of the store. Nobody
+/// below knows of it.
+#[test]
+fn the_api_asks_the_desk() {
+    let words = [
+        "crate::store",
+        "store::",
+        "Store",
+        "StoreError",
+        "clap",
+        "cli",
+        "settle",
+        "println!",
+        "eprintln!",
+    ];
+    let mut found = Vec::new();
+    for (name, text) in sources("src/api") {
+        assert!(text.lines().count() < 600, "{name} is too long");
+        let text = code(&text);
+        found.extend(
+            words
+                .iter()
+                .filter(|word| names(&text, word))
+                .map(|word| format!("{name} names {word}")),
+        );
+    }
+    assert_none(&found, "src/api asks src/desk");
+    let mut found = trespassers(&["crate::api", "api::run"], &["src/api/", "src/cli/"]);
+    found.extend(trespassers(
+        &["tokio_rustls"],
+        &["src/api/", "src/http/", "src/store/", "src/broker/"],
+    ));
+    assert_none(&found, "only the command line starts the API");
+}
+
 #[test]
 fn files_are_named_for_what_they_are_about() {
     let vague = [

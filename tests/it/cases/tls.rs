@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::kit::{
     amqp::{Line, Tap},
+    api::Api,
     auditor::event_id,
     command::{Answer, ask, ask_in},
     partner::Partner,
@@ -521,4 +522,66 @@ async fn the_private_server_leaves_nothing_behind() {
     drop(server);
     assert!(!directory.exists());
     assert!(db.batch_execute("SELECT 1").await.is_err());
+}
+
+/// The API speaks TLS where it has a certificate, to whoever trusts it, and nothing in the clear then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_api_speaks_tls() {
+    let certificates = match Certificates::new() {
+        Ok(certificates) => certificates,
+        Err(why) => return skip("the_api_speaks_tls", &why),
+    };
+    let ground = Ground::new("api_tls").await;
+    ground.copy_template().await;
+    assert!(ground.run(&["topology"]).await.status.success());
+    let (certificate, key) = (
+        certificates.name("good-server.pem"),
+        certificates.name("good-server.key"),
+    );
+    let settings = [
+        // Reached from elsewhere, and so only with the two.
+        ("SETTLED_API__LISTEN", "0.0.0.0:0"),
+        ("SETTLED_API__CERTIFICATE_FILE", certificate.as_str()),
+        ("SETTLED_API__KEY_FILE", key.as_str()),
+        ("SETTLED_API__HEAD_TIMEOUT", "500ms"),
+    ];
+    let api = Api::start(&ground, &settings).await;
+    let port = api.address().rsplit(':').next().expect("a port").to_owned();
+    let ask = async |authority: &str, host: &'static str| -> std::io::Result<String> {
+        let trust = settled::tls::client_config(Some(&certificates.file(authority))).expect("an authority");
+        let stream = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
+        let name = rustls::pki_types::ServerName::try_from(host).expect("a name");
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(trust));
+        let mut stream = connector.connect(name, stream).await?;
+        let request = "GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    let answer = ask("good.pem", "localhost").await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"openapi\": \"3.1.0\""));
+    for (authority, host) in [("other.pem", "localhost"), ("good.pem", "127.0.0.1")] {
+        assert!(ask(authority, host).await.is_err(), "{authority} {host}");
+    }
+    // In the clear there is nothing; and who says nothing is not kept.
+    for words in ["GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n", ""] {
+        let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))
+            .await
+            .expect("it listens");
+        stream.write_all(words.as_bytes()).await.expect("it reads");
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+        drop(ended.expect("it closes"));
+        assert!(!answer.starts_with(b"HTTP"), "{words}");
+    }
+    // A key that is another's.
+    let other = certificates.name("other-server.key");
+    let variables = [
+        ("SETTLED_DATABASE_URL", ground.database_url.as_str()),
+        ("SETTLED_BROKER_URL", ground.broker_url.as_str()),
+        ("SETTLED_API__CERTIFICATE_FILE", certificate.as_str()),
+        ("SETTLED_API__KEY_FILE", other.as_str()),
+    ];
+    ask_in(&variables, &["api"]).await.refused(2, "do not fit");
 }

@@ -1,6 +1,7 @@
 //! What the cases are told with: places, clients, partners, traffic, and the auditor who checks the books from outside.
 
 pub(crate) mod amqp;
+pub(crate) mod api;
 pub(crate) mod auditor;
 pub(crate) mod command;
 pub(crate) mod contract;

@@ -673,6 +673,11 @@ impl Ground {
         connect(&self.database_url).await
     }
 
+    /// A file of this test's own.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     /// A command of `settled`, yet to be run.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = settled();

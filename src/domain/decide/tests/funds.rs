@@ -81,6 +81,36 @@ fn what_breaks_no_rule_settles() {
     }
 }
 
+/// The API's login stands for whomever a partner is bound to, where the rules name it: that login, to the letter, and no other.
+#[test]
+fn the_apis_login_stands_for_a_bound_user() {
+    let sent_as = |user: Option<&str>, api_users: &[&str]| {
+        let mut model = Model::new();
+        model.acme().broker_user = Some("acme-user".to_owned());
+        let mut letter = Letter::cleared(ALLOCATION, "n");
+        letter.properties.user_id = user.map(str::to_owned);
+        let rules = Rules {
+            api_users: api_users.iter().map(|user| (*user).to_owned()).collect(),
+            ..rules()
+        };
+        let (judgements, _) = model.post(&rules, &[letter.send()]);
+        lines(&judgements).remove(0)
+    };
+    for (user, api_users, expected) in [
+        (Some("api"), &["api"][..], "settled"),
+        (Some("api"), &["other", "api"], "settled"),
+        (Some("acme-user"), &["api"], "settled"),
+        (Some("api"), &[], "sender_mismatch"),
+        (Some("Api"), &["api"], "sender_mismatch"),
+        (Some("api2"), &["api"], "sender_mismatch"),
+        (None, &["api"], "sender_mismatch"),
+        (None, &[""], "sender_mismatch"),
+        (Some("beta-user"), &["api"], "sender_mismatch"),
+    ] {
+        assert_eq!(sent_as(user, api_users), expected, "{user:?} {api_users:?}");
+    }
+}
+
 #[test]
 fn the_largest_quantity_settles_exactly() {
     let mut model = Model::new();

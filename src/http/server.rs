@@ -1,0 +1,145 @@
+//! The bounded way in for whoever serves HTTP: accept, TLS if there is any, one conversation a connection.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{Router, response::Response};
+use hyper::{
+    body::Incoming,
+    http::Request,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::door::{Answer, Door, Visit, Watched};
+use crate::retry::stopped;
+
+/// Bytes of a request's head.
+pub(super) const HEAD_MAX: usize = 16 * 1024;
+/// Headers of a request.
+const HEADERS_MAX: usize = 64;
+/// Time to finish an answer when the program stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What is served, and to how many.
+pub(crate) struct Served {
+    pub(crate) door: Arc<Door>,
+    pub(crate) routes: Router,
+    /// None: in the clear.
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// Time to finish what is in hand when the program stops.
+    pub(crate) last_words: Duration,
+}
+
+impl Served {
+    /// In the clear, with little to finish.
+    pub(crate) fn plain(door: Arc<Door>, routes: Router) -> Self {
+        Self {
+            door,
+            routes,
+            tls: None,
+            last_words: LAST_WORDS,
+        }
+    }
+
+    /// Until the program stops.
+    pub(crate) async fn accept(self, listener: TcpListener, mut shutdown: watch::Receiver<bool>) {
+        let served = Arc::new(self);
+        loop {
+            let stopping = shutdown.clone();
+            let accepted = tokio::select! {
+                biased;
+                () = stopped(&mut shutdown) => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let visit = served.door.admit(peer.ip());
+                    tokio::spawn(Arc::clone(&served).meet(stream, visit, stopping));
+                }
+                // One that went before it was let in is its own affair.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::ConnectionAborted
+                            | std::io::ErrorKind::ConnectionReset
+                            | std::io::ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => {
+                    // Out of file descriptors, most likely. Some of ours are given back at once; others come back, but later.
+                    let wait = if served.door.shed_some() { 1 } else { 50 };
+                    tokio::time::sleep(Duration::from_millis(wait)).await;
+                }
+            }
+        }
+    }
+
+    async fn meet(self: Arc<Self>, stream: TcpStream, visit: Visit, mut stopping: watch::Receiver<bool>) {
+        // What is left of an answer must not wait for the client's acknowledgement of the rest. Best effort.
+        drop(stream.set_nodelay(true));
+        let watched = Watched {
+            stream,
+            pulse: Arc::clone(&visit.pulse),
+        };
+        let Some(tls) = &self.tls else {
+            return self.converse(watched, visit, stopping).await;
+        };
+        // Within the time for the head of the first request.
+        let agreed = tokio::select! {
+            agreed = tls.accept(watched) => agreed,
+            () = visit.over() => return,
+            () = stopped(&mut stopping) => return,
+        };
+        // Who speaks no TLS, or other versions of it, is its own affair.
+        if let Ok(stream) = agreed {
+            self.converse(stream, visit, stopping).await;
+        }
+    }
+
+    async fn converse<S>(&self, stream: S, visit: Visit, mut stopping: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let routes = TowerToHyperService::new(self.routes.clone());
+        let service = service_fn(|mut request: Request<Incoming>| {
+            visit.pulse.asks();
+            let pulse = Arc::clone(&visit.pulse);
+            request.extensions_mut().insert(Arc::clone(&pulse));
+            let answer = routes.call(request);
+            async move {
+                let answer: Result<Response, Infallible> = answer.await;
+                answer.map(|response| response.map(|body| Answer::new(body, pulse)))
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // The door has the time; this one would also close who is only idle.
+            .header_read_timeout(None)
+            // Who has sent its request may close its side and still be answered.
+            .half_close(true)
+            .max_header_size(HEAD_MAX)
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(HEAD_MAX.max(8192))
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        // A client that went away or spoke no HTTP is its own affair, and anybody could fill the log with it.
+        tokio::select! {
+            ended = connection.as_mut() => drop(ended),
+            () = visit.over() => {}
+            () = stopped(&mut stopping) => {
+                // What is being answered is finished, if the client reads it.
+                connection.as_mut().graceful_shutdown();
+                drop(tokio::time::timeout(self.last_words, connection).await);
+            }
+        }
+    }
+}

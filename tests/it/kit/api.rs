@@ -1,0 +1,240 @@
+//! `settled api` as partners and clients meet it.
+
+use std::{
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Child,
+};
+
+use crate::kit::support::{Ground, PATIENCE, until};
+
+/// A running API.
+pub(crate) struct Api {
+    child: Mutex<Child>,
+    log: PathBuf,
+    address: String,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(other, _)| other == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The name of what went wrong; it has the public API's shape, and the request's number.
+    #[track_caller]
+    pub(crate) fn refusal(&self, status: u16) -> &str {
+        assert_eq!(self.status, status, "{self:?}");
+        let error = self.body["error"].as_str().unwrap_or_default();
+        assert!(!error.is_empty(), "{self:?}");
+        assert_eq!(self.body["requestId"].as_str(), self.header("x-request-id"), "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        assert_eq!(self.header("www-authenticate").is_some(), status == 401, "{self:?}");
+        assert_eq!(
+            self.header("retry-after").is_some(),
+            matches!(status, 429 | 503),
+            "{self:?}"
+        );
+        self.body["name"].as_str().unwrap_or_default()
+    }
+
+    #[track_caller]
+    pub(crate) fn ok(&self) -> &Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        &self.body
+    }
+}
+
+impl Api {
+    /// Starts one and waits until it listens and its line to the broker is up, unless that is not to be.
+    pub(crate) async fn start(ground: &Ground, settings: &[(&str, &str)]) -> Self {
+        let api = Self::start_unready(ground, settings).await;
+        until("the API is ready", PATIENCE, async || {
+            let watch = api.watch();
+            let (status, _) = get(&format!("http://{watch}/readyz")).await?;
+            (status == 200).then_some(())
+        })
+        .await;
+        api
+    }
+
+    /// Starts one and waits until it listens.
+    pub(crate) async fn start_unready(ground: &Ground, settings: &[(&str, &str)]) -> Self {
+        let log = ground.file(&format!("api-{}.log", uuid::Uuid::new_v4().simple()));
+        let file = std::fs::File::create(&log).expect("a log");
+        let mut command = ground.command(&["api"]);
+        command
+            .env("SETTLED_API__LISTEN", "127.0.0.1:0")
+            .env("SETTLED_API__WATCH_LISTEN", "127.0.0.1:0")
+            .env("SETTLED_LOG__LEVEL", "debug")
+            .env("SETTLED_LOG__FORMAT", "json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file);
+        for (name, value) in settings {
+            command.env(name, value);
+        }
+        let child = Mutex::new(command.spawn().expect("settled starts"));
+        let mut api = Self {
+            child,
+            log,
+            address: String::new(),
+        };
+        api.address = until("the API listens", PATIENCE, async || {
+            if let Some(status) = api.ended() {
+                panic!("the API ended with {status}: {}", api.said());
+            }
+            api.address_of("the API listens")
+        })
+        .await;
+        api
+    }
+
+    fn address_of(&self, message: &str) -> Option<String> {
+        let lines = self.said();
+        let mut lines = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let line = lines.find(|line| line["message"].as_str().is_some_and(|said| said.starts_with(message)))?;
+        line["address"].as_str().map(str::to_owned)
+    }
+
+    fn watch(&self) -> String {
+        self.address_of("HTTP listens").expect("it says where it is watched")
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.watch());
+        get(&url).await.expect("metrics").1
+    }
+
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).expect("its log")).into_owned()
+    }
+
+    fn ended(&self) -> Option<ExitStatus> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.try_wait().expect("a child")
+    }
+
+    pub(crate) fn terminate(&self) {
+        let id = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+        let kill = format!("kill -TERM {}", id.expect("it runs"));
+        let status = std::process::Command::new("sh").args(["-c", &kill]).status();
+        assert!(status.expect("a shell").success());
+    }
+
+    /// SIGTERM, and an orderly end.
+    pub(crate) async fn stop(&self) {
+        self.terminate();
+        assert_eq!(self.end().await.code(), Some(0), "SIGTERM ends the API in order");
+    }
+
+    pub(crate) async fn end(&self) -> ExitStatus {
+        until("the API ends", PATIENCE, async || self.ended()).await
+    }
+
+    /// A request with a token, or none.
+    pub(crate) async fn ask(&self, method: &str, path: &str, token: &str, body: &[u8]) -> Answer {
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let skip = usize::from(token.is_empty());
+        self.ask_with(method, path, &headers[skip..], body).await
+    }
+
+    pub(crate) async fn get(&self, path: &str, token: &str) -> Answer {
+        self.ask("GET", path, token, b"").await
+    }
+
+    /// With headers of one's own.
+    pub(crate) async fn ask_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !body.is_empty() || method == "PUT" {
+            head.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        self.exchange(&[head.as_bytes(), body].concat()).await
+    }
+
+    /// Sends bytes as they are, and reads the answer.
+    pub(crate) async fn exchange(&self, bytes: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).await.expect("it listens");
+        let (mut read, mut write) = stream.split();
+        let mut answer = Vec::new();
+        let both = async {
+            // One that answers before it has read all closes, and the rest can not be sent.
+            let sent = async { drop(write.write_all(bytes).await) };
+            let got = async { drop(read.read_to_end(&mut answer).await) };
+            tokio::join!(sent, got);
+        };
+        let ended = tokio::time::timeout(PATIENCE, both).await;
+        assert!(
+            ended.is_ok(),
+            "no end of the answer: {}",
+            String::from_utf8_lossy(&answer)
+        );
+        read_answer(&answer)
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the API said:\n{}", self.said());
+        }
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(child.start_kill());
+    }
+}
+
+pub(crate) fn read_answer(bytes: &[u8]) -> Answer {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let mut lines = head.lines();
+    let status = lines.next().unwrap_or_default().split(' ').nth(1);
+    Answer {
+        status: status.and_then(|status| status.parse().ok()).unwrap_or_default(),
+        headers: lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect(),
+        body: serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())),
+    }
+}
+
+async fn get(url: &str) -> Option<(u16, String)> {
+    let url = url.to_owned();
+    let asking = tokio::task::spawn_blocking(move || {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(10)))
+            .build();
+        let mut answer = ureq::Agent::new_with_config(config).get(&url).call().ok()?;
+        let text = answer.body_mut().read_to_string().ok()?;
+        Some((answer.status().as_u16(), text))
+    });
+    asking.await.expect("no panic")
+}
