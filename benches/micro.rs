@@ -7,13 +7,20 @@ use divan::{Bencher, counter::ItemsCount};
 use jiff::{SignedDuration, Timestamp};
 use settled::{
     domain::{
+        address,
         allocation::{Allocation, Kind, Status},
-        decide::{self, Judged, Judgement, Partner, Rules, Snapshot, VerdictKind},
+        decide,
         delivery::{Delivery, Properties, Publication, PublicationKind, Source},
+        digest,
+        draft::{self, Draft},
         event::{self, Format},
         ledger::{Amount, Quantity},
-        message::{self, Draft, Facts, Outcome},
+        message::{self, Facts, MessageRef},
+        publications,
         signature::{self, SigningKey},
+        snapshot::{Partner, Rules, Snapshot},
+        update::Outcome,
+        verdict::{Judgement, VerdictKind},
     },
     store::outbox,
 };
@@ -105,12 +112,12 @@ fn draft(number: usize, quantity: &str) -> Draft {
 
 /// As the broker hands it over.
 fn delivery(draft: &Draft, number: usize) -> Delivery {
-    let payload = message::payload_text(draft);
+    let payload = draft::payload_text(draft);
     let signature = key(number % PARTNERS).sign(&payload);
     Delivery {
         exchange: "settlement.updates".to_owned(),
-        routing_key: message::routing_key(&draft.enterprise_id, draft.kind),
-        body: message::body_text(draft, &payload, &signature).into_bytes(),
+        routing_key: address::routing_key(&draft.enterprise_id, draft.kind),
+        body: draft::body_text(draft, &payload, &signature).into_bytes(),
         properties: Properties {
             content_type: Some("application/json".to_owned()),
             delivery_mode: Some(2),
@@ -209,11 +216,11 @@ impl Batch {
         }
     }
 
-    fn messages(&self) -> Vec<Judged<'_>> {
+    fn messages(&self) -> Vec<MessageRef<'_>> {
         self.deliveries
             .iter()
             .zip(&self.facts)
-            .map(|(delivery, facts)| Judged { delivery, facts })
+            .map(|(delivery, facts)| MessageRef { delivery, facts })
             .collect()
     }
 
@@ -239,10 +246,9 @@ impl Batch {
 
     fn say(&self, judgements: &[Judgement]) -> Vec<Publication> {
         let messages = self.messages();
-        let said = messages
-            .iter()
-            .zip(judgements)
-            .flat_map(|(message, judgement)| event::publications(*message, judgement, self.snapshot.now, &self.rules));
+        let said = messages.iter().zip(judgements).flat_map(|(message, judgement)| {
+            publications::publications(*message, judgement, self.snapshot.now, &self.rules)
+        });
         said.collect()
     }
 }
@@ -253,7 +259,7 @@ mod read {
 
     fn one() -> (Delivery, String, String) {
         let draft = draft(1, "100000000");
-        let payload = message::payload_text(&draft);
+        let payload = draft::payload_text(&draft);
         let signature = key(1).sign(&payload);
         (delivery(&draft, 1), payload, signature)
     }
@@ -261,14 +267,14 @@ mod read {
     #[divan::bench]
     fn digest_of_the_body(bencher: Bencher) {
         let (delivery, ..) = one();
-        bencher.bench(|| message::sha256(&delivery.body));
+        bencher.bench(|| digest::sha256(&delivery.body));
     }
 
     /// All that needs no curve: its signature is none, which the text shows.
     #[divan::bench]
     fn decode_and_agreement(bencher: Bencher) {
         let (mut delivery, payload, _) = one();
-        delivery.body = message::body_text(&draft(1, "100000000"), &payload, "none").into_bytes();
+        delivery.body = draft::body_text(&draft(1, "100000000"), &payload, "none").into_bytes();
         let content = message::facts(&delivery).content.expect("it decodes");
         assert_eq!(content.agreement, Ok(()));
         bencher.bench(|| message::facts(&delivery));

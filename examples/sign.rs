@@ -10,10 +10,13 @@
 use std::error::Error;
 
 use settled::domain::{
+    address::parse_uuid,
     allocation::Kind,
+    digest::sha256,
+    draft::{Draft, body_text, payload_text},
     ledger::{Amount, Quantity},
-    message::{Draft, Outcome, body_text, parse_uuid, payload_text, sha256},
     signature::SigningKey,
+    update::Outcome,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -32,7 +32,7 @@ pub const DEFAULTS: &str = include_str!("../config/default.toml");
 pub struct Settings {
     pub allow_plaintext: bool,
     pub database: DatabaseSettings,
-    pub broker: BrokerSettings,
+    pub broker: BrokerTable,
     pub worker: WorkerSettings,
     pub park: ParkSettings,
     pub held: HeldSettings,
@@ -77,7 +77,7 @@ pub struct DatabaseSettings {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BrokerSettings {
+pub struct BrokerTable {
     /// Empty if nobody said. [`Settings::broker_url`] insists.
     pub url: Secret,
     /// Empty: the management API is not asked.
@@ -372,7 +372,7 @@ impl ConfigError {
 
 /// A setting as it counts, fit to be shown: no password is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Told {
+pub struct ShownSetting {
     pub setting: String,
     pub value: serde_json::Value,
     pub from: Origin,
@@ -425,7 +425,7 @@ impl Settings {
     ///
     /// # Errors
     /// As [`Settings::load`].
-    pub fn told<E>(sources: Sources<E>) -> Result<(Self, Vec<Told>), ConfigError>
+    pub fn told<E>(sources: Sources<E>) -> Result<(Self, Vec<ShownSetting>), ConfigError>
     where
         E: Iterator<Item = (String, String)>,
     {

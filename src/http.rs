@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use self::{
-    door::{Bounds, Door},
+    door::{ConnectionBounds, Connections},
     server::Served,
 };
 use crate::{
@@ -93,7 +93,7 @@ pub async fn serve(
 ) -> Result<SocketAddr, HttpError> {
     let (listener, address) = bind(settings.listen).await?;
     tokio::spawn(upkeep(metrics.clone(), shutdown.clone()));
-    let door = Arc::new(Door::new(Bounds::of(settings)));
+    let door = Arc::new(Connections::new(ConnectionBounds::of(settings)));
     let routes = routes(Arc::new(Site {
         health,
         metrics,
@@ -137,7 +137,7 @@ async fn upkeep(metrics: PrometheusHandle, mut shutdown: watch::Receiver<bool>) 
 struct Site {
     health: Arc<Health>,
     metrics: PrometheusHandle,
-    door: Arc<Door>,
+    door: Arc<Connections>,
     /// A place for each long answer that is made or sent.
     scrapes: Arc<Semaphore>,
 }

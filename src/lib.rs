@@ -10,9 +10,9 @@
 //! 1. [`broker::intake`] hands over whatever is waiting, up to a bound, and never waits for more.
 //! 2. [`settle::Batch::read`] decodes each message, compares body and signed payload and recovers the signer, on all
 //!    cores, before a database connection is taken ([`domain::message::facts`]).
-//! 3. [`store::batch`] loads a [`domain::decide::Snapshot`] under locks, in one round trip.
+//! 3. [`store::batch`] loads a [`domain::snapshot::Snapshot`] under locks, in one round trip.
 //! 4. [`domain::decide::decide`] walks the table of reasons, message by message, each seeing the effects of those before
-//!    it: one [`domain::decide::Verdict`] each, one [`domain::decide::Changeset`] for all.
+//!    it: one [`domain::verdict::Verdict`] each, one [`domain::changeset::Changeset`] for all.
 //! 5. [`store::batch`] writes the changeset, one ordered list of statements, with one outbox row that holds everything to
 //!    publish, and commits. What comes after an attempt that failed is said by [`settle::next_step`].
 //! 6. [`worker`] acknowledges the batch; [`worker::publish`] publishes the row from memory until every confirm is in, and only
@@ -58,7 +58,7 @@
 //! 8. Everything has a bound: message, batch, lanes, retries, waits, queues, memory.
 //! 9. Migrations are added, never edited.
 //!
-//! A [`domain::decide::Reason`] is a value, never an error; a [`store::StoreError`] is ours, never a verdict. Neither
+//! A [`domain::reason::Reason`] is a value, never an error; a [`store::StoreError`] is ours, never a verdict. Neither
 //! converts into the other.
 
 pub mod api;

@@ -13,17 +13,21 @@ use uuid::Uuid;
 use crate::{
     broker::{
         BrokerError, BrokerSettings, Connection,
-        publisher::{Fate, Publisher},
+        publisher::{BrokerAnswer, Publisher},
         topology,
     },
     config::RetrySettings,
     domain::{
+        address,
         allocation::{Kind, PolicyResult},
-        decide::Reason,
         delivery::{Properties, Publication, PublicationKind},
+        digest,
+        draft::{self, Draft},
         ledger::{Amount, Quantity},
-        message::{self, Draft, Outcome},
+        message,
+        reason::Reason,
         signature::SigningKey,
+        update::Outcome,
     },
     retry::Backoff,
 };
@@ -43,7 +47,7 @@ pub struct Dice {
 impl Dice {
     pub fn new(seed: u64, label: &str) -> Self {
         Self {
-            seed: message::sha256([seed.to_be_bytes().as_slice(), label.as_bytes()].concat()),
+            seed: digest::sha256([seed.to_be_bytes().as_slice(), label.as_bytes()].concat()),
             count: 0,
         }
     }
@@ -122,7 +126,7 @@ pub struct SigningPartner {
 
 /// How a message is wrong by itself. What is wrong because of where the allocation stands needs no wrong message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum Flaw {
     TooLarge,
     Malformed,
     Field,
@@ -138,19 +142,19 @@ pub enum Fault {
     Mismatch,
 }
 
-impl Fault {
+impl Flaw {
     /// What it is refused for.
     pub fn reason(self) -> Reason {
         match self {
-            Fault::TooLarge => Reason::MessageTooLarge,
-            Fault::Malformed => Reason::MalformedMessage,
-            Fault::Field => Reason::InvalidField,
-            Fault::Sender => Reason::SenderMismatch,
-            Fault::Signature => Reason::MalformedSignature,
-            Fault::Stranger => Reason::SignatureMismatch,
-            Fault::Payload => Reason::PayloadMismatch,
-            Fault::Policy => Reason::PolicyContradiction,
-            Fault::Mismatch => Reason::AllocationMismatch,
+            Flaw::TooLarge => Reason::MessageTooLarge,
+            Flaw::Malformed => Reason::MalformedMessage,
+            Flaw::Field => Reason::InvalidField,
+            Flaw::Sender => Reason::SenderMismatch,
+            Flaw::Signature => Reason::MalformedSignature,
+            Flaw::Stranger => Reason::SignatureMismatch,
+            Flaw::Payload => Reason::PayloadMismatch,
+            Flaw::Policy => Reason::PolicyContradiction,
+            Flaw::Mismatch => Reason::AllocationMismatch,
         }
     }
 }
@@ -203,12 +207,12 @@ impl SigningPartner {
 
     /// The signed message.
     pub fn update(&self, draft: &Draft) -> Publication {
-        self.signed(draft, &message::payload_text(draft))
+        self.signed(draft, &draft::payload_text(draft))
     }
 
     /// The same message as another program might write it: other key order and white space in what is signed.
     pub fn update_in_other_words(&self, draft: &Draft) -> Publication {
-        let payload = message::payload_text(draft);
+        let payload = draft::payload_text(draft);
         let pretty = serde_json::from_str::<serde_json::Value>(&payload)
             .and_then(|value| serde_json::to_string_pretty(&value))
             .unwrap_or(payload);
@@ -216,7 +220,7 @@ impl SigningPartner {
     }
 
     fn signed(&self, draft: &Draft, payload: &str) -> Publication {
-        let body = message::body_text(draft, payload, &self.key.sign(payload));
+        let body = draft::body_text(draft, payload, &self.key.sign(payload));
         self.publication(draft, body)
     }
 
@@ -225,7 +229,7 @@ impl SigningPartner {
             // Comes back where no queue takes it, which a partner wants to know.
             kind: PublicationKind::DeadLetter,
             exchange: topology::UPDATES.to_owned(),
-            routing_key: message::routing_key(&draft.enterprise_id, draft.kind),
+            routing_key: address::routing_key(&draft.enterprise_id, draft.kind),
             properties: Properties {
                 content_type: Some("application/json".to_owned()),
                 delivery_mode: Some(2),
@@ -238,17 +242,17 @@ impl SigningPartner {
     }
 
     /// The message, wrong in this way. Where there are several ways, the dice choose.
-    pub fn wrong(&self, mut draft: Draft, fault: Fault, dice: &mut Dice) -> Publication {
-        let payload = message::payload_text(&draft);
+    pub fn wrong(&self, mut draft: Draft, fault: Flaw, dice: &mut Dice) -> Publication {
+        let payload = draft::payload_text(&draft);
         let good = self.key.sign(&payload);
         match fault {
-            Fault::TooLarge => {
-                let mut body = message::body_text(&draft, &payload, &good).into_bytes();
+            Flaw::TooLarge => {
+                let mut body = draft::body_text(&draft, &payload, &good).into_bytes();
                 // White space is JSON as well: it is refused for its size alone.
                 body.resize(message::BODY_MAX + 1, b' ');
                 self.publication(&draft, body)
             }
-            Fault::Malformed => {
+            Flaw::Malformed => {
                 let mut update = self.update(&draft);
                 match dice.below(4) {
                     0 => update.properties.content_type = Some("text/plain".to_owned()),
@@ -261,8 +265,8 @@ impl SigningPartner {
                 }
                 update
             }
-            Fault::Field => {
-                let body = message::body_text(&draft, &payload, &good);
+            Flaw::Field => {
+                let body = draft::body_text(&draft, &payload, &good);
                 let quantity = format!("\"quantity\":\"{}\"", draft.amount.quantity);
                 let (from, to) = match dice.below(4) {
                     0 => (quantity.clone(), "\"quantity\":\"007\"".to_owned()),
@@ -276,12 +280,12 @@ impl SigningPartner {
                 // The first is the body's own: what is signed stands escaped behind it.
                 self.publication(&draft, body.replacen(&from, &to, 1))
             }
-            Fault::Sender => {
+            Flaw::Sender => {
                 let mut update = self.update(&draft);
                 update.properties.user_id = None;
                 update
             }
-            Fault::Signature => {
+            Flaw::Signature => {
                 let bare = good.get(2..).unwrap_or_default();
                 let signature = match dice.below(4) {
                     0 => format!("1b{bare}"),
@@ -289,22 +293,22 @@ impl SigningPartner {
                     2 => format!("{good}00"),
                     _ => bare.to_owned(),
                 };
-                self.publication(&draft, message::body_text(&draft, &payload, &signature))
+                self.publication(&draft, draft::body_text(&draft, &payload, &signature))
             }
-            Fault::Stranger => {
+            Flaw::Stranger => {
                 let signature = dice.key().sign(&payload);
-                self.publication(&draft, message::body_text(&draft, &payload, &signature))
+                self.publication(&draft, draft::body_text(&draft, &payload, &signature))
             }
-            Fault::Payload => {
+            Flaw::Payload => {
                 draft.amount = more(&draft.amount);
-                self.publication(&draft, message::body_text(&draft, &payload, &good))
+                self.publication(&draft, draft::body_text(&draft, &payload, &good))
             }
-            Fault::Policy => {
+            Flaw::Policy => {
                 draft.outcome = Outcome::Cleared;
                 draft.policy_result = Some(PolicyResult::Rejected);
                 self.update(&draft)
             }
-            Fault::Mismatch => {
+            Flaw::Mismatch => {
                 draft.amount = more(&draft.amount);
                 self.update(&draft)
             }
@@ -401,9 +405,9 @@ impl Post {
         let mut again = Vec::new();
         for (publication, fate) in publications.iter().zip(fates) {
             match fate {
-                Fate::Confirmed => {}
-                Fate::Nacked => again.push(publication.clone()),
-                Fate::Returned => {
+                BrokerAnswer::Confirmed => {}
+                BrokerAnswer::Nacked => again.push(publication.clone()),
+                BrokerAnswer::Returned => {
                     return Err(BrokerError::Refused {
                         code: NO_ROUTE,
                         text: format!("no queue takes what is published to {}", publication.exchange),
@@ -473,15 +477,15 @@ mod tests {
         let ours = Signer::Key(partner.key.public_key());
         for _ in 0..30 {
             let mut wrong = |fault| facts(partner.wrong(draft.clone(), fault, &mut dice)).content;
-            for fault in [Fault::TooLarge, Fault::Malformed, Fault::Field] {
+            for fault in [Flaw::TooLarge, Flaw::Malformed, Flaw::Field] {
                 assert_eq!(wrong(fault).map_err(|refusal| refusal.reason), Err(fault.reason()));
             }
             let mut decoded = |fault| wrong(fault).expect("it decodes");
-            assert!(matches!(decoded(Fault::Signature).signer, Signer::Malformed(_)));
-            assert!(matches!(decoded(Fault::Stranger).signer, Signer::Key(key) if Signer::Key(key) != ours));
-            let payload = decoded(Fault::Payload);
+            assert!(matches!(decoded(Flaw::Signature).signer, Signer::Malformed(_)));
+            assert!(matches!(decoded(Flaw::Stranger).signer, Signer::Key(key) if Signer::Key(key) != ours));
+            let payload = decoded(Flaw::Payload);
             assert!(payload.signer == ours && payload.agreement.is_err());
-            for fault in [Fault::Policy, Fault::Mismatch, Fault::Sender] {
+            for fault in [Flaw::Policy, Flaw::Mismatch, Flaw::Sender] {
                 let content = decoded(fault);
                 assert!(content.signer == ours && content.agreement.is_ok(), "{fault:?}");
             }

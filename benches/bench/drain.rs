@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::StreamExt;
 use settled::broker::{
-    publisher::Fate,
+    publisher::BrokerAnswer,
     topology::{DEAD, UPDATES},
 };
 use tokio_postgres::types::PgLsn;
@@ -178,7 +178,7 @@ pub(crate) async fn feed(place: &Place, traffic: &Traffic, messages: usize) -> F
         for some in traffic.messages.chunks(1_000) {
             let some = &some[..left.min(some.len())];
             let fates = publisher.publish(some).await?;
-            if let Some(fate) = fates.iter().find(|fate| **fate != Fate::Confirmed) {
+            if let Some(fate) = fates.iter().find(|fate| **fate != BrokerAnswer::Confirmed) {
                 return Err(format!("a message was not confirmed but {fate:?}").into());
             }
             left -= some.len();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use settled::{
     broker::topology::{EVENTS, UPDATES},
     domain::{
-        message::sha256,
+        digest::sha256,
         signature::{Signer, signature_bytes, signer},
     },
 };

@@ -36,15 +36,17 @@ use settled::{
     config::{Settings, Sources, process_environment},
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
-        decide::{
-            Changeset, Judged, Parked, Partner, Reason, Receipt, ReceiptKey, Rules, Settlement, Snapshot, VerdictKind,
-            decide,
-        },
+        changeset::{Changeset, Settlement},
+        decide::decide,
         delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Publication, PublicationKind, Source},
-        event,
         ledger::{AccountKind, Amount, Quantity, funds_of},
-        message::{self, Facts},
+        message::{self, Facts, MessageRef},
+        publications,
+        reason::Reason,
+        receipt::{Receipt, ReceiptKey},
         signature::{PublicKey, signature_bytes},
+        snapshot::{Parked, Partner, Rules, Snapshot},
+        verdict::VerdictKind,
     },
     settle::rules,
     worker::Signals,
@@ -223,7 +225,7 @@ impl Desk {
         let mut delivery = delivery_from(&mut received);
         let facts = message::facts(&delivery);
         message::shorten(&mut delivery, &facts);
-        let message = Judged {
+        let message = MessageRef {
             delivery: &delivery,
             facts: &facts,
         };
@@ -241,7 +243,7 @@ impl Desk {
     }
 
     /// One attempt: load, decide, write, commit.
-    async fn judge(&self, message: Judged<'_>) -> Result<Vec<Publication>, Fault> {
+    async fn judge(&self, message: MessageRef<'_>) -> Result<Vec<Publication>, Fault> {
         // What does not decode asks nothing of the database.
         if message.facts.content.is_err() {
             let now = Timestamp::now();
@@ -265,12 +267,12 @@ impl Desk {
     fn decide(
         &self,
         snapshot: Snapshot,
-        message: Judged<'_>,
+        message: MessageRef<'_>,
         now: Timestamp,
     ) -> Result<(Vec<Publication>, Changeset), Fault> {
         let (judgements, changes) = decide(snapshot, &[message], &self.rules);
         let judgement = judgements.into_iter().next().ok_or("a message came to no verdict")?;
-        let mut publications = event::publications(message, &judgement, now, &self.rules);
+        let mut publications = publications::publications(message, &judgement, now, &self.rules);
         publications.retain(|publication| publication.kind != PublicationKind::Reply);
         Ok((publications, changes))
     }

@@ -11,9 +11,9 @@ use settled::{
         allocation::Kind,
         delivery::Publication,
         ledger::{Amount, Quantity},
-        message::Outcome,
+        update::Outcome,
     },
-    partner::{Dice, Fault, Reservation, SigningPartner},
+    partner::{Dice, Flaw, Reservation, SigningPartner},
 };
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -279,9 +279,9 @@ impl World {
         let draft = party.draft(reservation, outcome, format!("n-{number:09}-{}", dice.uuid()));
         let lot = dice.below(1_000);
         if lot < mix.strangers {
-            (party.wrong(draft, Fault::Stranger, &mut dice), Expect::Stranger)
+            (party.wrong(draft, Flaw::Stranger, &mut dice), Expect::Stranger)
         } else if lot < mix.strangers + mix.mismatches {
-            (party.wrong(draft, Fault::Mismatch, &mut dice), Expect::Mismatch)
+            (party.wrong(draft, Flaw::Mismatch, &mut dice), Expect::Mismatch)
         } else {
             (party.update(&draft), Expect::Settled)
         }

@@ -9,8 +9,8 @@ use std::{
 use hyper::{HeaderMap, StatusCode, header::AUTHORIZATION};
 use uuid::Uuid;
 
-use super::{Site, answer::Refused};
-use crate::desk::{Holder, Role, Token};
+use super::{Site, answer::ApiRefused};
+use crate::desk::{Role, Token, TokenHolder};
 
 /// Tokens whose rate is remembered at most; beyond that those go that have all of it left.
 const REMEMBERED_MAX: usize = 10_000;
@@ -31,13 +31,18 @@ fn bearer(headers: &HeaderMap) -> Option<Token> {
 
 impl Site {
     /// Whoever asks for an enterprise, in a role: who it is, or why not.
-    pub(super) async fn admit(&self, headers: &HeaderMap, enterprise_id: &str, role: Role) -> Result<Holder, Refused> {
-        let token = bearer(headers).ok_or_else(Refused::unauthorized)?;
-        let holder = self.desk.holder(&token).await?.ok_or_else(Refused::unauthorized)?;
+    pub(super) async fn admit(
+        &self,
+        headers: &HeaderMap,
+        enterprise_id: &str,
+        role: Role,
+    ) -> Result<TokenHolder, ApiRefused> {
+        let token = bearer(headers).ok_or_else(ApiRefused::unauthorized)?;
+        let holder = self.desk.holder(&token).await?.ok_or_else(ApiRefused::unauthorized)?;
         let rate = holder.rate.and_then(|rate| u32::try_from(rate).ok());
         let rate = rate.unwrap_or(self.settings.rate_per_token);
         if !self.rates.take(holder.token, rate, Instant::now()) {
-            return Err(Refused::new(
+            return Err(ApiRefused::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_requests",
                 format!("this token may ask {rate} times a second"),
@@ -45,7 +50,7 @@ impl Site {
             .again_after(1));
         }
         if holder.enterprise_id != enterprise_id || holder.role != role {
-            return Err(Refused::forbidden());
+            return Err(ApiRefused::forbidden());
         }
         Ok(holder)
     }

@@ -13,13 +13,13 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::desk::{Kind, Refusal};
+use crate::desk::{Refusal, RefusalKind};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A request that is not done.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct ApiRefused {
     status: StatusCode,
     name: Cow<'static, str>,
     error: String,
@@ -39,7 +39,7 @@ struct Shape<'a> {
     context: Option<&'a Value>,
 }
 
-impl Refused {
+impl ApiRefused {
     pub(super) fn new(status: StatusCode, name: impl Into<Cow<'static, str>>, error: impl Into<String>) -> Self {
         Self {
             status,
@@ -131,19 +131,21 @@ impl Refused {
 }
 
 /// What the desk can not do is ours, whatever it is: the words are for the operator's log.
-impl From<Refusal> for Refused {
+impl From<Refusal> for ApiRefused {
     fn from(refusal: Refusal) -> Self {
         match refusal.kind {
-            Kind::Away => Refused::unavailable("the service can not answer now; send the same request again", 5)
-                .because(refusal.message),
-            Kind::Refused | Kind::Usage | Kind::Ours => internal(refusal.message),
+            RefusalKind::Away => {
+                ApiRefused::unavailable("the service can not answer now; send the same request again", 5)
+                    .because(refusal.message)
+            }
+            RefusalKind::Refused | RefusalKind::Usage | RefusalKind::Ours => internal(refusal.message),
         }
     }
 }
 
 /// A fault of ours.
-pub(super) fn internal(ours: String) -> Refused {
-    Refused::new(
+pub(super) fn internal(ours: String) -> ApiRefused {
+    ApiRefused::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "internal",
         "the service has a fault; its operator is told, and the same request may be sent again later",

@@ -12,20 +12,17 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::outcome::Waiting;
+use super::outcome::UpdatesWaiting;
 use crate::{
     broker::{
         BrokerError, BrokerSettings, Connection,
         intake::Intake,
-        publisher::{Fate, Publisher},
+        publisher::{BrokerAnswer, Publisher},
         replies::Replies,
         subscribe::{self, Lifetime},
     },
     config::RetrySettings,
-    domain::{
-        delivery::Publication,
-        event::{self, EVENTS_EXCHANGE, REJECTED},
-    },
+    domain::{delivery::Publication, event, event_id::REJECTED, names::EVENTS},
     health::Health,
     retry::{Backoff, Waited, stopped},
     telemetry::{Dependency, Signal},
@@ -77,7 +74,7 @@ impl Line {
     pub(super) fn open(
         broker: BrokerSettings,
         retry: &RetrySettings,
-        waiting: Waiting,
+        waiting: UpdatesWaiting,
         health: Arc<Health>,
         stop: watch::Receiver<bool>,
     ) -> Self {
@@ -118,7 +115,7 @@ impl Line {
 
 struct Keeper {
     broker: BrokerSettings,
-    waiting: Waiting,
+    waiting: UpdatesWaiting,
     health: Arc<Health>,
     is_up: Arc<AtomicBool>,
 }
@@ -160,7 +157,7 @@ impl Keeper {
             // With the connection it comes, and goes.
             let queue = format!("settlement.api.{}", Uuid::new_v4().simple());
             let key = format!("{REJECTED}.#");
-            let bindings = [(EVENTS_EXCHANGE, key.as_str())];
+            let bindings = [(EVENTS, key.as_str())];
             subscribe::declare(&connection, &queue, Lifetime::Connection, &bindings).await?;
             let refusals = Intake::attach(&connection, &queue, PREFETCH, PREFETCH.into(), BATCH_BYTES).await?;
             Ok::<_, BrokerError>((connection, publisher, replies, refusals))
@@ -237,9 +234,9 @@ async fn post(publisher: &mut Publisher, letters: &mut mpsc::Receiver<Letter>) -
             Ok(fates) => {
                 for (fate, done) in fates.into_iter().zip(waiting) {
                     let came = match fate {
-                        Fate::Confirmed => Ok(()),
-                        Fate::Nacked => Err(NotPosted::Full),
-                        Fate::Returned => Err(NotPosted::NoQueue),
+                        BrokerAnswer::Confirmed => Ok(()),
+                        BrokerAnswer::Nacked => Err(NotPosted::Full),
+                        BrokerAnswer::Returned => Err(NotPosted::NoQueue),
                     };
                     tell(done, came);
                 }

@@ -27,19 +27,19 @@ use uuid::Uuid;
 
 use self::{
     access::Rates,
-    answer::{REQUEST_ID, Refused, text_of},
+    answer::{ApiRefused, REQUEST_ID, text_of},
     line::Line,
-    outcome::Waiting,
+    outcome::UpdatesWaiting,
 };
 use crate::{
     broker::BrokerSettings,
     config::{ApiSettings, ConfigError, HttpSettings, Settings},
-    desk::{Desk, Kind as RefusalKind, Owner, Refusal, Role},
+    desk::{Desk, OwnedBy, Refusal, RefusalKind, Role},
     domain::allocation::Kind,
     health::Health,
     http::{
         self, HttpError,
-        door::{Bounds, Door, Pulse},
+        door::{ConnectionBounds, Connections, Pulse},
         server::Served,
     },
     retry::{Backoff, Waited},
@@ -81,7 +81,7 @@ struct Site {
     desk: Desk,
     settings: ApiSettings,
     line: Line,
-    waiting: Waiting,
+    waiting: UpdatesWaiting,
     rates: Rates,
     /// A place for each request in hand.
     places: Semaphore,
@@ -110,7 +110,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let health = Arc::new(Health::new());
     // What the worker counts consumers by; here the line to the broker says whether it is up.
     health.consumer_attached(true);
-    let waiting = Waiting::default();
+    let waiting = UpdatesWaiting::default();
     let login = broker.login();
     let line = Line::open(
         broker,
@@ -131,7 +131,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let (listener, address) = http::bind(api.listen)
         .await
         .map_err(|error| Failure::Http(error.of("api.listen", "SETTLED_API__LISTEN")))?;
-    let door = Arc::new(Door::new(Bounds {
+    let door = Arc::new(Connections::new(ConnectionBounds {
         connections: api.connections_max,
         per_address: api.connections_per_address_max,
         head: api.head_timeout,
@@ -273,19 +273,23 @@ fn routes(site: Arc<Site>) -> Router {
         .with_state(site)
 }
 
-fn wrong_method(allowed: &'static str) -> Refused {
+fn wrong_method(allowed: &'static str) -> ApiRefused {
     let error = format!("only {allowed}");
-    Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
+    ApiRefused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
         .allow(allowed)
         .hang_up()
 }
 
-fn nothing_here() -> Refused {
-    Refused::not_found("there is nothing of this path; /openapi.json says what there is").hang_up()
+fn nothing_here() -> ApiRefused {
+    ApiRefused::not_found("there is nothing of this path; /openapi.json says what there is").hang_up()
 }
 
 /// Answers, with the request's number on it, and says so.
-async fn answered(route: ApiRoute, request: Uuid, work: impl Future<Output = Result<Response, Refused>>) -> Response {
+async fn answered(
+    route: ApiRoute,
+    request: Uuid,
+    work: impl Future<Output = Result<Response, ApiRefused>>,
+) -> Response {
     let began = Instant::now();
     let done = work.await;
     let ours = done.as_ref().err().and_then(|refused| refused.ours.clone());
@@ -310,11 +314,11 @@ impl Site {
         &self,
         route: ApiRoute,
         request: Uuid,
-        work: impl Future<Output = Result<Response, Refused>>,
+        work: impl Future<Output = Result<Response, ApiRefused>>,
     ) -> Response {
         let bounded = async {
             let Ok(_place) = self.places.try_acquire() else {
-                return Err(Refused::unavailable("too many requests are in hand: send it again", 1).hang_up());
+                return Err(ApiRefused::unavailable("too many requests are in hand: send it again", 1).hang_up());
             };
             work.await
         };
@@ -323,9 +327,10 @@ impl Site {
 }
 
 /// What stands in a path.
-fn spoken<T>(path: Result<Path<T>, PathRejection>) -> Result<T, Refused> {
-    path.map(|Path(parts)| parts)
-        .map_err(|_| Refused::invalid("the path can not be read: it must be UTF-8, percent-encoded where it has to be"))
+fn spoken<T>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiRefused> {
+    path.map(|Path(parts)| parts).map_err(|_| {
+        ApiRefused::invalid("the path can not be read: it must be UTF-8, percent-encoded where it has to be")
+    })
 }
 
 async fn update_allocation(
@@ -378,7 +383,7 @@ async fn update(
         // Before its body is read: a stranger's is not. What it has sent of it is not the next request.
         site.admit(&headers, &enterprise_id, Role::Partner)
             .await
-            .map_err(Refused::hang_up)?;
+            .map_err(ApiRefused::hang_up)?;
         let answer = updates::put(site, (&enterprise_id, kind), request, &headers, body).await;
         pulse.has_all();
         answer
@@ -395,7 +400,7 @@ async fn partner_allocations(
     let work = async {
         let enterprise_id = spoken(path)?;
         site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        reads::allocations(&site, Owner::Partner(&enterprise_id), query.as_deref()).await
+        reads::allocations(&site, OwnedBy::Partner(&enterprise_id), query.as_deref()).await
     };
     site.answer(ApiRoute::PartnerAllocations, Uuid::new_v4(), work).await
 }
@@ -404,7 +409,7 @@ async fn partner_allocation(State(site): Here, path: EnterpriseAnd, headers: Hea
     let work = async {
         let (enterprise_id, id) = spoken(path)?;
         site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        reads::allocation(&site, Owner::Partner(&enterprise_id), &id).await
+        reads::allocation(&site, OwnedBy::Partner(&enterprise_id), &id).await
     };
     site.answer(ApiRoute::PartnerAllocation, Uuid::new_v4(), work).await
 }
@@ -432,7 +437,7 @@ async fn client_allocations(
     let work = async {
         let enterprise_id = spoken(path)?;
         site.admit(&headers, &enterprise_id, Role::Client).await?;
-        reads::allocations(&site, Owner::Client(&enterprise_id), query.as_deref()).await
+        reads::allocations(&site, OwnedBy::Client(&enterprise_id), query.as_deref()).await
     };
     site.answer(ApiRoute::ClientAllocations, Uuid::new_v4(), work).await
 }
@@ -441,7 +446,7 @@ async fn client_allocation(State(site): Here, path: EnterpriseAnd, headers: Head
     let work = async {
         let (enterprise_id, id) = spoken(path)?;
         site.admit(&headers, &enterprise_id, Role::Client).await?;
-        reads::allocation(&site, Owner::Client(&enterprise_id), &id).await
+        reads::allocation(&site, OwnedBy::Client(&enterprise_id), &id).await
     };
     site.answer(ApiRoute::ClientAllocation, Uuid::new_v4(), work).await
 }

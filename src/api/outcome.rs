@@ -12,14 +12,14 @@ use serde_json::value::RawValue;
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
-use crate::domain::decide::Reason;
+use crate::domain::reason::Reason;
 
 /// A refusal of the same bytes that may be another's is believed when nothing else came for so long.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// What became of it.
 #[derive(Clone, Debug)]
-pub(super) enum Outcome {
+pub(super) enum UpdateOutcome {
     /// It is settled, now or before: the allocation as the event tells it.
     Settled(Box<RawValue>),
     Parked {
@@ -56,18 +56,18 @@ struct Data {
 }
 
 impl Data {
-    fn outcome(self, kind: &str) -> Option<Outcome> {
+    fn outcome(self, kind: &str) -> Option<UpdateOutcome> {
         match kind {
-            "update.rejected" => Some(Outcome::Rejected {
+            "update.rejected" => Some(UpdateOutcome::Rejected {
                 reason: self.reason?,
                 class: self.class?,
                 is_final: self.is_final.unwrap_or_default(),
                 detail: self.detail.unwrap_or_default(),
             }),
-            "update.parked" => Some(Outcome::Parked {
+            "update.parked" => Some(UpdateOutcome::Parked {
                 until: self.parked_until,
             }),
-            _ => self.allocation.map(Outcome::Settled),
+            _ => self.allocation.map(UpdateOutcome::Settled),
         }
     }
 }
@@ -90,7 +90,7 @@ fn is_of_the_way(reason: &str) -> bool {
 
 /// Who waits for what. Bounded by the requests in hand.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Waiting(Arc<Mutex<HashMap<Uuid, Asker>>>);
+pub(super) struct UpdatesWaiting(Arc<Mutex<HashMap<Uuid, Asker>>>);
 
 #[derive(Debug)]
 struct Asker {
@@ -102,17 +102,17 @@ struct Asker {
 /// What was heard, and whether it is certainly about this very message.
 #[derive(Debug)]
 struct Heard {
-    outcome: Outcome,
+    outcome: UpdateOutcome,
     is_certain: bool,
 }
 
-impl Waiting {
+impl UpdatesWaiting {
     fn askers(&self) -> MutexGuard<'_, HashMap<Uuid, Asker>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for what becomes of a request's message, from before it is published.
-    pub(super) fn ask(&self, request: Uuid, enterprise_id: &str, digest: [u8; 32]) -> Asked {
+    pub(super) fn ask(&self, request: Uuid, enterprise_id: &str, digest: [u8; 32]) -> UpdateAsked {
         // A few are enough: an event comes again only where it is told again.
         let (tell, heard) = mpsc::channel(8);
         let asker = Asker {
@@ -121,7 +121,7 @@ impl Waiting {
             tell,
         };
         self.askers().insert(request, asker);
-        Asked {
+        UpdateAsked {
             waiting: self.clone(),
             request,
             heard,
@@ -159,7 +159,7 @@ impl Waiting {
         let Some(outcome) = event.data.outcome(&event.kind) else {
             return;
         };
-        let may_differ = matches!(&outcome, Outcome::Rejected { reason, .. } if is_of_the_way(reason));
+        let may_differ = matches!(&outcome, UpdateOutcome::Rejected { reason, .. } if is_of_the_way(reason));
         for (request, asker) in self.askers().iter() {
             if asker.digest == digest && asker.enterprise_id == enterprise_id {
                 // The first copy's id stands in every copy's event: that it is another's says nothing.
@@ -175,7 +175,7 @@ fn read(event: &[u8]) -> Option<Event> {
 }
 
 impl Asker {
-    fn hear(&self, outcome: Outcome, is_certain: bool) {
+    fn hear(&self, outcome: UpdateOutcome, is_certain: bool) {
         // One that has heard so much already has its answer.
         drop(self.tell.try_send(Heard { outcome, is_certain }));
     }
@@ -183,15 +183,15 @@ impl Asker {
 
 /// A request that waits; it goes when this is dropped.
 #[derive(Debug)]
-pub(super) struct Asked {
-    waiting: Waiting,
+pub(super) struct UpdateAsked {
+    waiting: UpdatesWaiting,
     request: Uuid,
     heard: mpsc::Receiver<Heard>,
 }
 
-impl Asked {
+impl UpdateAsked {
     /// What is heard until then; none: nothing.
-    pub(super) async fn outcome(&mut self, mut until: Instant) -> Option<Outcome> {
+    pub(super) async fn outcome(&mut self, mut until: Instant) -> Option<UpdateOutcome> {
         let mut maybe = None;
         while let Ok(Some(heard)) = tokio::time::timeout_at(until, self.heard.recv()).await {
             if heard.is_certain {
@@ -204,7 +204,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for UpdateAsked {
     fn drop(&mut self) {
         self.waiting.askers().remove(&self.request);
     }

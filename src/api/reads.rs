@@ -11,16 +11,16 @@ use uuid::Uuid;
 
 use super::{
     Site,
-    answer::{Refused, json},
+    answer::{ApiRefused, json},
 };
 use crate::{
-    desk::{OwnedFilter, Owner, ReceiptRecord},
+    desk::{OwnedBy, OwnedFilter, ReceiptRecord},
     domain::{
+        address::parse_uuid,
         allocation::{Kind, Status},
-        decide::Reason,
         event::AllocationView,
         ledger::is_currency,
-        message::parse_uuid,
+        reason::Reason,
     },
 };
 
@@ -84,8 +84,8 @@ struct Receipt {
 }
 
 /// One allocation or deallocation.
-pub(super) async fn allocation(site: &Site, owner: Owner<'_>, id: &str) -> Result<Response, Refused> {
-    let id = parse_uuid(id).ok_or_else(|| Refused::invalid("allocationId: must be a UUID of 36 characters"))?;
+pub(super) async fn allocation(site: &Site, owner: OwnedBy<'_>, id: &str) -> Result<Response, ApiRefused> {
+    let id = parse_uuid(id).ok_or_else(|| ApiRefused::invalid("allocationId: must be a UUID of 36 characters"))?;
     match site.desk.owned_allocation(owner, id).await? {
         Some(allocation) => Ok(json(
             StatusCode::OK,
@@ -93,20 +93,20 @@ pub(super) async fn allocation(site: &Site, owner: Owner<'_>, id: &str) -> Resul
                 allocation: (&allocation).into(),
             },
         )),
-        None => Err(Refused::not_found(
+        None => Err(ApiRefused::not_found(
             "there is no such allocation or deallocation of this enterprise",
         )),
     }
 }
 
 /// A page of them, the oldest first.
-pub(super) async fn allocations(site: &Site, owner: Owner<'_>, query: Option<&str>) -> Result<Response, Refused> {
-    let asked = Asked::read(site, query, true)?;
+pub(super) async fn allocations(site: &Site, owner: OwnedBy<'_>, query: Option<&str>) -> Result<Response, ApiRefused> {
+    let asked = UpdateAsked::read(site, query, true)?;
     let page = site
         .desk
         .owned_allocations(owner, &asked.filter, asked.after, i64::from(asked.page))
         .await?
-        .ok_or_else(|| Refused::invalid("prevId: this enterprise has no such allocation or deallocation"))?;
+        .ok_or_else(|| ApiRefused::invalid("prevId: this enterprise has no such allocation or deallocation"))?;
     let last = page.items.last().map(|allocation| allocation.id);
     Ok(json(
         StatusCode::OK,
@@ -118,8 +118,8 @@ pub(super) async fn allocations(site: &Site, owner: Owner<'_>, query: Option<&st
 }
 
 /// What stands on a partner's connections.
-pub(super) async fn balances(site: &Site, enterprise_id: &str, query: Option<&str>) -> Result<Response, Refused> {
-    let asked = Asked::read(site, query, false)?;
+pub(super) async fn balances(site: &Site, enterprise_id: &str, query: Option<&str>) -> Result<Response, ApiRefused> {
+    let asked = UpdateAsked::read(site, query, false)?;
     let found = site
         .desk
         .partner_balances(enterprise_id, asked.after, i64::from(asked.page))
@@ -158,12 +158,12 @@ pub(super) async fn balances(site: &Site, enterprise_id: &str, query: Option<&st
 }
 
 /// What became of a nonce.
-pub(super) async fn receipt(site: &Site, enterprise_id: &str, nonce: &str) -> Result<Response, Refused> {
+pub(super) async fn receipt(site: &Site, enterprise_id: &str, nonce: &str) -> Result<Response, ApiRefused> {
     if nonce.is_empty() || nonce.len() > NONCE_MAX || nonce.contains('\0') {
-        return Err(Refused::invalid("nonce: must be 1 to 256 bytes of text"));
+        return Err(ApiRefused::invalid("nonce: must be 1 to 256 bytes of text"));
     }
     let Some(record) = site.desk.partners_receipt(enterprise_id, nonce).await? else {
-        return Err(Refused::not_found(
+        return Err(ApiRefused::not_found(
             "no update with this nonce was judged whose signature was proven; one that waits in the queue has no receipt yet",
         ));
     };
@@ -179,11 +179,11 @@ pub(super) async fn receipt(site: &Site, enterprise_id: &str, nonce: &str) -> Re
 }
 
 /// The nonce of a query.
-pub(super) fn nonce_of(query: Option<&str>) -> Result<String, Refused> {
+pub(super) fn nonce_of(query: Option<&str>) -> Result<String, ApiRefused> {
     let mut pairs = pairs(query);
     match (pairs.next(), pairs.next()) {
         (Some((name, nonce)), None) if name == "nonce" => Ok(nonce),
-        _ => Err(Refused::invalid("ask with nonce=, and nothing else")),
+        _ => Err(ApiRefused::invalid("ask with nonce=, and nothing else")),
     }
 }
 
@@ -203,15 +203,15 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
 }
 
 /// What a list is asked for.
-struct Asked {
+struct UpdateAsked {
     filter: OwnedFilter,
     after: Option<Uuid>,
     page: u32,
 }
 
-impl Asked {
+impl UpdateAsked {
     /// Reads a query. What is not known is refused: a filter that is left out would answer with more than was asked for.
-    fn read(site: &Site, query: Option<&str>, may_filter: bool) -> Result<Self, Refused> {
+    fn read(site: &Site, query: Option<&str>, may_filter: bool) -> Result<Self, ApiRefused> {
         let most = site.settings.page_max;
         let mut asked = Self {
             filter: OwnedFilter::default(),
@@ -219,7 +219,7 @@ impl Asked {
             page: PAGE.min(most),
         };
         for (name, value) in pairs(query) {
-            let wrong = |why: &str| Refused::invalid(format!("{name}: {why}"));
+            let wrong = |why: &str| ApiRefused::invalid(format!("{name}: {why}"));
             // Several values stand between commas, or the parameter stands several times.
             let values = || value.split(',').map(str::trim).filter(|value| !value.is_empty());
             match name.as_str() {
@@ -265,7 +265,7 @@ impl Asked {
                 "pageNumber" if value == "0" => {}
                 "pageNumber" => return Err(wrong("go on with prevId, the nextBatchPrevId of the page before")),
                 _ => {
-                    return Err(Refused::invalid(format!(
+                    return Err(ApiRefused::invalid(format!(
                         "{:?} is no parameter of this list",
                         shortened(&name)
                     )));

@@ -18,21 +18,22 @@ use uuid::Uuid;
 
 use super::{
     Site,
-    answer::{Refused, at, internal, json as document},
+    answer::{ApiRefused, at, internal, json as document},
     line::NotPosted,
-    outcome::Outcome,
+    outcome::UpdateOutcome,
     reads::receipt_address,
 };
 use crate::{
     broker::{replies::DIRECT, topology::UPDATES},
-    desk::Owner,
+    desk::OwnedBy,
     domain::{
+        address::routing_key,
         allocation::Kind,
-        decide::Reason,
         delivery::{Delivery, HeaderValue, Headers, Properties, Publication, PublicationKind, Source},
         event::AllocationView,
-        message::{self, Content, routing_key},
+        message::{self, Content},
         names::header::TRACEPARENT,
+        reason::Reason,
     },
 };
 
@@ -69,7 +70,7 @@ pub(super) async fn put(
     request: Uuid,
     headers: &HeaderMap,
     body: Body,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiRefused> {
     let body = site.whole(body).await?;
     let delivery = Delivery {
         exchange: UPDATES.to_owned(),
@@ -124,20 +125,20 @@ pub(super) async fn put(
 
 /// What was heard, as an answer.
 fn told(
-    outcome: Outcome,
+    outcome: UpdateOutcome,
     (enterprise_id, content): (&str, &Content),
     request: Uuid,
     digest: &[u8],
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiRefused> {
     match outcome {
-        Outcome::Settled(allocation) => Ok(document(
+        UpdateOutcome::Settled(allocation) => Ok(document(
             StatusCode::OK,
             &Settled {
                 allocation: &allocation,
             },
         )),
-        Outcome::Parked { until } => Ok(accepted(enterprise_id, content, request, "parked", until)),
-        Outcome::Rejected {
+        UpdateOutcome::Parked { until } => Ok(accepted(enterprise_id, content, request, "parked", until)),
+        UpdateOutcome::Rejected {
             reason,
             class,
             is_final,
@@ -153,7 +154,7 @@ async fn from_receipt(
     enterprise_id: &str,
     content: &Content,
     request: Uuid,
-) -> Result<Option<Response>, Refused> {
+) -> Result<Option<Response>, ApiRefused> {
     // A database that is away for a moment takes nothing from what the broker has.
     let Ok(Some(receipt)) = site.desk.partners_receipt(enterprise_id, &content.update.nonce).await else {
         return Ok(None);
@@ -163,7 +164,7 @@ async fn from_receipt(
     }
     match receipt.verdict.as_str() {
         "settled" | "duplicate" => {
-            let owner = Owner::Partner(enterprise_id);
+            let owner = OwnedBy::Partner(enterprise_id);
             let Ok(Some(allocation)) = site.desk.owned_allocation(owner, receipt.allocation_id).await else {
                 return Ok(None);
             };
@@ -214,17 +215,17 @@ fn publication(site: &Site, request: Uuid, headers: &HeaderMap, delivery: Delive
     }
 }
 
-fn not_posted(why: NotPosted) -> Refused {
+fn not_posted(why: NotPosted) -> ApiRefused {
     match why {
-        NotPosted::Away => Refused::unavailable(
+        NotPosted::Away => ApiRefused::unavailable(
             "the queue can not be reached, and the update was not taken: send it again",
             5,
         ),
-        NotPosted::Full => Refused::unavailable(
+        NotPosted::Full => ApiRefused::unavailable(
             "the queue takes no more now, and the update was not taken: send it again",
             10,
         ),
-        NotPosted::Unknown => Refused::unavailable(
+        NotPosted::Unknown => ApiRefused::unavailable(
             "it is not known whether the update was taken: send the same bytes again, nothing is done twice",
             5,
         ),
@@ -233,7 +234,7 @@ fn not_posted(why: NotPosted) -> Refused {
 }
 
 /// A refusal in the public API's shape: the reason is its name.
-fn rejected((reason, class, is_final): (&str, u16, bool), detail: &str, digest: &[u8]) -> Refused {
+fn rejected((reason, class, is_final): (&str, u16, bool), detail: &str, digest: &[u8]) -> ApiRefused {
     let known = Reason::parse(reason);
     let advice = known.map(|reason| reason.advice_to_partner());
     let mut context = Map::new();
@@ -253,7 +254,7 @@ fn rejected((reason, class, is_final): (&str, u16, bool), detail: &str, digest: 
     let status = StatusCode::from_u16(class)
         .ok()
         .filter(|status| status.is_client_error() || status.is_server_error());
-    let refused = Refused::new(
+    let refused = ApiRefused::new(
         status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         reason.to_owned(),
         error,
@@ -288,14 +289,14 @@ fn accepted(
 }
 
 /// A header that becomes a property.
-fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Refused> {
+fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, ApiRefused> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };
     match value.to_str() {
         // An AMQP property has 255 bytes at most.
         Ok(text) if text.len() <= 255 => Ok(Some(text.to_owned())),
-        Ok(_) | Err(_) => Err(Refused::invalid(format!(
+        Ok(_) | Err(_) => Err(ApiRefused::invalid(format!(
             "the header {name} is not one that can be read"
         ))),
     }
@@ -303,7 +304,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Refuse
 
 impl Site {
     /// A body, within its bounds of bytes and time.
-    async fn whole(&self, mut body: Body) -> Result<Vec<u8>, Refused> {
+    async fn whole(&self, mut body: Body) -> Result<Vec<u8>, ApiRefused> {
         let most = self.settings.body_max;
         let too_large = || {
             rejected(
@@ -322,7 +323,7 @@ impl Site {
             let mut count = 0_usize;
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| {
-                    Refused::invalid("the body did not come whole, or is not as its headers say").hang_up()
+                    ApiRefused::invalid("the body did not come whole, or is not as its headers say").hang_up()
                 })?;
                 let data: Bytes = frame.into_data().unwrap_or_default();
                 count = count.saturating_add(data.len());
@@ -338,7 +339,7 @@ impl Site {
         tokio::time::timeout(self.settings.body_timeout, reading)
             .await
             .unwrap_or_else(|_| {
-                let slow = Refused::new(
+                let slow = ApiRefused::new(
                     StatusCode::REQUEST_TIMEOUT,
                     "request_timeout",
                     "the body did not come in time",

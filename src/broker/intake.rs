@@ -12,14 +12,14 @@ use lapin::types::{FieldTable, ShortString};
 use tokio::time::Instant;
 
 use super::properties::properties_from;
-use super::sieve::{Apart, Kept};
+use super::sieve::{Apart, Undecoded};
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, all_together, answer};
 use crate::domain::delivery::{Delivery, Source};
 use crate::fail::{self, Point};
 
 /// Messages that were there at once, in the order of their delivery tags.
 #[derive(Debug)]
-pub struct Batch {
+pub struct Deliveries {
     pub deliveries: Vec<Delivery>,
 }
 
@@ -117,7 +117,7 @@ impl Intake {
 
     /// Waits for a message, then takes with it what has already arrived; does not wait for more, unless it is to linger.
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Result<Batch, IntakeEnd> {
+    pub async fn next(&mut self) -> Result<Deliveries, IntakeEnd> {
         loop {
             self.finish_switch().await?;
             if self.held.is_empty() {
@@ -206,7 +206,7 @@ impl Intake {
     }
 
     /// What is held and what has arrived, within the bounds.
-    fn gather(&mut self) -> Result<Batch, IntakeEnd> {
+    fn gather(&mut self) -> Result<Deliveries, IntakeEnd> {
         let mut deliveries = Vec::new();
         let mut bytes = 0_usize;
         let most = if self.careful { 1 } else { self.batch_max };
@@ -228,7 +228,7 @@ impl Intake {
             bytes = bytes.saturating_add(size);
             deliveries.push(delivery);
         }
-        Ok(Batch { deliveries })
+        Ok(Deliveries { deliveries })
     }
 
     /// The next message if it is already here.
@@ -301,7 +301,7 @@ impl Intake {
     }
 
     /// After [`Intake::cancel`]: the next batch of what was delivered before, none when there is no more.
-    pub fn drain(&mut self) -> Option<Batch> {
+    pub fn drain(&mut self) -> Option<Deliveries> {
         match self.gather() {
             Ok(batch) if batch.deliveries.is_empty() => None,
             Ok(batch) => Some(batch),
@@ -423,7 +423,7 @@ impl Disposer {
 
 fn delivery_from(apart: &Apart, channel: u16, message: lapin::message::Delivery) -> Delivery {
     let (properties, names) = match apart.take(channel, message.delivery_tag) {
-        Some(Kept { properties, names }) => (properties, names),
+        Some(Undecoded { properties, names }) => (properties, names),
         None => (properties_from(&message.properties), None),
     };
     let (exchange, routing_key) = names.unwrap_or_else(|| (message.exchange.into(), message.routing_key.into()));

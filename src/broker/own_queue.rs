@@ -9,14 +9,14 @@ use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
 
 /// What a partner's own queue holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct QueueLoad {
     /// Messages that nobody has.
     pub ready: u32,
     /// Consumers, those too that were cancelled and have messages still: a quorum queue keeps them until each is answered.
     pub consumers: u32,
 }
 
-impl Held {
+impl QueueLoad {
     /// Nothing is in it, and nobody has anything of it.
     pub fn is_nothing(self) -> bool {
         self.ready == 0 && self.consumers == 0
@@ -27,12 +27,12 @@ impl Held {
 ///
 /// # Errors
 /// The broker is away, or refuses to say.
-pub async fn held(connection: &Connection, enterprise_id: &str) -> Result<Option<Held>, BrokerError> {
+pub async fn held(connection: &Connection, enterprise_id: &str) -> Result<Option<QueueLoad>, BrokerError> {
     let channel = connection.channel().await?;
     match passive(&channel, &own_queue(enterprise_id)).await {
         Ok(declared) => {
             close(&channel).await?;
-            Ok(Some(Held {
+            Ok(Some(QueueLoad {
                 ready: declared.message_count(),
                 consumers: declared.consumer_count(),
             }))

@@ -13,7 +13,7 @@ use lapin::{Confirmation, PublisherConfirm};
 use super::properties::{properties_to, short};
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, all_together, answer};
 use crate::domain::delivery::{Properties, Publication, PublicationKind};
-use crate::domain::event::DEAD_EXCHANGE;
+use crate::domain::names::DEAD;
 use crate::fail::{self, Point};
 
 /// A reply is worth this much waiting and no more.
@@ -24,7 +24,7 @@ const HEADER_FRAME_BYTES: usize = 22;
 
 /// What became of one publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum BrokerAnswer {
     /// The broker has it, in every queue it was routed to.
     Confirmed,
     /// The broker has no queue for it.
@@ -97,7 +97,7 @@ impl Publisher {
     /// the channel because of one of them: publish one by one, on a **new connection**, since the frames still queued
     /// behind the refused one may have ended this one. (A refusal with 501 or 502 is our own, before anything was
     /// sent, and leaves the publisher usable.)
-    pub async fn publish(&mut self, publications: &[Publication]) -> Result<Vec<Fate>, BrokerError> {
+    pub async fn publish(&mut self, publications: &[Publication]) -> Result<Vec<BrokerAnswer>, BrokerError> {
         if self.spent {
             return Err(BrokerError::Away("this publisher's channel is lost".to_owned()));
         }
@@ -211,7 +211,7 @@ impl<'a> Message<'a> {
     /// Refuses here what would end the connection, and others' messages with it.
     fn try_from(publication: &'a Publication, frame_max: usize, login: Option<&str>) -> Result<Self, BrokerError> {
         let size = publication.properties.wire_len().saturating_add(HEADER_FRAME_BYTES);
-        let login = login.filter(|_| publication.exchange == DEAD_EXCHANGE);
+        let login = login.filter(|_| publication.exchange == DEAD);
         let size = size.saturating_add(login.map_or(0, |login| login.len().saturating_add(1)));
         if size > frame_max {
             return Err(BrokerError::Refused {
@@ -278,21 +278,21 @@ struct Likeness<'a> {
 
 /// lapin hands a returned message out with whichever confirm comes next. All of them are here, so each return finds its
 /// publication by what it is.
-fn fates(publications: &[Publication], confirms: Vec<Confirmation>) -> Result<Vec<Fate>, BrokerError> {
+fn fates(publications: &[Publication], confirms: Vec<Confirmation>) -> Result<Vec<BrokerAnswer>, BrokerError> {
     let mut returned: Vec<BasicReturnMessage> = Vec::new();
-    let mut fates: Vec<Fate> = confirms
+    let mut fates: Vec<BrokerAnswer> = confirms
         .into_iter()
         .map(|confirmation| match confirmation {
             Confirmation::Ack(message) => {
                 returned.extend(message);
-                Fate::Confirmed
+                BrokerAnswer::Confirmed
             }
             Confirmation::Nack(message) => {
                 returned.extend(message);
-                Fate::Nacked
+                BrokerAnswer::Nacked
             }
             // Confirms were off: nothing is known.
-            Confirmation::NotRequested => Fate::Nacked,
+            Confirmation::NotRequested => BrokerAnswer::Nacked,
         })
         .collect();
     if returned.is_empty() {
@@ -324,7 +324,7 @@ fn fates(publications: &[Publication], confirms: Vec<Confirmation>) -> Result<Ve
                 "it returned a message that was not published".to_owned(),
             ));
         };
-        *fate = Fate::Returned;
+        *fate = BrokerAnswer::Returned;
     }
     Ok(fates)
 }

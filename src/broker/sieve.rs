@@ -47,7 +47,7 @@ const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
 /// What a message came with that lapin could not decode.
 #[derive(Debug, PartialEq)]
-pub(super) struct Kept {
+pub(super) struct Undecoded {
     pub(super) properties: Properties,
     /// Exchange and routing key, where one of them can not be decoded.
     pub(super) names: Option<(String, String)>,
@@ -56,14 +56,14 @@ pub(super) struct Kept {
 /// By channel and delivery tag.
 #[derive(Debug, Default)]
 pub(super) struct Apart {
-    kept: Mutex<HashMap<(u16, u64), Kept>>,
+    kept: Mutex<HashMap<(u16, u64), Undecoded>>,
     /// Nearly always 0: then nobody needs the lock.
     count: AtomicUsize,
 }
 
 impl Apart {
     /// What a message came with, if it was taken apart.
-    pub(super) fn take(&self, channel: u16, delivery_tag: u64) -> Option<Kept> {
+    pub(super) fn take(&self, channel: u16, delivery_tag: u64) -> Option<Undecoded> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -81,7 +81,7 @@ impl Apart {
     }
 
     /// False where there is no room: the message must stay as it is.
-    fn keep(&self, channel: u16, delivery_tag: u64, one: Kept) -> bool {
+    fn keep(&self, channel: u16, delivery_tag: u64, one: Undecoded) -> bool {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_MAX {
             return false;
@@ -259,14 +259,14 @@ fn delivered(payload: &[u8]) -> Option<(Delivered, Option<Vec<u8>>)> {
 }
 
 /// A content header without properties, and what it came with; None where lapin can decode it, and its names too.
-fn header(payload: &[u8], names: Option<(String, String)>) -> Option<(Vec<u8>, Kept)> {
+fn header(payload: &[u8], names: Option<(String, String)>) -> Option<(Vec<u8>, Undecoded)> {
     // Class, weight and the body's length.
     let (head, list) = payload.split_at_checked(12)?;
     if names.is_none() && wire::is_plain(list) {
         return None;
     }
     let properties = wire::read(list);
-    Some(([head, &[0, 0]].concat(), Kept { properties, names }))
+    Some(([head, &[0, 0]].concat(), Undecoded { properties, names }))
 }
 
 /// A name with `\xff` for each byte that is no text, and no longer than a name may be.

@@ -10,29 +10,49 @@ use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, Connection, answer};
 /// A queue that nobody uses any more goes away after this, in milliseconds.
 const EXPIRES_MS: i32 = 600_000;
 
-/// Declares a durable quorum queue and binds it to exchanges by routing keys: it survives connections, the broker's restart and
-/// the death of a node. Can be said again.
+/// How long a subscriber's queue lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Exclusive: it goes with the connection.
+    Connection,
+    /// A durable quorum queue: it survives connections, the broker's restart and the death of a node.
+    Durable,
+}
+
+/// Declares a queue and binds it to exchanges by routing keys. Can be said again.
 ///
 /// # Errors
 /// The broker is away or refuses.
-pub async fn declare(connection: &Connection, queue: &str, bindings: &[(&str, &str)]) -> Result<(), BrokerError> {
+pub async fn declare(
+    connection: &Connection,
+    queue: &str,
+    lifetime: Lifetime,
+    bindings: &[(&str, &str)],
+) -> Result<(), BrokerError> {
     let channel = connection.channel().await?;
-    let arguments = BTreeMap::from([
-        (
-            ShortString::from("x-queue-type"),
-            AMQPValue::LongString("quorum".into()),
+    let (durable, arguments) = match lifetime {
+        Lifetime::Connection => (false, FieldTable::default()),
+        Lifetime::Durable => (
+            true,
+            BTreeMap::from([
+                (
+                    ShortString::from("x-queue-type"),
+                    AMQPValue::LongString("quorum".into()),
+                ),
+                (ShortString::from("x-expires"), AMQPValue::LongInt(EXPIRES_MS)),
+            ])
+            .into(),
         ),
-        (ShortString::from("x-expires"), AMQPValue::LongInt(EXPIRES_MS)),
-    ]);
+    };
     let options = QueueDeclareOptions {
         passive: false,
-        durable: true,
-        exclusive: false,
+        durable,
+        exclusive: !durable,
         // An intake changes its consumer once, between which it would go.
         auto_delete: false,
         nowait: false,
     };
-    let declared = channel.queue_declare(short(queue)?, options, arguments.into());
+    let declared = channel.queue_declare(short(queue)?, options, arguments);
     answer("a queue declaration", ANSWER_TIMEOUT, declared).await?;
     for (exchange, key) in bindings {
         let bound = channel.queue_bind(

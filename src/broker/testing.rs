@@ -493,7 +493,7 @@ pub(super) async fn publish(connection: &Connection, publication: &Publication) 
         .publish(std::slice::from_ref(publication))
         .await
         .expect("published");
-    assert_eq!(fates, [super::publisher::Fate::Confirmed]);
+    assert_eq!(fates, [super::publisher::BrokerAnswer::Confirmed]);
 }
 
 /// A made-up authority, valid for a century; its key was thrown away.

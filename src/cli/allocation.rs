@@ -20,12 +20,7 @@ use uuid::Uuid;
 use super::{Context, Exit, Failure, life, output::complain, registry::Note, uuid};
 use crate::{
     desk::History,
-    domain::{
-        allocation::Allocation,
-        event::{AllocationView, rfc3339},
-        json::Json,
-        message::parse_uuid,
-    },
+    domain::{address::parse_uuid, allocation::Allocation, calendar::rfc3339, event::AllocationView, json::Json},
     store::{Store, registry::By},
 };
 
@@ -141,7 +136,7 @@ fn id_of(line: &[u8]) -> Option<Uuid> {
 
 /// A line out.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Answer {
+struct LineOut {
     id: Option<Uuid>,
     result: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,7 +145,7 @@ struct Answer {
     detail: Option<String>,
 }
 
-impl Answer {
+impl LineOut {
     fn refused(id: Option<Uuid>, detail: String) -> Self {
         Self {
             id,
@@ -162,12 +157,12 @@ impl Answer {
 }
 
 /// A line in: what it says, or how it is answered without asking the database.
-type Line = Result<String, Answer>;
+type Line = Result<String, LineOut>;
 
 fn read_line(line: &[u8]) -> Line {
     reservation(line)
         .map(|reservation| reservation.to_string())
-        .map_err(|detail| Answer::refused(id_of(line), detail))
+        .map_err(|detail| LineOut::refused(id_of(line), detail))
 }
 
 /// Reads lines until the end. `Err` is a fault of reading.
@@ -184,7 +179,7 @@ fn read_lines(mut input: impl BufRead, lines: &mpsc::Sender<std::io::Result<Line
                     // It shows again at the next read.
                     Err(_) => 0,
                 };
-                Ok(Err(Answer::refused(
+                Ok(Err(LineOut::refused(
                     None,
                     format!("the line is longer than {LINE_MAX} bytes"),
                 )))
@@ -230,7 +225,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, answer: &Answer) {
+    fn count(&mut self, answer: &LineOut) {
         match answer.result.as_str() {
             "reserved" => self.reserved += 1,
             "exists" => self.exists += 1,
@@ -347,7 +342,12 @@ async fn take(lines: &mut mpsc::Receiver<std::io::Result<Line>>, chunk: &mut Vec
 }
 
 /// Reserves what can be read, in one transaction, and puts the answers in the order of the lines.
-async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>, by: By<'_>) -> Result<Vec<Answer>, Failure> {
+async fn reserve_chunk(
+    context: &Context,
+    store: &Store,
+    chunk: Vec<Line>,
+    by: By<'_>,
+) -> Result<Vec<LineOut>, Failure> {
     let wishes: Vec<&str> = chunk.iter().filter_map(|line| line.as_deref().ok()).collect();
     let reserved = if wishes.is_empty() {
         Vec::new()
@@ -364,7 +364,7 @@ async fn reserve_chunk(context: &Context, store: &Store, chunk: Vec<Line>, by: B
                 let reserved = reserved
                     .next()
                     .ok_or_else(|| Failure::ours("settled.reserve() answered fewer lines than it was asked"))?;
-                Ok(Answer {
+                Ok(LineOut {
                     id: reserved.id,
                     result: reserved.result,
                     reason: reserved.reason,

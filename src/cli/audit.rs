@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Context, Exit, Failure};
 use crate::{
     desk::{AuditQuestion, AuditRecord, Moment, moment},
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
 };
 
 #[derive(Subcommand)]

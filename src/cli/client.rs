@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     desk::{ClientAdded, ClientRecord},
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
 };
 
 #[derive(Subcommand)]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Exit, Failure, Global, output::Output};
-use crate::config::{self, Origin, Reference, Settings, Told};
+use crate::config::{self, Origin, Reference, Settings, ShownSetting};
 
 #[derive(Subcommand)]
 pub(super) enum ConfigCommand {
@@ -19,7 +19,7 @@ pub(super) enum ConfigCommand {
 #[derive(Serialize)]
 struct Setting<'a> {
     #[serde(flatten)]
-    told: &'a Told,
+    told: &'a ShownSetting,
     /// The flag, where it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     flag: Option<&'static str>,

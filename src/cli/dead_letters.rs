@@ -12,7 +12,7 @@ use clap::Subcommand;
 #[cfg(test)]
 pub(super) use self::replay::RunsCommand;
 use super::{Context, Exit, Failure};
-use crate::desk::Change;
+use crate::desk::StateChange;
 
 #[derive(Subcommand)]
 pub(super) enum DeadLettersCommand {
@@ -56,8 +56,8 @@ pub(super) async fn run(context: &Context, command: DeadLettersCommand) -> Resul
         DeadLettersCommand::Plan(wish) => plan::run(context, &wish).await,
         DeadLettersCommand::Replay(wish) => replay::run(context, &wish).await,
         DeadLettersCommand::Runs(command) => replay::runs(context, command).await,
-        DeadLettersCommand::Discard(wish) => acts::change(context, Change::Discard, &wish).await,
-        DeadLettersCommand::Restore(wish) => acts::change(context, Change::Restore, &wish).await,
+        DeadLettersCommand::Discard(wish) => acts::change(context, StateChange::Discard, &wish).await,
+        DeadLettersCommand::Restore(wish) => acts::change(context, StateChange::Restore, &wish).await,
         DeadLettersCommand::Export(wish) => look::export(context, &wish).await,
         DeadLettersCommand::Purge(wish) => acts::purge(context, &wish).await,
     }

@@ -25,8 +25,8 @@ use super::{
     doctor::POSTGRES_MIN,
     simulate::{
         Bar,
-        account::Account,
-        drive::{Desk, Drive, Subscriber},
+        account::Accounting,
+        drive::{Drive, Registrar, Subscriber},
         plan::{Balances, Plan, Shape},
         stderr_has_colour, wait_for_all,
     },
@@ -132,7 +132,7 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
         park_runs_out: true,
     };
     let plan = Arc::new(Plan::draw(&shape));
-    let desk = Arc::new(Desk {
+    let desk = Arc::new(Registrar {
         store: store.clone(),
         retry: context.settings.retry.clone(),
         patience: if wish.chaos {
@@ -289,7 +289,7 @@ struct Story<'a> {
     wish: &'a Demo,
     broker: &'a BrokerSettings,
     plan: Arc<Plan>,
-    desk: Arc<Desk>,
+    desk: Arc<Registrar>,
     teller: Arc<Teller>,
     worker: Arc<Mutex<ChildWorker>>,
 }
@@ -299,7 +299,7 @@ impl Story<'_> {
         let (pid, chaos) = (self.worker.lock().await.pid(), self.wish.chaos);
         self.worker.lock().await.wait_until_consuming(self.broker).await?;
         self.teller.say(&format!("worker {pid} consumes"));
-        let account = Arc::new(Account::new(&self.plan));
+        let account = Arc::new(Accounting::new(&self.plan));
         let subscriber = Subscriber::start(
             self.broker,
             &self.context.settings.retry,
@@ -360,7 +360,7 @@ impl Story<'_> {
         if self.wish.chaos { WAVES } else { WAVES - BURST_WAVES }
     }
 
-    async fn drive(&self, account: &Arc<Account>) -> Result<(Vec<Hit>, Posted), Failure> {
+    async fn drive(&self, account: &Arc<Accounting>) -> Result<(Vec<Hit>, Posted), Failure> {
         let chaos = self.wish.chaos;
         let timeout = Duration::from_secs(if chaos { 60 } else { 25 });
         let hurry = Arc::new(AtomicUsize::new(0));

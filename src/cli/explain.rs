@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     desk::{self, Movement},
-    domain::decide::VerdictKind,
+    domain::verdict::VerdictKind,
 };
 
 /// Bytes of a body that are read: far above the limit, so that the detail can say how long it is.
@@ -42,7 +42,7 @@ pub(super) struct Explain {
 }
 
 pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Failure> {
-    let question = desk::Question {
+    let question = desk::ExplainQuestion {
         routing_key: question.routing_key,
         user_id: question.user_id,
         content_type: question.content_type,

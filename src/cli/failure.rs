@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     broker::BrokerError,
     config::ConfigError,
-    desk::{Kind, Refusal},
+    desk::{Refusal, RefusalKind},
     plain::plain,
     store::StoreError,
 };
@@ -112,10 +112,10 @@ impl Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal.kind {
-            Kind::Refused => 1,
-            Kind::Usage => 2,
-            Kind::Away => 69,
-            Kind::Ours => 70,
+            RefusalKind::Refused => 1,
+            RefusalKind::Usage => 2,
+            RefusalKind::Away => 69,
+            RefusalKind::Ours => 70,
         };
         Self {
             code,

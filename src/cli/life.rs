@@ -5,7 +5,7 @@ use clap::Args;
 use super::{Context, Exit, Failure, enterprise_id, output::Output};
 use crate::{
     desk::{DeadLetter, EventTold, History, LifeMoment, ReceiptRecord, Transferred},
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
 };
 
 #[derive(Args)]

@@ -37,9 +37,9 @@ use crate::{
     config::{ConfigError, Settings, Sources, process_environment, repeated},
     desk::{Desk, bounded},
     domain::{
+        address::{is_enterprise_id, parse_uuid},
         calendar::CalendarTime,
         ledger::{Quantity, is_currency},
-        message::{is_enterprise_id, parse_uuid},
     },
     retry::Backoff,
     store::{Fate, Store, StoreError},
@@ -156,9 +156,9 @@ impl Cli {
     ///
     /// # Errors
     /// Help, the version, or a usage error: something to tell, with its own exit code.
-    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Refusal> {
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Unparsed> {
         let arguments: Vec<OsString> = arguments.into_iter().collect();
-        Self::try_parse_from(&arguments).map_err(|error| Refusal { error, arguments })
+        Self::try_parse_from(&arguments).map_err(|error| Unparsed { error, arguments })
     }
 
     /// Whether answers and complaints are for programs.
@@ -316,12 +316,12 @@ impl Context {
 
 /// A command line that is not carried out: help was asked for, or it is wrong.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct Unparsed {
     error: clap::Error,
     arguments: Vec<OsString>,
 }
 
-impl Refusal {
+impl Unparsed {
     /// Prints help to stdout, a usage error to stderr.
     pub fn tell(&self) -> ExitCode {
         let code = u8::try_from(self.error.exit_code()).unwrap_or(2);
@@ -417,7 +417,7 @@ mod tests {
 
     use super::*;
 
-    fn read(words: &str) -> Result<Cli, Refusal> {
+    fn read(words: &str) -> Result<Cli, Unparsed> {
         Cli::read(words.split(' ').map(OsString::from))
     }
 
@@ -520,10 +520,10 @@ mod tests {
         use dead_letters::DeadLettersCommand as Dead;
 
         use crate::{
-            desk::{Author, Cancel, Change, Moment, Plan, Purge, Replay, Resume, Selection, Which},
+            desk::{Author, Cancel, Moment, Plan, Purge, Replay, Resume, Selection, StateChange, Which},
             domain::{
                 dead_letter::{MadeBy, State},
-                decide::Reason,
+                reason::Reason,
             },
         };
         let which = Which {
@@ -554,10 +554,10 @@ mod tests {
         };
         for (plan, which) in [(Some(7), Which::default()), (None, which.clone())] {
             let selection = Selection { plan, which };
-            for change in [Change::Discard, Change::Restore] {
+            for change in [StateChange::Discard, StateChange::Restore] {
                 let asked = (selection.clone(), author.clone());
                 match (change, dead(&change.command(&selection, &author))) {
-                    (Change::Discard, Dead::Discard(read)) | (Change::Restore, Dead::Restore(read)) => {
+                    (StateChange::Discard, Dead::Discard(read)) | (StateChange::Restore, Dead::Restore(read)) => {
                         assert_eq!(read.typed(), asked);
                     }
                     _ => panic!("{change:?}"),

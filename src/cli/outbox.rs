@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::{Context, Exit, Failure, dead_letters::acts::Author};
 use crate::{
-    desk::{self, Pending, Refused, RetriedOne, Standing},
-    domain::event::rfc3339,
+    desk::{self, Pending, PublicationStanding, Refused, RetriedOne},
+    domain::calendar::rfc3339,
 };
 
 #[derive(Subcommand)]
@@ -69,8 +69,8 @@ async fn list(context: &Context, question: &List) -> Result<Exit, Failure> {
     }
     let row = |pending: &Pending| {
         let state = match pending.state {
-            Standing::Refused => "refused",
-            Standing::Waiting => "waiting",
+            PublicationStanding::Refused => "refused",
+            PublicationStanding::Waiting => "waiting",
         };
         vec![
             pending.id.map_or_else(|| "-".to_owned(), |id| id.to_string()),

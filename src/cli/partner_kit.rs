@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::signature::{KeyError, PublicKey},
     partner::{
-        lint::{Check, Message, lint},
+        lint::{Check, LintedMessage, lint},
         vectors::{signed_body, test_key, vectors},
     },
 };
@@ -78,7 +78,7 @@ fn look(out: &Output, wish: Lint) -> Result<Exit, Failure> {
         .collect();
     let keys = keys.map_err(|why| Failure::usage(format!("--public-key: {why}")))?;
     let body = body(wish.file)?;
-    let report = lint(&Message {
+    let report = lint(&LintedMessage {
         body: &body,
         routing_key: wish.routing_key.as_deref(),
         content_type: wish.content_type.as_deref(),

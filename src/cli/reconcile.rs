@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     desk::{Moment, ReconcileLine, ReconcileQuestion, moment},
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
 };
 
 #[derive(Args)]

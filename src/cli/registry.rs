@@ -17,7 +17,7 @@ pub(super) use self::{
 };
 use super::{Context, Exit, Failure, bounded, dead_letters::acts::Operator, enterprise_id};
 use crate::{
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
     store::registry::{By, Registered},
 };
 

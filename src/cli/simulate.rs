@@ -17,8 +17,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::{
-    account::{Account, Findings, Latency},
-    drive::{Desk, Drive, Subscriber},
+    account::{Accounting, Findings, Latency},
+    drive::{Drive, Registrar, Subscriber},
     plan::{Plan, Shape},
 };
 use super::{
@@ -198,8 +198,8 @@ pub(super) async fn run(context: &Context, wish: Simulate) -> Result<Exit, Failu
     if !context.out.json {
         complain(&format!("adds {additions}; nothing of it is taken away afterwards"));
     }
-    let account = Arc::new(Account::new(&plan));
-    let desk = Arc::new(Desk {
+    let account = Arc::new(Accounting::new(&plan));
+    let desk = Arc::new(Registrar {
         store,
         retry: context.settings.retry.clone(),
         patience: PATIENCE,
@@ -386,12 +386,12 @@ pub(super) fn round(number: f64) -> f64 {
 }
 
 /// Waits until everything is as expected, or nothing has moved for so long.
-pub(super) async fn wait_for_all(account: &Account, timeout: Duration, told: impl Fn()) {
+pub(super) async fn wait_for_all(account: &Accounting, timeout: Duration, told: impl Fn()) {
     let mut moved = (account.progress().done, Instant::now());
     loop {
         told();
         if account
-            .until(Instant::now() + Duration::from_millis(250), Account::is_complete)
+            .until(Instant::now() + Duration::from_millis(250), Accounting::is_complete)
             .await
         {
             return;
@@ -441,7 +441,7 @@ impl Bar {
         Self(bar)
     }
 
-    pub(super) fn show(&self, account: &Account) {
+    pub(super) fn show(&self, account: &Accounting) {
         if self.0.is_hidden() {
             return;
         }

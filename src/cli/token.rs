@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     desk::{Role, Token, TokenRecord, TokenWish, bounded},
-    domain::{event::rfc3339, message::parse_uuid},
+    domain::{address::parse_uuid, calendar::rfc3339},
 };
 
 #[derive(Subcommand)]

@@ -41,16 +41,16 @@ pub(super) fn start_again_with_stack() -> Result<(), Failure> {
     )))
 }
 
-impl From<worker::Failure> for Failure {
-    fn from(failure: worker::Failure) -> Self {
+impl From<worker::WorkerFailure> for Failure {
+    fn from(failure: worker::WorkerFailure) -> Self {
         match failure {
-            worker::Failure::Config(error) => error.into(),
-            worker::Failure::Setting(sentence) => Failure::usage(sentence),
-            worker::Failure::Http(error) => Failure::usage(error.message()).hint(error.hint()),
-            worker::Failure::Schema(sentence) | worker::Failure::Topology(sentence) => {
+            worker::WorkerFailure::Config(error) => error.into(),
+            worker::WorkerFailure::Setting(sentence) => Failure::usage(sentence),
+            worker::WorkerFailure::Http(error) => Failure::usage(error.message()).hint(error.hint()),
+            worker::WorkerFailure::Schema(sentence) | worker::WorkerFailure::Topology(sentence) => {
                 Failure::refused(sentence).hint("`settled doctor` checks everything that the worker needs")
             }
-            worker::Failure::Ours(sentence) => Failure::ours(sentence),
+            worker::WorkerFailure::Ours(sentence) => Failure::ours(sentence),
         }
     }
 }

@@ -12,7 +12,7 @@ use strsim::levenshtein;
 use toml::{Table, Value, de::DeTable, de::DeValue};
 
 use super::{
-    ConfigError, DEFAULTS, PREFIX, Settings, Told,
+    ConfigError, DEFAULTS, PREFIX, Settings, ShownSetting,
     fields::{in_words, items, parse_duration},
     secret::{Secret, repeated},
 };
@@ -201,7 +201,7 @@ impl Layers {
     }
 
     /// Every setting's value as it counts, and who has the word.
-    pub(super) fn told(&self) -> Vec<Told> {
+    pub(super) fn told(&self) -> Vec<ShownSetting> {
         let mut known = Vec::new();
         leaves(&self.defaults, &mut Vec::new(), &mut known);
         known
@@ -209,7 +209,7 @@ impl Layers {
             .filter_map(|setting| {
                 let value = find(&self.merged, &split(&setting))?;
                 let from = self.origins.get(&setting).cloned().unwrap_or(Origin::Default);
-                Some(Told {
+                Some(ShownSetting {
                     value: match value.as_str() {
                         Some(url) if setting.ends_with("url") => Secret::new(url).redacted().into(),
                         _ => redacted(value),

@@ -12,7 +12,7 @@ use crate::{
     domain::digest::sha256,
     store::{
         registry::{By, Registered},
-        tokens::{Kept, NewToken, Revoked},
+        tokens::{KeptToken, NewToken, Revoked},
     },
 };
 
@@ -120,7 +120,7 @@ pub struct TokenMade {
 
 /// Who asks, once the token is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct TokenHolder {
     pub token: Uuid,
     pub enterprise_id: String,
     pub role: Role,
@@ -183,11 +183,11 @@ impl Desk {
         };
         // Once: a second try could leave a token behind that nobody was told.
         match self.store.add_token(&new, by).await? {
-            Kept::Added(record) => Ok(TokenMade {
+            KeptToken::Added(record) => Ok(TokenMade {
                 record,
                 token: token.tell(),
             }),
-            Kept::NoSuchEnterprise => {
+            KeptToken::NoSuchEnterprise => {
                 let enterprise_id = &wish.enterprise_id;
                 Err(match wish.role {
                     Role::Partner => Refusal::refused(format!("no partner {enterprise_id} is registered"))
@@ -226,13 +226,13 @@ impl Desk {
     ///
     /// # Errors
     /// The database is away.
-    pub async fn holder(&self, token: &Token) -> Result<Option<Holder>, Refusal> {
+    pub async fn holder(&self, token: &Token) -> Result<Option<TokenHolder>, Refusal> {
         let kept = self.store.token(token.id).await?;
         // The same work for an id that is there and one that is not; and how many bytes agree takes no time to see.
         let (record, digest) = kept.map_or_else(|| (None, vec![0; 32]), |(record, digest)| (Some(record), digest));
         let is_it = bool::from(token.digest().as_slice().ct_eq(&digest));
         Ok(record.filter(|record| is_it && record.valid).and_then(|record| {
-            Some(Holder {
+            Some(TokenHolder {
                 token: record.id,
                 role: Role::parse(&record.role)?,
                 enterprise_id: record.enterprise_id,

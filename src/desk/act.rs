@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Command, Desk, Moment, Refusal, Which, cut, which::said};
 use crate::{
-    domain::{dead_letter::State, decide::Reason, event::rfc3339},
+    domain::{calendar::rfc3339, dead_letter::State, reason::Reason},
     store::{audit::Act, letters::Filter},
 };
 
@@ -139,34 +139,34 @@ pub struct Selection {
 
 /// What is done to messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum StateChange {
     /// Be done with open ones.
     Discard,
     /// Open discarded ones again.
     Restore,
 }
 
-impl Change {
+impl StateChange {
     pub fn as_str(self) -> &'static str {
         match self {
-            Change::Discard => "discard",
-            Change::Restore => "restore",
+            StateChange::Discard => "discard",
+            StateChange::Restore => "restore",
         }
     }
 
     /// As what is under way.
     pub fn doing(self) -> &'static str {
         match self {
-            Change::Discard => "discarding",
-            Change::Restore => "restoring",
+            StateChange::Discard => "discarding",
+            StateChange::Restore => "restoring",
         }
     }
 
     /// The messages that it changes.
     fn state(self) -> State {
         match self {
-            Change::Discard => State::Open,
-            Change::Restore => State::Discarded,
+            StateChange::Discard => State::Open,
+            StateChange::Restore => State::Discarded,
         }
     }
 
@@ -216,7 +216,7 @@ impl Desk {
     ///
     /// # Errors
     /// Nothing is selected, or by two ways at once; there is no such plan; the database is away.
-    pub async fn select(&self, change: Change, selection: &Selection) -> Result<Selected, Refusal> {
+    pub async fn select(&self, change: StateChange, selection: &Selection) -> Result<Selected, Refusal> {
         match selection.plan {
             Some(_) if selection.which.is_given() => {
                 Err(Refusal::usage("a plan and filters can not be given together")
@@ -252,7 +252,7 @@ impl Desk {
     /// There are many and nobody consented; the database is away.
     pub async fn change(
         &self,
-        change: Change,
+        change: StateChange,
         selected: &Selected,
         author: &Author,
         consent: Consent,
@@ -261,8 +261,8 @@ impl Desk {
         let act = author.act(change.as_str(), &selected.filters);
         let done = self
             .patiently(async || match change {
-                Change::Discard => self.store.discard(act, &selected.ids).await,
-                Change::Restore => self.store.restore(act, &selected.ids).await,
+                StateChange::Discard => self.store.discard(act, &selected.ids).await,
+                StateChange::Restore => self.store.restore(act, &selected.ids).await,
             })
             .await?;
         Ok(Changed {

@@ -13,11 +13,12 @@ use super::{
 use crate::{
     domain::{
         allocation::Allocation,
+        calendar::rfc3339,
         dead_letter::State,
-        decide::Reason,
         delivery::{Delivery, Properties},
-        event::{self, AllocationView, rfc3339},
-        message,
+        event::AllocationView,
+        event_id, message,
+        reason::Reason,
     },
     store::{
         audit::{Act, AuditFilter},
@@ -50,12 +51,12 @@ impl Desk {
 
 /// A dead letter as somebody named it: by its id, the beginning of it, or the SHA-256 of the message.
 #[derive(Clone, Debug)]
-pub struct Named {
+pub struct LetterName {
     text: String,
     name: Name,
 }
 
-impl Named {
+impl LetterName {
     /// What was typed, as a range of ids or a digest.
     ///
     /// # Errors
@@ -88,14 +89,14 @@ impl Named {
 /// Everything about one message.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Letter {
+pub struct FullLetter {
     pub dead_letter: DeadLetter,
     #[serde(serialize_with = "plainly")]
     pub properties: Option<Properties>,
     #[serde(flatten)]
     pub body: Option<Body>,
     /// None where nobody told the partner anything: somebody put the message there by hand.
-    pub told: Option<Told>,
+    pub told: Option<ToldEvent>,
     /// As it stands now.
     #[serde(serialize_with = "view")]
     pub allocation: Option<Allocation>,
@@ -119,7 +120,7 @@ pub struct Body {
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Told {
+pub struct ToldEvent {
     pub event_id: Uuid,
     #[serde(rename = "type")]
     pub kind: String,
@@ -134,7 +135,7 @@ impl Desk {
     ///
     /// # Errors
     /// There is none of that name, or several; the database is away.
-    pub async fn letter(&self, named: &Named, body_for: Option<&str>) -> Result<Letter, Refusal> {
+    pub async fn letter(&self, named: &LetterName, body_for: Option<&str>) -> Result<FullLetter, Refusal> {
         let found = self.store.find_dead_letters(&named.name, 10).await?;
         let text = &named.text;
         let id = match found.as_slice() {
@@ -176,7 +177,7 @@ impl Desk {
             properties,
             body: encoded,
         } = exported;
-        Ok(Letter {
+        Ok(FullLetter {
             told: told(&dead_letter, allocation.as_ref()),
             advice: (dead_letter.state != State::Settled.as_str()).then(|| dead_letter.why.reason.advice_to_partner()),
             operator_advice: (dead_letter.state != State::Settled.as_str())
@@ -216,24 +217,24 @@ fn body(bytes: Vec<u8>, encoded: String) -> Body {
 }
 
 /// The event that told the partner of the message's last verdict.
-fn told(dead_letter: &DeadLetter, allocation: Option<&Allocation>) -> Option<Told> {
+fn told(dead_letter: &DeadLetter, allocation: Option<&Allocation>) -> Option<ToldEvent> {
     let digest = digest(&dead_letter.message_digest)?;
-    let refusal = |kind: &str, reason| Told {
-        event_id: event::refusal_id_of(kind, &dead_letter.routing_key, &digest, reason),
+    let refusal = |kind: &str, reason| ToldEvent {
+        event_id: event_id::refusal_id_of(kind, &dead_letter.routing_key, &digest, reason),
         kind: kind.to_owned(),
     };
     match State::parse(&dead_letter.state)? {
         State::Settled => {
             let allocation = allocation?;
-            Some(Told {
-                event_id: event::settlement_id(allocation)?,
+            Some(ToldEvent {
+                event_id: event_id::settlement_id(allocation)?,
                 kind: format!("{}.{}", allocation.kind.as_str(), allocation.status.as_str()),
             })
         }
-        State::Parked => Some(refusal(event::PARKED, Reason::AllocationNotFound)),
+        State::Parked => Some(refusal(event_id::PARKED, Reason::AllocationNotFound)),
         State::Open | State::Due | State::Discarded => {
             let was_judged = dead_letter.made_by != "unknown" || dead_letter.replays > 0;
-            was_judged.then(|| refusal(event::REJECTED, dead_letter.why.reason))
+            was_judged.then(|| refusal(event_id::REJECTED, dead_letter.why.reason))
         }
     }
 }
@@ -493,7 +494,7 @@ mod tests {
     #[test]
     fn ids_are_found_by_their_beginning() {
         let id = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
-        let name = |text: &str| Named::parse(text).map(|named| named.name);
+        let name = |text: &str| LetterName::parse(text).map(|named| named.name);
         let range = |text: &str| match name(text) {
             Ok(Name::Ids(first, last)) => Some((first.to_string(), last.to_string())),
             Ok(Name::Digest(_)) | Err(_) => None,

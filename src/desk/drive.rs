@@ -29,7 +29,7 @@ pub(super) enum Ended {
 
 /// What there is to say on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum RunNews {
     /// As before, with new numbers.
     On,
     /// The canary is judged as planned.
@@ -46,10 +46,10 @@ pub(super) async fn drive(
     id: i64,
     driver: Driver,
     mut canary: Option<i64>,
-    mut told: impl FnMut(&Run, Step),
+    mut told: impl FnMut(&Run, RunNews),
 ) -> Result<Ended, StoreError> {
     let mut pace = None;
-    let mut patience = Patience::new(settings.verdict_deadline);
+    let mut patience = Silence::new(settings.verdict_deadline);
     loop {
         let looked = Instant::now();
         let Driven::Ours(run) = store.drive_on(id, driver).await? else {
@@ -70,9 +70,9 @@ pub(super) async fn drive(
                 )));
             }
             canary = None;
-            told(&run, Step::CanaryPassed);
+            told(&run, RunNews::CanaryPassed);
         }
-        told(&run, Step::On);
+        told(&run, RunNews::On);
         if patience.is_over(&run) {
             return Ok(Ended::Stop(format!(
                 "no verdict for {:?}: no worker takes what is due",
@@ -158,13 +158,13 @@ impl Pace {
 }
 
 /// Whether verdicts still come.
-struct Patience {
+struct Silence {
     deadline: Duration,
     judged: i64,
     since: Instant,
 }
 
-impl Patience {
+impl Silence {
     fn new(deadline: Duration) -> Self {
         Self {
             deadline,

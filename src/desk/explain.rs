@@ -7,11 +7,12 @@ use crate::{
     broker::topology::UPDATES,
     config::{Secret, Settings},
     domain::{
-        decide::{Reason, Verdict, VerdictKind},
+        calendar::rfc3339,
         delivery::{Delivery, Properties, Source},
-        event::rfc3339,
         ledger::{AccountKind, Quantity},
         message,
+        reason::Reason,
+        verdict::{Verdict, VerdictKind},
     },
     settle,
     store::Store,
@@ -19,7 +20,7 @@ use crate::{
 
 /// A message, as it would be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct ExplainQuestion {
     pub routing_key: String,
     /// The AMQP property `user_id`.
     pub user_id: Option<String>,
@@ -55,7 +56,7 @@ pub struct Movement {
 ///
 /// # Errors
 /// The database is away, or nobody said where it is and it is needed.
-pub async fn explain(settings: &Settings, question: Question) -> Result<Explained, Refusal> {
+pub async fn explain(settings: &Settings, question: ExplainQuestion) -> Result<Explained, Refusal> {
     let delivery = Delivery {
         exchange: UPDATES.to_owned(),
         routing_key: question.routing_key,

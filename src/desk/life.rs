@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{DeadLetter, Desk, ReceiptRecord, Refusal};
 use crate::{
-    domain::{allocation::Allocation, event::rfc3339},
+    domain::{allocation::Allocation, calendar::rfc3339},
     store::life::{Life, Subject},
 };
 
@@ -16,7 +16,7 @@ use crate::{
 /// What became of a nonce, with the dead letter that the message is or was.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Receipt {
+pub struct ReceiptFound {
     #[serde(flatten)]
     pub receipt: ReceiptRecord,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -30,7 +30,7 @@ impl Desk {
     ///
     /// # Errors
     /// No authentic message with it was ever seen; the database is away.
-    pub async fn receipt(&self, enterprise_id: &str, nonce: &str) -> Result<Receipt, Refusal> {
+    pub async fn receipt(&self, enterprise_id: &str, nonce: &str) -> Result<ReceiptFound, Refusal> {
         let Some(receipt) = self.store.receipt(enterprise_id, nonce).await? else {
             return Err(Refusal::refused(format!(
                 "no authentic message of {enterprise_id} with the nonce {nonce:?} was ever seen"
@@ -53,7 +53,7 @@ impl Desk {
             None => None,
         };
         let (dead_letter_id, dead_letter_state) = refused.unzip();
-        Ok(Receipt {
+        Ok(ReceiptFound {
             receipt,
             dead_letter_id,
             dead_letter_state,
@@ -95,7 +95,7 @@ pub(super) fn digest(text: &str) -> Option<[u8; 32]> {
 /// What became of an event that was written with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Delivery {
+pub enum EventState {
     /// The broker has confirmed it: its batch's outbox row is gone.
     Confirmed,
     /// It is still to be published, or to be confirmed.
@@ -104,25 +104,25 @@ pub enum Delivery {
     SetAside,
 }
 
-impl Delivery {
+impl EventState {
     pub(super) fn of(life: &Life, batch_id: Uuid, event_id: Uuid) -> Self {
         if life.set_aside.contains(&(batch_id, event_id)) {
-            return Delivery::SetAside;
+            return EventState::SetAside;
         }
         if life.put_back.contains(&(batch_id, event_id)) {
-            return Delivery::Pending;
+            return EventState::Pending;
         }
         match life.batches.get(&batch_id) {
-            Some(batch) if batch.pending => Delivery::Pending,
-            Some(_) | None => Delivery::Confirmed,
+            Some(batch) if batch.pending => EventState::Pending,
+            Some(_) | None => EventState::Confirmed,
         }
     }
 
     pub fn as_str(self) -> &'static str {
         match self {
-            Delivery::Confirmed => "confirmed",
-            Delivery::Pending => "pending",
-            Delivery::SetAside => "set aside: the broker refused it",
+            EventState::Confirmed => "confirmed",
+            EventState::Pending => "pending",
+            EventState::SetAside => "set aside: the broker refused it",
         }
     }
 }
@@ -158,7 +158,7 @@ pub struct EventTold {
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    pub state: Delivery,
+    pub state: EventState,
     pub enterprise_id: Option<String>,
     pub nonce: Option<String>,
     pub batch_id: Uuid,
@@ -187,7 +187,7 @@ impl History {
         // Copies of an outcome's event share its id: the one told last is the one to worry about.
         let mut events = BTreeMap::<Uuid, EventTold>::new();
         for receipt in &life.receipts {
-            let state = Delivery::of(life, receipt.batch_id, receipt.event_id);
+            let state = EventState::of(life, receipt.batch_id, receipt.event_id);
             let told = EventTold {
                 id: receipt.event_id,
                 kind: event_type(receipt, allocation_of(life, receipt)),
@@ -203,7 +203,7 @@ impl History {
         }
         // What a receipt's earlier verdicts were told by, and what is in no receipt.
         for told in &life.told {
-            let state = Delivery::of(life, told.batch_id, told.event_id);
+            let state = EventState::of(life, told.batch_id, told.event_id);
             let known = events.entry(told.event_id).or_insert_with(|| EventTold {
                 id: told.event_id,
                 kind: format!("update.{}", told.verdict),

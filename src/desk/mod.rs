@@ -26,22 +26,23 @@ mod which;
 use jiff::Timestamp;
 
 pub use self::{
-    access::{ClientAdded, ClientRecord, Holder, Role, Token, TokenMade, TokenRecord, TokenWish},
-    act::{Author, Change, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, bounded},
+    access::{ClientAdded, ClientRecord, Role, Token, TokenHolder, TokenMade, TokenRecord, TokenWish},
+    act::{Author, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded},
     ask::{
-        AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, Groups, Letter, Named, Stats, Told,
+        AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, FullLetter, Groups, LetterName, Stats,
+        ToldEvent,
     },
     books::{Checked, ReconcileQuestion, Reconciled},
     command::Command,
-    drive::Step,
-    explain::{Explained, Movement, Question, explain},
-    life::{Delivery, EventTold, History, Receipt, Transferred},
+    drive::RunNews,
+    explain::{ExplainQuestion, Explained, Movement, explain},
+    life::{EventState, EventTold, History, ReceiptFound, Transferred},
     moment::moment,
-    outbox::{Publication, Refused, Retried, RetriedOne, Retry},
-    owned::{ConnectionBalance, OwnedFilter, Owner, PartnerBalance, PartnerBalances},
-    plan::{LEFT_OUT, Line, Plan, Planned, Sum},
-    refusal::{Kind, Refusal},
-    replay::{Begun, Cancel, Outcome, Replay, Resume},
+    outbox::{Refused, RefusedPublication, Retried, RetriedOne, Retry},
+    owned::{ConnectionBalance, OwnedBy, OwnedFilter, PartnerBalance, PartnerBalances},
+    plan::{LEFT_OUT, Plan, PlanLine, Planned, Sum},
+    refusal::{Refusal, RefusalKind},
+    replay::{Begun, Cancel, Replay, Resume, RunOutcome},
     timeline::{LifeMoment, Timeline},
     which::Which,
 };
@@ -51,8 +52,8 @@ pub use crate::store::{
     books::{BalanceRecord, Books},
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
-    reconcile::{Line as ReconcileLine, Moment, Reconciliation},
-    refused::{Pending, Standing},
+    reconcile::{Moment, ReconcileLine, Reconciliation},
+    refused::{Pending, PublicationStanding},
     runs::{Came, Moved, Run},
 };
 use crate::{

@@ -45,7 +45,7 @@ const TOO_LONG_AGO: &str = "so long ago is at most 17520000h, which is 2,000 yea
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::event::rfc3339;
+    use crate::domain::calendar::rfc3339;
 
     #[test]
     fn a_moment_is_a_time_or_so_long_ago() {

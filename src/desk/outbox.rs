@@ -51,7 +51,7 @@ pub struct RetriedOne {
     pub id: i64,
     /// None: it stayed where it was.
     #[serde(flatten)]
-    pub publication: Option<Publication>,
+    pub publication: Option<RefusedPublication>,
     /// `published`, `refused` (again), `waiting` (for a worker) or `left` (as it was).
     pub became: &'static str,
     /// Of what was refused again: its number now.
@@ -63,7 +63,7 @@ pub struct RetriedOne {
 /// Which publication it is.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Publication {
+pub struct RefusedPublication {
     pub batch_id: uuid::Uuid,
     pub exchange: Option<String>,
     pub routing_key: Option<String>,
@@ -181,7 +181,7 @@ fn retried(put: Put, became: Became) -> RetriedOne {
     };
     RetriedOne {
         id: pending.id.unwrap_or_default(),
-        publication: Some(Publication {
+        publication: Some(RefusedPublication {
             batch_id: pending.batch_id,
             exchange: pending.exchange,
             routing_key: pending.routing_key,

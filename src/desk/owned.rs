@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{Desk, Page, ReceiptRecord, Refusal};
 use crate::domain::allocation::Allocation;
-pub use crate::store::owned::{ConnectionBalance, OwnedFilter, Owner, PartnerBalance};
+pub use crate::store::owned::{ConnectionBalance, OwnedBy, OwnedFilter, PartnerBalance};
 
 /// What stands on a partner's connections.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ impl Desk {
     ///
     /// # Errors
     /// The database is away.
-    pub async fn owned_allocation(&self, owner: Owner<'_>, id: Uuid) -> Result<Option<Allocation>, Refusal> {
+    pub async fn owned_allocation(&self, owner: OwnedBy<'_>, id: Uuid) -> Result<Option<Allocation>, Refusal> {
         Ok(self.store.owned_allocation(owner, id).await?)
     }
 
@@ -32,7 +32,7 @@ impl Desk {
     /// The database is away.
     pub async fn owned_allocations(
         &self,
-        owner: Owner<'_>,
+        owner: OwnedBy<'_>,
         filter: &OwnedFilter,
         after: Option<Uuid>,
         limit: i64,

@@ -10,7 +10,8 @@ use super::{Command, Desk, Refusal, Which, act::filters_of};
 use crate::{
     domain::{
         dead_letter::{MadeBy, State},
-        decide::{Reason, VerdictKind},
+        reason::Reason,
+        verdict::VerdictKind,
     },
     settle::{
         self,
@@ -55,7 +56,7 @@ pub struct Planned {
     pub more: bool,
     /// Messages that nobody known put into settlement.dead: the filters select them, and the plan does not.
     pub left_out: i64,
-    pub verdicts: Vec<Line>,
+    pub verdicts: Vec<PlanLine>,
     pub would_move: Vec<Sum>,
     /// How to go on; none where there is nothing to replay.
     pub replay: Option<String>,
@@ -70,7 +71,7 @@ pub struct Sum {
 
 /// How many would come to what.
 #[derive(Clone, Debug, Serialize)]
-pub struct Line {
+pub struct PlanLine {
     pub verdict: VerdictKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -147,14 +148,14 @@ impl Desk {
     }
 }
 
-fn verdicts(items: &[PlanItem]) -> Vec<Line> {
+fn verdicts(items: &[PlanItem]) -> Vec<PlanLine> {
     let mut counts = BTreeMap::<(VerdictKind, Option<Reason>), usize>::new();
     for item in items {
         *counts.entry((item.verdict, item.reason)).or_default() += 1;
     }
     counts
         .into_iter()
-        .map(|((verdict, reason), messages)| Line {
+        .map(|((verdict, reason), messages)| PlanLine {
             verdict,
             reason,
             is_final: reason.map(Reason::is_final),

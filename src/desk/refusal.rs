@@ -8,7 +8,7 @@ use crate::{
 
 /// Whose doing it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RefusalKind {
     /// Nothing of that name, or it is not as it was said to be.
     Refused,
     /// A wrong argument or setting.
@@ -21,29 +21,29 @@ pub enum Kind {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub kind: Kind,
+    pub kind: RefusalKind,
     pub message: String,
     pub hint: Option<String>,
 }
 
 impl Refusal {
     pub(crate) fn refused(message: impl Into<String>) -> Self {
-        Self::new(Kind::Refused, message)
+        Self::new(RefusalKind::Refused, message)
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self::new(Kind::Usage, message)
+        Self::new(RefusalKind::Usage, message)
     }
 
     pub(crate) fn away(message: impl Into<String>) -> Self {
-        Self::new(Kind::Away, message)
+        Self::new(RefusalKind::Away, message)
     }
 
     pub(crate) fn ours(message: impl Into<String>) -> Self {
-        Self::new(Kind::Ours, message)
+        Self::new(RefusalKind::Ours, message)
     }
 
-    fn new(kind: Kind, message: impl Into<String>) -> Self {
+    fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),

@@ -9,11 +9,11 @@ use uuid::Uuid;
 use super::{
     Author, Came, Command, Consent, Desk, Moved, Page, Refusal, Run,
     act::no_such_plan,
-    drive::{self, Ended, Step},
+    drive::{self, Ended, RunNews},
 };
 use crate::{
-    domain::event::rfc3339,
-    store::runs::{Changed, Driver, NewRun, RunState},
+    domain::calendar::rfc3339,
+    store::runs::{Driver, NewRun, RunChange, RunState},
 };
 
 /// A replay of a plan.
@@ -93,7 +93,7 @@ pub struct Begun {
 /// What a run came to, or has come to so far.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Outcome {
+pub struct RunOutcome {
     pub run: Run,
     /// Every message is judged, and as planned.
     pub as_planned: bool,
@@ -169,9 +169,9 @@ impl Desk {
             .patiently(async || self.store.resume_run(act, wish.run, wish.rate, driver).await)
             .await?
         {
-            Changed::From(state) => state,
-            Changed::NoSuchRun => return Err(no_such_run(wish.run)),
-            Changed::Refused(RunState::Running, until) => {
+            RunChange::From(state) => state,
+            RunChange::NoSuchRun => return Err(no_such_run(wish.run)),
+            RunChange::Refused(RunState::Running, until) => {
                 let until = until.map(rfc3339).unwrap_or_default();
                 return Err(
                     Refusal::refused(format!("run {} is driven by another program", wish.run)).hint(format!(
@@ -179,7 +179,7 @@ impl Desk {
                     )),
                 );
             }
-            Changed::Refused(state, _) => {
+            RunChange::Refused(state, _) => {
                 return Err(Refusal::refused(format!(
                     "run {} is {}: there is nothing to go on with",
                     wish.run,
@@ -216,8 +216,8 @@ impl Desk {
         &self,
         begun: &Begun,
         stop: impl Future<Output = String>,
-        told: impl FnMut(&Run, Step),
-    ) -> Result<Outcome, Refusal> {
+        told: impl FnMut(&Run, RunNews),
+    ) -> Result<RunOutcome, Refusal> {
         let Begun {
             run: id,
             driver,
@@ -256,16 +256,16 @@ impl Desk {
     ///
     /// # Errors
     /// There is no such run, or it is not running; the database is away.
-    pub async fn cancel(&self, wish: &Cancel) -> Result<Outcome, Refusal> {
+    pub async fn cancel(&self, wish: &Cancel) -> Result<RunOutcome, Refusal> {
         let filters = json!({"run": wish.run});
         let act = wish.author.act("cancel", &filters);
         match self
             .patiently(async || self.store.cancel_run(act, wish.run).await)
             .await?
         {
-            Changed::From(_) => {}
-            Changed::NoSuchRun => return Err(no_such_run(wish.run)),
-            Changed::Refused(state, _) => {
+            RunChange::From(_) => {}
+            RunChange::NoSuchRun => return Err(no_such_run(wish.run)),
+            RunChange::Refused(state, _) => {
                 return Err(Refusal::refused(format!(
                     "run {} is {} already; nothing was changed",
                     wish.run,
@@ -280,10 +280,10 @@ impl Desk {
     ///
     /// # Errors
     /// There is no such run; the database is away.
-    pub async fn outcome(&self, id: i64) -> Result<Outcome, Refusal> {
+    pub async fn outcome(&self, id: i64) -> Result<RunOutcome, Refusal> {
         let run = self.run(id).await?;
         let (came_to, money) = self.store.run_outcome(id).await?;
-        Ok(Outcome {
+        Ok(RunOutcome {
             as_planned: run.judged == run.messages && run.differ == 0,
             run,
             came_to,

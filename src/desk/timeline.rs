@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::{
     DeadLetter, Desk, ReceiptRecord, Refusal, Replayed,
-    life::{Delivery, allocation_of, digest, event_type},
+    life::{EventState, allocation_of, digest, event_type},
 };
 use crate::{
-    domain::{allocation::Status, event::rfc3339, message::parse_uuid},
+    domain::{address::parse_uuid, allocation::Status, calendar::rfc3339},
     plain::plain,
     store::{
         life::{Life, Subject},
@@ -321,7 +321,7 @@ fn receipt_moments(life: &Life, receipt: &ReceiptRecord) -> Vec<LifeMoment> {
             plain(&batch.worker)
         );
         moments.push(moment(batch.at, "judged", detail).batch(life, receipt.batch_id));
-        let state = Delivery::of(life, receipt.batch_id, receipt.event_id);
+        let state = EventState::of(life, receipt.batch_id, receipt.event_id);
         let kind = event_type(receipt, allocation_of(life, receipt));
         let detail = format!("{kind} {}: {}", receipt.event_id, state.as_str());
         moments.push(
@@ -385,7 +385,7 @@ fn told_moments(life: &Life) -> Vec<LifeMoment> {
         }
         let verdict = format!("{name}: {}, {}{worker}", told.verdict, told.reason);
         moments.push(moment("judged", verdict));
-        let state = Delivery::of(life, told.batch_id, told.event_id);
+        let state = EventState::of(life, told.batch_id, told.event_id);
         let event = format!("update.{} {}: {}", told.verdict, told.event_id, state.as_str());
         moments.push(moment("event", event).event(told.event_id));
         if is_dead_lettered(life, told) {
@@ -489,9 +489,9 @@ mod tests {
                 .first()
                 .map(|event| (event.kind.clone(), event.state))
         };
-        assert_eq!(state(&life), Some(("update.parked".into(), Delivery::Confirmed)));
+        assert_eq!(state(&life), Some(("update.parked".into(), EventState::Confirmed)));
         life.set_aside.insert((Uuid::from_u128(4), Uuid::from_u128(2)));
-        assert_eq!(state(&life), Some(("update.parked".into(), Delivery::SetAside)));
+        assert_eq!(state(&life), Some(("update.parked".into(), EventState::SetAside)));
     }
 
     #[test]

@@ -5,9 +5,9 @@ use uuid::Uuid;
 use super::{Command, Desk, Moment, Refusal};
 use crate::{
     domain::{
+        calendar::rfc3339,
         dead_letter::{MadeBy, State},
-        decide::Reason,
-        event::rfc3339,
+        reason::Reason,
     },
     store::letters::Filter,
 };

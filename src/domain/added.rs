@@ -1,8 +1,6 @@
 //! Everything that a broker adds to the headers of a message, in one place: by name, and by form what a later version may
 //! bring.
 
-use super::delivery::HeaderValue;
-
 /// A header that a broker writes.
 struct Added {
     /// The name, or the beginning of the names.
@@ -46,7 +44,7 @@ const DEATHS: [Added; 4] = [
 const ROOM: usize = 4_096;
 
 /// The largest value that is taken for a broker's, in bytes: a name of a node or of a queue.
-const VALUE_MAX: usize = 256;
+pub(in crate::domain) const VALUE_MAX: usize = 256;
 
 impl Added {
     fn is(&self, name: &str) -> bool {
@@ -75,26 +73,7 @@ pub(in crate::domain) enum Size {
 /// A redelivery never changes a verdict, and of headers only their size has a part in one. The counters are free. So is, up to
 /// a bound in all, whatever has the form that a broker's own headers have: a name that begins with `x-`, and a number, a
 /// boolean or a short text. Interceptors (4.2 and later) and versions to come write such.
-pub(in crate::domain) fn size_of(name: &str, value: &HeaderValue) -> Size {
-    let is_short = match value {
-        HeaderValue::ShortShortInt(_)
-        | HeaderValue::ShortShortUInt(_)
-        | HeaderValue::ShortInt(_)
-        | HeaderValue::ShortUInt(_)
-        | HeaderValue::LongInt(_)
-        | HeaderValue::LongUInt(_)
-        | HeaderValue::LongLongInt(_)
-        | HeaderValue::Boolean(_)
-        | HeaderValue::Timestamp(_) => true,
-        HeaderValue::LongString(bytes) => bytes.0.len() <= VALUE_MAX,
-        HeaderValue::Float(_)
-        | HeaderValue::Double(_)
-        | HeaderValue::Decimal { .. }
-        | HeaderValue::ByteArray(_)
-        | HeaderValue::Array(_)
-        | HeaderValue::Table(_)
-        | HeaderValue::Void => false,
-    };
+pub(in crate::domain) fn size_of(name: &str, is_short: bool) -> Size {
     if is_short && name.starts_with("x-") {
         Size::Free
     } else {

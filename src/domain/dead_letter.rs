@@ -14,7 +14,7 @@ mod taken;
 pub(super) mod write;
 
 pub use cause::{Cause, MadeBy};
-pub use filing::{Arrival, Entry, Filing, Known, failed_at, file};
+pub use filing::{Arrival, FiledRow, Filing, Known, failed_at, file};
 pub use group::{group_of, shape_of};
 pub use identity::Identity;
 pub use open::{Trusted, explain, open, unstorable};

@@ -6,28 +6,23 @@ use jiff::Timestamp;
 
 use super::{
     allocation::{Allocation, PolicyResult, Status},
+    changeset::{Changeset, NewlyParked, Settlement},
     delivery::{Delivery, Source},
     event_id,
     ledger::Transfer,
-    message::Content,
-    signature::{PublicKey, Signer, Unverified, Verified},
-    update::{Outcome, Update},
-};
-// TO BE REMOVED: the names that others know from here.
-pub use super::{
-    changeset::{Changeset, NewlyParked, Settlement},
-    message::Judged,
+    message::{Content, MessageRef},
     reason::Reason,
     receipt::{Receipt, ReceiptKey},
     reply::ReplyTo,
-    snapshot::{Parked, Partner, Registered, Rules, Snapshot, Standing},
+    signature::{PublicKey, Signer, Unverified, Verified},
+    snapshot::{KeyStanding, Parked, Partner, Rules, Snapshot},
+    update::{Outcome, Update},
     verdict::{Judgement, Verdict, VerdictKind},
 };
-
 /// Judges a batch in order; each message sees the effects of those before it.
-pub fn decide(mut snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (Vec<Judgement>, Changeset) {
+pub fn decide(mut snapshot: Snapshot, batch: &[MessageRef<'_>], rules: &Rules) -> (Vec<Judgement>, Changeset) {
     let partners = std::mem::take(&mut snapshot.partners);
-    let mut desk = Desk {
+    let mut judging = Judging {
         snapshot,
         partners: &partners,
         rules,
@@ -36,13 +31,13 @@ pub fn decide(mut snapshot: Snapshot, batch: &[Judged<'_>], rules: &Rules) -> (V
     let judgements = batch
         .iter()
         .enumerate()
-        .map(|(index, message)| desk.judge(index, *message))
+        .map(|(index, message)| judging.judge(index, *message))
         .collect();
-    (judgements, desk.changes)
+    (judgements, judging.changes)
 }
 
 /// The snapshot as the batch has changed it so far.
-struct Desk<'a> {
+struct Judging<'a> {
     snapshot: Snapshot,
     /// Those of the snapshot: a batch changes none of them.
     partners: &'a HashMap<String, Partner>,
@@ -50,9 +45,9 @@ struct Desk<'a> {
     changes: Changeset,
 }
 
-impl Desk<'_> {
+impl Judging<'_> {
     /// One verdict; and whatever it is, a parked message that came to more than waiting waits no more.
-    fn judge(&mut self, index: usize, message: Judged<'_>) -> Judgement {
+    fn judge(&mut self, index: usize, message: MessageRef<'_>) -> Judgement {
         if let Some(verdict) = self.overtaken(message) {
             return Judgement { verdict, proven: true };
         }
@@ -75,7 +70,7 @@ impl Desk<'_> {
 
     /// A parked message that was taken so long ago that another worker judged it, and that another copy waits in its
     /// place by now: that one has its own verdict to come, and this one had it.
-    fn overtaken(&self, message: Judged<'_>) -> Option<Verdict> {
+    fn overtaken(&self, message: MessageRef<'_>) -> Option<Verdict> {
         let Source::Parked { key, seq, .. } = message.delivery.source else {
             return None;
         };
@@ -87,7 +82,7 @@ impl Desk<'_> {
         })
     }
 
-    fn walk(&mut self, index: usize, message: Judged<'_>) -> Judgement {
+    fn walk(&mut self, index: usize, message: MessageRef<'_>) -> Judgement {
         let content = match &message.facts.content {
             Err(refusal) => {
                 return Judgement {
@@ -151,7 +146,7 @@ impl Desk<'_> {
 
     /// Whether the API sent it, which has seen a token of the enterprise in the routing key. The broker lets nobody else set this
     /// login.
-    fn is_of_the_api(&self, message: Judged<'_>) -> bool {
+    fn is_of_the_api(&self, message: MessageRef<'_>) -> bool {
         let sender = message.delivery.properties.user_id.as_ref();
         sender.is_some_and(|sender| self.rules.api_users.contains(sender))
     }
@@ -159,7 +154,7 @@ impl Desk<'_> {
     /// Steps 4 to 8.
     fn prove<'c>(
         &self,
-        message: Judged<'_>,
+        message: MessageRef<'_>,
         content: &'c Content,
         partner: Option<&Partner>,
     ) -> Result<Verified<&'c Update>, (Reason, String)> {
@@ -212,12 +207,14 @@ impl Desk<'_> {
             Unverified::Stranger(key) => match self.snapshot.registered.get(key) {
                 Some(registered) if registered.enterprise_id == content.update.enterprise_id => {
                     return match registered.standing {
-                        Standing::Early => {
+                        KeyStanding::Early => {
                             "the signature was made by a key of this partner that is not valid yet".into()
                         }
-                        Standing::Expired => "the signature was made by a key of this partner that has expired".into(),
+                        KeyStanding::Expired => {
+                            "the signature was made by a key of this partner that has expired".into()
+                        }
                         // It has become valid this moment.
-                        Standing::Valid => unverified.detail(),
+                        KeyStanding::Valid => unverified.detail(),
                     };
                 }
                 Some(_) => {
@@ -259,7 +256,7 @@ impl Desk<'_> {
     fn judge_proven(
         &mut self,
         index: usize,
-        message: Judged<'_>,
+        message: MessageRef<'_>,
         content: &Arc<Content>,
         verified: &Verified<&Update>,
         partner: Option<&Partner>,
@@ -302,16 +299,16 @@ impl Desk<'_> {
         }
         let newer = self.waits_for_newer(key).filter(|_| due);
         let step = match newer {
-            Some(_) => Step::NotFound,
+            Some(_) => Effect::NotFound,
             None => self.settle_step(update, partner),
         };
-        if let Step::NotFound = step
+        if let Effect::NotFound = step
             && let Some(verdict) = self.park(index, message, content, verified.key(), key)
         {
             return proven(verdict);
         }
         let (kind, reason, verdict) = match step {
-            Step::NotFound => {
+            Effect::NotFound => {
                 let bytes = self.snapshot.parked_bytes.get(&update.enterprise_id).copied();
                 let bytes = bytes.unwrap_or_default().saturating_add(size_of(message.delivery));
                 let all = self
@@ -341,13 +338,13 @@ impl Desk<'_> {
                     },
                 )
             }
-            Step::Refused(reason, detail) => (
+            Effect::Refused(reason, detail) => (
                 VerdictKind::Rejected,
                 Some(reason),
                 Verdict::Rejected { reason, detail },
             ),
-            Step::AlreadySo(allocation) => (VerdictKind::Duplicate, None, Verdict::Duplicate { allocation }),
-            Step::Settles(allocation, transfer) => {
+            Effect::AlreadySo(allocation) => (VerdictKind::Duplicate, None, Verdict::Duplicate { allocation }),
+            Effect::Settles(allocation, transfer) => {
                 self.settle(content, verified.key(), &allocation, transfer);
                 (VerdictKind::Settled, None, Verdict::Settled { allocation })
             }
@@ -357,43 +354,43 @@ impl Desk<'_> {
     }
 
     /// Steps 10 to 15, without effect.
-    fn settle_step(&self, update: &Update, partner: Option<&Partner>) -> Step {
+    fn settle_step(&self, update: &Update, partner: Option<&Partner>) -> Effect {
         if contradicts(update) {
             let detail = "policyResult: rejected contradicts the status cleared".into();
-            return Step::Refused(Reason::PolicyContradiction, detail);
+            return Effect::Refused(Reason::PolicyContradiction, detail);
         }
         if let Some(detail) = partner.and_then(|partner| partner.inactive(update.kind)) {
-            return Step::Refused(Reason::PartnerInactive, detail.into());
+            return Effect::Refused(Reason::PartnerInactive, detail.into());
         }
         let Some(allocation) = self.snapshot.allocations.get(&update.id) else {
-            return Step::NotFound;
+            return Effect::NotFound;
         };
         if allocation.enterprise_id != update.enterprise_id {
-            return Step::Refused(
+            return Effect::Refused(
                 Reason::NotPermitted,
                 "the id belongs to another partner's connection".into(),
             );
         }
         if allocation.kind != update.kind {
             let detail = format!("{}: the id is of the other type", update.kind.id_field());
-            return Step::Refused(Reason::NotPermitted, detail);
+            return Effect::Refused(Reason::NotPermitted, detail);
         }
         if let Some(field) = mismatch(allocation, update) {
-            return Step::Refused(Reason::AllocationMismatch, format!("{field}: differs from the record"));
+            return Effect::Refused(Reason::AllocationMismatch, format!("{field}: differs from the record"));
         }
         let (status, reason) = match &update.outcome {
             Outcome::Cleared => (Status::Cleared, None),
             Outcome::Released { reject_reason } => (Status::Released, Some(reject_reason.clone())),
         };
         if allocation.status == status {
-            return Step::AlreadySo(Arc::clone(allocation));
+            return Effect::AlreadySo(Arc::clone(allocation));
         }
         let transfer = match allocation.status {
             Status::Reserved => allocation.transfer_to(status),
             Status::Cleared | Status::Released => None,
         };
         let Some(transfer) = transfer else {
-            return Step::Refused(
+            return Effect::Refused(
                 Reason::AlreadySettled,
                 format!("it is {} already", allocation.status.as_str()),
             );
@@ -410,7 +407,7 @@ impl Desk<'_> {
             updated_at: self.snapshot.now,
             ..Allocation::clone(allocation)
         };
-        Step::Settles(Arc::new(settled), transfer)
+        Effect::Settles(Arc::new(settled), transfer)
     }
 
     fn settle(
@@ -440,7 +437,7 @@ impl Desk<'_> {
     fn park(
         &mut self,
         index: usize,
-        message: Judged<'_>,
+        message: MessageRef<'_>,
         content: &Content,
         public_key: PublicKey,
         key: ReceiptKey,
@@ -522,7 +519,7 @@ impl Desk<'_> {
     }
 
     /// Ends the waiting, and makes room for another message of the partner.
-    fn unpark(&mut self, key: ReceiptKey, seq: i64, message: Judged<'_>) {
+    fn unpark(&mut self, key: ReceiptKey, seq: i64, message: MessageRef<'_>) {
         if self.snapshot.parked.remove(&key).is_some()
             && let Some(id) = message.facts.enterprise_id.as_deref()
         {
@@ -546,7 +543,7 @@ impl Desk<'_> {
     /// A receipt takes the newest verdict, unless it is closed.
     fn put_receipt(
         &mut self,
-        message: Judged<'_>,
+        message: MessageRef<'_>,
         content: &Content,
         public_key: PublicKey,
         verdict: VerdictKind,
@@ -607,7 +604,7 @@ fn size_of(delivery: &Delivery) -> u64 {
 }
 
 /// What steps 10 to 15 come to.
-enum Step {
+enum Effect {
     Refused(Reason, String),
     NotFound,
     /// The same terminal status was asked for before.

@@ -233,6 +233,29 @@ impl HeaderValue {
         }
     }
 
+    /// Whether it is a number, a boolean or a short text.
+    fn is_short(&self) -> bool {
+        match self {
+            HeaderValue::ShortShortInt(_)
+            | HeaderValue::ShortShortUInt(_)
+            | HeaderValue::ShortInt(_)
+            | HeaderValue::ShortUInt(_)
+            | HeaderValue::LongInt(_)
+            | HeaderValue::LongUInt(_)
+            | HeaderValue::LongLongInt(_)
+            | HeaderValue::Boolean(_)
+            | HeaderValue::Timestamp(_) => true,
+            HeaderValue::LongString(bytes) => bytes.0.len() <= added::VALUE_MAX,
+            HeaderValue::Float(_)
+            | HeaderValue::Double(_)
+            | HeaderValue::Decimal { .. }
+            | HeaderValue::ByteArray(_)
+            | HeaderValue::Array(_)
+            | HeaderValue::Table(_)
+            | HeaderValue::Void => false,
+        }
+    }
+
     /// Bytes of this value on the wire, its type octet included (AMQP 0-9-1, 4.2.5.1).
     fn wire_len(&self) -> usize {
         let value = match self {
@@ -285,7 +308,7 @@ impl Properties {
             let len = || value.wire_len().saturating_add(name.len()).saturating_add(1);
             if added::is_counter(name) {
                 known = known.saturating_add(len());
-            } else if added::size_of(name, value) == added::Size::Free {
+            } else if added::size_of(name, value.is_short()) == added::Size::Free {
                 others = others.saturating_add(len());
             }
         }

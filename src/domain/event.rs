@@ -6,26 +6,18 @@ use uuid::Uuid;
 
 use super::{
     allocation::{Allocation, Kind, PolicyResult, Status},
+    calendar::rfc3339,
     delivery::{HeaderValue, Headers, Properties, Publication, PublicationKind},
-    event_id::{refusal_id, settlement_type},
+    event_id::{REJECTED, refusal_id, settlement_id, settlement_type},
     ledger::Amount,
-    message::Judged,
-    names::{content_type, header},
+    message::MessageRef,
+    names::{self, content_type, header},
     reason::Reason,
     snapshot::Rules,
     told::{First, Firsts, given_up_words},
     trace::traceparent,
 };
 
-// TO BE REMOVED: the names that others know from here.
-pub use super::{
-    calendar::rfc3339,
-    dead_letter::{letters_of, set_apart},
-    event_id::{PARKED, REJECTED, refusal_id_of, settlement_id},
-    names::{DEAD as DEAD_EXCHANGE, EVENTS as EVENTS_EXCHANGE},
-    publications::{publications, publications_after},
-    reply::is_reply_queue,
-};
 pub use array::{Format, count_of, in_format, read};
 pub(super) use array::{array_of, grouped};
 
@@ -152,7 +144,7 @@ pub(super) fn settlement_event(
 }
 
 pub(super) fn refusal_event(
-    message: Judged<'_>,
+    message: MessageRef<'_>,
     (kind, reason): (&'static str, Reason),
     first: &First,
     rules: &Rules,
@@ -191,7 +183,7 @@ fn publication<D: Serialize>(
     let headers = traceparent.map(|value| Headers::from([(header::TRACEPARENT.into(), HeaderValue::text(value))]));
     Publication {
         kind: PublicationKind::Event,
-        exchange: EVENTS_EXCHANGE.into(),
+        exchange: names::EVENTS.into(),
         routing_key: match enterprise_id {
             Some(enterprise_id) => format!("{}.{enterprise_id}", event.kind),
             None => event.kind.into(),
@@ -221,13 +213,13 @@ fn body_of<D: Serialize>(event: &CloudEvent<'_, D>) -> Vec<u8> {
 }
 
 /// The event of a settlement once more, byte for byte, for a message whose effect was there when the broker gave it up.
-pub fn told_again(message: Judged<'_>, allocation: &Allocation, rules: &Rules) -> Option<Publication> {
+pub fn told_again(message: MessageRef<'_>, allocation: &Allocation, rules: &Rules) -> Option<Publication> {
     settlement_event(allocation, traceparent(message.delivery), &rules.event_source)
 }
 
 /// The event of a message that the broker gave up and nobody judged, in the words of the first of its id.
 pub fn given_up(
-    message: Judged<'_>,
+    message: MessageRef<'_>,
     reason: Reason,
     detail: &str,
     failed_at: Timestamp,

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{
     allocation::{Allocation, Kind, Status},
-    message::Judged,
+    message::MessageRef,
     reason::Reason,
     verdict::VerdictKind,
 };
@@ -34,7 +34,7 @@ pub fn settlement_id(allocation: &Allocation) -> Option<Uuid> {
     Some(Uuid::new_v5(&NAMESPACE, format!("{kind}|{}", allocation.id).as_bytes()))
 }
 
-pub(super) fn refusal_id(kind: &str, message: Judged<'_>, reason: Reason) -> Uuid {
+pub(super) fn refusal_id(kind: &str, message: MessageRef<'_>, reason: Reason) -> Uuid {
     refusal_id_of(
         kind,
         &message.delivery.routing_key,
@@ -51,7 +51,7 @@ pub fn refusal_id_of(kind: &str, routing_key: &str, message_digest: &[u8; 32], r
 
 /// The id of the event that a verdict is told by.
 pub fn id_of(
-    message: Judged<'_>,
+    message: MessageRef<'_>,
     verdict: VerdictKind,
     reason: Option<Reason>,
     allocation: Option<&Allocation>,

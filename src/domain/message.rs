@@ -4,33 +4,44 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-pub use super::{address::parse_routing_key, digest::sha256, update::Update};
 use super::{
+    address::parse_routing_key,
     agreement::Signed,
     allocation::Kind,
     delivery::{Cut, Delivery, HEAD_MAX, Headers, PROPERTIES_MAX, Properties},
+    digest::sha256,
     json::Json,
     names::{content_type, header},
     reason::Reason,
     receipt::ReceiptKey,
     signature::{Signer, signer},
     trace::TRACE_MAX,
-    update::decode,
-};
-
-// TO BE REMOVED: the names that others know from here.
-pub use super::{
-    address::{is_enterprise_id, parse_uuid, routing_key},
-    draft::{Draft, body_text, payload_text},
-    update::Outcome,
+    update::{Update, decode},
 };
 
 /// The largest body, in bytes.
 pub const BODY_MAX: usize = 262_144;
 
-/// One message of a batch.
+/// A message with what it tells by itself, not judged yet. They stay together, so that nobody has to count which belongs to
+/// which.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub delivery: Delivery,
+    pub facts: Facts,
+}
+
+impl Message {
+    pub fn by_ref(&self) -> MessageRef<'_> {
+        MessageRef {
+            delivery: &self.delivery,
+            facts: &self.facts,
+        }
+    }
+}
+
+/// A [`Message`] of somebody else's.
 #[derive(Clone, Copy, Debug)]
-pub struct Judged<'a> {
+pub struct MessageRef<'a> {
     pub delivery: &'a Delivery,
     pub facts: &'a Facts,
 }
@@ -43,7 +54,7 @@ pub struct Facts {
     /// The enterprise in the routing key, where the key has the documented form.
     pub enterprise_id: Option<String>,
     /// The first of steps 1 to 3 that fails, or the content.
-    pub content: Result<Arc<Content>, Refusal>,
+    pub content: Result<Arc<Content>, EarlyRefusal>,
 }
 
 /// A message whose body decoded, and what its signature and payload say.
@@ -76,13 +87,13 @@ impl Content {
 
 /// A refusal that needs no registry. Nothing of the body is known then: neither its allocation nor its nonce.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct EarlyRefusal {
     pub reason: Reason,
     /// A sentence for the partner; at most 512 bytes, never echoes the body.
     pub detail: String,
 }
 
-impl Refusal {
+impl EarlyRefusal {
     fn malformed(detail: impl Into<String>) -> Self {
         Self {
             reason: Reason::MalformedMessage,
@@ -118,24 +129,25 @@ fn content(
     delivery: &Delivery,
     addressed: Option<(&str, Kind)>,
     signer: fn(&str, &str) -> Signer,
-) -> Result<Content, Refusal> {
+) -> Result<Content, EarlyRefusal> {
     check_size(delivery)?;
     if delivery.properties.undecodable.is_some() {
-        return Err(Refusal::malformed(
+        return Err(EarlyRefusal::malformed(
             "its properties can not be decoded: check that every property and header is what AMQP 0-9-1 says, text as UTF-8",
         ));
     }
     let (enterprise_id, kind) = addressed.ok_or_else(|| {
-        Refusal::malformed(
+        EarlyRefusal::malformed(
             "the routing key must be <enterpriseId>.allocation.update or <enterpriseId>.deallocation.update",
         )
     })?;
     check_content_type(&delivery.properties)?;
-    let body = Json::from_bytes(&delivery.body).map_err(|error| Refusal::malformed(format!("the body {error}")))?;
+    let body =
+        Json::from_bytes(&delivery.body).map_err(|error| EarlyRefusal::malformed(format!("the body {error}")))?;
     let body = body
         .as_object()
-        .ok_or_else(|| Refusal::malformed("the body is not a JSON object"))?;
-    let update = decode(body, enterprise_id, kind).map_err(|detail| Refusal {
+        .ok_or_else(|| EarlyRefusal::malformed("the body is not a JSON object"))?;
+    let update = decode(body, enterprise_id, kind).map_err(|detail| EarlyRefusal {
         reason: Reason::InvalidField,
         detail,
     })?;
@@ -161,8 +173,8 @@ fn content(
 }
 
 /// Step 1.
-fn check_size(delivery: &Delivery) -> Result<(), Refusal> {
-    let too_large = |detail: String| Refusal {
+fn check_size(delivery: &Delivery) -> Result<(), EarlyRefusal> {
+    let too_large = |detail: String| EarlyRefusal {
         reason: Reason::MessageTooLarge,
         detail,
     };
@@ -188,7 +200,7 @@ fn check_size(delivery: &Delivery) -> Result<(), Refusal> {
 /// Leaves of a message that is too large what is kept of it. Nothing else of it is asked for once its facts are read, and
 /// everything that follows (copies, the outbox, the dead letter) is bounded by it.
 pub fn shorten(delivery: &mut Delivery, facts: &Facts) {
-    let Err(Refusal {
+    let Err(EarlyRefusal {
         reason: Reason::MessageTooLarge,
         detail,
     }) = &facts.content
@@ -222,16 +234,16 @@ pub fn shorten(delivery: &mut Delivery, facts: &Facts) {
 }
 
 /// The part of step 2 that stands in the properties.
-fn check_content_type(properties: &Properties) -> Result<(), Refusal> {
+fn check_content_type(properties: &Properties) -> Result<(), EarlyRefusal> {
     if !properties.content_type.as_deref().is_none_or(is_json_content_type) {
-        return Err(Refusal::malformed(
+        return Err(EarlyRefusal::malformed(
             "content_type must be application/json, with no charset but utf-8",
         ));
     }
     let encoding = properties.content_encoding.as_deref().unwrap_or_default();
     // Several client libraries write the character set here, unasked.
     if !encoding.is_empty() && encoding != "identity" && !encoding.eq_ignore_ascii_case("utf-8") {
-        return Err(Refusal::malformed(
+        return Err(EarlyRefusal::malformed(
             "content_encoding must be absent, empty, identity or utf-8",
         ));
     }

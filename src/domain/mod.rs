@@ -1,8 +1,8 @@
 //! The rules. Values in, values out: no I/O, no clock, no async, no log.
 //!
 //! [`message`] turns bytes into [`message::Facts`], [`signature`] says who signed them, [`decide`] walks the table of
-//! reasons over facts and a [`decide::Snapshot`] and answers one [`decide::Verdict`] a message and one
-//! [`decide::Changeset`] a batch, [`event`] says it to the world.
+//! reasons over facts and a [`snapshot::Snapshot`] and answers one [`verdict::Verdict`] a message and one
+//! [`changeset::Changeset`] a batch, [`event`] says it to the world.
 #![warn(
     clippy::wildcard_enum_match_arm,
     clippy::match_wildcard_for_single_variants,

@@ -7,7 +7,7 @@ use super::{
     delivery::{Properties, Publication, PublicationKind},
     event::{refusal_event, settlement_event},
     event_id::{PARKED, REJECTED},
-    message::Judged,
+    message::MessageRef,
     reason::Reason,
     reply::ReplyTo,
     snapshot::Rules,
@@ -17,14 +17,14 @@ use super::{
 };
 
 /// Everything that is said about one judged message, in the order it is said, if nobody said anything of it before.
-pub fn publications(message: Judged<'_>, judgement: &Judgement, now: Timestamp, rules: &Rules) -> Vec<Publication> {
+pub fn publications(message: MessageRef<'_>, judgement: &Judgement, now: Timestamp, rules: &Rules) -> Vec<Publication> {
     publications_after(message, judgement, now, &Firsts::new(), None, rules)
 }
 
 /// The same after what was told before: a refusal says what the first of its id said. Who else asked for an answer gets
 /// the same one.
 pub fn publications_after(
-    message: Judged<'_>,
+    message: MessageRef<'_>,
     judgement: &Judgement,
     now: Timestamp,
     firsts: &Firsts,
@@ -58,7 +58,7 @@ pub fn publications_after(
 
 /// The event of a verdict, and whether it is published (a repeated parking is only replied).
 fn event_of(
-    message: Judged<'_>,
+    message: MessageRef<'_>,
     judgement: &Judgement,
     now: Timestamp,
     firsts: &Firsts,
@@ -80,7 +80,7 @@ fn event_of(
 }
 
 /// Where the message asks to be answered.
-fn reply_to(message: Judged<'_>, judgement: &Judgement) -> Option<ReplyTo> {
+fn reply_to(message: MessageRef<'_>, judgement: &Judgement) -> Option<ReplyTo> {
     // Who waits was told when it was parked; only who asks again is told again.
     let waits_on = message.delivery.source.is_parked() && judgement.verdict.kind() == VerdictKind::Parked;
     if !judgement.proven || waits_on {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::Judged;
+use super::message::MessageRef;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -14,7 +14,7 @@ pub struct ReplyTo {
 
 impl ReplyTo {
     /// Of a message that asks for one, at a name that is answered to.
-    pub fn of(message: Judged<'_>) -> Option<Self> {
+    pub fn of(message: MessageRef<'_>) -> Option<Self> {
         let properties = &message.delivery.properties;
         let (name, enterprise_id) = (properties.reply_to.as_deref()?, message.facts.enterprise_id.as_deref()?);
         is_reply_queue(name, enterprise_id).then(|| Self {

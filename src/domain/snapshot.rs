@@ -65,14 +65,14 @@ pub struct Parked {
 
 /// Whose a key is that made a signature and is not accepted, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegisteredKey {
     pub enterprise_id: String,
-    pub standing: Standing,
+    pub standing: KeyStanding,
 }
 
 /// Where a key stands that is not revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum KeyStanding {
     /// Not valid yet.
     Early,
     Valid,
@@ -95,7 +95,7 @@ pub struct Snapshot {
     /// Of the signed texts that this batch brings, by key: those that were refused because the key was revoked then.
     pub distrusted: HashSet<(PublicKey, [u8; 32])>,
     /// Of the keys that made this batch's signatures and are not accepted: those that are registered, and for whom.
-    pub registered: HashMap<PublicKey, Registered>,
+    pub registered: HashMap<PublicKey, RegisteredKey>,
     /// What was told of those receipts whose reason a newer version wrote.
     pub newer_details: HashMap<ReceiptKey, String>,
     /// Bytes of all parked messages, as far as they were counted lately.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     event_id::{PARKED, REJECTED, refusal_id},
-    message::Judged,
+    message::MessageRef,
     reason::Reason,
     receipt::ReceiptKey,
     trace::traceparent,
@@ -37,7 +37,7 @@ pub type Firsts = HashMap<Uuid, First>;
 const WAITS: &str = "no allocation of this id is reserved yet; it will be judged again";
 
 /// The id of the event by which a message is refused or parked, and what it says if its id was never told.
-pub fn first_words(message: Judged<'_>, verdict: &Verdict, now: Timestamp) -> Option<(Uuid, First)> {
+pub fn first_words(message: MessageRef<'_>, verdict: &Verdict, now: Timestamp) -> Option<(Uuid, First)> {
     let first = |at, detail: &str, parked_until| First {
         at,
         detail: detail.into(),
@@ -59,7 +59,7 @@ pub fn first_words(message: Judged<'_>, verdict: &Verdict, now: Timestamp) -> Op
 
 /// What the event of a message that the broker gave up and nobody judged says, if its id was never told. Its time is that of
 /// the failure.
-pub fn given_up_words(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> (Uuid, First) {
+pub fn given_up_words(message: MessageRef<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> (Uuid, First) {
     let first = First {
         at: failed_at,
         detail: detail.into(),
@@ -87,7 +87,7 @@ pub struct Telling {
 }
 
 impl Telling {
-    pub fn new(message: Judged<'_>, first: First, verdict: VerdictKind, reason: Reason, proven: bool) -> Self {
+    pub fn new(message: MessageRef<'_>, first: First, verdict: VerdictKind, reason: Reason, proven: bool) -> Self {
         let content = message.facts.content.as_ref().ok();
         Self {
             first,
@@ -112,7 +112,7 @@ pub struct Tellings {
 }
 
 impl Tellings {
-    pub fn of(batch: &[Judged<'_>], judgements: &[Judgement], now: Timestamp) -> Self {
+    pub fn of(batch: &[MessageRef<'_>], judgements: &[Judgement], now: Timestamp) -> Self {
         let mut tellings = Self::default();
         for (message, judgement) in batch.iter().zip(judgements) {
             let Some((id, first)) = first_words(*message, &judgement.verdict, now) else {
@@ -140,7 +140,7 @@ impl Tellings {
     }
 
     /// Of what the broker gave up, in the order it came. Its sender was never proven.
-    pub fn of_given_up<'a>(failures: impl Iterator<Item = (Judged<'a>, Reason, &'a str, Timestamp)>) -> Self {
+    pub fn of_given_up<'a>(failures: impl Iterator<Item = (MessageRef<'a>, Reason, &'a str, Timestamp)>) -> Self {
         let mut tellings = Self::default();
         for (message, reason, detail, failed_at) in failures {
             let (id, first) = given_up_words(message, reason, detail, failed_at);

@@ -36,7 +36,7 @@ const SHED_AT_ONCE: usize = 8;
 
 /// The bounds of the connections.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub(crate) struct ConnectionBounds {
     pub(crate) connections: usize,
     pub(crate) per_address: usize,
     pub(crate) head: Duration,
@@ -44,7 +44,7 @@ pub(crate) struct Bounds {
     pub(crate) answer: Duration,
 }
 
-impl Bounds {
+impl ConnectionBounds {
     pub(crate) fn of(settings: &HttpSettings) -> Self {
         Self {
             connections: settings.connections_max,
@@ -58,8 +58,8 @@ impl Bounds {
 
 /// The connections that are open.
 #[derive(Debug)]
-pub(crate) struct Door {
-    bounds: Bounds,
+pub(crate) struct Connections {
+    bounds: ConnectionBounds,
     open: Mutex<Open>,
 }
 
@@ -70,8 +70,8 @@ struct Open {
     connections: BTreeMap<u64, (IpAddr, Arc<Pulse>)>,
 }
 
-impl Door {
-    pub(crate) fn new(bounds: Bounds) -> Self {
+impl Connections {
+    pub(crate) fn new(bounds: ConnectionBounds) -> Self {
         Self {
             bounds,
             open: Mutex::default(),
@@ -193,7 +193,7 @@ fn network_of(address: IpAddr) -> IpAddr {
 
 /// One connection's place; it goes when this is dropped.
 pub(crate) struct Visit {
-    door: Arc<Door>,
+    door: Arc<Connections>,
     number: u64,
     pub(crate) pulse: Arc<Pulse>,
 }
@@ -294,7 +294,7 @@ impl Pulse {
     }
 
     /// When this one has to be looked at again; None: it was too slow.
-    fn until(&self, bounds: &Bounds) -> Option<Instant> {
+    fn until(&self, bounds: &ConnectionBounds) -> Option<Instant> {
         let at = |time: &AtomicU64| Duration::from_millis(time.load(Ordering::Acquire));
         let heard = at(&self.heard_at);
         let most = if self.is_asked() {
@@ -362,24 +362,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 }
 
 /// An answer whose end is noticed.
-pub(crate) struct Answer {
+pub(crate) struct AnswerBody {
     body: Body,
     pulse: Arc<Pulse>,
 }
 
-impl Answer {
+impl AnswerBody {
     pub(crate) fn new(body: Body, pulse: Arc<Pulse>) -> Self {
         Self { body, pulse }
     }
 }
 
-impl Drop for Answer {
+impl Drop for AnswerBody {
     fn drop(&mut self) {
         self.pulse.is_answered();
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::door::{Answer, Door, Visit, Watched};
+use super::door::{AnswerBody, Connections, Visit, Watched};
 use crate::retry::stopped;
 
 /// Bytes of a request's head.
@@ -32,7 +32,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What is served, and to how many.
 pub(crate) struct Served {
-    pub(crate) door: Arc<Door>,
+    pub(crate) door: Arc<Connections>,
     pub(crate) routes: Router,
     /// None: in the clear.
     pub(crate) tls: Option<TlsAcceptor>,
@@ -42,7 +42,7 @@ pub(crate) struct Served {
 
 impl Served {
     /// In the clear, with little to finish.
-    pub(crate) fn plain(door: Arc<Door>, routes: Router) -> Self {
+    pub(crate) fn plain(door: Arc<Connections>, routes: Router) -> Self {
         Self {
             door,
             routes,
@@ -117,7 +117,7 @@ impl Served {
             let answer = routes.call(request);
             async move {
                 let answer: Result<Response, Infallible> = answer.await;
-                answer.map(|response| response.map(|body| Answer::new(body, pulse)))
+                answer.map(|response| response.map(|body| AnswerBody::new(body, pulse)))
             }
         });
         let connection = http1::Builder::new()

@@ -7,16 +7,18 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::domain::{
+    address::{self, routing_key},
     allocation::Kind,
-    decide::Reason,
     delivery::{Delivery, Properties, Source},
-    message::{self, Content, Facts, routing_key, sha256},
+    digest::sha256,
+    message::{self, Content, Facts},
+    reason::Reason,
     signature::{PublicKey, Signer, signed_digest, signer},
 };
 
 /// A message as it would be published.
 #[derive(Clone, Debug)]
-pub struct Message<'a> {
+pub struct LintedMessage<'a> {
     pub body: &'a [u8],
     /// None: that of an enterprise that is not said, of the kind that the body has.
     pub routing_key: Option<&'a str>,
@@ -66,7 +68,7 @@ const ROUNDS_MAX: usize = 64;
 const SHOWN_MAX: usize = 72;
 
 /// Looks at a message.
-pub fn lint(message: &Message<'_>) -> Report {
+pub fn lint(message: &LintedMessage<'_>) -> Report {
     let mut lint = Lint {
         message,
         routing_key: message.routing_key.map(str::to_owned),
@@ -89,7 +91,7 @@ pub fn lint(message: &Message<'_>) -> Report {
 }
 
 struct Lint<'a> {
-    message: &'a Message<'a>,
+    message: &'a LintedMessage<'a>,
     routing_key: Option<String>,
     checks: Vec<Check>,
 }
@@ -165,7 +167,7 @@ impl Lint<'_> {
             self.note("routing_key", None, None, "not said", Some(todo));
             return Some(("enterprise".to_owned(), kind));
         };
-        let Some((enterprise_id, kind)) = message::parse_routing_key(said) else {
+        let Some((enterprise_id, kind)) = address::parse_routing_key(said) else {
             let todo = "write <enterpriseId>.allocation.update or <enterpriseId>.deallocation.update";
             self.wrong("routing_key", Reason::MalformedMessage, shown(said), todo);
             return None;

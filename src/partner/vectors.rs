@@ -7,11 +7,14 @@ use serde_json::value::RawValue;
 
 use super::{Dice, SigningPartner};
 use crate::domain::{
+    address::routing_key,
     allocation::Kind,
-    decide::Reason,
+    digest::sha256,
+    draft::{Draft, body_text, payload_text},
     ledger::{Amount, Quantity},
-    message::{Draft, Outcome, body_text, payload_text, routing_key, sha256},
+    reason::Reason,
     signature::{SigningKey, signed_digest},
+    update::Outcome,
 };
 
 /// A message and what the message alone shows.
@@ -241,7 +244,7 @@ mod tests {
             delivery::{Delivery, Properties, Source},
             signature::Signer,
         },
-        partner::lint::{Message, lint},
+        partner::lint::{LintedMessage, lint},
     };
 
     fn read(vector: &Vector) -> Facts {
@@ -274,7 +277,7 @@ mod tests {
                 },
             };
             assert_eq!(reason, vector.reason, "{}", vector.name);
-            let report = lint(&Message {
+            let report = lint(&LintedMessage {
                 body: vector.body.as_bytes(),
                 routing_key: Some(&vector.routing_key),
                 content_type: Some("application/json"),

@@ -9,9 +9,12 @@ use super::{Batch, Clerk, one_each};
 use crate::{
     domain::{
         allocation::{Allocation, Status},
-        decide::{self, Changeset, Judged, Judgement, Rules, Snapshot, Verdict, VerdictKind},
+        changeset::Changeset,
+        decide,
         delivery::Delivery,
-        message::Facts,
+        message::{Facts, MessageRef},
+        snapshot::{Rules, Snapshot},
+        verdict::{Judgement, Verdict, VerdictKind},
     },
     store::{Store, StoreError},
 };
@@ -26,7 +29,7 @@ pub async fn explain(
     delivery: Delivery,
 ) -> Result<(Judgement, Changeset, Facts), StoreError> {
     let batch = Batch::read(vec![delivery]).await;
-    let messages = batch.judged();
+    let messages = batch.refs();
     let snapshot = match batch.messages().first().map(|message| &message.facts.content) {
         Some(Ok(_)) => store.snapshot(&messages).await?,
         // Steps 1 to 3 ask nothing of the registry, so they can be explained without a database.
@@ -51,12 +54,12 @@ pub async fn explain(
 ///
 /// # Errors
 /// The database is away.
-pub async fn effects(clerk: &Clerk, messages: &[Judged<'_>]) -> Result<Vec<Option<Arc<Allocation>>>, StoreError> {
+pub async fn effects(clerk: &Clerk, messages: &[MessageRef<'_>]) -> Result<Vec<Option<Arc<Allocation>>>, StoreError> {
     if messages.is_empty() {
         return Ok(Vec::new());
     }
     let snapshot = clerk.store.snapshot(messages).await?;
-    let effect = |message: &Judged<'_>| {
+    let effect = |message: &MessageRef<'_>| {
         let Ok(content) = &message.facts.content else {
             return Ok(None);
         };

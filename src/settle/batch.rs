@@ -7,9 +7,11 @@ use std::{
 
 use crate::{
     domain::{
-        decide::{Judged, Reason},
+        address,
         delivery::{Delivery, Source},
-        message::{self, Facts, Refusal},
+        digest,
+        message::{self, EarlyRefusal, Facts, Message, MessageRef},
+        reason::Reason,
     },
     fail::{self, Point},
 };
@@ -17,23 +19,6 @@ use crate::{
 /// Messages that are read where they are, which holds up an I/O thread for a tenth of a millisecond: to have another thread
 /// wake up and answer takes as long.
 const READ_AT_ONCE: usize = 3;
-
-/// A message with what it tells by itself. They stay together, so that nobody has to count which belongs to which.
-#[derive(Clone, Debug)]
-pub struct Message {
-    pub delivery: Delivery,
-    pub facts: Facts,
-}
-
-impl Message {
-    /// As the domain takes it.
-    pub fn judged(&self) -> Judged<'_> {
-        Judged {
-            delivery: &self.delivery,
-            facts: &self.facts,
-        }
-    }
-}
 
 /// Messages that are settled together, in the order in which they came.
 #[derive(Clone, Debug, Default)]
@@ -77,9 +62,9 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    /// Each message, as the domain takes it.
-    pub fn judged(&self) -> Vec<Judged<'_>> {
-        self.messages.iter().map(Message::judged).collect()
+    /// Its messages, as the domain takes them.
+    pub fn refs(&self) -> Vec<MessageRef<'_>> {
+        self.messages.iter().map(Message::by_ref).collect()
     }
 
     /// Those at the places that are picked.
@@ -196,9 +181,9 @@ fn unreadable(delivery: &Delivery) -> Facts {
         message_digest: delivery
             .cut
             .as_ref()
-            .map_or_else(|| message::sha256(&delivery.body), |cut| cut.digest),
-        enterprise_id: message::parse_routing_key(&delivery.routing_key).map(|(enterprise, _)| enterprise.to_owned()),
-        content: Err(Refusal {
+            .map_or_else(|| digest::sha256(&delivery.body), |cut| cut.digest),
+        enterprise_id: address::parse_routing_key(&delivery.routing_key).map(|(enterprise, _)| enterprise.to_owned()),
+        content: Err(EarlyRefusal {
             reason: Reason::Internal,
             detail: "this version failed to read the message".into(),
         }),
@@ -228,7 +213,7 @@ mod tests {
         let number = |message: &Message| {
             assert_eq!(
                 message.facts.message_digest,
-                message::sha256(&message.delivery.body),
+                digest::sha256(&message.delivery.body),
                 "its own facts"
             );
             message.delivery.body[0]

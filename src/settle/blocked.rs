@@ -9,11 +9,7 @@ use std::{
 };
 
 use crate::{
-    domain::{
-        decide::{Changeset, Judged},
-        delivery::Source,
-        ledger::funds_of,
-    },
+    domain::{changeset::Changeset, delivery::Source, ledger::funds_of, message::MessageRef},
     store::locked::Locks,
 };
 
@@ -29,7 +25,7 @@ pub struct KnownLocks {
 }
 
 /// What a message may have to wait for, as far as it tells by itself.
-pub fn wanted(batch: &[Judged<'_>]) -> Locks {
+pub fn wanted(batch: &[MessageRef<'_>]) -> Locks {
     let mut wanted = Locks::default();
     for message in batch {
         let parked = message.delivery.source.is_parked();
@@ -84,12 +80,12 @@ impl KnownLocks {
 
     /// The places of messages that need what is known to be locked, as far as they tell by themselves; and of those that
     /// speak of the same allocations.
-    pub fn blocked(&self, batch: &[Judged<'_>]) -> Vec<usize> {
+    pub fn blocked(&self, batch: &[MessageRef<'_>]) -> Vec<usize> {
         if !self.any() {
             return Vec::new();
         }
         let locks = self.locks();
-        let hits = |message: &Judged<'_>| {
+        let hits = |message: &MessageRef<'_>| {
             let one = wanted(std::slice::from_ref(message));
             !one.allocations.is_disjoint(&locks.allocations)
                 || !one.receipts.is_disjoint(&locks.receipts)
@@ -101,7 +97,7 @@ impl KnownLocks {
     }
 
     /// The places of messages whose settlements move money of accounts that are known to be locked.
-    pub fn blocked_by_accounts(&self, batch: &[Judged<'_>], changes: &Changeset) -> Vec<usize> {
+    pub fn blocked_by_accounts(&self, batch: &[MessageRef<'_>], changes: &Changeset) -> Vec<usize> {
         if !self.any() {
             return Vec::new();
         }
@@ -126,7 +122,7 @@ impl KnownLocks {
     }
 }
 
-fn places(batch: &[Judged<'_>], hits: impl Fn(&Judged<'_>) -> bool) -> Vec<usize> {
+fn places(batch: &[MessageRef<'_>], hits: impl Fn(&MessageRef<'_>) -> bool) -> Vec<usize> {
     batch
         .iter()
         .enumerate()

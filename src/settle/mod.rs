@@ -18,20 +18,28 @@ use uuid::Uuid;
 use self::blocked::KnownLocks;
 pub use self::{
     ask::{effects, explain},
-    batch::{Batch, Message, read_signed_where},
+    batch::{Batch, read_signed_where},
 };
 use crate::{
     config::{EventFormat, Settings},
     domain::{
-        decide::{self, Changeset, Judged, Judgement, Reason, ReceiptKey, Rules, Snapshot, Verdict},
+        changeset::Changeset,
+        decide,
         delivery::{BatchId, Publication, PublicationKind, Source},
-        event::{self, Format},
+        event::Format,
         kept::{self, Kept, Named},
+        message::MessageRef,
+        publications,
+        reason::Reason,
+        receipt::ReceiptKey,
+        reply,
+        snapshot::{Rules, Snapshot},
         told::Tellings,
+        verdict::{Judgement, Verdict},
     },
     store::{
         Fate, Store, StoreError,
-        batch::{OpenBatch, Outcome},
+        batch::{JudgedBatch, OpenBatch},
         locked::Locks,
     },
 };
@@ -45,7 +53,7 @@ pub struct Answer {
 
 /// A batch that is committed: what became of each message and what has to be published for it.
 #[derive(Debug)]
-pub struct Settled {
+pub struct Answered {
     pub id: BatchId,
     /// One for each message, in their order.
     pub answers: Vec<Answer>,
@@ -109,7 +117,7 @@ pub fn rules(settings: &Settings) -> Rules {
 /// What an attempt came to.
 #[derive(Debug)]
 pub enum Attempt {
-    Settled(Settled),
+    Answered(Answered),
     /// Nothing was done: the messages at these places need what is known to be locked.
     Blocked(Vec<usize>),
 }
@@ -125,9 +133,9 @@ pub async fn attempt(
     id: BatchId,
     batch: &Batch,
     published: &[BatchId],
-    earlier: &mut Option<Settled>,
+    earlier: &mut Option<Answered>,
 ) -> Result<Attempt, StoreError> {
-    let messages = batch.judged();
+    let messages = batch.refs();
     let blocked = locks.blocked(&messages);
     if !blocked.is_empty() {
         return Ok(Attempt::Blocked(blocked));
@@ -140,8 +148,8 @@ pub async fn attempt(
         return Ok(Attempt::Blocked(blocked));
     }
     let said = decided.say(clerk, id, &open).await?;
-    let settled = said.commit(clerk, open, published, earlier).await?;
-    Ok(Attempt::Settled(settled))
+    let answered = said.commit(clerk, open, published, earlier).await?;
+    Ok(Attempt::Answered(answered))
 }
 
 /// What of a batch is locked by a transaction that does not let go of it soon.
@@ -149,7 +157,7 @@ pub async fn attempt(
 /// # Errors
 /// The database is away, or a whole table is locked.
 pub async fn find_locked(clerk: &Clerk, batch: &Batch) -> Result<Locks, StoreError> {
-    clerk.store.find_locked(&blocked::wanted(&batch.judged())).await
+    clerk.store.find_locked(&blocked::wanted(&batch.refs())).await
 }
 
 /// One attempt, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs.
@@ -157,8 +165,8 @@ pub async fn find_locked(clerk: &Clerk, batch: &Batch) -> Result<Locks, StoreErr
 /// # Errors
 /// What the batch would meet.
 pub async fn rehearse(clerk: &Clerk, batch: &Batch) -> Result<(), StoreError> {
-    let (open, snapshot) = clerk.store.open_rehearsal(&batch.judged()).await?;
-    let decided = Decided::of(clerk, batch.judged(), snapshot)?;
+    let (open, snapshot) = clerk.store.open_rehearsal(&batch.refs()).await?;
+    let decided = Decided::of(clerk, batch.refs(), snapshot)?;
     let said = decided.say(clerk, Uuid::now_v7(), &open).await?;
     open.rehearse(&said.outcome(clerk, &said.judged()?, &[])).await
 }
@@ -172,8 +180,8 @@ pub async fn reject_culprit(
     clerk: &Clerk,
     id: BatchId,
     batch: &Batch,
-    earlier: &mut Option<Settled>,
-) -> Result<Settled, StoreError> {
+    earlier: &mut Option<Answered>,
+) -> Result<Answered, StoreError> {
     let (open, snapshot) = clerk.store.open_batch(&[]).await?;
     let detail = "the message could not be processed; it is kept for the operator";
     let judgement = || Judgement {
@@ -183,7 +191,7 @@ pub async fn reject_culprit(
         },
         proven: false,
     };
-    let messages = batch.judged();
+    let messages = batch.refs();
     let mut changes = Changeset::default();
     for message in &messages {
         if let Source::Parked { key, seq, .. } = message.delivery.source {
@@ -202,7 +210,7 @@ pub async fn reject_culprit(
 
 /// A batch that is judged.
 struct Decided<'a> {
-    messages: Vec<Judged<'a>>,
+    messages: Vec<MessageRef<'a>>,
     /// One for each message, in their order.
     judgements: Vec<Judgement>,
     changes: Changeset,
@@ -211,7 +219,7 @@ struct Decided<'a> {
 
 impl<'a> Decided<'a> {
     /// One verdict each.
-    fn of(clerk: &Clerk, messages: Vec<Judged<'a>>, snapshot: Snapshot) -> Result<Self, StoreError> {
+    fn of(clerk: &Clerk, messages: Vec<MessageRef<'a>>, snapshot: Snapshot) -> Result<Self, StoreError> {
         let now = snapshot.now;
         let decided = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, &clerk.rules)));
         let (judgements, changes) = decided.map_err(|_| StoreError::blame_the_batch("deciding the batch panicked"))?;
@@ -233,7 +241,7 @@ impl<'a> Decided<'a> {
             now,
         } = self;
         let firsts = open.remember(id, &Tellings::of(&messages, &judgements, now)).await?;
-        let mut settled = Settled {
+        let mut answered = Answered {
             id,
             answers: Vec::with_capacity(messages.len()),
             publications: Vec::new(),
@@ -249,33 +257,34 @@ impl<'a> Decided<'a> {
                 Verdict::Settled { allocation } | Verdict::Duplicate { allocation } => Some(allocation),
                 Verdict::Parked { .. } | Verdict::Rejected { .. } => None,
             };
-            for publication in event::publications_after(*message, &judgement, now, &firsts, also, &clerk.rules) {
+            for publication in publications::publications_after(*message, &judgement, now, &firsts, also, &clerk.rules)
+            {
                 in_words(&publication)?;
                 match publication.kind {
                     PublicationKind::Event | PublicationKind::DeadLetter => {
                         names.push(record.and_then(|record| Named::of(&publication, record)));
-                        settled.publications.push(publication);
+                        answered.publications.push(publication);
                     }
-                    PublicationKind::Reply => settled.replies.push(publication),
+                    PublicationKind::Reply => answered.replies.push(publication),
                 }
             }
             let properties = &message.delivery.properties;
             if let (true, Some(name), Some(enterprise_id)) =
                 (judgement.proven, &properties.reply_to, &message.facts.enterprise_id)
-                && !event::is_reply_queue(name, enterprise_id)
+                && !reply::is_reply_queue(name, enterprise_id)
             {
-                settled.replies_ignored += 1;
+                answered.replies_ignored += 1;
             }
             let source = message.delivery.source;
-            settled.answers.push(Answer { source, judgement });
+            answered.answers.push(Answer { source, judgement });
         }
-        (settled.publications, settled.kept) =
-            kept::in_format_and_kept(settled.publications, names, clerk.event_format);
+        (answered.publications, answered.kept) =
+            kept::in_format_and_kept(answered.publications, names, clerk.event_format);
         Ok(Said {
             messages,
             changes,
             now,
-            settled,
+            answered,
         })
     }
 }
@@ -296,10 +305,10 @@ pub fn in_words(publication: &Publication) -> Result<(), StoreError> {
 
 /// A batch that is judged and told, and not written yet.
 struct Said<'a> {
-    messages: Vec<Judged<'a>>,
+    messages: Vec<MessageRef<'a>>,
     changes: Changeset,
     now: Timestamp,
-    settled: Settled,
+    answered: Answered,
 }
 
 impl Said<'_> {
@@ -308,16 +317,16 @@ impl Said<'_> {
         clerk: &Clerk,
         open: OpenBatch,
         published: &[BatchId],
-        earlier: &mut Option<Settled>,
-    ) -> Result<Settled, StoreError> {
+        earlier: &mut Option<Answered>,
+    ) -> Result<Answered, StoreError> {
         let written = open.write(&self.outcome(clerk, &self.judged()?, published)).await;
-        self.settled.deleted = published.to_vec();
+        self.answered.deleted = published.to_vec();
         match written {
-            Ok(()) => Ok(self.settled),
+            Ok(()) => Ok(self.answered),
             Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
             Err(error) => {
                 if error.at_commit {
-                    *earlier = Some(self.settled);
+                    *earlier = Some(self.answered);
                 }
                 Err(error)
             }
@@ -325,20 +334,20 @@ impl Said<'_> {
     }
 
     /// Each message with what it came to.
-    fn judged(&self) -> Result<Vec<(Judged<'_>, &Judgement)>, StoreError> {
-        one_each(self.messages.len(), self.settled.answers.len())?;
-        let judgements = self.settled.answers.iter().map(|answer| &answer.judgement);
+    fn judged(&self) -> Result<Vec<(MessageRef<'_>, &Judgement)>, StoreError> {
+        one_each(self.messages.len(), self.answered.answers.len())?;
+        let judgements = self.answered.answers.iter().map(|answer| &answer.judgement);
         Ok(self.messages.iter().copied().zip(judgements).collect())
     }
 
     fn outcome<'b>(
         &'b self,
         clerk: &'b Clerk,
-        judged: &'b [(Judged<'b>, &'b Judgement)],
+        judged: &'b [(MessageRef<'b>, &'b Judgement)],
         published: &'b [BatchId],
-    ) -> Outcome<'b> {
-        Outcome {
-            id: self.settled.id,
+    ) -> JudgedBatch<'b> {
+        JudgedBatch {
+            id: self.answered.id,
             worker: &clerk.worker,
             source: match self.messages.first().map(|message| message.delivery.source) {
                 Some(Source::Parked { .. }) => "parked",
@@ -349,8 +358,8 @@ impl Said<'_> {
             now: self.now,
             judged,
             changes: &self.changes,
-            publications: &self.settled.publications,
-            kept: &self.settled.kept,
+            publications: &self.answered.publications,
+            kept: &self.answered.kept,
             event_source: &clerk.rules.event_source,
             lease: clerk.outbox_lease,
             published,

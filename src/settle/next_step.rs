@@ -1,7 +1,7 @@
 //! What becomes of a batch that could not be settled: one pure function for whoever holds it. The worker's driver asks it
 //! after every attempt that failed, and does what it says.
 
-use crate::{store::Fate, telemetry::Cause};
+use crate::{store::Fate, telemetry::PauseCause};
 
 /// What whoever holds a batch may do with it. All in which they differ when an attempt fails stands here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +74,9 @@ pub enum Step {
     /// It stands alone and is what the database refuses: that one message is rejected.
     Reject,
     /// The same after a pause, as long as patience lasts. Then it is handed back.
-    Wait(Cause),
+    Wait(PauseCause),
     /// Nothing more: it comes again by itself.
-    LetGo(Cause),
+    LetGo(PauseCause),
     /// The same when there is room for it.
     WaitForRoom,
     /// Nothing more: somebody else has judged it.
@@ -88,7 +88,7 @@ impl Step {
     /// after a while in which none came.
     pub fn accuses(self) -> bool {
         match self {
-            Self::Reject | Self::Wait(Cause::Culprits) | Self::LetGo(Cause::Culprits) => true,
+            Self::Reject | Self::Wait(PauseCause::Culprits) | Self::LetGo(PauseCause::Culprits) => true,
             Self::Again
             | Self::FindLocks
             | Self::Halve
@@ -113,23 +113,23 @@ pub fn next_step(terms: Terms, failed: Failed, may_blame: bool) -> Step {
     match failed.fate {
         Fate::Retry => {
             if failed.attempts >= failed.attempts_max || (failed.is_stopping && !terms.may_wait) {
-                later(Cause::Database)
+                later(PauseCause::Database)
             } else if failed.is_lock_wait && terms.sets_apart && !failed.was_rejecting {
                 Step::FindLocks
             } else {
                 Step::Again
             }
         }
-        Fate::Away => later(Cause::Database),
+        Fate::Away => later(PauseCause::Database),
         Fate::Bisect => {
             if failed.was_rejecting {
-                later(Cause::Schema)
+                later(PauseCause::Schema)
             } else if failed.can_halve {
                 Step::Halve
             } else if may_blame {
                 Step::Reject
             } else {
-                later(Cause::Culprits)
+                later(PauseCause::Culprits)
             }
         }
         Fate::Full => Step::WaitForRoom,
@@ -137,10 +137,10 @@ pub fn next_step(terms: Terms, failed: Failed, may_blame: bool) -> Step {
             if terms.is_shared {
                 Step::Overtaken
             } else {
-                later(Cause::Schema)
+                later(PauseCause::Schema)
             }
         }
-        Fate::Ours | Fate::CommittedBefore => later(Cause::Schema),
+        Fate::Ours | Fate::CommittedBefore => later(PauseCause::Schema),
     }
 }
 
@@ -202,8 +202,8 @@ mod tests {
 
     #[test]
     fn what_comes_after_every_failure() {
-        use Cause::{Culprits, Database, Schema};
         use Fate::{Away, Bisect, CommittedBefore, Full, Ours, Overtaken, Retry};
+        use PauseCause::{Culprits, Database, Schema};
         use Step::{Again, FindLocks, Halve, LetGo, Reject, Wait, WaitForRoom};
 
         let rows: &[(&str, &[Terms], Failed, Step)] = &[

@@ -13,12 +13,18 @@ use super::Batch;
 use crate::{
     domain::{
         allocation::Status,
-        decide::{self, Changeset, Judged, Parked, Reason, Receipt, ReceiptKey, Rules, Snapshot, Verdict, VerdictKind},
+        changeset::Changeset,
+        decide,
         ledger::Amount,
+        message::MessageRef,
+        reason::Reason,
+        receipt::{Receipt, ReceiptKey},
+        snapshot::{Parked, Rules, Snapshot},
+        verdict::{Verdict, VerdictKind},
     },
     store::{
         Store, StoreError,
-        plans::{PlanItem, Stored},
+        plans::{PlanItem, StoredMessage},
     },
 };
 
@@ -28,7 +34,7 @@ pub const SLICE: usize = 256;
 /// What the slices judged so far would have changed.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    allocations: HashMap<Uuid, Moved>,
+    allocations: HashMap<Uuid, SettledAhead>,
     receipts: HashMap<ReceiptKey, Receipt>,
     parked: HashMap<ReceiptKey, Parked>,
     /// Messages that would be parked, by enterprise.
@@ -37,7 +43,7 @@ pub struct Ahead {
 
 /// The part of a settled allocation that later messages are judged by.
 #[derive(Debug)]
-struct Moved {
+struct SettledAhead {
     status: Status,
     partner_external_id: Option<String>,
     settled_nonce: Option<String>,
@@ -45,7 +51,7 @@ struct Moved {
 
 impl Ahead {
     /// The snapshot of these messages as it would be after the slices before them.
-    fn lay_over(&self, snapshot: &mut Snapshot, messages: &[Judged<'_>]) {
+    fn lay_over(&self, snapshot: &mut Snapshot, messages: &[MessageRef<'_>]) {
         for (id, allocation) in &mut snapshot.allocations {
             // What settled meanwhile in truth stands as it is.
             if let Some(moved) = self.allocations.get(id)
@@ -80,7 +86,7 @@ impl Ahead {
     fn take(&mut self, changes: Changeset) {
         for settlement in changes.settlements {
             let allocation = Arc::unwrap_or_clone(settlement.allocation);
-            let moved = Moved {
+            let moved = SettledAhead {
                 status: allocation.status,
                 partner_external_id: allocation.partner_external_id,
                 settled_nonce: allocation.settled_nonce,
@@ -105,11 +111,11 @@ pub async fn slice(
     store: &Store,
     rules: &Rules,
     ahead: &mut Ahead,
-    stored: Vec<Stored>,
+    stored: Vec<StoredMessage>,
 ) -> Result<Vec<PlanItem>, StoreError> {
     let ids: Vec<(Uuid, bool)> = stored.iter().map(|(id, delivery)| (*id, delivery.is_some())).collect();
     let batch = Batch::read(stored.into_iter().filter_map(|(_, delivery)| delivery).collect()).await;
-    let messages = batch.judged();
+    let messages = batch.refs();
     let mut snapshot = store.snapshot(&messages).await?;
     ahead.lay_over(&mut snapshot, &messages);
     let (judgements, changes) = catch_unwind(AssertUnwindSafe(|| decide::decide(snapshot, &messages, rules)))

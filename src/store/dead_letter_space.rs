@@ -5,13 +5,13 @@ use super::{Fate, Session, Store, StoreError};
 
 /// What dead letters may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub struct SpaceBounds {
     pub max_rows: u64,
     /// Of bodies and properties.
     pub max_bytes: u64,
 }
 
-impl Bounds {
+impl SpaceBounds {
     /// How full it is: 1.0 is full.
     #[expect(clippy::cast_precision_loss, reason = "a share, to be shown")]
     pub fn filled(self, rows: u64, bytes: u64) -> f64 {
@@ -46,14 +46,14 @@ impl StoreError {
 }
 
 /// Refuses where so much is stored that nothing more may be.
-pub(super) async fn check(session: &Session, bounds: Bounds, most: f64) -> Result<(), StoreError> {
+pub(super) async fn check(session: &Session, bounds: SpaceBounds, most: f64) -> Result<(), StoreError> {
     let rows = session.query(SUM, &[]).await?;
     let sums = session.one(&rows)?;
     let (rows, bytes) = (natural(sums.get(0)), natural(sums.get(1)));
     if bounds.filled(rows, bytes) < most {
         return Ok(());
     }
-    let Bounds { max_rows, max_bytes } = bounds;
+    let SpaceBounds { max_rows, max_bytes } = bounds;
     Err(StoreError::new(
         "dead letters are full",
         Fate::Full,
@@ -69,7 +69,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::is_full`], or the database is away.
-    pub async fn check_dead_letter_space(&self, bounds: Bounds, most: f64) -> Result<(), StoreError> {
+    pub async fn check_dead_letter_space(&self, bounds: SpaceBounds, most: f64) -> Result<(), StoreError> {
         check(&self.session("dead_letter_space").await?, bounds, most).await
     }
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_fuller_of_both_bounds_counts() {
-        let bounds = Bounds {
+        let bounds = SpaceBounds {
             max_rows: 10,
             max_bytes: 1_000,
         };

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    batch::Outcome,
+    batch::JudgedBatch,
     due::Claimed,
     write::{Rows, Write, params},
 };
@@ -76,7 +76,7 @@ const JUDGE: &str = "\
       AND i.state IN ('waiting', 'due')";
 
 /// What a batch says of stored dead letters, one ruling a row, in order of id.
-pub(super) fn rulings<'a>(outcome: &Outcome<'a>) -> Vec<Ruling<'a>> {
+pub(super) fn rulings<'a>(outcome: &JudgedBatch<'a>) -> Vec<Ruling<'a>> {
     let rulings: BTreeMap<Uuid, Ruling<'_>> = outcome
         .judged
         .iter()
@@ -92,7 +92,7 @@ pub(super) fn lock<'a>(rulings: &[Ruling<'_>]) -> Write<'a> {
 }
 
 /// Gives rows their verdict, and the items of their runs. Rows are not counted: one may have been purged.
-pub(super) fn judge<'a>(outcome: &Outcome<'_>, rulings: Vec<Ruling<'a>>) -> Write<'a> {
+pub(super) fn judge<'a>(outcome: &JudgedBatch<'_>, rulings: Vec<Ruling<'a>>) -> Write<'a> {
     let is_empty = rulings.is_empty();
     let ids: Vec<Uuid> = rulings.iter().map(|ruling| ruling.id).collect();
     let states: Vec<&str> = rulings.iter().map(|ruling| ruling.state.as_str()).collect();
@@ -174,7 +174,7 @@ impl Store {
 
 /// Open rows that may have settled since: what they name is settled, and nobody has looked since then.
 #[derive(Clone, Debug, Default)]
-pub struct Suspects {
+pub struct MaybeSettled {
     pub ids: Vec<Uuid>,
     /// Where to go on; none: all have been looked through.
     pub next: Option<i64>,
@@ -185,7 +185,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away.
-    pub async fn suspects(&self, after: i64, page: i64, most: i64) -> Result<Suspects, StoreError> {
+    pub async fn suspects(&self, after: i64, page: i64, most: i64) -> Result<MaybeSettled, StoreError> {
         let rows = self
             .session("settled_since")
             .await?
@@ -223,7 +223,7 @@ impl Store {
         } else {
             None
         };
-        Ok(Suspects { ids, next })
+        Ok(MaybeSettled { ids, next })
     }
 
     /// Writes down which of these have settled since, each with why, and that the others have been looked at. Only open rows

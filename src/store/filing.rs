@@ -8,16 +8,16 @@ use uuid::Uuid;
 
 use super::{
     Fate, Session, Store, StoreError, batch,
-    dead_letter_space::{self, Bounds},
+    dead_letter_space::{self, SpaceBounds},
     outbox, told,
     write::{Rows, Write, params, write_all},
 };
 use crate::{
     domain::{
-        dead_letter::{Arrival, Entry, Filing, Known, State, group_of},
-        decide::{Verdict, VerdictKind},
+        dead_letter::{Arrival, FiledRow, Filing, Known, State, group_of},
         delivery::{BatchId, Publication},
         told::{Firsts, Tellings},
+        verdict::{Verdict, VerdictKind},
     },
     fail::Point,
 };
@@ -113,7 +113,7 @@ impl Store {
     pub async fn open_filing(
         &self,
         ids: &[Uuid],
-        bounds: Bounds,
+        bounds: SpaceBounds,
     ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
         self.open("file_dead_letters", false, ids, bounds).await
     }
@@ -125,7 +125,7 @@ impl Store {
     pub async fn open_filing_rehearsal(
         &self,
         ids: &[Uuid],
-        bounds: Bounds,
+        bounds: SpaceBounds,
     ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
         self.open("rehearse_filing", true, ids, bounds).await
     }
@@ -135,7 +135,7 @@ impl Store {
         name: &'static str,
         rehearsal: bool,
         ids: &[Uuid],
-        bounds: Bounds,
+        bounds: SpaceBounds,
     ) -> Result<(OpenFiling, BTreeMap<Uuid, Known>, Timestamp), StoreError> {
         let mut session = self.session(name).await?;
         session.rehearsal = rehearsal;
@@ -233,7 +233,7 @@ fn count_taken<'a>(outcome: &FilingOutcome<'_>) -> Write<'a> {
 }
 
 /// The entries that are new, or those that are not, in order of id.
-fn entries<'a>(outcome: &'a FilingOutcome<'_>, are_new: bool) -> Vec<(Uuid, &'a Entry)> {
+fn entries<'a>(outcome: &'a FilingOutcome<'_>, are_new: bool) -> Vec<(Uuid, &'a FiledRow)> {
     let entries = outcome.filing.entries.iter().map(|(id, entry)| (*id, entry));
     entries.filter(|(_, entry)| entry.is_new == are_new).collect()
 }
@@ -241,7 +241,7 @@ fn entries<'a>(outcome: &'a FilingOutcome<'_>, are_new: bool) -> Vec<(Uuid, &'a 
 fn insert<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Write<'a>, StoreError> {
     let entries = entries(outcome, true);
     let count = entries.len();
-    let mut rows: Vec<(Uuid, &Entry, &Arrival<'_>)> = entries
+    let mut rows: Vec<(Uuid, &FiledRow, &Arrival<'_>)> = entries
         .into_iter()
         .filter_map(|(id, entry)| Some((id, entry, outcome.arrivals.get(entry.last?)?)))
         .collect();
@@ -369,7 +369,7 @@ const HAD_ITS_EFFECT: &str = "what it asks for had been settled before it came h
 type Closings<'a> = (Vec<Option<&'a str>>, Vec<Option<&'a str>>, Vec<Option<Timestamp>>);
 
 /// Verdict, note and time of rows whose effect was there.
-fn closings<'a>(entries: impl Iterator<Item = &'a Entry>, now: Timestamp) -> Closings<'static> {
+fn closings<'a>(entries: impl Iterator<Item = &'a FiledRow>, now: Timestamp) -> Closings<'static> {
     let mut closings = Closings::default();
     for entry in entries {
         let closed = entry.is_closed;

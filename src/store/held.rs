@@ -14,14 +14,14 @@ use super::{
 use crate::{
     domain::{
         delivery::{Delivery, Properties, Source},
-        message,
+        digest,
     },
     fail::Point,
 };
 
 /// Why messages are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Why {
+pub enum HeldWhy {
     /// Their partner sent more than its share, while others wait.
     Share,
     /// Their partner sends faster than it may.
@@ -30,14 +30,14 @@ pub enum Why {
     Locked,
 }
 
-impl Why {
-    pub const ALL: [Why; 3] = [Why::Share, Why::Rate, Why::Locked];
+impl HeldWhy {
+    pub const ALL: [HeldWhy; 3] = [HeldWhy::Share, HeldWhy::Rate, HeldWhy::Locked];
 
     pub fn as_str(self) -> &'static str {
         match self {
-            Why::Share => "share",
-            Why::Rate => "rate",
-            Why::Locked => "locked",
+            HeldWhy::Share => "share",
+            HeldWhy::Rate => "rate",
+            HeldWhy::Locked => "locked",
         }
     }
 
@@ -51,7 +51,7 @@ impl Why {
 pub struct Pack {
     /// The enterprise; None: nobody we know.
     pub whose: Option<String>,
-    pub why: Why,
+    pub why: HeldWhy,
     pub deliveries: Vec<Delivery>,
     /// When they are to be judged, from now.
     pub due_in: Duration,
@@ -91,7 +91,7 @@ pub struct HeldPacks {
 #[derive(Clone, Debug)]
 pub struct HeldTotal {
     pub whose: Option<String>,
-    pub why: Why,
+    pub why: HeldWhy,
     pub messages: u64,
     pub bytes: u64,
     /// Since when the oldest waits.
@@ -108,7 +108,7 @@ pub struct HeldOne {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head<Text, Properties> {
+struct PackHead<Text, Properties> {
     exchange: Text,
     routing_key: Text,
     properties: Properties,
@@ -119,9 +119,9 @@ struct Head<Text, Properties> {
 /// Length of the heads, the heads as JSON, the bodies one after the other.
 /// What can not be written is not held: it is acknowledged once it is.
 fn encode(deliveries: &[Delivery]) -> Result<Vec<u8>, StoreError> {
-    let heads: Vec<Head<&str, &Properties>> = deliveries
+    let heads: Vec<PackHead<&str, &Properties>> = deliveries
         .iter()
-        .map(|delivery| Head {
+        .map(|delivery| PackHead {
             exchange: delivery.exchange.as_str(),
             routing_key: delivery.routing_key.as_str(),
             properties: &delivery.properties,
@@ -144,7 +144,7 @@ fn decode(id: Uuid, format: i16, bytes: &[u8]) -> Option<Vec<Delivery>> {
     }
     let (len, rest) = bytes.split_first_chunk::<4>()?;
     let (heads, mut bodies) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-    let heads: Vec<Head<String, Properties>> = serde_json::from_slice(heads).ok()?;
+    let heads: Vec<PackHead<String, Properties>> = serde_json::from_slice(heads).ok()?;
     heads
         .into_iter()
         .map(|head| {
@@ -202,7 +202,7 @@ async fn hold(session: &Session, packs: &[Pack]) -> Result<(), StoreError> {
         .map(|pack| {
             pack.deliveries
                 .iter()
-                .flat_map(|delivery| message::sha256(&delivery.body))
+                .flat_map(|delivery| digest::sha256(&delivery.body))
                 .collect()
         })
         .collect();
@@ -240,7 +240,7 @@ const LEAVE: &str = "\
 
 /// Packs that the batch has judged leave the room. One that is not there any more was judged by another worker, after our
 /// lease: then this batch is nothing new, and must not count.
-pub(super) fn leave<'a>(outcome: &super::batch::Outcome<'_>) -> Write<'a> {
+pub(super) fn leave<'a>(outcome: &super::batch::JudgedBatch<'_>) -> Write<'a> {
     let mut ids: Vec<Uuid> = outcome
         .judged
         .iter()
@@ -443,7 +443,7 @@ impl Store {
             .filter_map(|row| {
                 Some(HeldTotal {
                     whose: row.get(0),
-                    why: Why::parse(row.get(1))?,
+                    why: HeldWhy::parse(row.get(1))?,
                     messages: natural(row.get(2)),
                     bytes: natural(row.get(3)),
                     oldest: Duration::from_secs_f64(row.get::<_, f64>(4).max(0.0)),
@@ -456,7 +456,7 @@ impl Store {
 fn pack(id: Uuid, row: &Row) -> Option<Pack> {
     Some(Pack {
         whose: row.get("whose"),
-        why: Why::parse(row.get("why"))?,
+        why: HeldWhy::parse(row.get("why"))?,
         deliveries: decode(id, row.get("format"), row.get("content"))?,
         due_in: Duration::ZERO,
         attempts: row.get("attempts"),

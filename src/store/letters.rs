@@ -21,7 +21,7 @@ use super::{
     outbox,
     registry::{maybe_time, time},
 };
-use crate::domain::{decide::Reason, delivery::Properties};
+use crate::domain::{delivery::Properties, reason::Reason};
 
 /// A dead letter without its body.
 #[derive(Clone, Debug, Serialize)]
@@ -32,7 +32,7 @@ pub struct DeadLetter {
     pub cursor: i64,
     pub state: String,
     #[serde(flatten)]
-    pub why: Why,
+    pub why: ReasonShown,
     pub enterprise_id: Option<String>,
     pub nonce: Option<String>,
     pub allocation_id: Option<Uuid>,
@@ -70,7 +70,7 @@ pub struct DeadLetter {
 
 /// A reason with everything that follows from it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Why {
+pub struct ReasonShown {
     pub reason: Reason,
     pub class: u16,
     #[serde(rename = "final")]
@@ -78,7 +78,7 @@ pub struct Why {
     pub detail: String,
 }
 
-impl Why {
+impl ReasonShown {
     fn new(reason: Reason, detail: String) -> Self {
         Self {
             reason,
@@ -106,7 +106,7 @@ fn dead_letter(row: &Row) -> DeadLetter {
         id: row.get("id"),
         cursor: row.get("seq"),
         state: row.get("state"),
-        why: Why::new(reason(row), row.get("detail")),
+        why: ReasonShown::new(reason(row), row.get("detail")),
         enterprise_id: row.get("enterprise_id"),
         nonce: row.get("nonce"),
         allocation_id: row.get("allocation_id"),
@@ -159,7 +159,7 @@ pub struct Group {
     pub group: String,
     pub enterprise_id: Option<String>,
     #[serde(flatten)]
-    pub why: Why,
+    pub why: ReasonShown,
     pub messages: i64,
     #[serde(serialize_with = "time")]
     pub first_failed_at: Timestamp,
@@ -316,7 +316,7 @@ impl Store {
         let groups = rows.iter().map(|row| Group {
             group: row.get("group_id"),
             enterprise_id: row.get("enterprise_id"),
-            why: Why::new(reason(row), row.get("detail")),
+            why: ReasonShown::new(reason(row), row.get("detail")),
             messages: row.get("messages"),
             first_failed_at: row.get("first_failed_at"),
             last_failed_at: row.get("last_failed_at"),
@@ -548,7 +548,7 @@ pub(super) async fn refusals(
 
 /// How many dead letters wait, and what is being replayed.
 #[derive(Clone, Debug, Default)]
-pub struct Desk {
+pub struct LettersWaiting {
     /// Open ones by reason.
     pub open: Vec<(Reason, u64)>,
     /// How long ago the oldest open one was collected.
@@ -562,12 +562,12 @@ impl Store {
     ///
     /// # Errors
     /// The database is away.
-    pub async fn measure_desk(&self) -> Result<Desk, StoreError> {
-        let session = self.session("measure_desk").await?;
+    pub async fn measure_letters(&self) -> Result<LettersWaiting, StoreError> {
+        let session = self.session("measure_letters").await?;
         let natural = |number: i64| u64::try_from(number).unwrap_or_default();
         let rows = session
             .query(
-                "/* letters::measure_desk open */
+                "/* letters::measure_letters open */
                 SELECT reason, count(*)
                 FROM settled.dead_letters
                 WHERE state = 'open'
@@ -581,7 +581,7 @@ impl Store {
             .collect();
         let rows = session
             .query(
-                "/* letters::measure_desk oldest */
+                "/* letters::measure_letters oldest */
                 SELECT extract(epoch FROM clock_timestamp() - collected_at)::float8
                 FROM settled.dead_letters
                 WHERE state = 'open'
@@ -595,11 +595,11 @@ impl Store {
             .map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0)));
         let rows = session
             .query(
-                "/* letters::measure_desk runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
+                "/* letters::measure_letters runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
                 &[],
             )
             .await?;
         let runs = rows.iter().map(|row| (row.get(0), natural(row.get(1)))).collect();
-        Ok(Desk { open, oldest, runs })
+        Ok(LettersWaiting { open, oldest, runs })
     }
 }

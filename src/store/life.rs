@@ -14,7 +14,7 @@ use super::{
     registry::time,
     told::{self, ToldRecord},
 };
-use crate::domain::{allocation::Allocation, decide::ReceiptKey};
+use crate::domain::{allocation::Allocation, receipt::ReceiptKey};
 
 /// Rows of one kind that a life shows at most: a partner may ask for the same allocation again and again.
 const LIFE_MAX: i64 = 500;

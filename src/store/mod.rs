@@ -52,9 +52,6 @@ use self::{
 };
 use crate::{config::Settings, tls};
 
-/// Under which name the pool logs what we say ourselves.
-pub const LOG_TARGET: &str = "deadpool_postgres";
-
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store")

@@ -197,12 +197,12 @@ fn encode_named(publications: &[Publication], kept: &[Kept], source: &str) -> Re
 }
 
 /// What a row holds: publications, and in between what is made again.
-pub(super) struct Held {
+pub(super) struct RowContent {
     source: String,
     parts: Vec<(Kept, Option<Publication>)>,
 }
 
-impl Held {
+impl RowContent {
     fn read(format: i16, bytes: &[u8]) -> Result<Self, String> {
         if format != NAMED {
             let whole = decode(format, bytes)?.into_iter();
@@ -272,8 +272,11 @@ pub(super) async fn made_again(
     session: &Session,
     rows: &[(i16, &[u8])],
 ) -> Result<Vec<Result<Vec<Publication>, String>>, StoreError> {
-    let held: Vec<Result<Held, String>> = rows.iter().map(|(format, bytes)| Held::read(*format, bytes)).collect();
-    let ids: BTreeSet<Uuid> = held.iter().flatten().flat_map(Held::wanted).collect();
+    let held: Vec<Result<RowContent, String>> = rows
+        .iter()
+        .map(|(format, bytes)| RowContent::read(*format, bytes))
+        .collect();
+    let ids: BTreeSet<Uuid> = held.iter().flatten().flat_map(RowContent::wanted).collect();
     let ids: Vec<Uuid> = ids.into_iter().collect();
     let mut records = HashMap::new();
     if !ids.is_empty() {
@@ -283,7 +286,7 @@ pub(super) async fn made_again(
             records.insert(record.id, record);
         }
     }
-    let publications = |held: Result<Held, String>| held.and_then(|held| held.publications(&records));
+    let publications = |held: Result<RowContent, String>| held.and_then(|held| held.publications(&records));
     Ok(held.into_iter().map(publications).collect())
 }
 
@@ -369,7 +372,7 @@ pub(super) fn delete<'a>(ids: &[BatchId]) -> Write<'a> {
 }
 
 /// A row whose lease had run out, now ours.
-pub struct Taken {
+pub struct TakenRow {
     /// The row's own: to renew and to delete it by.
     pub row: BatchId,
     /// Whose publications these are.
@@ -423,7 +426,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away, or the row can not be read by this version.
-    pub async fn take_abandoned(&self, lease: Duration) -> Result<Option<Taken>, StoreError> {
+    pub async fn take_abandoned(&self, lease: Duration) -> Result<Option<TakenRow>, StoreError> {
         let session = self.session("take_abandoned").await?;
         let rows = session
             .query(
@@ -461,7 +464,7 @@ impl Store {
                 format!("the outbox row {own} can not be read: {why}"),
             )
         })?;
-        Ok(Some(Taken {
+        Ok(Some(TakenRow {
             row: own,
             batch_id,
             publications,

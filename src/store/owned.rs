@@ -11,27 +11,27 @@ use crate::domain::allocation::Allocation;
 
 /// Whose allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner<'a> {
+pub enum OwnedBy<'a> {
     /// Of the clients whose enterprise this is.
     Client(&'a str),
     /// Of the partner.
     Partner(&'a str),
 }
 
-impl Owner<'_> {
+impl OwnedBy<'_> {
     fn enterprise_id(&self) -> &str {
         match self {
-            Owner::Client(enterprise_id) | Owner::Partner(enterprise_id) => enterprise_id,
+            OwnedBy::Client(enterprise_id) | OwnedBy::Partner(enterprise_id) => enterprise_id,
         }
     }
 
     /// Which connections, of `c`; `$1` is the enterprise.
     fn condition(&self) -> &'static str {
         match self {
-            Owner::Client(_) => {
+            OwnedBy::Client(_) => {
                 "c.client_id IN (SELECT l.client_id FROM settled.clients AS l WHERE l.enterprise_id = $1)"
             }
-            Owner::Partner(_) => "c.enterprise_id = $1",
+            OwnedBy::Partner(_) => "c.enterprise_id = $1",
         }
     }
 }
@@ -70,7 +70,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn owned_allocation(&self, owner: Owner<'_>, id: Uuid) -> Result<Option<Allocation>, StoreError> {
+    pub async fn owned_allocation(&self, owner: OwnedBy<'_>, id: Uuid) -> Result<Option<Allocation>, StoreError> {
         let session = self.session("owned_allocation").await?;
         let rest = format!("WHERE a.id = $2 AND {}", owner.condition());
         let rows = session
@@ -88,7 +88,7 @@ impl Store {
     /// The database is away or refuses.
     pub async fn owned_allocations(
         &self,
-        owner: Owner<'_>,
+        owner: OwnedBy<'_>,
         filter: &OwnedFilter,
         after: Option<(Timestamp, Uuid)>,
         limit: i64,

@@ -14,9 +14,10 @@ use super::{
     registry::time,
 };
 use crate::domain::{
-    decide::{Reason, VerdictKind},
     delivery::{Delivery, Source},
     ledger::Amount,
+    reason::Reason,
+    verdict::VerdictKind,
 };
 
 /// Items that one statement writes.
@@ -35,7 +36,7 @@ pub struct PlanItem {
 
 /// A plan, as it was made.
 #[derive(Clone, Debug, Serialize)]
-pub struct Plan {
+pub struct PlanRecord {
     pub id: i64,
     #[serde(serialize_with = "time")]
     pub at: Timestamp,
@@ -47,14 +48,14 @@ pub struct Plan {
 }
 
 /// A stored message for judgement: none where this version does not read its format.
-pub type Stored = (Uuid, Option<Delivery>);
+pub type StoredMessage = (Uuid, Option<Delivery>);
 
 impl Store {
     /// Messages as they were received, in the order asked. What is gone meanwhile is left out.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn dead_letter_deliveries(&self, ids: &[Uuid]) -> Result<Vec<Stored>, StoreError> {
+    pub async fn dead_letter_deliveries(&self, ids: &[Uuid]) -> Result<Vec<StoredMessage>, StoreError> {
         let rows = self
             .session("dead_letter_deliveries")
             .await?
@@ -145,7 +146,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn plan(&self, id: i64) -> Result<Option<Plan>, StoreError> {
+    pub async fn plan(&self, id: i64) -> Result<Option<PlanRecord>, StoreError> {
         let rows = self
             .session("plan")
             .await?
@@ -160,7 +161,7 @@ impl Store {
                 &[&id],
             )
             .await?;
-        Ok(rows.first().map(|row| Plan {
+        Ok(rows.first().map(|row| PlanRecord {
             id: row.get("id"),
             at: row.get("at"),
             operator: row.get("operator"),

@@ -29,7 +29,7 @@ pub struct Reconciliation {
     pub since: Timestamp,
     #[serde(serialize_with = "time")]
     pub until: Timestamp,
-    pub lines: Vec<Line>,
+    pub lines: Vec<ReconcileLine>,
     /// What does not agree, one sentence for each batch or row, with both numbers; the first [`PROBLEMS_MAX`] of each line,
     /// and then one that counts the rest.
     pub problems: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Reconciliation {
 /// Two numbers that must agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Line {
+pub struct ReconcileLine {
     pub left: Side,
     /// What the left one must be to the right one.
     pub relation: Relation,
@@ -374,7 +374,7 @@ async fn letters(session: &Session, waiting: Waiting, found: &mut Reconciliation
         Waiting::Unknown => (i64::MAX, false),
     };
     let ok = missing <= waiting;
-    found.lines.push(Line {
+    found.lines.push(ReconcileLine {
         left: Side {
             what: PUBLISHED,
             count: published,
@@ -506,7 +506,7 @@ async fn ask(session: &Session, question: &Question, found: &mut Reconciliation)
         .await?;
     for (equation, row) in question.equations.iter().zip(&rows) {
         let wrong: i64 = row.get("wrong");
-        found.lines.push(Line {
+        found.lines.push(ReconcileLine {
             left: Side {
                 what: equation.left,
                 count: row.get("l"),

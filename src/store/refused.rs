@@ -26,7 +26,7 @@ const HEADS: &str = "\
 /// Where a publication stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Standing {
+pub enum PublicationStanding {
     /// In the outbox: to be published, or to be confirmed.
     Waiting,
     /// The broker refused it when it was published alone.
@@ -37,7 +37,7 @@ pub enum Standing {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pending {
-    pub state: Standing,
+    pub state: PublicationStanding,
     /// Of what was refused: what it is put back by.
     pub id: Option<i64>,
     pub batch_id: BatchId,
@@ -83,11 +83,16 @@ pub enum Became {
     Refused(i64, String),
 }
 
-fn pending(row: &Row, state: Standing, batch_id: BatchId, head: Option<Head<String, Properties>>) -> Pending {
+fn pending(
+    row: &Row,
+    state: PublicationStanding,
+    batch_id: BatchId,
+    head: Option<Head<String, Properties>>,
+) -> Pending {
     let stored = u64::try_from(row.get::<_, i64>("bytes")).unwrap_or_default();
     let (id, why) = match state {
-        Standing::Waiting => (None, None),
-        Standing::Refused => (Some(row.get("id")), Some(row.get("refusal"))),
+        PublicationStanding::Waiting => (None, None),
+        PublicationStanding::Refused => (Some(row.get("id")), Some(row.get("refusal"))),
     };
     Pending {
         state,
@@ -127,7 +132,7 @@ impl Store {
         let one = |row: &Row| {
             let head = outbox::heads(row.get("format"), row.get("heads")).ok();
             let head = head.and_then(|heads| heads.into_iter().next());
-            pending(row, Standing::Refused, row.get("batch_id"), head)
+            pending(row, PublicationStanding::Refused, row.get("batch_id"), head)
         };
         Ok(rows.iter().map(one).collect())
     }
@@ -163,12 +168,10 @@ impl Store {
             for (row, made) in rows.iter().zip(outbox::made_again(&session, &stored).await?) {
                 let batch_id = row.get("batch_id");
                 match made {
-                    Ok(publications) => found.extend(
-                        publications
-                            .into_iter()
-                            .map(|publication| pending(row, Standing::Waiting, batch_id, Some(Head::of(publication)))),
-                    ),
-                    Err(_) => found.push(pending(row, Standing::Waiting, batch_id, None)),
+                    Ok(publications) => found.extend(publications.into_iter().map(|publication| {
+                        pending(row, PublicationStanding::Waiting, batch_id, Some(Head::of(publication)))
+                    })),
+                    Err(_) => found.push(pending(row, PublicationStanding::Waiting, batch_id, None)),
                 }
             }
             after = rows.last().map(|row| (row.get("at"), row.get("own")));
@@ -229,7 +232,7 @@ impl Store {
             }
             let count = i32::try_from(head.events()).unwrap_or(i32::MAX);
             let put = Put {
-                pending: pending(row, Standing::Refused, row.get("batch_id"), Some(head)),
+                pending: pending(row, PublicationStanding::Refused, row.get("batch_id"), Some(head)),
                 digest: row.get("digest"),
             };
             found.push((id, put, count));

@@ -14,14 +14,13 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-pub use self::partners::{Change, Changes, NewPartner, PartnerRecord, PartnerWish};
+pub use self::partners::{FieldChange, FieldChanges, NewPartner, PartnerRecord, PartnerWish};
 use super::{
     Fate, Session, Store, StoreError,
     audit::{Act, write_audit},
 };
 use crate::domain::{
-    calendar::CalendarTime,
-    event::rfc3339,
+    calendar::{CalendarTime, rfc3339},
     ledger::{Amount, Quantity},
     signature::PublicKey,
 };

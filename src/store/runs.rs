@@ -173,7 +173,7 @@ pub enum Driven<T> {
 
 /// What came of an attempt to take up or cancel a run.
 #[derive(Clone, Debug)]
-pub enum Changed {
+pub enum RunChange {
     /// It was in this state, and is changed.
     From(RunState),
     /// It is as it was: its state, and until when its program is believed to live.
@@ -251,12 +251,12 @@ impl Store {
         id: i64,
         rate: Option<f64>,
         driver: Driver,
-    ) -> Result<Changed, StoreError> {
+    ) -> Result<RunChange, StoreError> {
         let session = self.session("resume_run").await?;
         session.begin().await?;
         let Some((state, until, stalled)) = lock_run(&session, id).await? else {
             session.rollback().await;
-            return Ok(Changed::NoSuchRun);
+            return Ok(RunChange::NoSuchRun);
         };
         let free = match state {
             RunState::Cancelled | RunState::Stopped => true,
@@ -265,7 +265,7 @@ impl Store {
         };
         if !free {
             session.rollback().await;
-            return Ok(Changed::Refused(state, until));
+            return Ok(RunChange::Refused(state, until));
         }
         session
             .execute_exactly(
@@ -289,27 +289,27 @@ impl Store {
         };
         write_audit(&session, act, &json!({"run": id, "was": was}), Some(id)).await?;
         session.commit().await?;
-        Ok(Changed::From(state))
+        Ok(RunChange::From(state))
     }
 
     /// Cancels a run: what is due waits again. What a worker judges at this moment gets its verdict all the same.
     ///
     /// # Errors
     /// As [`Store::begin_run`].
-    pub async fn cancel_run(&self, act: Act<'_>, id: i64) -> Result<Changed, StoreError> {
+    pub async fn cancel_run(&self, act: Act<'_>, id: i64) -> Result<RunChange, StoreError> {
         let session = self.session("cancel_run").await?;
         session.begin().await?;
         let Some((state, until, _)) = lock_run(&session, id).await? else {
             session.rollback().await;
-            return Ok(Changed::NoSuchRun);
+            return Ok(RunChange::NoSuchRun);
         };
         if state != RunState::Running {
             session.rollback().await;
-            return Ok(Changed::Refused(state, until));
+            return Ok(RunChange::Refused(state, until));
         }
         end(&session, act, id, RunState::Cancelled, None).await?;
         session.commit().await?;
-        Ok(Changed::From(state))
+        Ok(RunChange::From(state))
     }
 
     /// Ends a run that is ours: done, or stopped or cancelled, and then what is due waits again.

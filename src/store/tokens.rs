@@ -1,4 +1,4 @@
-//! Tokens: who may ask over HTTP. Kept as digests.
+//! Tokens: who may ask over HTTP. KeptToken as digests.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -48,7 +48,7 @@ pub struct NewToken<'a> {
 
 /// What came of keeping a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum KeptToken {
     Added(TokenRecord),
     /// No partner of this enterprise is registered, or no client's enterprise is this.
     NoSuchEnterprise,
@@ -85,7 +85,7 @@ async fn note(session: &Session, by: By<'_>, name: &'static str, token: &TokenRe
     let outcome = json!({
         "name": token.name,
         "rate": token.rate,
-        "expiresAt": crate::domain::event::rfc3339(token.expires_at),
+        "expiresAt": crate::domain::calendar::rfc3339(token.expires_at),
     });
     let act = Act {
         name,
@@ -101,7 +101,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn add_token(&self, wish: &NewToken<'_>, by: By<'_>) -> Result<Kept, StoreError> {
+    pub async fn add_token(&self, wish: &NewToken<'_>, by: By<'_>) -> Result<KeptToken, StoreError> {
         let session = self.session("add_token").await?;
         session.begin().await?;
         let rows = session
@@ -116,7 +116,7 @@ impl Store {
             .await?;
         if !session.one(&rows)?.get::<_, bool>(0) {
             session.rollback().await;
-            return Ok(Kept::NoSuchEnterprise);
+            return Ok(KeptToken::NoSuchEnterprise);
         }
         let rows = session
             .query(
@@ -141,7 +141,7 @@ impl Store {
         let added = token(session.one(&rows)?);
         note(&session, by, "token add", &added).await?;
         session.commit().await?;
-        Ok(Kept::Added(added))
+        Ok(KeptToken::Added(added))
     }
 
     /// Accepts a token no more, from the next request on. None where there is no such one.

@@ -1,10 +1,10 @@
 //! Every metric, once. What counts, counts with one of these; what `/metrics` says of them and what the page about metrics
 //! shows comes from here.
 
-use super::labels::{Cause, EventType, Fate, Intake, ReplyResult, Stage};
-use super::metric::{Counter, Gauge, Histogram, Kind, Metric, each, itself, nothing};
-use crate::domain::decide::{Reason, VerdictKind};
+use super::labels::{Door, EventFate, EventType, PauseCause, ReplyResult, Stage};
+use super::metric::{Counter, Gauge, Histogram, Metric, MetricKind, each, itself, nothing};
 use crate::domain::names;
+use crate::domain::{reason::Reason, verdict::VerdictKind};
 
 /// From a tenth of a millisecond, which is a small batch's facts, to a minute, which is an outage.
 const SECONDS: &[f64] = &[
@@ -27,7 +27,7 @@ macro_rules! catalogue {
     ($($kind:ident $(($buckets:expr))? $constant:ident = $name:literal, $unit:ident, [$($label:literal),*], $starts:expr, $help:literal;)+) => {
         $(pub(super) const $constant: $kind<{ <[&str]>::len(&[$($label),*]) }> = $kind(Metric {
             name: $name,
-            kind: Kind::$kind $(($buckets))?,
+            kind: MetricKind::$kind $(($buckets))?,
             unit: metrics::Unit::$unit,
             labels: &[$($label),*],
             help: $help,
@@ -121,7 +121,7 @@ catalogue! {
         "Share of what may be held (settings under held) that is held, by the bound that is nearest.";
     Gauge PARKED = "settled_parked", Count, [], nothing,
         "Messages waiting for the reservation of their allocation.";
-    Gauge PAUSED = "settled_paused", Count, ["reason"], || each(Cause::ALL.iter().map(|cause| cause.as_str())),
+    Gauge PAUSED = "settled_paused", Count, ["reason"], || each(PauseCause::ALL.iter().map(|cause| cause.as_str())),
         "1 while intake is paused, by reason.";
     Gauge CONSUMERS_ATTACHED = "settled_consumers_attached", Count, ["queue"], || each([names::UPDATES, names::DEAD]),
         "Consumers attached, by queue.";
@@ -152,7 +152,7 @@ catalogue! {
     Gauge REPLAY_RUNS = "settled_replay_runs", Count, ["state"], nothing,
         "Replay runs, by state.";
 
-    Histogram(MESSAGES) BATCH_SIZE = "settled_batch_size", Count, ["from"], || each(Intake::ALL.iter().map(|door| door.as_str())),
+    Histogram(MESSAGES) BATCH_SIZE = "settled_batch_size", Count, ["from"], || each(Door::ALL.iter().map(|door| door.as_str())),
         "Messages in a batch, by where they came from.";
     Histogram(SECONDS) STAGE_SECONDS = "settled_stage_seconds", Seconds, ["stage"], || each(Stage::ALL.iter().map(|stage| stage.as_str())),
         "Time of a batch in a stage: facts, settle, publish, collect.";
@@ -177,6 +177,6 @@ fn verdicts() -> Vec<Vec<&'static str>> {
 fn events() -> Vec<Vec<&'static str>> {
     let kinds = EventType::ALL.iter().filter(|kind| **kind != EventType::Other);
     kinds
-        .flat_map(|kind| Fate::ALL.iter().map(|fate| vec![kind.as_str(), fate.as_str()]))
+        .flat_map(|kind| EventFate::ALL.iter().map(|fate| vec![kind.as_str(), fate.as_str()]))
         .collect()
 }

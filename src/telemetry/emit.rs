@@ -8,10 +8,10 @@ use tracing::{debug, error, info, trace, warn};
 use uuid::Uuid;
 
 use super::catalogue as metric;
-use super::labels::Intake;
+use super::labels::Door;
 use super::signal::Signal;
 use super::tally::Tally;
-use crate::domain::decide::{Reason, VerdictKind};
+use crate::domain::{reason::Reason, verdict::VerdictKind};
 
 impl Signal<'_> {
     /// Says it: one log line, one metric.
@@ -410,7 +410,7 @@ impl Signal<'_> {
     }
 }
 
-fn judged(batch: Uuid, lane: usize, from: Intake, tally: &Tally) {
+fn judged(batch: Uuid, lane: usize, from: Door, tally: &Tally) {
     for ((verdict, reason), count) in &tally.verdicts {
         let reason = reason.map_or("", Reason::label);
         metric::JUDGED.add([verdict.as_str().into(), reason.into()], *count);

@@ -32,7 +32,7 @@ label!(
 );
 label!(
     /// The door a batch came through.
-    Intake { Queue = "queue", Parked = "parked", Replayed = "replayed", Held = "held", Dead = "dead" }
+    Door { Queue = "queue", Parked = "parked", Replayed = "replayed", Held = "held", Dead = "dead" }
 );
 label!(
     /// A step of a batch that is timed.
@@ -55,7 +55,7 @@ label!(
 );
 label!(
     /// Why intake is paused.
-    Cause {
+    PauseCause {
         Database = "database",
         Broker = "broker",
         Culprits = "culprits",
@@ -65,7 +65,7 @@ label!(
 );
 label!(
     /// What became of an event: confirmed with or without a queue bound for it.
-    Fate { Confirmed = "confirmed", Unrouted = "unrouted" }
+    EventFate { Confirmed = "confirmed", Unrouted = "unrouted" }
 );
 label!(
     /// What became of an answer to `reply_to`.

@@ -85,6 +85,6 @@ fn filter(level: LogLevel) -> Targets {
     Targets::new()
         .with_default(LevelFilter::from_level(level.min(Level::WARN)))
         .with_target("lapin", LevelFilter::OFF)
-        .with_target(crate::store::LOG_TARGET, LevelFilter::OFF)
+        .with_target("deadpool_postgres", LevelFilter::OFF)
         .with_target("settled", level)
 }

@@ -6,19 +6,19 @@ use metrics::{
 
 /// How it counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     /// With the upper bounds of its buckets.
     Histogram(&'static [f64]),
 }
 
-impl Kind {
+impl MetricKind {
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram(_) => "histogram",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram(_) => "histogram",
         }
     }
 }
@@ -27,7 +27,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
     pub unit: Unit,
     pub labels: &'static [&'static str],
     pub help: &'static str,
@@ -44,9 +44,9 @@ impl Metric {
 
     pub(super) fn describe(&self) {
         match self.kind {
-            Kind::Counter => describe_counter!(self.name, self.unit, self.help),
-            Kind::Gauge => describe_gauge!(self.name, self.unit, self.help),
-            Kind::Histogram(_) => describe_histogram!(self.name, self.unit, self.help),
+            MetricKind::Counter => describe_counter!(self.name, self.unit, self.help),
+            MetricKind::Gauge => describe_gauge!(self.name, self.unit, self.help),
+            MetricKind::Histogram(_) => describe_histogram!(self.name, self.unit, self.help),
         }
     }
 
@@ -56,9 +56,9 @@ impl Metric {
             let labels = self.labels.iter().zip(values);
             let labels: Vec<Label> = labels.map(|(name, value)| Label::new(*name, value)).collect();
             match self.kind {
-                Kind::Counter => counter!(self.name, labels).increment(0),
-                Kind::Gauge => gauge!(self.name, labels).set(0.0),
-                Kind::Histogram(_) => drop(histogram!(self.name, labels)),
+                MetricKind::Counter => counter!(self.name, labels).increment(0),
+                MetricKind::Gauge => gauge!(self.name, labels).set(0.0),
+                MetricKind::Histogram(_) => drop(histogram!(self.name, labels)),
             }
         }
     }

@@ -12,9 +12,9 @@ mod recorder;
 mod signal;
 mod tally;
 
-pub use labels::{ApiRoute, Cause, Dependency, EventType, Fate, Intake, PartnerLabels, ReplyResult, Stage};
+pub use labels::{ApiRoute, Dependency, Door, EventFate, EventType, PartnerLabels, PauseCause, ReplyResult, Stage};
 pub use log::{init, stderr_is_terminal};
-pub use metric::{Kind, Metric};
+pub use metric::{Metric, MetricKind};
 pub use recorder::install_metrics;
 pub use signal::Signal;
 pub use tally::{HeldOf, Published, Tally};

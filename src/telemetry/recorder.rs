@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 use tracing::warn;
 
 use super::catalogue::{ALL, BUILD_INFO};
-use super::metric::Kind;
+use super::metric::MetricKind;
 
 /// Makes this process count. Later calls return the same handle: the recorder belongs to the process, as the metrics
 /// crate has it.
@@ -31,8 +31,8 @@ pub(super) fn recorder() -> PrometheusRecorder {
         builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
     };
     let buckets = ALL.iter().filter_map(|metric| match metric.kind {
-        Kind::Histogram(buckets) => Some((metric.name, buckets)),
-        Kind::Counter | Kind::Gauge => None,
+        MetricKind::Histogram(buckets) => Some((metric.name, buckets)),
+        MetricKind::Counter | MetricKind::Gauge => None,
     });
     // It fails for an empty list of buckets only; a summary would then be shown instead of a histogram.
     let builder = buckets.into_iter().try_fold(PrometheusBuilder::new(), with_buckets);

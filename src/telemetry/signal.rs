@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::labels::{ApiRoute, Cause, Dependency, Intake, ReplyResult, Stage};
+use super::labels::{ApiRoute, Dependency, Door, PauseCause, ReplyResult, Stage};
 use super::tally::{HeldOf, Published, Tally};
-use crate::domain::decide::Reason;
+use crate::domain::reason::Reason;
 
 /// What happened.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ pub enum Signal<'a> {
     BatchJudged {
         batch: Uuid,
         lane: usize,
-        from: Intake,
+        from: Door,
         tally: &'a Tally,
     },
     /// A batch's transaction failed in a way that passes, and runs again.
@@ -150,12 +150,12 @@ pub enum Signal<'a> {
 
     /// Intake pauses: nothing is taken until the cause is gone.
     Paused {
-        cause: Cause,
+        cause: PauseCause,
         why: &'a str,
     },
     /// It takes again.
     Resumed {
-        cause: Cause,
+        cause: PauseCause,
         paused_for: Duration,
     },
     /// Messages were put into the side room instead of being judged at once.

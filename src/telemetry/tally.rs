@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::labels::{EventType, Fate, PartnerLabels};
-use crate::domain::decide::{Reason, VerdictKind};
+use super::labels::{EventFate, EventType, PartnerLabels};
+use crate::domain::{reason::Reason, verdict::VerdictKind};
 
 /// The verdicts of one batch, counted.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub struct HeldOf {
 /// The confirmed publications of one batch, counted.
 #[derive(Debug, Default)]
 pub struct Published {
-    pub(super) events: BTreeMap<(EventType, Fate), u64>,
+    pub(super) events: BTreeMap<(EventType, EventFate), u64>,
     pub(super) dead_letters: u64,
 }
 
@@ -73,7 +73,7 @@ impl Published {
     }
 
     /// So many of a type: a message may hold several.
-    pub fn events(&mut self, kind: EventType, fate: Fate, count: u64) {
+    pub fn events(&mut self, kind: EventType, fate: EventFate, count: u64) {
         *self.events.entry((kind, fate)).or_default() += count;
     }
 

@@ -13,7 +13,7 @@ use super::log::log_layer;
 use super::recorder::recorder;
 use super::*;
 use crate::config::{LogFormat, LogLevel, LogSettings};
-use crate::domain::decide::{Reason, VerdictKind};
+use crate::domain::{reason::Reason, verdict::VerdictKind};
 
 /// One of each.
 fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
@@ -37,8 +37,8 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
         Some(Reason::AllocationNotFound),
     );
     let mut published = Published::new();
-    published.events(EventType::AllocationCleared, Fate::Confirmed, 3);
-    published.events(EventType::UpdateRejected, Fate::Unrouted, 1);
+    published.events(EventType::AllocationCleared, EventFate::Confirmed, 3);
+    published.events(EventType::UpdateRejected, EventFate::Unrouted, 1);
     published.dead_letter();
     let second = Duration::from_secs(1);
     let milli = Duration::from_millis(1);
@@ -114,7 +114,7 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
         Signal::BatchJudged {
             batch,
             lane: 0,
-            from: Intake::Queue,
+            from: Door::Queue,
             tally: &tally,
         },
         Signal::BatchRetried {
@@ -150,15 +150,15 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             error: "check",
         },
         Signal::Paused {
-            cause: Cause::Database,
+            cause: PauseCause::Database,
             why: "away",
         },
         Signal::Resumed {
-            cause: Cause::Database,
+            cause: PauseCause::Database,
             paused_for: second,
         },
         Signal::Paused {
-            cause: Cause::Culprits,
+            cause: PauseCause::Culprits,
             why: "three within a minute",
         },
         Signal::AckLost {
@@ -493,6 +493,9 @@ fn dependencies_say_little_and_lapin_nothing() {
 
 #[test]
 fn the_side_rooms_reasons_are_those_that_start_at_zero() {
-    let why: Vec<&str> = crate::store::held::Why::ALL.iter().map(|why| why.as_str()).collect();
+    let why: Vec<&str> = crate::store::held::HeldWhy::ALL
+        .iter()
+        .map(|why| why.as_str())
+        .collect();
     assert_eq!(catalogue::HELD_WHY.as_slice(), why);
 }

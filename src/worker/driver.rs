@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::delivery::BatchId,
     settle::{
-        Settled,
+        Answered,
         next_step::{Failed, Step, Terms, next_step},
     },
     store::StoreError,
@@ -25,7 +25,7 @@ pub(super) struct Trying {
     /// Made before the first attempt: only by it an attempt whose commit is unknown is found again.
     pub id: BatchId,
     /// What such an attempt came to, if it committed.
-    pub earlier: Option<Settled>,
+    pub earlier: Option<Answered>,
     began: Instant,
     /// Attempts that failed for what passes by itself.
     attempts: u32,

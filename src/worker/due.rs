@@ -10,12 +10,12 @@ use super::{
     publish::{Entrance, Owned, PublishStage, send_all},
 };
 use crate::{
-    domain::decide::VerdictKind,
+    domain::verdict::VerdictKind,
     fail::{self, Point},
     retry::{self, Backoff, Waited},
-    settle::{Batch, Settled, next_step::Terms},
+    settle::{Answered, Batch, next_step::Terms},
     store::StoreError,
-    telemetry::{Dependency, Intake as Door, Signal},
+    telemetry::{Dependency, Door, Signal},
 };
 
 /// Judges due messages until the program stops.
@@ -130,7 +130,7 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
 }
 
 /// Whether a message of this batch waits no longer.
-fn ends_a_wait(settled: &Settled) -> bool {
-    let mut kinds = settled.answers.iter().map(|answer| answer.judgement.verdict.kind());
+fn ends_a_wait(answered: &Answered) -> bool {
+    let mut kinds = answered.answers.iter().map(|answer| answer.judgement.verdict.kind());
     kinds.any(|kind| kind != VerdictKind::Parked)
 }

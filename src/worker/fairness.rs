@@ -11,9 +11,14 @@ use tokio::sync::Notify;
 
 use crate::{
     config::Settings,
-    domain::{decide::Reason, delivery::Delivery, message::Facts, share},
-    settle::{Batch, Message},
-    store::held::{HeldTotal, Pack, Why, bytes_of},
+    domain::{
+        delivery::Delivery,
+        message::{Facts, Message},
+        reason::Reason,
+        share,
+    },
+    settle::Batch,
+    store::held::{HeldTotal, HeldWhy, Pack, bytes_of},
 };
 
 /// Messages in a pack at most: a pack is judged in one transaction, and others wait while it is.
@@ -27,7 +32,7 @@ const LIVE: Duration = Duration::from_secs(1);
 
 /// How much of something.
 #[derive(Clone, Copy, Debug, Default)]
-struct Amount {
+struct Load {
     messages: u64,
     bytes: u64,
 }
@@ -46,7 +51,7 @@ pub struct Fairness {
     settings: Settings,
     roster: RwLock<HashSet<String>>,
     seen: Mutex<HashMap<String, Instant>>,
-    room: Mutex<HashMap<Option<String>, Amount>>,
+    room: Mutex<HashMap<Option<String>, Load>>,
     rates: Mutex<HashMap<Option<String>, Bucket>>,
     /// Something was put into the room.
     pub(crate) put: Notify,
@@ -111,7 +116,7 @@ impl Fairness {
     pub fn triage(&self, batch: Batch) -> (Batch, Vec<Pack>) {
         let worker = &self.settings.worker;
         let now = Instant::now();
-        let waits: Vec<Option<Why>> = {
+        let waits: Vec<Option<HeldWhy>> = {
             let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
             let messages = batch.messages().iter();
             let owners: Vec<Option<&str>> = messages.map(|message| Self::owner(&roster, &message.facts)).collect();
@@ -140,9 +145,9 @@ impl Fairness {
                 .zip(surplus)
                 .map(|(owner, is_surplus)| {
                     if is_surplus {
-                        Some(Why::Share)
+                        Some(HeldWhy::Share)
                     } else {
-                        (!self.may_go(owner.map(str::to_owned), now)).then_some(Why::Rate)
+                        (!self.may_go(owner.map(str::to_owned), now)).then_some(HeldWhy::Rate)
                     }
                 })
                 .collect()
@@ -151,12 +156,12 @@ impl Fairness {
     }
 
     /// Takes out what waits; what can not be held stays.
-    fn apart(&self, batch: Batch, waits: &[Option<Why>]) -> (Batch, Vec<Pack>) {
+    fn apart(&self, batch: Batch, waits: &[Option<HeldWhy>]) -> (Batch, Vec<Pack>) {
         if waits.iter().all(Option::is_none) {
             return (batch, Vec::new());
         }
         let mut stays: Vec<bool> = vec![true; waits.len()];
-        let mut packs: BTreeMap<(Option<String>, Why), Vec<usize>> = BTreeMap::new();
+        let mut packs: BTreeMap<(Option<String>, HeldWhy), Vec<usize>> = BTreeMap::new();
         {
             let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
             let mut room = lock(&self.room);
@@ -165,8 +170,8 @@ impl Fairness {
                     continue;
                 };
                 let owner = match why {
-                    Why::Share | Why::Rate => Self::owner(&roster, facts).map(str::to_owned),
-                    Why::Locked => facts.enterprise_id.clone(),
+                    HeldWhy::Share | HeldWhy::Rate => Self::owner(&roster, facts).map(str::to_owned),
+                    HeldWhy::Locked => facts.enterprise_id.clone(),
                 };
                 // What is too large is not kept either: it is shortened when it is judged.
                 let is_large = matches!(&facts.content, Err(refusal) if refusal.reason == Reason::MessageTooLarge);
@@ -194,12 +199,12 @@ impl Fairness {
 
     /// Messages that need what is locked, as packs. None of them, unless there is room for all.
     pub fn packs_of_locked(&self, batch: &Batch) -> Option<Vec<Pack>> {
-        let waits = vec![Some(Why::Locked); batch.len()];
+        let waits = vec![Some(HeldWhy::Locked); batch.len()];
         let (rest, packs) = self.apart(batch.clone(), &waits);
         rest.is_empty().then_some(packs)
     }
 
-    fn in_packs(&self, whose: Option<String>, why: Why, deliveries: Vec<Delivery>) -> Vec<Pack> {
+    fn in_packs(&self, whose: Option<String>, why: HeldWhy, deliveries: Vec<Delivery>) -> Vec<Pack> {
         let rate = usize::try_from(self.settings.worker.partner_rate).unwrap_or(PACK_MAX);
         let most = if rate == 0 { PACK_MAX } else { PACK_MAX.min(rate) };
         let most_bytes = u64::try_from(self.settings.worker.batch_max_bytes).unwrap_or(u64::MAX);
@@ -219,8 +224,8 @@ impl Fairness {
                         why,
                         deliveries: vec![delivery],
                         due_in: match why {
-                            Why::Share | Why::Rate => Duration::ZERO,
-                            Why::Locked => self.settings.held.first_retry,
+                            HeldWhy::Share | HeldWhy::Rate => Duration::ZERO,
+                            HeldWhy::Locked => self.settings.held.first_retry,
                         },
                         attempts: 0,
                     });
@@ -231,15 +236,14 @@ impl Fairness {
     }
 
     /// Whether the room takes one more, and if so counts it.
-    fn put_one(&self, room: &mut HashMap<Option<String>, Amount>, owner: Option<&String>, delivery: &Delivery) -> bool {
+    fn put_one(&self, room: &mut HashMap<Option<String>, Load>, owner: Option<&String>, delivery: &Delivery) -> bool {
         let held = &self.settings.held;
         let size = bytes_of(delivery);
-        let all = room.values().fold(Amount::default(), |sum, one| Amount {
+        let all = room.values().fold(Load::default(), |sum, one| Load {
             messages: sum.messages + one.messages,
             bytes: sum.bytes + one.bytes,
         });
-        let fits =
-            |amount: Amount, messages: u64, bytes: u64| amount.messages < messages && amount.bytes + size <= bytes;
+        let fits = |amount: Load, messages: u64, bytes: u64| amount.messages < messages && amount.bytes + size <= bytes;
         let one = room.entry(owner.cloned()).or_default();
         if !fits(all, held.max_messages, held.max_bytes)
             || !fits(*one, held.max_messages_per_partner, held.max_bytes_per_partner)

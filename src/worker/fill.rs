@@ -115,7 +115,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Settings, Sources},
-        store::held::Why,
+        store::held::HeldWhy,
     };
 
     #[test]
@@ -139,30 +139,30 @@ mod tests {
         assert_eq!((none.messages, none.filled, none.sentence()), (0, 0.0, None));
         for (totals, filled, of, words) in [
             (
-                vec![total(Some("a"), Why::Share, 2, 100)],
+                vec![total(Some("a"), HeldWhy::Share, 2, 100)],
                 0.2,
                 "a",
                 "the oldest for 2 s",
             ),
             (
                 vec![
-                    total(Some("a"), Why::Share, 10, 10),
-                    total(Some("a"), Why::Locked, 8, 10),
+                    total(Some("a"), HeldWhy::Share, 10, 10),
+                    total(Some("a"), HeldWhy::Locked, 8, 10),
                 ],
                 0.9,
                 "a",
                 "the room for a is 90 % full",
             ),
             (
-                vec![total(None, Why::Share, 20, 10)],
+                vec![total(None, HeldWhy::Share, 20, 10)],
                 1.0,
                 "strangers and malformed ones",
                 "is full: more of theirs is judged in line",
             ),
             (
                 vec![
-                    total(Some("a"), Why::Share, 1, 450),
-                    total(Some("b"), Why::Rate, 1, 500),
+                    total(Some("a"), HeldWhy::Share, 1, 450),
+                    total(Some("b"), HeldWhy::Rate, 1, 500),
                 ],
                 1.0,
                 "b",
@@ -170,9 +170,9 @@ mod tests {
             ),
             (
                 vec![
-                    total(Some("a"), Why::Share, 1, 450),
-                    total(Some("b"), Why::Rate, 1, 450),
-                    total(Some("c"), Why::Rate, 1, 100),
+                    total(Some("a"), HeldWhy::Share, 1, 450),
+                    total(Some("b"), HeldWhy::Rate, 1, 450),
+                    total(Some("c"), HeldWhy::Rate, 1, 100),
                 ],
                 1.0,
                 "all of them",

@@ -60,7 +60,7 @@ impl Worker {
                 // What it could not do now, it does the next time.
                 let events = &self.settings.events;
                 drop(store.forget_told(events.remember, events.remember_max).await);
-                if let Ok(desk) = store.measure_desk().await {
+                if let Ok(desk) = store.measure_letters().await {
                     Signal::DeskMeasured {
                         open: &desk.open,
                         oldest: desk.oldest,

@@ -19,14 +19,17 @@ use super::{
     publish::{Entrance, Owned, send_all},
 };
 use crate::{
-    domain::delivery::{Delivery, Source},
+    domain::{
+        delivery::{Delivery, Source},
+        message::Message,
+    },
     retry::{self, Backoff, Waited},
-    settle::{Batch, Message, Settled, next_step::Terms},
+    settle::{Answered, Batch, next_step::Terms},
     store::{
         StoreError,
-        held::{HeldPack, Pack, Why},
+        held::{HeldPack, HeldWhy, Pack},
     },
-    telemetry::{Dependency, HeldOf, Intake as Door, Signal},
+    telemetry::{Dependency, Door, HeldOf, Signal},
 };
 
 /// How often the room is measured, and the registry read.
@@ -49,7 +52,7 @@ pub(crate) async fn watch(mut worker: Worker) {
             drop(store.count_parked_bytes().await);
             if let Ok(totals) = store.count_held().await {
                 worker.fairness.measured(&totals);
-                let held = Why::ALL.map(|why| {
+                let held = HeldWhy::ALL.map(|why| {
                     let of = totals.iter().filter(|total| total.why == why);
                     HeldOf {
                         why: why.as_str(),
@@ -293,7 +296,7 @@ impl Holder for Room<'_> {
 }
 
 /// Judges packs together, and each alone where that does not go.
-async fn judge(worker: &Worker, packs: Vec<HeldPack>, owned: &Owned) -> Vec<Settled> {
+async fn judge(worker: &Worker, packs: Vec<HeldPack>, owned: &Owned) -> Vec<Answered> {
     let lane = worker.settings.worker.lanes;
     let mut room = Room {
         settler: Settler::new(worker, lane, Door::Held, owned),
@@ -327,7 +330,7 @@ async fn wait_on(worker: &Worker, held: &HeldPack, blocked: &Batch) -> Result<()
     };
     let mut parts = Vec::new();
     if !waits.is_empty() {
-        parts.push(part(waits, Why::Locked, wait, held.pack.attempts.saturating_add(1)));
+        parts.push(part(waits, HeldWhy::Locked, wait, held.pack.attempts.saturating_add(1)));
     }
     if !goes.is_empty() {
         parts.push(part(goes, held.pack.why, Duration::ZERO, 0));

@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     domain::delivery::Source,
-    settle::{self, Attempt, Batch, Settled, next_step::Terms},
+    settle::{self, Answered, Attempt, Batch, next_step::Terms},
     store::{StoreError, held::Pack},
-    telemetry::{Cause, Intake as Door, Signal, Stage, Tally},
+    telemetry::{Door, PauseCause, Signal, Stage, Tally},
 };
 
 /// Settles messages that came through one door, and remembers what they came to.
@@ -22,7 +22,7 @@ pub(super) struct Settler<'a> {
     pub door: Door,
     pub owned: &'a Owned,
     /// What is committed: it is told even if the rest has to be handed back.
-    pub done: Vec<Settled>,
+    pub done: Vec<Answered>,
 }
 
 impl<'a> Settler<'a> {
@@ -44,8 +44,8 @@ impl<'a> Settler<'a> {
         let published = self.owned.deletable();
         match settle::attempt(clerk, locks, trying.id, batch, &published, &mut trying.earlier).await? {
             Attempt::Blocked(places) => Ok(places),
-            Attempt::Settled(settled) => {
-                self.keep(trying, batch, settled);
+            Attempt::Answered(answered) => {
+                self.keep(trying, batch, answered);
                 Ok(Vec::new())
             }
         }
@@ -53,8 +53,8 @@ impl<'a> Settler<'a> {
 
     /// The one message is rejected as `internal`.
     pub(super) async fn reject(&mut self, trying: &mut Trying, batch: &Batch) -> Result<(), StoreError> {
-        let settled = settle::reject_culprit(&self.worker.clerk, trying.id, batch, &mut trying.earlier).await?;
-        self.keep(trying, batch, settled);
+        let answered = settle::reject_culprit(&self.worker.clerk, trying.id, batch, &mut trying.earlier).await?;
+        self.keep(trying, batch, answered);
         Ok(())
     }
 
@@ -84,18 +84,18 @@ impl<'a> Settler<'a> {
         }
     }
 
-    fn keep(&mut self, trying: &Trying, batch: &Batch, settled: Settled) {
-        self.owned.deleted(&settled.deleted);
-        if !settled.publications.is_empty() {
-            self.owned.add(settled.id);
+    fn keep(&mut self, trying: &Trying, batch: &Batch, answered: Answered) {
+        self.owned.deleted(&answered.deleted);
+        if !answered.publications.is_empty() {
+            self.owned.add(answered.id);
         }
         let mut tally = Tally::new();
-        for (message, answer) in batch.messages().iter().zip(&settled.answers) {
+        for (message, answer) in batch.messages().iter().zip(&answered.answers) {
             let (verdict, enterprise_id) = (&answer.judgement.verdict, message.facts.enterprise_id.as_deref());
             tally.add(&self.worker.labels, enterprise_id, verdict.kind(), verdict.reason());
         }
         Signal::BatchJudged {
-            batch: settled.id,
+            batch: answered.id,
             lane: self.number,
             from: self.door,
             tally: &tally,
@@ -106,7 +106,7 @@ impl<'a> Settler<'a> {
             elapsed: trying.elapsed(),
         }
         .emit();
-        self.done.push(settled);
+        self.done.push(answered);
     }
 }
 
@@ -167,7 +167,7 @@ impl<'a> InHand<'a> {
         drive(self, batch).await?;
         while let Some(batch) = self.blocked.pop() {
             let full = StoreError::room_is_full();
-            self.patience.wait(Cause::Database, &full, &batch).await?;
+            self.patience.wait(PauseCause::Database, &full, &batch).await?;
             drive(self, batch).await?;
         }
         self.patience.over();
@@ -177,13 +177,13 @@ impl<'a> InHand<'a> {
     /// Whether each message that was taken is judged or held, once. If not it is a mistake of ours, and nothing may be
     /// acknowledged: the pause is told, and then everything goes back.
     pub(super) async fn account_for(&mut self, taken: &Batch) -> Result<(), HandBack> {
-        let done = self.settler.done.iter().flat_map(|settled| &settled.answers);
+        let done = self.settler.done.iter().flat_map(|answered| &answered.answers);
         let answered = done.map(|answer| answer.source).chain(self.held.iter().copied());
         let Err(error) = each_once(taken.sources(), answered) else {
             return Ok(());
         };
         loop {
-            self.patience.wait(Cause::Schema, &error, taken).await?;
+            self.patience.wait(PauseCause::Schema, &error, taken).await?;
         }
     }
 }
@@ -268,7 +268,7 @@ impl Holder for InHand<'_> {
 
     /// Nothing of a batch needs that room.
     async fn wait_for_room(&mut self, error: &StoreError, part: &Batch) -> Result<(), HandBack> {
-        self.patience.wait(Cause::Database, error, part).await
+        self.patience.wait(PauseCause::Database, error, part).await
     }
 }
 

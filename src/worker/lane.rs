@@ -21,7 +21,7 @@ use crate::{
     fail::{self, Point},
     settle::{self, Batch, next_step::Terms},
     store::{Fate, StoreError, held::Pack},
-    telemetry::{Intake as Door, Signal, Stage},
+    telemetry::{Door, Signal, Stage},
 };
 
 /// A worker that could settle nothing for so long is not ready.

@@ -43,7 +43,7 @@ const STARTING: &str = "start";
 
 /// Why the worker can not run. Nothing that passes by waiting.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum WorkerFailure {
     /// A setting is wrong.
     #[error("{}", .0.message())]
     Config(ConfigError),
@@ -69,18 +69,21 @@ pub enum Failure {
 ///
 /// # Errors
 /// What waiting can not mend.
-pub async fn run(settings: &Settings) -> Result<(), Failure> {
+pub async fn run(settings: &Settings) -> Result<(), WorkerFailure> {
     let metrics = telemetry::install_metrics();
-    let store = Store::new(settings).map_err(Failure::Setting)?;
-    let broker = BrokerSettings::from_settings(settings).map_err(Failure::Config)?;
-    broker.check().map_err(|error| Failure::Setting(error.to_string()))?;
+    let store = Store::new(settings).map_err(WorkerFailure::Setting)?;
+    let broker = BrokerSettings::from_settings(settings).map_err(WorkerFailure::Config)?;
+    broker
+        .check()
+        .map_err(|error| WorkerFailure::Setting(error.to_string()))?;
     let (stopper, stop) = watch::channel(false);
-    let mut signals = Signals::new().map_err(|error| Failure::Ours(format!("signals can not be caught: {error}")))?;
+    let mut signals =
+        Signals::new().map_err(|error| WorkerFailure::Ours(format!("signals can not be caught: {error}")))?;
     let health = Arc::new(Health::new());
     let (http_stopper, http_stop) = watch::channel(false);
     http::serve(&settings.http, Arc::clone(&health), metrics, http_stop)
         .await
-        .map_err(Failure::Http)?;
+        .map_err(WorkerFailure::Http)?;
     Signal::Started {
         worker: &settings.worker.name,
         lanes: settings.worker.lanes,
@@ -121,12 +124,12 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     match ended {
         None => Ok(()),
         Some(Ok(result)) => result,
-        Some(Err(error)) => Err(Failure::Ours(format!("the worker's own code failed: {error}"))),
+        Some(Err(error)) => Err(WorkerFailure::Ours(format!("the worker's own code failed: {error}"))),
     }
 }
 
 impl Worker {
-    async fn work(mut self) -> Result<(), Failure> {
+    async fn work(mut self) -> Result<(), WorkerFailure> {
         if self.wait_for_schema().await? == Waited::Stopping
             || self.wait_for_topology().await? == Waited::Stopping
             || Box::pin(self.wait_for_rights()).await == Waited::Stopping
@@ -167,14 +170,14 @@ impl Worker {
         // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
-                return Err(Failure::Ours(format!("a task of the worker failed: {error}")));
+                return Err(WorkerFailure::Ours(format!("a task of the worker failed: {error}")));
             }
         }
         Ok(())
     }
 
     /// Waits for the database; a schema of another version is not a thing that passes.
-    async fn wait_for_schema(&mut self) -> Result<Waited, Failure> {
+    async fn wait_for_schema(&mut self) -> Result<Waited, WorkerFailure> {
         let mut backoff = Backoff::new(&self.settings.retry);
         loop {
             match self.clerk.store.schema_version().await {
@@ -182,7 +185,7 @@ impl Worker {
                     self.health.set_database_ok(true);
                     return match store::check_schema(version) {
                         Ok(()) => Ok(Waited::Over),
-                        Err(sentence) => Err(Failure::Schema(sentence)),
+                        Err(sentence) => Err(WorkerFailure::Schema(sentence)),
                     };
                 }
                 Err(error) => {
@@ -200,7 +203,7 @@ impl Worker {
     }
 
     /// Waits for the broker; queues that were never declared do not appear by waiting.
-    async fn wait_for_topology(&mut self) -> Result<Waited, Failure> {
+    async fn wait_for_topology(&mut self) -> Result<Waited, WorkerFailure> {
         let mut backoff = Backoff::new(&self.settings.retry);
         loop {
             let looked = async {
@@ -213,7 +216,7 @@ impl Worker {
             match looked.await {
                 Ok(seen) => {
                     if let Some((queue, _)) = seen.iter().find(|(_, seen)| *seen == topology::Seen::Missing) {
-                        return Err(Failure::Topology(format!(
+                        return Err(WorkerFailure::Topology(format!(
                             "the broker does not have our queue {queue}; run `settled topology` first"
                         )));
                     }
@@ -221,7 +224,7 @@ impl Worker {
                     self.health.set_paused_by(STARTING, None);
                     return Ok(Waited::Over);
                 }
-                Err(BrokerError::Config(sentence)) => return Err(Failure::Setting(sentence)),
+                Err(BrokerError::Config(sentence)) => return Err(WorkerFailure::Setting(sentence)),
                 Err(error) => {
                     self.health.set_paused_by(STARTING, Some(error.trouble().to_owned()));
                     if self

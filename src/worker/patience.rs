@@ -16,7 +16,7 @@ use crate::{
     retry::Backoff,
     settle::{Batch, next_step::Step},
     store::{Fate, StoreError},
-    telemetry::{Cause, Dependency, Signal},
+    telemetry::{Dependency, PauseCause, Signal},
 };
 
 /// Messages that the database alone refused, lately. Several within a minute say that the fault is ours.
@@ -212,7 +212,7 @@ impl<B: Clone> Patience<B> {
     }
 
     /// Waits with growing pauses; once the limit is over the batch is handed back.
-    pub(crate) async fn wait(&mut self, cause: Cause, error: &StoreError, part: &B) -> Result<(), HandBack<B>> {
+    pub(crate) async fn wait(&mut self, cause: PauseCause, error: &StoreError, part: &B) -> Result<(), HandBack<B>> {
         if error.fate == Fate::Away {
             self.health.set_database_trouble(error.trouble().sentence());
         }
@@ -224,7 +224,7 @@ impl<B: Clone> Patience<B> {
     pub(crate) async fn wait_for(
         &mut self,
         dependency: Dependency,
-        cause: Cause,
+        cause: PauseCause,
         why: String,
         part: &B,
     ) -> Result<(), HandBack<B>> {
@@ -265,13 +265,13 @@ impl<B: Clone> Patience<B> {
 pub(crate) struct Paused {
     health: Arc<Health>,
     who: String,
-    cause: Cause,
+    cause: PauseCause,
     since: Instant,
 }
 
 impl Paused {
     /// Begins a pause of `who`; others may pause on their own.
-    pub(crate) fn begin(health: &Arc<Health>, who: &str, cause: Cause, why: &str) -> Self {
+    pub(crate) fn begin(health: &Arc<Health>, who: &str, cause: PauseCause, why: &str) -> Self {
         health.set_paused_by(who, Some(format!("{cause}: {why}")));
         Signal::Paused { cause, why }.emit();
         Self {

@@ -58,7 +58,7 @@ pub async fn look_through(clerk: &Clerk, after: i64) -> Result<Option<i64>, Stor
         .filter_map(|(id, delivery)| Some((id, delivery?)))
         .unzip();
     let batch = Batch::read(deliveries).await;
-    let effects = settle::effects(clerk, &batch.judged()).await?;
+    let effects = settle::effects(clerk, &batch.refs()).await?;
     let settled: Vec<_> = ids
         .iter()
         .zip(&effects)

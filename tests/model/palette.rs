@@ -7,9 +7,9 @@ use std::{collections::HashMap, sync::LazyLock};
 use num_bigint::BigInt;
 use serde_json::{Value, json};
 use settled::domain::{
-    decide::ReceiptKey,
     delivery::{Delivery, HeaderValue, Properties, Source},
     message::{self, Facts},
+    receipt::ReceiptKey,
     signature::{PublicKey, SigningKey},
 };
 use sha2::{Digest, Sha256};

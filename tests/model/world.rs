@@ -14,11 +14,16 @@ use num_bigint::BigInt;
 use serde_json::Value;
 use settled::domain::{
     allocation::{self, Allocation, PolicyResult, Status},
-    decide::{Changeset, Judged, Judgement, Parked, Partner, Receipt, ReceiptKey, Rules, Snapshot, Verdict, decide},
+    changeset::Changeset,
+    decide::decide,
     delivery::{HeaderValue, Headers, Publication, PublicationKind},
-    event,
     ledger::{AccountId, Amount, Quantity},
+    message::MessageRef,
+    publications,
+    receipt::{Receipt, ReceiptKey},
     signature::{PublicKey, Signer},
+    snapshot::{Parked, Partner, Rules, Snapshot},
+    verdict::{Judgement, Verdict},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -142,13 +147,13 @@ impl Held {
         &PALETTE[usize::from(self.letter)]
     }
 
-    fn judged(self) -> Judged<'static> {
+    fn by_ref(self) -> MessageRef<'static> {
         let letter = self.letter();
         let delivery = match self.door {
             Door::Queue => &letter.queued,
             Door::Due => &letter.due,
         };
-        Judged {
+        MessageRef {
             delivery,
             facts: &letter.facts,
         }
@@ -582,7 +587,7 @@ impl World {
         let Hand::Holding { id, held, earlier } = std::mem::take(&mut self.hands[who as usize]) else {
             return Ok(());
         };
-        let batch: Vec<Judged<'_>> = held.iter().map(|held| held.judged()).collect();
+        let batch: Vec<MessageRef<'_>> = held.iter().map(|held| held.by_ref()).collect();
         let (judgements, changes) = decide(self.snapshot(&batch), &batch, &self.rules);
         ensure!(
             judgements.len() == batch.len(),
@@ -659,7 +664,7 @@ impl World {
     // The store --------------------------------------------------------------------------------------------------------
 
     /// What the store loads for a batch: only what it names.
-    fn snapshot(&self, batch: &[Judged<'_>]) -> Snapshot {
+    fn snapshot(&self, batch: &[MessageRef<'_>]) -> Snapshot {
         let mut snapshot = Snapshot {
             now: time(self.books.now),
             ..Snapshot::default()
@@ -835,16 +840,16 @@ impl World {
 
     // What is said -----------------------------------------------------------------------------------------------------
 
-    fn say(&self, message: Judged<'_>, judgement: &Judgement) -> Vec<Publication> {
+    fn say(&self, message: MessageRef<'_>, judgement: &Judgement) -> Vec<Publication> {
         let now = time(self.books.now);
         if self.flaw == Some(Flaw::TimesEventsByTheClock) {
             let mut judgement = judgement.clone();
             if let Verdict::Settled { allocation } | Verdict::Duplicate { allocation } = &mut judgement.verdict {
                 Arc::make_mut(allocation).updated_at = now;
             }
-            return event::publications(message, &judgement, now, &self.rules);
+            return publications::publications(message, &judgement, now, &self.rules);
         }
-        event::publications(message, judgement, now, &self.rules)
+        publications::publications(message, judgement, now, &self.rules)
     }
 
     fn ask_the_reference(&mut self, held: Held) -> Answer {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::broker::BrokerSettings;
-use crate::broker::publisher::{Fate, Publisher};
+use crate::broker::publisher::{BrokerAnswer, Publisher};
 use crate::broker::testing::{self, Vhost, delete_queue, event, eventually, numbered, quorum_queue, ready, soon, tag};
 use crate::domain::delivery::{Bytes, HeaderValue};
 
@@ -15,7 +15,7 @@ async fn fill(connection: &Connection, queue: &str, bodies: impl IntoIterator<It
     let mut publisher = Publisher::open(connection).await.expect("a publisher");
     let sent: Vec<_> = bodies.into_iter().map(|body| event("", queue, &body)).collect();
     let fates = soon(publisher.publish(&sent)).await.expect("published");
-    assert!(fates.iter().all(|fate| *fate == Fate::Confirmed));
+    assert!(fates.iter().all(|fate| *fate == BrokerAnswer::Confirmed));
 }
 
 /// This many messages, however they come.
@@ -137,7 +137,7 @@ async fn redelivered_messages_come_one_by_one_until_a_fresh_one() {
         .await
         .expect("attached");
     let disposer = intake.disposer();
-    let (sender, mut batches) = tokio::sync::mpsc::channel::<Batch>(1);
+    let (sender, mut batches) = tokio::sync::mpsc::channel::<Deliveries>(1);
     let settle = tokio::spawn(async move {
         let mut seen = Vec::new();
         while let Some(batch) = batches.recv().await {

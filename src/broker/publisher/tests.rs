@@ -37,12 +37,20 @@ async fn a_return_finds_its_own_publication() {
                 // The same event twice in a batch.
                 2 => {
                     sent.push(one.clone());
-                    expected.push(if there { Fate::Confirmed } else { Fate::Returned });
+                    expected.push(if there {
+                        BrokerAnswer::Confirmed
+                    } else {
+                        BrokerAnswer::Returned
+                    });
                 }
                 _ => {}
             }
             sent.push(one);
-            expected.push(if there { Fate::Confirmed } else { Fate::Returned });
+            expected.push(if there {
+                BrokerAnswer::Confirmed
+            } else {
+                BrokerAnswer::Returned
+            });
         }
         assert_eq!(soon(publisher.publish(&sent)).await, Ok(expected), "round {round}");
     }
@@ -62,7 +70,10 @@ async fn a_nack_finds_its_own_publication() {
     queue(&connection, "full", &full).await;
     let mut publisher = Publisher::open(&connection).await.expect("a publisher");
     let filling = [event("", "full", "the only one")];
-    assert_eq!(soon(publisher.publish(&filling)).await, Ok(vec![Fate::Confirmed]));
+    assert_eq!(
+        soon(publisher.publish(&filling)).await,
+        Ok(vec![BrokerAnswer::Confirmed])
+    );
     for round in 0..16 {
         let sent: Vec<_> = (0..2_000)
             .map(|index| {
@@ -74,7 +85,13 @@ async fn a_nack_finds_its_own_publication() {
             })
             .collect();
         let expected: Vec<_> = (0..2_000)
-            .map(|index| if index % 2 == 0 { Fate::Confirmed } else { Fate::Nacked })
+            .map(|index| {
+                if index % 2 == 0 {
+                    BrokerAnswer::Confirmed
+                } else {
+                    BrokerAnswer::Nacked
+                }
+            })
             .collect();
         let fates = soon(publisher.publish(&sent)).await.expect("answered");
         let wrong = fates.iter().zip(&expected).filter(|(fate, expected)| fate != expected);
@@ -98,17 +115,25 @@ async fn what_a_full_queue_does_not_take_is_nacked() {
     let fates = soon(publisher.publish(&sent)).await.expect("answered");
     let count = |fate| fates.iter().filter(|other| **other == fate).count();
     assert_eq!(
-        (count(Fate::Confirmed), count(Fate::Nacked), count(Fate::Returned)),
+        (
+            count(BrokerAnswer::Confirmed),
+            count(BrokerAnswer::Nacked),
+            count(BrokerAnswer::Returned)
+        ),
         (3, 2, 5),
         "{fates:?}"
     );
     assert!(
-        fates.iter().skip(1).step_by(2).all(|fate| *fate == Fate::Returned),
+        fates
+            .iter()
+            .skip(1)
+            .step_by(2)
+            .all(|fate| *fate == BrokerAnswer::Returned),
         "{fates:?}"
     );
     assert_eq!(
         soon(publisher.publish(&[event("", "full", "more")])).await,
-        Ok(vec![Fate::Nacked])
+        Ok(vec![BrokerAnswer::Nacked])
     );
 }
 
@@ -136,7 +161,10 @@ async fn the_one_that_is_refused_is_found_by_publishing_one_by_one() {
         ));
         let connection = vhost.connect().await;
         let mut publisher = Publisher::open(&connection).await.expect("a publisher");
-        assert_eq!(soon(publisher.publish(&sent[..1])).await, Ok(vec![Fate::Confirmed]));
+        assert_eq!(
+            soon(publisher.publish(&sent[..1])).await,
+            Ok(vec![BrokerAnswer::Confirmed])
+        );
         let error = soon(publisher.publish(&sent[1..2])).await.expect_err("refused");
         assert_eq!(error.code(), Some(code), "{error}");
     }
@@ -154,7 +182,10 @@ async fn what_no_frame_can_carry_is_refused_before_it_is_sent() {
         one
     };
     let room = 131_072 - with(0).properties.wire_len() - HEADER_FRAME_BYTES;
-    assert_eq!(soon(publisher.publish(&[with(room)])).await, Ok(vec![Fate::Confirmed]));
+    assert_eq!(
+        soon(publisher.publish(&[with(room)])).await,
+        Ok(vec![BrokerAnswer::Confirmed])
+    );
     let refused = soon(publisher.publish(&[event("", "q", "innocent"), with(room + 1)])).await;
     assert_eq!(refused.map_err(|error| error.code()), Err(Some(501)));
     let long = "x".repeat(256);
@@ -170,7 +201,7 @@ async fn what_no_frame_can_carry_is_refused_before_it_is_sent() {
     }
     assert_eq!(
         soon(publisher.publish(&[event("", "q", "x")])).await,
-        Ok(vec![Fate::Confirmed])
+        Ok(vec![BrokerAnswer::Confirmed])
     );
     assert_eq!(ready(&connection, "q").await, 2);
 }
@@ -188,9 +219,9 @@ async fn a_large_body_is_cut_into_frames() {
     let fates = soon(publisher.publish(&sent)).await.expect("published");
     let confirmed = |size: usize| {
         if size.is_multiple_of(2) {
-            Fate::Confirmed
+            BrokerAnswer::Confirmed
         } else {
-            Fate::Returned
+            BrokerAnswer::Returned
         }
     };
     assert_eq!(
@@ -217,7 +248,7 @@ async fn a_dead_or_frozen_broker_is_away_within_the_deadline() {
         let mut publisher = Publisher::open(&connection).await.expect("a publisher");
         assert_eq!(
             soon(publisher.publish(&[event("", "q", "1")])).await,
-            Ok(vec![Fate::Confirmed])
+            Ok(vec![BrokerAnswer::Confirmed])
         );
         if frozen {
             proxy.freeze()
@@ -259,7 +290,7 @@ async fn replies_harm_nobody() {
         assert!(soon(publisher.reply(&reply("", name))).await);
         assert_eq!(
             soon(publisher.publish(&[event("", "answers", name)])).await,
-            Ok(vec![Fate::Confirmed])
+            Ok(vec![BrokerAnswer::Confirmed])
         );
     }
     assert!(soon(publisher.reply(&reply("", "answers"))).await);
@@ -287,7 +318,7 @@ async fn refused_replies_stop_and_leave_the_connection_alone() {
             assert!(!soon(publisher.reply(&refused)).await);
         }
         let sent = [event("events", "q", "event")];
-        assert_eq!(soon(publisher.publish(&sent)).await, Ok(vec![Fate::Returned]));
+        assert_eq!(soon(publisher.publish(&sent)).await, Ok(vec![BrokerAnswer::Returned]));
         assert!(connection.is_connected());
     }
     vhost.forget_user(&settings);

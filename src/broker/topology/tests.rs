@@ -1,6 +1,6 @@
 use super::*;
 use crate::broker::intake::Intake;
-use crate::broker::publisher::{Fate, Publisher};
+use crate::broker::publisher::{BrokerAnswer, Publisher};
 use crate::broker::rights::Mend;
 use crate::broker::testing::{Vhost, event, eventually, queue, ready, soon, text};
 
@@ -50,7 +50,7 @@ async fn every_update_reaches_the_queue_and_its_dead_letter_keeps_the_key() {
     let mut publisher = Publisher::open(&connection).await.expect("a publisher");
     let key = "acme.allocation.update";
     let sent = [event(UPDATES, key, "one"), event(UPDATES, "any.thing", "two")];
-    assert_eq!(publisher.publish(&sent).await, Ok(vec![Fate::Confirmed; 2]));
+    assert_eq!(publisher.publish(&sent).await, Ok(vec![BrokerAnswer::Confirmed; 2]));
     let mut intake = Intake::attach(&connection, UPDATES, 1, 1, 1).await.expect("attached");
     let batch = soon(intake.next()).await.expect("a message");
     assert_eq!(
@@ -90,7 +90,7 @@ async fn an_unreadable_dead_letter_is_kept_and_counted() {
     declare(&connection).await.expect("declared");
     let mut publisher = Publisher::open(&connection).await.expect("a publisher");
     let sent = [event(DEAD, "acme.allocation.update", "one")];
-    assert_eq!(publisher.publish(&sent).await, Ok(vec![Fate::Confirmed]));
+    assert_eq!(publisher.publish(&sent).await, Ok(vec![BrokerAnswer::Confirmed]));
     let mut intake = Intake::attach(&connection, DEAD, 1, 1, 1).await.expect("attached");
     soon(intake.next()).await.expect("a message");
     intake.disposer().dispose(&[1], None).await.expect("rejected");
@@ -130,7 +130,7 @@ async fn an_own_queue_takes_its_partners_messages_and_no_others() {
     .into_iter()
     .map(|key| event(UPDATES, key, key))
     .collect();
-    assert_eq!(publisher.publish(&sent).await, Ok(vec![Fate::Confirmed; 5]));
+    assert_eq!(publisher.publish(&sent).await, Ok(vec![BrokerAnswer::Confirmed; 5]));
     assert_eq!(ready(&connection, &own_queue("acme")).await, 2);
     assert_eq!(ready(&connection, UPDATES).await, 3);
 }
@@ -175,7 +175,7 @@ async fn missing_permissions_are_found_and_no_message_is_touched() {
         event(UPDATES, "acme.allocation.update", "one"),
         event(DEAD, "acme.allocation.update", "two"),
     ];
-    assert_eq!(publisher.publish(&sent).await, Ok(vec![Fate::Confirmed; 2]));
+    assert_eq!(publisher.publish(&sent).await, Ok(vec![BrokerAnswer::Confirmed; 2]));
     for (write, read, expected) in [
         (".*", ".*", vec![]),
         (

@@ -132,10 +132,10 @@ impl Purge {
     }
 }
 
-pub(super) async fn change(context: &Context, change: desk::Change, wish: &Change) -> Result<Exit, Failure> {
+pub(super) async fn change(context: &Context, change: desk::StateChange, wish: &Change) -> Result<Exit, Failure> {
     let (done, why_not) = match change {
-        desk::Change::Discard => ("discarded", "only open messages are discarded"),
-        desk::Change::Restore => ("restored", "only discarded messages are restored"),
+        desk::StateChange::Discard => ("discarded", "only open messages are discarded"),
+        desk::StateChange::Restore => ("restored", "only discarded messages are restored"),
     };
     let desk = context.desk()?;
     let (selection, author) = wish.typed();

@@ -15,7 +15,7 @@ use crate::{
     store, telemetry,
     worker::{
         Signals, Worker,
-        collector::{self, Account},
+        collector::{self, Collected},
     },
 };
 
@@ -58,7 +58,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
     waiting(&connection).await?;
     let mut signals = Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
 
-    let account = Arc::new(Account::default());
+    let account = Arc::new(Collected::default());
     let (stopper, stop) = watch::channel(false);
     let worker = Worker::new(&context.settings, store, broker, stop);
     let mut tasks = JoinSet::new();
@@ -106,7 +106,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
 
 /// Resolves once nothing is in the queue. What is handed out and not acknowledged does not count: it is somebody's, perhaps
 /// ours.
-async fn drained(connection: &Connection, follow: bool, account: &Account) -> Result<(), BrokerError> {
+async fn drained(connection: &Connection, follow: bool, account: &Collected) -> Result<(), BrokerError> {
     if follow {
         return std::future::pending().await;
     }

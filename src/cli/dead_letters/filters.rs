@@ -8,7 +8,7 @@ use crate::{
     desk::{Moment, Which, moment},
     domain::{
         dead_letter::{MadeBy, State},
-        decide::Reason,
+        reason::Reason,
     },
 };
 

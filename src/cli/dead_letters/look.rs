@@ -12,8 +12,8 @@ use crate::{
         Context, Exit, Failure, audit,
         output::{Output, complain, plain},
     },
-    desk::{self, AuditRecord, ByPartner, ByReason, DeadLetter, Group, Letter, Named, Replayed},
-    domain::{dead_letter::MadeBy, event::rfc3339},
+    desk::{self, AuditRecord, ByPartner, ByReason, DeadLetter, FullLetter, Group, LetterName, Replayed},
+    domain::{calendar::rfc3339, dead_letter::MadeBy},
 };
 
 // List ---------------------------------------------------------------------------------------------------------------
@@ -87,14 +87,14 @@ pub(in crate::cli) struct Show {
 }
 
 pub(super) async fn show(context: &Context, question: &Show) -> Result<Exit, Failure> {
-    let named = Named::parse(&question.id)?;
+    let named = LetterName::parse(&question.id)?;
     let operator = question.body.then(|| question.operator.name());
     let shown = context.desk()?.letter(&named, operator.as_deref()).await?;
     context.out.say(&shown, |out| print(out, &shown))?;
     Ok(Exit::Done)
 }
 
-fn print(out: &Output, shown: &Letter) -> Result<(), Failure> {
+fn print(out: &Output, shown: &FullLetter) -> Result<(), Failure> {
     let dead_letter = &shown.dead_letter;
     let why = &dead_letter.why;
     let again = if why.is_final {

@@ -7,8 +7,8 @@ use clap::Args;
 use super::{acts::Operator, filters::Looking, look::progress};
 use crate::{
     cli::{Context, Exit, Failure, output::Output},
-    desk::{self, LEFT_OUT, Line, Planned},
-    domain::decide::VerdictKind,
+    desk::{self, LEFT_OUT, PlanLine, Planned},
+    domain::verdict::VerdictKind,
 };
 
 #[derive(Args)]
@@ -65,7 +65,7 @@ fn print(out: &Output, planned: &Planned) -> Result<(), Failure> {
         "plan {}: {} messages, judged again as things stand now; nothing was changed",
         planned.plan, planned.messages
     ))?;
-    let row = |line: &Line| {
+    let row = |line: &PlanLine| {
         let reason = match (line.verdict, line.reason, line.is_final) {
             (VerdictKind::Rejected, Some(reason), Some(true)) => format!("{reason}, final"),
             (VerdictKind::Rejected, Some(reason), _) => reason.to_string(),

@@ -18,8 +18,8 @@ use crate::{
         Context, Exit, Failure,
         output::{Mood, Output, complain},
     },
-    desk::{self, Begun, Came, Desk, Outcome, Run, Step},
-    domain::event::rfc3339,
+    desk::{self, Begun, Came, Desk, Run, RunNews, RunOutcome},
+    domain::calendar::rfc3339,
     worker::Signals,
 };
 
@@ -180,7 +180,7 @@ impl Watch {
         }
     }
 
-    fn see(&mut self, run: &Run, step: Step) {
+    fn see(&mut self, run: &Run, step: RunNews) {
         if self.silent {
             return;
         }
@@ -188,15 +188,15 @@ impl Watch {
         self.bar.set_length(run.messages.unsigned_abs());
         self.bar.set_position(over.unsigned_abs());
         match step {
-            Step::CanaryPassed => {
+            RunNews::CanaryPassed => {
                 let line = format!("run {}: the first {} came to what was planned", self.id, run.judged);
                 self.bar.suspend(|| complain(&line));
             }
-            Step::On if !self.terminal && self.told.elapsed() >= LINES => {
+            RunNews::On if !self.terminal && self.told.elapsed() >= LINES => {
                 self.told = Instant::now();
                 complain(&format!("run {}: {over} of {} judged", self.id, run.messages));
             }
-            Step::On => {}
+            RunNews::On => {}
         }
     }
 
@@ -205,12 +205,12 @@ impl Watch {
     }
 }
 
-fn report(context: &Context, outcome: &Outcome) -> Result<Exit, Failure> {
+fn report(context: &Context, outcome: &RunOutcome) -> Result<Exit, Failure> {
     context.out.say(outcome, |out| print(out, outcome))?;
     Ok(if outcome.as_planned { Exit::Done } else { Exit::Partly })
 }
 
-fn print(out: &Output, document: &Outcome) -> Result<(), Failure> {
+fn print(out: &Output, document: &RunOutcome) -> Result<(), Failure> {
     let run = &document.run;
     let row = |came: &Came| {
         let what = match (&came.verdict, &came.reason, &came.note) {

@@ -18,7 +18,7 @@ use crate::{
     broker::BrokerSettings,
     cli::{
         Context, Failure,
-        simulate::{account::Account, round},
+        simulate::{account::Accounting, round},
     },
 };
 
@@ -79,7 +79,7 @@ pub(super) struct Chaos<'a> {
     pub(super) context: &'a Context,
     pub(super) broker: &'a BrokerSettings,
     pub(super) services: &'a Path,
-    pub(super) account: &'a Account,
+    pub(super) account: &'a Accounting,
     pub(super) teller: &'a Teller,
     pub(super) worker: &'a Arc<Mutex<ChildWorker>>,
     pub(super) hurry: &'a AtomicUsize,

@@ -12,7 +12,7 @@ use crate::{
         Failure,
         output::{Mood, Output, plain},
         simulate::{
-            account::{Account, Findings, Latency},
+            account::{Accounting, Findings, Latency},
             latency,
             plan::{Balances, Plan},
             rate_of, reasons, round, unexpected, verdicts,
@@ -121,7 +121,7 @@ pub(super) fn balances(records: &[BalanceRecord]) -> Balances {
 impl Report {
     pub(super) fn new(
         plan: &Plan,
-        account: &Account,
+        account: &Accounting,
         findings: Findings,
         evidence: Evidence,
         burst: Range<usize>,

@@ -9,7 +9,7 @@ use crate::{
     broker::{BrokerSettings, Connection, own_queue, rights::Mend, server_version, topology},
     cli::Failure,
     config::Settings,
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
     store::{Store, registry::PartnerRecord},
 };
 

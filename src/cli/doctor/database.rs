@@ -7,9 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Check, POSTGRES_MIN, versions};
 use crate::{
     config::Settings,
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
     settle::{self, Batch, Clerk},
-    store::{self, Store, StoreError, dead_letter_space::Bounds, held::Why, vitals::Vitals},
+    store::{self, Store, StoreError, dead_letter_space::SpaceBounds, held::HeldWhy, vitals::Vitals},
     worker::{
         collector::{self, SpaceWatch},
         fill::{self, Fill},
@@ -232,7 +232,7 @@ async fn held(store: &Store, settings: &Settings) -> Check {
     const NAME: &str = "held";
     asked(NAME, store.count_held().await, |totals| {
         let room = Fill::measure(&settings.held, &totals);
-        let locked = totals.iter().filter(|total| total.why == Why::Locked);
+        let locked = totals.iter().filter(|total| total.why == HeldWhy::Locked);
         let locked: u64 = locked.map(|total| total.messages).sum();
         let detail = match room.sentence() {
             None => "no message is held to be judged later".to_owned(),
@@ -328,7 +328,7 @@ fn fsync(vitals: &Vitals) -> Check {
 
 async fn open_dead_letters(store: &Store) -> Check {
     const NAME: &str = "open_dead_letters";
-    asked(NAME, store.measure_desk().await, |desk| {
+    asked(NAME, store.measure_letters().await, |desk| {
         let open: u64 = desk.open.iter().map(|(_, count)| count).sum();
         let check = Check::good(NAME, format!("waiting for an operator: {open}"));
         match open {
@@ -342,11 +342,11 @@ async fn dead_letter_space(store: &Store, settings: &Settings) -> Check {
     const NAME: &str = "dead_letter_space";
     let settings = &settings.dead_letters;
     asked(NAME, store.dead_letter_space(1_000).await, |space| {
-        let all = Bounds {
+        let all = SpaceBounds {
             max_rows: settings.max_rows,
             max_bytes: settings.max_bytes,
         };
-        let of_one = Bounds {
+        let of_one = SpaceBounds {
             max_rows: settings.max_rows_per_partner,
             max_bytes: settings.max_bytes_per_partner,
         };

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{Listing, Note, tell, unknown_partner};
 use crate::{
     cli::{Context, Exit, Failure, enterprise_id, external_id, uuid},
-    domain::event::rfc3339,
+    domain::calendar::rfc3339,
     store::registry::{ConnectionRecord, NewConnection, Registered},
 };
 

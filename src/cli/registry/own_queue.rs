@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::{
     broker::{
         Connection,
-        own_queue::{self, Held},
+        own_queue::{self, QueueLoad},
         topology,
     },
     cli::{Context, Failure, output::complain},
@@ -48,7 +48,7 @@ impl<'a> Removal<'a> {
         }
     }
 
-    async fn look(&self) -> Result<Option<Held>, Failure> {
+    async fn look(&self) -> Result<Option<QueueLoad>, Failure> {
         Ok(own_queue::held(self.connection, self.enterprise_id).await?)
     }
 
@@ -83,7 +83,7 @@ impl<'a> Removal<'a> {
         }
     }
 
-    fn nobody(&self, held: Held) -> Failure {
+    fn nobody(&self, held: QueueLoad) -> Failure {
         Failure::refused(format!(
             "{} holds {} messages and nobody consumes it; nothing was changed",
             self.queue, held.ready
@@ -133,7 +133,7 @@ impl<'a> Removal<'a> {
                 break;
             }
             if Instant::now() >= self.until {
-                let Held { ready, consumers } = held;
+                let QueueLoad { ready, consumers } = held;
                 return Ok(Err(format!(
                     "still there: {ready} messages are in it, and {consumers} consumers have not let go of it. Nothing is \
                      lost: its messages are settled as before, and no new ones come. Say it again to delete it (a worker of \
@@ -174,13 +174,13 @@ impl Progress {
         Self { silent, said: None }
     }
 
-    fn say(&mut self, queue: &str, held: Held) {
+    fn say(&mut self, queue: &str, held: QueueLoad) {
         let due = self.said.is_none_or(|said| said.elapsed() >= PROGRESS);
         if self.silent || !due {
             return;
         }
         self.said = Some(Instant::now());
-        let Held { ready, consumers } = held;
+        let QueueLoad { ready, consumers } = held;
         complain(&format!("{queue}: {ready} messages wait, {consumers} consumers"));
     }
 }

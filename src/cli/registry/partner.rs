@@ -8,8 +8,8 @@ use super::{Note, own_queue::Removal, tell, times, unknown_partner};
 use crate::{
     broker::own_queue,
     cli::{Context, Exit, Failure, bounded, enterprise_id, output::yes_no},
-    domain::event::rfc3339,
-    store::registry::{Changes, NewPartner, PartnerRecord, PartnerWish, Registered},
+    domain::calendar::rfc3339,
+    store::registry::{FieldChanges, NewPartner, PartnerRecord, PartnerWish, Registered},
 };
 
 #[derive(Subcommand)]
@@ -306,7 +306,7 @@ struct Set<'a> {
     #[serde(flatten)]
     record: &'a PartnerRecord,
     result: &'static str,
-    changed: &'a Changes,
+    changed: &'a FieldChanges,
     /// What became of its own queue, where there is something to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<&'a str>,

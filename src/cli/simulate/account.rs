@@ -13,12 +13,7 @@ use uuid::Uuid;
 use super::plan::{Counts, Expected, Item, Plan};
 use crate::{
     broker::topology,
-    domain::{
-        decide::{Reason, VerdictKind},
-        delivery::Delivery,
-        event,
-        message::sha256,
-    },
+    domain::{delivery::Delivery, digest::sha256, event, reason::Reason, verdict::VerdictKind},
 };
 
 /// Unexpected things that are listed; the rest is counted.
@@ -26,7 +21,7 @@ const LISTED_MAX: usize = 50;
 
 /// What a message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+enum Heard {
     Settled,
     Duplicate,
     Rejected(Reason),
@@ -38,14 +33,14 @@ struct Entry {
     /// When the first word of it arrived.
     answered: Option<Instant>,
     parked: bool,
-    answer: Option<Answer>,
+    answer: Option<Heard>,
     /// A word that contradicts the one before.
-    contradiction: Option<Answer>,
+    contradiction: Option<Heard>,
 }
 
 /// Every message of a plan, and what was heard of it.
 #[derive(Debug)]
-pub(in crate::cli) struct Account {
+pub(in crate::cli) struct Accounting {
     items: Vec<Item>,
     by_digest: HashMap<[u8; 32], Vec<usize>>,
     by_nonce: HashMap<(String, String), usize>,
@@ -171,7 +166,7 @@ impl Findings {
     }
 }
 
-impl Account {
+impl Accounting {
     pub(in crate::cli) fn new(plan: &Plan) -> Self {
         let mut by_digest: HashMap<[u8; 32], Vec<usize>> = HashMap::new();
         let mut by_nonce = HashMap::new();
@@ -322,7 +317,7 @@ impl Account {
             let reason = data.reason.as_deref().and_then(Reason::parse);
             let answer = match (verdict, reason) {
                 (VerdictKind::Parked, _) => None,
-                (_, Some(reason)) => Some(Answer::Rejected(reason)),
+                (_, Some(reason)) => Some(Heard::Rejected(reason)),
                 (_, None) => {
                     state.problem(format!(
                         "a rejection with a reason that nobody knows: {:?}",
@@ -369,7 +364,7 @@ impl Account {
         }
         let settled = state.entries.get(base).is_some_and(|entry| entry.answer.is_some());
         if !settled {
-            self.note(&mut state, base, Some(Answer::Settled), now);
+            self.note(&mut state, base, Some(Heard::Settled), now);
             return;
         }
         let repeat = self.repeats.get(&base).into_iter().flatten().copied().find(|index| {
@@ -379,13 +374,13 @@ impl Account {
                 .is_some_and(|entry| entry.answer.is_none() && entry.published.is_some())
         });
         match repeat {
-            Some(repeat) => self.note(&mut state, repeat, Some(Answer::Duplicate), now),
+            Some(repeat) => self.note(&mut state, repeat, Some(Heard::Duplicate), now),
             None => state.copies += 1,
         }
     }
 
     /// A word about one message; none: it is parked.
-    fn note(&self, state: &mut State, index: usize, answer: Option<Answer>, now: Instant) {
+    fn note(&self, state: &mut State, index: usize, answer: Option<Heard>, now: Instant) {
         let (Some(item), Some(entry)) = (self.items.get(index), state.entries.get_mut(index)) else {
             return;
         };
@@ -477,9 +472,9 @@ impl Account {
                 reasons.entry(reason).or_default().0 += 1;
             }
             match entry.answer {
-                Some(Answer::Settled) => findings.actual.add(VerdictKind::Settled),
-                Some(Answer::Duplicate) => findings.actual.add(VerdictKind::Duplicate),
-                Some(Answer::Rejected(reason)) => {
+                Some(Heard::Settled) => findings.actual.add(VerdictKind::Settled),
+                Some(Heard::Duplicate) => findings.actual.add(VerdictKind::Duplicate),
+                Some(Heard::Rejected(reason)) => {
                     findings.actual.add(VerdictKind::Rejected);
                     reasons.entry(reason).or_default().1 += 1;
                 }
@@ -526,20 +521,20 @@ impl Account {
 /// Whether a message came to what it must.
 fn is_done(item: &Item, entry: &Entry) -> bool {
     let answer = match item.expected {
-        Expected::Settled | Expected::ParkedThenSettled => Some(Answer::Settled),
-        Expected::Duplicate => Some(Answer::Duplicate),
+        Expected::Settled | Expected::ParkedThenSettled => Some(Heard::Settled),
+        Expected::Duplicate => Some(Heard::Duplicate),
         Expected::Parked => None,
-        Expected::ParkedThenRejected => Some(Answer::Rejected(Reason::AllocationNotFound)),
-        Expected::Rejected(reason) => Some(Answer::Rejected(reason)),
+        Expected::ParkedThenRejected => Some(Heard::Rejected(Reason::AllocationNotFound)),
+        Expected::Rejected(reason) => Some(Heard::Rejected(reason)),
     };
     entry.published.is_some() && entry.answer == answer && entry.parked == item.expected.parks()
 }
 
 fn heard(entry: &Entry) -> String {
-    let name = |answer: Answer| match answer {
-        Answer::Settled => "settled".to_owned(),
-        Answer::Duplicate => "duplicate".to_owned(),
-        Answer::Rejected(reason) => format!("rejected: {reason}"),
+    let name = |answer: Heard| match answer {
+        Heard::Settled => "settled".to_owned(),
+        Heard::Duplicate => "duplicate".to_owned(),
+        Heard::Rejected(reason) => format!("rejected: {reason}"),
     };
     let mut words = Vec::new();
     if entry.published.is_none() {

@@ -11,11 +11,16 @@ use std::{
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    account::Account,
+    account::Accounting,
     plan::{Plan, WAVES_BETWEEN},
 };
 use crate::{
-    broker::{BrokerError, BrokerSettings, Connection, intake::Intake, subscribe, topology},
+    broker::{
+        BrokerError, BrokerSettings, Connection,
+        intake::Intake,
+        subscribe::{self, Lifetime},
+        topology,
+    },
     cli::Failure,
     config::RetrySettings,
     domain::delivery::Source,
@@ -44,14 +49,14 @@ const PREFETCH: u16 = 1_000;
 const BATCH_BYTES: usize = 8_388_608;
 
 /// Puts partners, keys, connections, funds and reservations where the commands put them.
-pub(in crate::cli) struct Desk {
+pub(in crate::cli) struct Registrar {
     pub(in crate::cli) store: Store,
     pub(in crate::cli) retry: RetrySettings,
     /// How long the database may be away.
     pub(in crate::cli) patience: Duration,
 }
 
-impl Desk {
+impl Registrar {
     /// Does what may be done twice, again while the database is away or busy.
     async fn again<T>(&self, mut work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, Failure> {
         let mut wait = Wait::new(self);
@@ -169,13 +174,13 @@ impl Desk {
 
 /// The waits between tries of one thing.
 struct Wait<'a> {
-    desk: &'a Desk,
+    desk: &'a Registrar,
     backoff: Backoff,
     began: Instant,
 }
 
 impl<'a> Wait<'a> {
-    fn new(desk: &'a Desk) -> Self {
+    fn new(desk: &'a Registrar) -> Self {
         Self {
             desk,
             backoff: Backoff::new(&desk.retry),
@@ -225,7 +230,7 @@ impl Subscriber {
         retry: &RetrySettings,
         queue: String,
         dead_letters: bool,
-        account: Arc<Account>,
+        account: Arc<Accounting>,
     ) -> Result<Self, Failure> {
         let (stop, stopping) = watch::channel(false);
         let mut listener = Listener {
@@ -265,7 +270,7 @@ struct Listener {
     settings: BrokerSettings,
     queue: String,
     dead_letters: bool,
-    account: Arc<Account>,
+    account: Arc<Accounting>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -278,7 +283,7 @@ impl Listener {
         } else {
             &bindings[..1]
         };
-        subscribe::declare(&connection, &self.queue, bindings).await?;
+        subscribe::declare(&connection, &self.queue, Lifetime::Durable, bindings).await?;
         let intake = Intake::attach(&connection, &self.queue, PREFETCH, usize::from(PREFETCH), BATCH_BYTES).await?;
         Ok((connection, intake))
     }
@@ -336,8 +341,8 @@ impl Listener {
 /// Publishes a plan's waves.
 pub(in crate::cli) struct Drive {
     pub(in crate::cli) plan: Arc<Plan>,
-    pub(in crate::cli) account: Arc<Account>,
-    pub(in crate::cli) desk: Arc<Desk>,
+    pub(in crate::cli) account: Arc<Accounting>,
+    pub(in crate::cli) desk: Arc<Registrar>,
     pub(in crate::cli) post: Post,
     /// Messages that go out at once whatever the pace, so that a fault hits traffic.
     pub(in crate::cli) hurry: Arc<AtomicUsize>,
@@ -479,7 +484,7 @@ impl Drive {
         );
         let deadline = Instant::now() + self.timeout + Duration::from_secs(3_600);
         tokio::spawn(async move {
-            let parked = |account: &Account| plan.late.iter().all(|(item, _)| account.is_answered(*item));
+            let parked = |account: &Accounting| plan.late.iter().all(|(item, _)| account.is_answered(*item));
             if !account.until(deadline, parked).await {
                 return Ok(());
             }

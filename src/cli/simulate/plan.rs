@@ -8,11 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    domain::{
-        decide::{Reason, VerdictKind},
-        delivery::Publication,
-        ledger::Amount,
-    },
+    domain::{delivery::Publication, ledger::Amount, reason::Reason, verdict::VerdictKind},
     partner::{Reservation, SigningPartner},
 };
 

@@ -10,7 +10,7 @@ use super::{
     identity::Identity,
     state::State,
 };
-use crate::domain::{message::Judged, reason::Reason};
+use crate::domain::{message::MessageRef, reason::Reason};
 
 /// A stored dead letter, as far as another failure of the same message touches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Known {
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
     /// The message as the partner sent it.
-    pub message: Judged<'a>,
+    pub message: MessageRef<'a>,
     pub cause: &'a Cause,
     /// It may have been stored before: the broker hands it out again, or an earlier commit of ours is unknown.
     pub again: bool,
@@ -52,7 +52,7 @@ impl Arrival<'_> {
 
 /// A row as it will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct FiledRow {
     /// There was no row.
     pub is_new: bool,
     pub state: State,
@@ -70,7 +70,7 @@ pub struct Entry {
 /// What a batch of dead letters changes.
 #[derive(Clone, Debug, Default)]
 pub struct Filing {
-    pub entries: BTreeMap<Uuid, Entry>,
+    pub entries: BTreeMap<Uuid, FiledRow>,
     /// The arrivals that are failures not counted before, in order.
     pub counted: Vec<usize>,
 }
@@ -89,7 +89,7 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
         let id = arrival.id();
         let failed_at = failed_at(arrival, now);
         let earlier = filing.entries.get(&id).cloned().or_else(|| {
-            known.get(&id).map(|known| Entry {
+            known.get(&id).map(|known| FiledRow {
                 is_new: false,
                 state: known.state,
                 first_failed_at: known.first_failed_at,
@@ -101,7 +101,7 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
             })
         });
         let entry = match earlier {
-            None => Entry {
+            None => FiledRow {
                 is_new: true,
                 state: if arrival.has_effect {
                     State::Settled
@@ -132,7 +132,7 @@ pub fn file(known: &BTreeMap<Uuid, Known>, arrivals: &[Arrival<'_>], now: Timest
                 let state = if reopened { State::Open } else { entry.state };
                 // What a run asked for is judged by it, and finds the same.
                 let is_closed = arrival.has_effect && state == State::Open;
-                Entry {
+                FiledRow {
                     state: if is_closed { State::Settled } else { state },
                     is_closed: entry.is_closed || is_closed,
                     discarded_at: entry.discarded_at.filter(|_| !reopened),

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{group::group_of, state::State};
 use crate::domain::{
-    message::Judged,
+    message::MessageRef,
     reason::Reason,
     verdict::{Judgement, Verdict, VerdictKind},
 };
@@ -25,7 +25,7 @@ pub struct Ruling<'a> {
 }
 
 /// What a judged message says of the dead letter that it is. None: it is none, or goes on waiting.
-pub fn ruling<'a>(message: Judged<'_>, judgement: &'a Judgement) -> Option<Ruling<'a>> {
+pub fn ruling<'a>(message: MessageRef<'_>, judgement: &'a Judgement) -> Option<Ruling<'a>> {
     let source = message.delivery.source;
     let id = source.dead_letter()?;
     let verdict = &judgement.verdict;

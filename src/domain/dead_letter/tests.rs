@@ -5,7 +5,7 @@ use super::*;
 use crate::domain::{
     delivery::{Delivery, HeaderValue, Headers, PROPERTIES_MAX, Properties, Source},
     digest::sha256,
-    message::{BODY_MAX, Judged, facts, shorten},
+    message::{BODY_MAX, MessageRef, facts, shorten},
     names::header::{BODY_LENGTH, ORIGIN_HEADERS, ORIGIN_PROPERTIES},
     publications::publications,
     reason::Reason,
@@ -80,14 +80,14 @@ fn ours(reason: Reason) -> Delivery {
 
 fn letter_of(message: &Delivery, reason: Reason) -> Delivery {
     let facts = facts(message);
-    let judgement = crate::domain::decide::Judgement {
-        verdict: crate::domain::decide::Verdict::Rejected {
+    let judgement = crate::domain::verdict::Judgement {
+        verdict: crate::domain::verdict::Verdict::Rejected {
             reason,
             detail: "amount.quantity: differs from the record".into(),
         },
         proven: false,
     };
-    let judged = Judged {
+    let judged = MessageRef {
         delivery: message,
         facts: &facts,
     };

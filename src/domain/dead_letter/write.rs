@@ -9,14 +9,14 @@ use crate::domain::{
     calendar::rfc3339,
     carried,
     delivery::{HeaderValue, Properties, Publication, PublicationKind},
-    message::Judged,
+    message::MessageRef,
     names::{DEAD, UNREADABLE, header},
     reason::Reason,
     wire,
 };
 
 /// A dead letter that no database can hold, for the exchange of those, with why it is one.
-pub fn set_apart(message: Judged<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> Publication {
+pub fn set_apart(message: MessageRef<'_>, reason: Reason, detail: &str, failed_at: Timestamp) -> Publication {
     Publication {
         exchange: UNREADABLE.into(),
         ..dead_letter_of(message, reason, detail, failed_at)
@@ -25,7 +25,7 @@ pub fn set_apart(message: Judged<'_>, reason: Reason, detail: &str, failed_at: T
 
 /// The message as received, for the dead-letter exchange, with why it is there; what is too large without what was left out.
 pub(in crate::domain) fn dead_letter_of(
-    message: Judged<'_>,
+    message: MessageRef<'_>,
     reason: Reason,
     detail: &str,
     now: Timestamp,

@@ -31,6 +31,7 @@ use crate::domain::{
     ledger::{AccountId, AccountKind, Amount, Quantity},
     message::{self, Facts, facts},
     signature::SigningKey,
+    snapshot::RegisteredKey,
     update::Outcome,
 };
 
@@ -231,8 +232,8 @@ struct Sent {
 }
 
 impl Sent {
-    fn judged(&self) -> Judged<'_> {
-        Judged {
+    fn by_ref(&self) -> MessageRef<'_> {
+        MessageRef {
             delivery: &self.delivery,
             facts: &self.facts,
         }
@@ -284,7 +285,7 @@ struct Model {
     settled: BTreeMap<Uuid, (String, [u8; 32], PublicKey)>,
     distrusted: HashSet<(PublicKey, [u8; 32])>,
     /// Keys that no partner's list of valid ones holds.
-    registered: BTreeMap<PublicKey, (String, Standing)>,
+    registered: BTreeMap<PublicKey, (String, KeyStanding)>,
     newer_details: BTreeMap<ReceiptKey, String>,
 }
 
@@ -302,7 +303,7 @@ impl Model {
             balances: BTreeMap::new(),
             settled: BTreeMap::new(),
             distrusted: HashSet::new(),
-            registered: BTreeMap::from([(key(3).public_key(), ("beta".to_owned(), Standing::Valid))]),
+            registered: BTreeMap::from([(key(3).public_key(), ("beta".to_owned(), KeyStanding::Valid))]),
             newer_details: BTreeMap::new(),
         };
         for id in [ALLOCATION, DEALLOCATION, OF_BETA, LARGE] {
@@ -327,7 +328,7 @@ impl Model {
     }
 
     /// What the store loads for a batch: only what it names.
-    fn snapshot(&self, batch: &[Judged<'_>]) -> Snapshot {
+    fn snapshot(&self, batch: &[MessageRef<'_>]) -> Snapshot {
         let mut snapshot = Snapshot {
             now: self.now,
             partners: HashMap::new(),
@@ -343,7 +344,7 @@ impl Model {
                     let (enterprise_id, standing) = (enterprise_id.clone(), *standing);
                     (
                         *key,
-                        Registered {
+                        RegisteredKey {
                             enterprise_id,
                             standing,
                         },
@@ -397,7 +398,7 @@ impl Model {
     }
 
     /// Writes a changeset in the store's order, and refuses what the store would refuse.
-    fn apply(&mut self, batch: &[Judged<'_>], changes: &Changeset) {
+    fn apply(&mut self, batch: &[MessageRef<'_>], changes: &Changeset) {
         self.distrusted.extend(&changes.distrusted);
         for (key, receipt) in &changes.new_receipts {
             let earlier = self.receipts.insert(*key, receipt.clone());
@@ -478,7 +479,7 @@ impl Model {
 
     /// One batch: load, decide, write.
     fn post(&mut self, rules: &Rules, sent: &[Sent]) -> (Vec<Judgement>, Changeset) {
-        let batch: Vec<Judged<'_>> = sent.iter().map(Sent::judged).collect();
+        let batch: Vec<MessageRef<'_>> = sent.iter().map(Sent::by_ref).collect();
         let (judgements, changes) = decide(self.snapshot(&batch), &batch, rules);
         assert_eq!(judgements.len(), batch.len(), "exactly one verdict each");
         self.apply(&batch, &changes);

@@ -134,8 +134,8 @@ impl Sent {
         )
     }
 
-    fn judged(&self) -> Judged<'_> {
-        Judged {
+    fn by_ref(&self) -> MessageRef<'_> {
+        MessageRef {
             delivery: &self.delivery,
             facts: &self.facts,
         }
@@ -143,7 +143,7 @@ impl Sent {
 
     fn say(&self, verdict: Verdict, proven: bool) -> Vec<Publication> {
         publications(
-            self.judged(),
+            self.by_ref(),
             &Judgement { verdict, proven },
             time("2026-01-02T03:06:07.008Z"),
             &rules(),

@@ -11,7 +11,7 @@ fn signed(fields: &str) -> String {
 }
 
 fn look(body: &str) -> Report {
-    lint(&Message {
+    lint(&LintedMessage {
         body: body.as_bytes(),
         routing_key: None,
         content_type: None,
@@ -151,7 +151,7 @@ fn what_is_no_object_is_said_and_nothing_more_is_looked_at() {
 fn routing_key_and_content_type_are_looked_at_where_they_are_said() {
     let body = signed(FIELDS);
     let said = |routing_key, content_type| {
-        lint(&Message {
+        lint(&LintedMessage {
             body: body.as_bytes(),
             routing_key: Some(routing_key),
             content_type: Some(content_type),

@@ -14,10 +14,13 @@ use uuid::Uuid;
 use crate::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
-        decide::{Judged, Parked, Partner, Reason, Receipt, ReceiptKey, Snapshot, VerdictKind},
         ledger::{Amount, Quantity},
+        message::MessageRef,
+        reason::Reason,
+        receipt::{Receipt, ReceiptKey},
         signature::{PublicKey, Signer},
-        snapshot::{Registered, Standing},
+        snapshot::{KeyStanding, Parked, Partner, RegisteredKey, Snapshot},
+        verdict::VerdictKind,
     },
     fail::Point,
     store::{Fate, Session, StoreError, told},
@@ -34,7 +37,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(batch: &[Judged<'_>]) -> Self {
+    fn of(batch: &[MessageRef<'_>]) -> Self {
         let mut wanted = Self::default();
         for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
             let update = &content.update;
@@ -146,7 +149,7 @@ fn load_receipts(lock: bool) -> String {
 /// it may be parked: who parks is locked then, and the rest is loaded anew.
 pub(super) async fn load(
     session: &Session,
-    batch: &[Judged<'_>],
+    batch: &[MessageRef<'_>],
     patience: Option<Duration>,
 ) -> Result<Snapshot, StoreError> {
     let wanted = &Wanted::of(batch);
@@ -297,7 +300,7 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
 /// Which of a batch's signed texts were refused because their key, reinstated since, was revoked.
 async fn load_distrusted(
     session: &Session,
-    batch: &[Judged<'_>],
+    batch: &[MessageRef<'_>],
     reinstated: &HashSet<PublicKey>,
 ) -> Result<HashSet<(PublicKey, [u8; 32])>, StoreError> {
     if session.skips(reinstated.is_empty()) {
@@ -359,9 +362,9 @@ const LOAD_REGISTERED: &str = "\
 /// Whose the keys are that signed for a partner and are not accepted of it. Asked only where there are such.
 async fn load_registered(
     session: &Session,
-    batch: &[Judged<'_>],
+    batch: &[MessageRef<'_>],
     partners: &HashMap<String, Partner>,
-) -> Result<HashMap<PublicKey, Registered>, StoreError> {
+) -> Result<HashMap<PublicKey, RegisteredKey>, StoreError> {
     let contents = batch.iter().filter_map(|message| message.facts.content.as_ref().ok());
     let strangers: Vec<&[u8]> = contents
         .filter_map(|content| match &content.signer {
@@ -379,11 +382,11 @@ async fn load_registered(
     let mut registered = HashMap::new();
     for row in session.query(LOAD_REGISTERED, &[&strangers]).await? {
         let standing = match (row.get("early"), row.get("expired")) {
-            (true, _) => Standing::Early,
-            (false, true) => Standing::Expired,
-            (false, false) => Standing::Valid,
+            (true, _) => KeyStanding::Early,
+            (false, true) => KeyStanding::Expired,
+            (false, false) => KeyStanding::Valid,
         };
-        let one = Registered {
+        let one = RegisteredKey {
             enterprise_id: row.get("enterprise_id"),
             standing,
         };

@@ -19,11 +19,14 @@ use super::{
 };
 use crate::{
     domain::{
-        decide::{Changeset, Judged, Judgement, Snapshot, Verdict, VerdictKind},
+        changeset::Changeset,
+        dead_letter,
         delivery::{BatchId, Publication},
-        event,
         kept::Kept,
+        message::MessageRef,
+        snapshot::Snapshot,
         told::{Firsts, Tellings},
+        verdict::{Judgement, Verdict, VerdictKind},
     },
     fail::Point,
 };
@@ -33,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     /// No connection, or the load failed.
-    pub async fn open_batch(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
+    pub async fn open_batch(&self, batch: &[MessageRef<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let session = self.session("settle_batch").await?;
         let snapshot = load(&session, batch, Some(self.lock_patience)).await?;
         Ok((OpenBatch { session }, snapshot))
@@ -43,7 +46,7 @@ impl Store {
     ///
     /// # Errors
     /// No connection, or the load failed.
-    pub async fn snapshot(&self, batch: &[Judged<'_>]) -> Result<Snapshot, StoreError> {
+    pub async fn snapshot(&self, batch: &[MessageRef<'_>]) -> Result<Snapshot, StoreError> {
         let session = self.session("explain").await?;
         let snapshot = load(&session, batch, None).await?;
         session.rollback().await;
@@ -57,7 +60,7 @@ impl Store {
     ///
     /// # Errors
     /// What the batch would meet.
-    pub async fn open_rehearsal(&self, batch: &[Judged<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
+    pub async fn open_rehearsal(&self, batch: &[MessageRef<'_>]) -> Result<(OpenBatch, Snapshot), StoreError> {
         let mut session = self.session("rehearse").await?;
         session.rehearsal = true;
         let snapshot = load(&session, batch, Some(self.lock_patience)).await?;
@@ -71,7 +74,7 @@ pub struct OpenBatch {
 }
 
 /// A batch's outcome, ready to be written.
-pub struct Outcome<'a> {
+pub struct JudgedBatch<'a> {
     /// Made before the transaction; the first row written carries it.
     pub id: BatchId,
     pub worker: &'a str,
@@ -79,7 +82,7 @@ pub struct Outcome<'a> {
     pub source: &'static str,
     pub now: Timestamp,
     /// Each message with what it came to.
-    pub judged: &'a [(Judged<'a>, &'a Judgement)],
+    pub judged: &'a [(MessageRef<'a>, &'a Judgement)],
     pub changes: &'a Changeset,
     /// Events and dead letters to publish once this is committed.
     pub publications: &'a [Publication],
@@ -106,7 +109,7 @@ impl OpenBatch {
     ///
     /// # Errors
     /// What the batch would meet.
-    pub async fn rehearse(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    pub async fn rehearse(self, outcome: &JudgedBatch<'_>) -> Result<(), StoreError> {
         let mut done = write_all(&self.session, writes(outcome)?).await;
         if done.is_ok() {
             done = held::rehearse(&self.session).await;
@@ -124,14 +127,14 @@ impl OpenBatch {
     ///
     /// # Errors
     /// With `at_commit` set, whether it committed is unknown: try again under the same id.
-    pub async fn write(self, outcome: &Outcome<'_>) -> Result<(), StoreError> {
+    pub async fn write(self, outcome: &JudgedBatch<'_>) -> Result<(), StoreError> {
         write_and_commit(self.session, writes(outcome)?).await
     }
 }
 
 /// Everything that a batch writes, in the order in which it is sent, which is the order of the locks. The batch's own row comes
 /// first: where it is there already nothing else is asked.
-fn writes<'a>(outcome: &'a Outcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
+fn writes<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Vec<Write<'a>>, StoreError> {
     let changes = outcome.changes;
     let rulings = dead_letters::rulings(outcome);
     Ok(vec![
@@ -170,9 +173,9 @@ const INSERT_BATCH: &str = "\
     )
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11)";
 
-fn insert_batch<'a>(outcome: &'a Outcome<'_>) -> Result<Write<'a>, StoreError> {
+fn insert_batch<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Write<'a>, StoreError> {
     let verdicts: Vec<&Verdict> = outcome.judged.iter().map(|(_, judgement)| &judgement.verdict).collect();
-    let letters = event::letters_of(outcome.publications);
+    let letters = dead_letter::letters_of(outcome.publications);
     let write = count_batch(
         outcome.id,
         outcome.worker,

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use num_bigint::BigInt;
 use uuid::Uuid;
 
-use super::Outcome;
+use super::JudgedBatch;
 use crate::{
     domain::{
         allocation::PolicyResult,
-        decide::Changeset,
+        changeset::Changeset,
         ledger::{AccountKind, funds_of},
         signature::signature_bytes,
     },
@@ -114,7 +114,7 @@ pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
 }
 
 /// Each with what authorised it.
-pub(super) fn insert_transfers<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+pub(super) fn insert_transfers<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
     let settlements = &outcome.changes.settlements;
     let each = || settlements.iter().map(|settlement| &settlement.transfer);
     let subjects: Vec<Uuid> = each().map(|transfer| transfer.allocation_id).collect();

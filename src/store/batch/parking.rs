@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Outcome;
+use super::JudgedBatch;
 use crate::{
-    domain::decide::Changeset,
+    domain::changeset::Changeset,
     fail::Point,
     store::{
         StoreError, outbox,
@@ -85,7 +85,7 @@ pub(super) fn lock(changes: &Changeset) -> Write<'_> {
 }
 
 /// Ends the waiting. Another worker may have done so already: rows are not counted.
-pub(super) fn unpark<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+pub(super) fn unpark<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
     let unparked = &outcome.changes.unparked;
     let keys: Vec<Uuid> = unparked.keys().map(|key| key.0).collect();
     let seqs: Vec<i64> = unparked.values().copied().collect();
@@ -93,7 +93,7 @@ pub(super) fn unpark<'a>(outcome: &Outcome<'a>) -> Write<'a> {
 }
 
 /// Keeps messages until their allocation is there: body and properties as received.
-pub(super) fn park<'a>(outcome: &'a Outcome<'_>) -> Result<Write<'a>, StoreError> {
+pub(super) fn park<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Write<'a>, StoreError> {
     let parked = &outcome.changes.newly_parked;
     let rows: Vec<_> = parked
         .values()

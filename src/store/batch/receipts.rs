@@ -5,9 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Outcome;
+use super::JudgedBatch;
 use crate::{
-    domain::decide::{Changeset, Reason, Receipt, ReceiptKey},
+    domain::{
+        changeset::Changeset,
+        reason::Reason,
+        receipt::{Receipt, ReceiptKey},
+    },
     fail::Point,
     store::{
         Fate,
@@ -110,7 +114,7 @@ impl<'a> ReceiptColumns<'a> {
     }
 }
 
-pub(super) fn insert<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+pub(super) fn insert<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
     let receipts = &outcome.changes.new_receipts;
     let columns = ReceiptColumns::of(receipts);
     Write::unless(
@@ -137,7 +141,7 @@ pub(super) fn insert<'a>(outcome: &Outcome<'a>) -> Write<'a> {
 }
 
 /// A receipt that is only seen again keeps the batch that gave its verdict.
-pub(super) fn update<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+pub(super) fn update<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
     let receipts = &outcome.changes.changed_receipts;
     let columns = ReceiptColumns::of(receipts);
     Write::unless(
@@ -160,7 +164,7 @@ pub(super) fn update<'a>(outcome: &Outcome<'a>) -> Write<'a> {
     .then(Point::ReceiptsUpdated)
 }
 
-pub(super) fn distrust<'a>(outcome: &Outcome<'a>) -> Write<'a> {
+pub(super) fn distrust<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
     let refused = &outcome.changes.distrusted;
     let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = refused
         .iter()

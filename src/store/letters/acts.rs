@@ -14,7 +14,7 @@ const SLICE: usize = 5_000;
 
 /// What an act came to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Done {
+pub struct Acted {
     pub audit_id: i64,
     /// Rows that it changed.
     pub changed: usize,
@@ -89,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses; nothing is changed then, unless `at_commit` says that it is unknown.
-    pub async fn discard(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Done, StoreError> {
+    pub async fn discard(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Acted, StoreError> {
         self.change("discard", "discarded", DISCARD, act, ids).await
     }
 
@@ -97,7 +97,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::discard`].
-    pub async fn restore(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Done, StoreError> {
+    pub async fn restore(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Acted, StoreError> {
         self.change("restore", "restored", RESTORE, act, ids).await
     }
 
@@ -108,7 +108,7 @@ impl Store {
         sql: &str,
         act: Act<'_>,
         ids: &[Uuid],
-    ) -> Result<Done, StoreError> {
+    ) -> Result<Acted, StoreError> {
         let session = self.session(during).await?;
         session.begin().await?;
         let mut sorted = ids.to_vec();
@@ -122,7 +122,7 @@ impl Store {
         let audit_id = write_audit(&session, act, &outcome, None).await?;
         write_subjects(&session, audit_id, &changed).await?;
         session.commit().await?;
-        Ok(Done {
+        Ok(Acted {
             audit_id,
             changed: changed.len(),
             plans: 0,
@@ -151,7 +151,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::discard`].
-    pub async fn purge(&self, act: Act<'_>, before: jiff::Timestamp, settled_too: bool) -> Result<Done, StoreError> {
+    pub async fn purge(&self, act: Act<'_>, before: jiff::Timestamp, settled_too: bool) -> Result<Acted, StoreError> {
         let session = self.session("purge").await?;
         session.begin().await?;
         let limit = i64::try_from(SLICE).unwrap_or(i64::MAX);
@@ -174,7 +174,7 @@ impl Store {
         let audit_id = write_audit(&session, act, &outcome, None).await?;
         write_subjects(&session, audit_id, &purged).await?;
         session.commit().await?;
-        Ok(Done {
+        Ok(Acted {
             audit_id,
             changed: purged.len(),
             plans,

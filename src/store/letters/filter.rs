@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::super::registry::maybe_time;
 use crate::domain::{
     dead_letter::{MadeBy, State},
-    decide::Reason,
+    reason::Reason,
 };
 
 /// Which dead letters.

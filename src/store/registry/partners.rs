@@ -51,13 +51,13 @@ pub struct PartnerWish {
 
 /// What a field was, and what it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct FieldChange {
     pub from: Value,
     pub to: Value,
 }
 
 /// By field, as they are called in JSON.
-pub type Changes = BTreeMap<&'static str, Change>;
+pub type FieldChanges = BTreeMap<&'static str, FieldChange>;
 
 impl PartnerRecord {
     /// The fields that an operator says, by their names in JSON.
@@ -86,12 +86,12 @@ impl PartnerRecord {
     }
 
     /// What is different in another record.
-    pub fn changes_to(&self, other: &Self) -> Changes {
+    pub fn changes_to(&self, other: &Self) -> FieldChanges {
         self.said()
             .into_iter()
             .zip(other.said())
             .filter(|((_, from), (_, to))| from != to)
-            .map(|((field, from), (_, to))| (field, Change { from, to }))
+            .map(|((field, from), (_, to))| (field, FieldChange { from, to }))
             .collect()
     }
 }
@@ -321,7 +321,7 @@ impl Store {
         enterprise_id: &str,
         wish: &PartnerWish,
         by: By<'_>,
-    ) -> Result<Option<(PartnerRecord, Changes)>, StoreError> {
+    ) -> Result<Option<(PartnerRecord, FieldChanges)>, StoreError> {
         let session = self.session("set_partner").await?;
         session.begin().await?;
         let rows = session

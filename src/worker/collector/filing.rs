@@ -14,18 +14,18 @@ use super::letters::{Effects, Letters};
 use crate::{
     domain::{
         dead_letter::{self, Arrival, Cause, Filing, Known, MadeBy},
-        decide::{Judgement, Verdict},
         delivery::{BatchId, Publication},
         event,
         told::{Firsts, Tellings},
+        verdict::{Judgement, Verdict},
     },
-    settle::{self, Answer, Clerk, Settled},
-    store::{StoreError, dead_letter_space::Bounds, filing::FilingOutcome},
+    settle::{self, Answer, Answered, Clerk},
+    store::{StoreError, dead_letter_space::SpaceBounds, filing::FilingOutcome},
 };
 
 /// Dead letters that are stored.
-pub(super) struct Stored {
-    pub(super) settled: Settled,
+pub(super) struct StoredLetters {
+    pub(super) answered: Answered,
     pub(super) filing: Filing,
     /// From the failure of the last one to its being stored.
     pub(super) lag: Duration,
@@ -44,7 +44,7 @@ pub(super) async fn rehearse_with(clerk: &Clerk, letters: &Letters) -> Result<()
     let arrivals = letters.arrivals(&effects);
     let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
     // Whether there is room is another question.
-    let anything = Bounds {
+    let anything = SpaceBounds {
         max_rows: u64::MAX,
         max_bytes: u64::MAX,
     };
@@ -163,9 +163,9 @@ impl Filed {
         }
     }
 
-    pub(super) fn stored(self) -> Stored {
-        Stored {
-            settled: Settled {
+    pub(super) fn stored(self) -> StoredLetters {
+        StoredLetters {
+            answered: Answered {
                 id: self.id,
                 answers: self.answers,
                 publications: self.publications,

@@ -6,10 +6,10 @@ use crate::{
     domain::{
         allocation::Allocation,
         dead_letter::{self, Arrival, Cause},
-        decide::Judged,
         delivery::Source,
+        message::{Message, MessageRef},
     },
-    settle::{self, Clerk, Message},
+    settle::{self, Clerk},
     store::StoreError,
 };
 
@@ -53,7 +53,7 @@ impl Letters {
             .iter()
             .enumerate()
             .map(|(index, Letter { message, cause })| Arrival {
-                message: message.judged(),
+                message: message.by_ref(),
                 cause,
                 again: self.again || message.delivery.redelivered,
                 has_effect: effects.contains_key(&index),
@@ -65,12 +65,12 @@ impl Letters {
     /// asked. What settles after that was given up before,
     /// and is found by [`crate::worker::settled_since`].
     pub(super) async fn effects(&self, clerk: &Clerk) -> Result<Effects, StoreError> {
-        let (places, untold): (Vec<usize>, Vec<Judged<'_>>) = self
+        let (places, untold): (Vec<usize>, Vec<MessageRef<'_>>) = self
             .letters
             .iter()
             .enumerate()
             .filter(|(_, letter)| letter.cause.is_untold())
-            .map(|(index, letter)| (index, letter.message.judged()))
+            .map(|(index, letter)| (index, letter.message.by_ref()))
             .unzip();
         let effects = settle::effects(clerk, &untold).await?;
         let effects = places.into_iter().zip(effects);

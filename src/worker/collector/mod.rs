@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 pub use self::{filing::rehearse, second::collect as collect_second, space::SpaceWatch};
 use self::{
-    filing::{Stored, file, rehearse_with, tellings},
+    filing::{StoredLetters, file, rehearse_with, tellings},
     letters::{Effects, Letter, Letters},
     space::{RESUME_BELOW, bounds},
 };
@@ -34,19 +34,18 @@ use crate::{
     broker::{
         BrokerError, Connection,
         intake::Disposer,
-        publisher::{Fate as Routed, Publisher},
+        publisher::{BrokerAnswer, Publisher},
         topology,
     },
     domain::{
         dead_letter::{self, Arrival, Cause, Trusted},
         delivery::{BatchId, Delivery, Publication, Source},
-        event,
     },
     fail::{self, Point},
     retry::{self, Backoff, Waited},
-    settle::{Settled, next_step::Terms, read_signed_where},
+    settle::{Answered, next_step::Terms, read_signed_where},
     store::StoreError,
-    telemetry::{Cause as PauseCause, Dependency, Intake as Door, Signal, Stage, Tally},
+    telemetry::{Dependency, Door, PauseCause, Signal, Stage, Tally},
 };
 
 /// Who pauses, as /readyz tells it.
@@ -54,7 +53,7 @@ const WHO: &str = "collector";
 
 /// What became of the dead letters taken so far.
 #[derive(Debug, Default)]
-pub struct Account {
+pub struct Collected {
     /// Messages that had no row.
     pub new: AtomicU64,
     /// Further failures of messages that had one.
@@ -73,7 +72,7 @@ pub async fn run(worker: Worker) {
 }
 
 /// The same, and keeps count.
-pub async fn collect(worker: Worker, account: &Arc<Account>) {
+pub async fn collect(worker: Worker, account: &Arc<Collected>) {
     let way = Way {
         who: WHO,
         queue: topology::DEAD,
@@ -96,7 +95,7 @@ struct Way {
 /// Consumes one way, with a publish stage of its own, until the program stops.
 async fn serve<W: Work>(
     mut worker: Worker,
-    account: &Arc<Account>,
+    account: &Arc<Collected>,
     way: &Way,
     work: impl FnOnce(Storing) -> (Gate<W::Batch>, W),
 ) {
@@ -154,13 +153,13 @@ struct Storing {
     number: usize,
     owned: Owned,
     committed: Entrance,
-    account: Arc<Account>,
+    account: Arc<Collected>,
     trusted: Trusted,
 }
 
 impl Storing {
     /// One attempt: what is known, how these join it, write, commit.
-    async fn store(&self, id: BatchId, letters: &Letters) -> Result<Stored, StoreError> {
+    async fn store(&self, id: BatchId, letters: &Letters) -> Result<StoredLetters, StoreError> {
         let clerk = &self.worker.clerk;
         let effects = letters.effects(clerk).await?;
         let arrivals = letters.arrivals(&effects);
@@ -192,7 +191,7 @@ impl Storing {
         }
     }
 
-    fn tell(&self, letters: &Letters, stored: &Stored, elapsed: Duration) {
+    fn tell(&self, letters: &Letters, stored: &StoredLetters, elapsed: Duration) {
         let total = u64::try_from(letters.len()).unwrap_or(u64::MAX);
         let counted = u64::try_from(stored.filing.counted.len()).unwrap_or(u64::MAX);
         let new = stored.filing.entries.values().filter(|entry| entry.is_new).count();
@@ -213,16 +212,16 @@ impl Storing {
             elapsed,
         }
         .emit();
-        if stored.settled.answers.is_empty() {
+        if stored.answered.answers.is_empty() {
             return;
         }
         let mut tally = Tally::new();
-        for answer in &stored.settled.answers {
+        for answer in &stored.answered.answers {
             let verdict = &answer.judgement.verdict;
             tally.add(&self.worker.labels, None, verdict.kind(), verdict.reason());
         }
         Signal::BatchJudged {
-            batch: stored.settled.id,
+            batch: stored.answered.id,
             lane: self.number,
             from: Door::Dead,
             tally: &tally,
@@ -236,7 +235,7 @@ struct Filer<'a> {
     storing: &'a Storing,
     patience: Patience<Letters>,
     /// What is committed: it is told even if the rest has to be handed back.
-    done: Vec<Settled>,
+    done: Vec<Answered>,
     /// What is published to `settlement.unreadable` instead of being stored.
     apart: Vec<Publication>,
     /// Where they came from, those that are stored and those that are set apart.
@@ -274,7 +273,8 @@ impl<'a> Filer<'a> {
             self.storing.account.unreadable.fetch_add(1, Ordering::Relaxed);
             let Cause { reason, detail, .. } = arrival.cause;
             let failed_at = dead_letter::failed_at(&arrival, Timestamp::now());
-            self.apart.push(event::set_apart(message, *reason, detail, failed_at));
+            self.apart
+                .push(dead_letter::set_apart(message, *reason, detail, failed_at));
             self.seen_to.push(message.delivery.source);
         }
     }
@@ -309,7 +309,9 @@ impl<'a> Filer<'a> {
             Ok::<_, BrokerError>(fates)
         };
         match published.await {
-            Ok(fates) if fates.len() == self.apart.len() && fates.iter().all(|fate| *fate == Routed::Confirmed) => {
+            Ok(fates)
+                if fates.len() == self.apart.len() && fates.iter().all(|fate| *fate == BrokerAnswer::Confirmed) =>
+            {
                 Ok(())
             }
             Ok(_) => Err("settlement.unreadable does not take what can not be stored".to_owned()),
@@ -356,15 +358,15 @@ impl Holder for Filer<'_> {
 
     async fn attempt(&mut self, trying: &mut Trying, part: &Letters) -> Result<Vec<Letters>, StoreError> {
         let stored = self.storing.store(trying.id, part).await?;
-        if !stored.settled.publications.is_empty() {
-            self.storing.owned.add(stored.settled.id);
+        if !stored.answered.publications.is_empty() {
+            self.storing.owned.add(stored.answered.id);
         }
         self.patience.over();
         self.full_since = None;
         self.storing.tell_room(None);
         self.storing.tell(part, &stored, trying.elapsed());
         self.seen_to.extend(part.sources());
-        self.done.push(stored.settled);
+        self.done.push(stored.answered);
         Ok(Vec::new())
     }
 
@@ -454,7 +456,7 @@ impl Work for Storing {
         }
         // What is committed is told, even if the rest goes back.
         let mut done = filer.done;
-        done.retain(|settled| !settled.publications.is_empty());
+        done.retain(|answered| !answered.publications.is_empty());
         send_all(place, &self.committed, done, received).await;
         stored
     }

@@ -12,7 +12,7 @@ use super::{
         consumer::{Work, acknowledge},
         patience::{Gate, HandBack},
     },
-    Account, Storing, Way,
+    Collected, Storing, Way,
     letters::Letters,
     serve,
 };
@@ -30,7 +30,7 @@ const WHO: &str = "collector of the second way";
 
 /// Goes on until the program stops. Whoever leaves the dead letters in their queue needs it too: what the broker keeps away
 /// from that queue is nowhere else.
-pub async fn collect(worker: Worker, account: Arc<Account>) {
+pub async fn collect(worker: Worker, account: Arc<Collected>) {
     let way = Way {
         who: WHO,
         queue: topology::BROKER_MADE,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     config::DeadLetterSettings,
-    store::{Store, dead_letter_space::Bounds},
+    store::{Store, dead_letter_space::SpaceBounds},
     telemetry::Signal,
 };
 
@@ -13,8 +13,8 @@ use crate::{
 pub(super) const RESUME_BELOW: f64 = 0.95;
 
 /// What dead letters may take in all.
-pub(super) fn bounds(settings: &DeadLetterSettings) -> Bounds {
-    Bounds {
+pub(super) fn bounds(settings: &DeadLetterSettings) -> SpaceBounds {
+    SpaceBounds {
         max_rows: settings.max_rows,
         max_bytes: settings.max_bytes,
     }
@@ -44,7 +44,7 @@ impl SpaceWatch {
         };
         drop(summed);
         let filled = bounds(settings).filled(space.rows, space.bytes);
-        let of_one = Bounds {
+        let of_one = SpaceBounds {
             max_rows: settings.max_rows_per_partner,
             max_bytes: settings.max_bytes_per_partner,
         };

@@ -15,7 +15,7 @@ use super::patience::HandBack;
 use crate::{
     config::OutboxSettings,
     domain::delivery::BatchId,
-    settle::Settled,
+    settle::Answered,
     store::{Store, StoreError},
     telemetry::{Dependency, Signal},
 };
@@ -98,7 +98,7 @@ pub async fn renew_leases(store: Store, owned: Owned, lease: Duration) {
 /// A committed batch on its way to the publish stage.
 #[derive(Debug)]
 pub struct Committed {
-    pub settled: Settled,
+    pub answered: Answered,
     /// When its messages were taken from the queue.
     pub received: Instant,
 }
@@ -178,8 +178,8 @@ pub async fn place_in<B>(entrance: &Entrance, limit: Duration) -> Result<mpsc::P
 }
 
 /// Hands the parts of a batch to the publish stage; nearly always there is one.
-pub async fn send_all(place: mpsc::Permit<'_, Committed>, entrance: &Entrance, done: Vec<Settled>, received: Instant) {
-    let mut parts = done.into_iter().map(|settled| Committed { settled, received });
+pub async fn send_all(place: mpsc::Permit<'_, Committed>, entrance: &Entrance, done: Vec<Answered>, received: Instant) {
+    let mut parts = done.into_iter().map(|answered| Committed { answered, received });
     if let Some(first) = parts.next() {
         place.send(first);
     }
@@ -223,15 +223,15 @@ async fn publish_batches(
                 }
             }
         };
-        let Some(Committed { settled, received }) = next else {
+        let Some(Committed { answered, received }) = next else {
             break;
         };
-        if !settled.publications.is_empty() {
-            publisher.publish_row(settled.id, &settled.publications).await;
-            owned.published(settled.id);
+        if !answered.publications.is_empty() {
+            publisher.publish_row(answered.id, &answered.publications).await;
+            owned.published(answered.id);
         }
-        publisher.reply(&settled).await;
-        let elapsed = vec![received.elapsed(); settled.answers.len()];
+        publisher.reply(&answered).await;
+        let elapsed = vec![received.elapsed(); answered.answers.len()];
         Signal::EndToEnd { elapsed: &elapsed }.emit();
     }
     while let Err(error) = delete_published(&publisher.store, &owned).await {

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     broker::{
         BrokerError, BrokerSettings, Connection,
-        publisher::{Fate, Publisher},
+        publisher::{BrokerAnswer, Publisher},
     },
     config::Settings,
     domain::{
@@ -20,9 +20,9 @@ use crate::{
     fail::{self, Point},
     health::Health,
     retry::Backoff,
-    settle::Settled,
+    settle::Answered,
     store::Store,
-    telemetry::{Cause, Dependency, EventType, Fate as Routed, Published, ReplyResult, Signal, Stage},
+    telemetry::{Dependency, EventFate, EventType, PauseCause, Published, ReplyResult, Signal, Stage},
     worker::patience::{Culprits, Paused},
 };
 
@@ -135,7 +135,7 @@ impl RowPublisher {
                 if error.code().is_some() && !error.is_of_the_message() {
                     let why = format!("publishing is refused: {error}");
                     self.stuck
-                        .get_or_insert_with(|| Paused::begin(&self.health, &self.name, Cause::Broker, &why));
+                        .get_or_insert_with(|| Paused::begin(&self.health, &self.name, PauseCause::Broker, &why));
                 }
                 Signal::PublishFailed {
                     batch: id,
@@ -222,7 +222,7 @@ impl RowPublisher {
                 .await
             {
                 Ok(fates) => {
-                    self.has_passed |= fates.contains(&Fate::Confirmed);
+                    self.has_passed |= fates.contains(&BrokerAnswer::Confirmed);
                     for (index, fate) in slice.zip(fates) {
                         if publications
                             .get(index)
@@ -321,15 +321,15 @@ impl RowPublisher {
         if stuck {
             let why = "a dead letter was returned or refused: run `settled topology`";
             self.stuck
-                .get_or_insert_with(|| Paused::begin(&self.health, &self.name, Cause::DeadLetterReturned, why));
+                .get_or_insert_with(|| Paused::begin(&self.health, &self.name, PauseCause::DeadLetterReturned, why));
         } else {
             self.stuck = None;
         }
     }
 
     /// Answers partners that asked for it. Best effort: no retry, no confirm.
-    pub(super) async fn reply(&mut self, settled: &Settled) {
-        for reply in &settled.replies {
+    pub(super) async fn reply(&mut self, answered: &Answered) {
+        for reply in &answered.replies {
             // Only over a connection that is there: no event waits for one because of a reply.
             let sent = match &mut self.link {
                 Some((connection, publisher)) if connection.is_connected() => publisher.reply(reply).await,
@@ -338,7 +338,7 @@ impl RowPublisher {
             let result = if sent { ReplyResult::Sent } else { ReplyResult::Failed };
             Signal::Reply { result }.emit();
         }
-        for _ in 0..settled.replies_ignored {
+        for _ in 0..answered.replies_ignored {
             Signal::Reply {
                 result: ReplyResult::Ignored,
             }
@@ -387,30 +387,30 @@ fn slices(publications: &[Publication], pending: &BTreeSet<usize>, most_bytes: u
 }
 
 /// Whether a publication needs no further try.
-fn is_done(id: BatchId, publication: &Publication, fate: Fate, told: &mut Published) -> bool {
+fn is_done(id: BatchId, publication: &Publication, fate: BrokerAnswer, told: &mut Published) -> bool {
     match (publication.kind, fate) {
-        (PublicationKind::Event | PublicationKind::Reply, Fate::Confirmed) => {
+        (PublicationKind::Event | PublicationKind::Reply, BrokerAnswer::Confirmed) => {
             told.events(
                 EventType::of_routing_key(&publication.routing_key),
-                Routed::Confirmed,
+                EventFate::Confirmed,
                 event::count_of(publication),
             );
             true
         }
         // Nobody subscribed: counted, and done.
-        (PublicationKind::Event | PublicationKind::Reply, Fate::Returned) => {
+        (PublicationKind::Event | PublicationKind::Reply, BrokerAnswer::Returned) => {
             told.events(
                 EventType::of_routing_key(&publication.routing_key),
-                Routed::Unrouted,
+                EventFate::Unrouted,
                 event::count_of(publication),
             );
             true
         }
-        (PublicationKind::DeadLetter, Fate::Confirmed) => {
+        (PublicationKind::DeadLetter, BrokerAnswer::Confirmed) => {
             told.dead_letter();
             true
         }
-        (PublicationKind::DeadLetter, Fate::Returned) => {
+        (PublicationKind::DeadLetter, BrokerAnswer::Returned) => {
             let message_id = publication.properties.message_id.as_deref();
             Signal::DeadLetterReturned {
                 batch: id,
@@ -420,7 +420,7 @@ fn is_done(id: BatchId, publication: &Publication, fate: Fate, told: &mut Publis
             .emit();
             false
         }
-        (PublicationKind::Event | PublicationKind::DeadLetter | PublicationKind::Reply, Fate::Nacked) => false,
+        (PublicationKind::Event | PublicationKind::DeadLetter | PublicationKind::Reply, BrokerAnswer::Nacked) => false,
     }
 }
 

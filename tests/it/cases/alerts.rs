@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use settled::telemetry::{Kind, catalogue::ALL};
+use settled::telemetry::{MetricKind, catalogue::ALL};
 
 use super::pages::{read, root};
 use crate::kit::support::skip;
@@ -18,7 +18,7 @@ fn named(text: &str) -> BTreeSet<String> {
         .map(|word| {
             let histogram = word.strip_suffix("_bucket").filter(|name| {
                 ALL.iter()
-                    .any(|metric| metric.name == *name && matches!(metric.kind, Kind::Histogram(_)))
+                    .any(|metric| metric.name == *name && matches!(metric.kind, MetricKind::Histogram(_)))
             });
             histogram.unwrap_or(word).to_owned()
         })

@@ -424,7 +424,7 @@ async fn a_bound_partner_is_believed_through_the_api_and_no_other_way() {
     let bare = partner
         .cleared(&reservations[2])
         .expecting(Expect::Refused("sender_mismatch"));
-    place.publish(&[bare.clone()]).await;
+    place.publish(std::slice::from_ref(&bare)).await;
     place.rest().await;
     let state = place
         .json(&["allocation", "show", &reservations[2].id.to_string()])

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use settled::{
-    domain::decide::{Reason, Verdict, VerdictKind},
-    settle::{self, Batch, Settled},
+    domain::{
+        reason::Reason,
+        verdict::{Verdict, VerdictKind},
+    },
+    settle::{self, Answered, Batch},
     store::{
         Fate,
-        held::{Pack, Why},
+        held::{HeldWhy, Pack},
     },
 };
 use tokio_postgres::{Client, error::SqlState};
@@ -21,8 +24,8 @@ use crate::kit::{
     support::{PATIENCE, Place, said, until},
 };
 
-fn verdict(settled: &Settled) -> &Verdict {
-    let [answer] = settled.answers.as_slice() else {
+fn verdict(answered: &Answered) -> &Verdict {
+    let [answer] = answered.answers.as_slice() else {
         panic!("one message");
     };
     &answer.judgement.verdict
@@ -155,8 +158,8 @@ async fn what_committed_while_the_locks_were_awaited_is_seen() {
     holder.batch_execute("COMMIT").await.expect("let go");
     let mut kinds = Vec::new();
     for one in both {
-        let settled = one.await.expect("no panic").expect("judged at the first try");
-        kinds.push(verdict(&settled).kind());
+        let answered = one.await.expect("no panic").expect("judged at the first try");
+        kinds.push(verdict(&answered).kind());
     }
     kinds.sort();
     assert_eq!(kinds, [VerdictKind::Settled, VerdictKind::Duplicate]);
@@ -168,8 +171,8 @@ async fn what_committed_while_the_locks_were_awaited_is_seen() {
     until_waiting(&db, 1).await;
     run(&place, &["partner", "suspend", "--enterprise-id", "acme"]).await;
     holder.batch_execute("COMMIT").await.expect("let go");
-    let settled = one.await.expect("no panic").expect("judged");
-    assert_eq!(verdict(&settled).reason(), Some(Reason::PartnerInactive));
+    let answered = one.await.expect("no panic").expect("judged");
+    assert_eq!(verdict(&answered).reason(), Some(Reason::PartnerInactive));
 }
 
 /// The allocation is reserved after the batch looked for it and before the batch wrote that the message waits on.
@@ -206,10 +209,10 @@ async fn a_message_woken_while_it_is_judged_stays_due() {
 
     let due = clerk.store.claim_due(10, 1 << 20, PATIENCE).await.expect("claimed");
     assert_eq!(due.deliveries.len(), 1, "it was woken, and must not sleep again");
-    let settled = settle(&clerk, &Batch::read(due.deliveries).await)
+    let answered = settle(&clerk, &Batch::read(due.deliveries).await)
         .await
         .expect("judged");
-    assert_eq!(verdict(&settled).kind(), VerdictKind::Settled);
+    assert_eq!(verdict(&answered).kind(), VerdictKind::Settled);
 }
 
 /// The balances come last of all that a batch writes. What the database says of them counts like any other answer: whether one
@@ -236,8 +239,8 @@ async fn what_the_database_says_of_the_balances_is_heard() {
     db.batch_execute("DROP TRIGGER refuse ON settled.funds")
         .await
         .expect("dropped");
-    let settled = settle(&clerk, &batch).await.expect("settled");
-    let kinds: Vec<VerdictKind> = settled
+    let answered = settle(&clerk, &batch).await.expect("settled");
+    let kinds: Vec<VerdictKind> = answered
         .answers
         .iter()
         .map(|answer| answer.judgement.verdict.kind())
@@ -254,7 +257,7 @@ async fn a_held_batch_whose_commit_is_unknown_is_found_by_its_id() {
     let came = read(&[partner.cleared(&reservations[0])]).await.into_messages();
     let pack = Pack {
         whose: Some("acme".to_owned()),
-        why: Why::Share,
+        why: HeldWhy::Share,
         deliveries: came.into_iter().map(|message| message.delivery).collect(),
         due_in: Duration::ZERO,
         attempts: 0,

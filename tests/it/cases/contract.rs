@@ -8,7 +8,7 @@ use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 use serde_json::{Value, json};
 use settled::{
     cli::Cli,
-    domain::{decide::Reason, message::Refusal, signature::Signer},
+    domain::{message::EarlyRefusal, reason::Reason, signature::Signer},
 };
 use uuid::Uuid;
 
@@ -322,7 +322,7 @@ fn what_the_schema_refuses_the_decoder_refuses_and_the_other_way_round() {
             );
         } else if !is_taken {
             let why = match &facts.content {
-                Err(Refusal { detail, .. }) => detail.clone(),
+                Err(EarlyRefusal { detail, .. }) => detail.clone(),
                 Ok(content) => format!("{:?}", content.signer),
             };
             let is_beyond = BEYOND.iter().any(|(_, piece)| why.contains(piece));
@@ -389,7 +389,7 @@ fn what_the_decoder_checks_beyond_the_schema_is_on_the_page() {
         assert!(contract.contains(words), "docs/contract.md lists: {words}");
         let facts = decoded(&said.routing_key(), &body);
         let why = match &facts.content {
-            Err(Refusal { detail, .. }) => detail.clone(),
+            Err(EarlyRefusal { detail, .. }) => detail.clone(),
             Ok(content) => format!("{:?}", content.signer),
         };
         assert!(!is_taken(&facts) && why.contains(piece), "{words}: {why}");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use settled::telemetry::{Kind, Metric, catalogue::ALL};
+use settled::telemetry::{Metric, MetricKind, catalogue::ALL};
 
 const PAGE: &str = "docs/metrics.md";
 
@@ -56,7 +56,7 @@ fn named(text: &str) -> BTreeSet<String> {
                 .find_map(|end| word.strip_suffix(end));
             let is_of_histogram = |name: &&str| {
                 ALL.iter()
-                    .any(|metric| metric.name == *name && matches!(metric.kind, Kind::Histogram(_)))
+                    .any(|metric| metric.name == *name && matches!(metric.kind, MetricKind::Histogram(_)))
             };
             series.filter(is_of_histogram).unwrap_or(word).to_owned()
         })

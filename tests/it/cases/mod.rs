@@ -47,6 +47,7 @@ mod registry;
 mod reinstated;
 mod replays;
 mod rights;
+mod rooms;
 mod strikes;
 mod telling;
 mod tidy;

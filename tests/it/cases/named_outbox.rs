@@ -6,8 +6,9 @@ use settled::{
     domain::{
         delivery::{HeaderValue, Headers, Properties, PublicationKind},
         event::Format,
+        message::Message as Read,
     },
-    settle::{Batch, Clerk, Message as Read, Settled},
+    settle::{Answered, Batch, Clerk},
 };
 use tokio_postgres::Client;
 
@@ -60,7 +61,7 @@ async fn mixed(partner: &Partner, reservations: &[Reservation]) -> Batch {
     traced.into()
 }
 
-async fn abandoned(clerk: &Clerk, db: &Client, settled: &Settled) {
+async fn abandoned(clerk: &Clerk, db: &Client, settled: &Answered) {
     db.execute("UPDATE settled.outbox SET leased_until = '-infinity'", &[])
         .await
         .expect("abandoned");

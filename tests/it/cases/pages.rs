@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use settled::domain::decide::Reason;
+use settled::domain::reason::Reason;
 
 pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

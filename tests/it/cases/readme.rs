@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use settled::domain::{
-    decide::Reason,
+    address::parse_uuid,
     delivery::{Delivery, Properties, Publication, PublicationKind, Source},
+    digest::sha256,
     event,
-    message::{facts, parse_uuid, sha256},
+    message::facts,
+    reason::Reason,
     signature::{Signer, SigningKey},
 };
 

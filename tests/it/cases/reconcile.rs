@@ -418,7 +418,7 @@ async fn books_that_are_wrong_in_the_same_number_of_rows_are_named() {
             vec!["in that state", "is missing"],
         ),
         (
-            format!("UPDATE settled.transfers SET event = 'reserved' WHERE id = {transfer}"),
+            format!("UPDATE settled.transfers SET event = 'reserved' WHERE id = {settlement}"),
             vec!["is reserved of"],
         ),
         (

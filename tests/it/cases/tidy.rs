@@ -7,7 +7,7 @@ fn root() -> &'static Path {
 }
 
 /// Every Rust file under a directory, by its path from the root.
-fn sources(directory: &str) -> Vec<(String, String)> {
+pub(super) fn sources(directory: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut directories = vec![root().join(directory)];
     while let Some(directory) = directories.pop() {
@@ -28,7 +28,7 @@ fn sources(directory: &str) -> Vec<(String, String)> {
 
 /// The code without its comments, for what a comment names, it may explain; without its tests; and without the lines that
 /// silence a dependency's own log.
-fn code(text: &str) -> String {
+pub(super) fn code(text: &str) -> String {
     let tests = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
     text.split_at(tests)
         .0
@@ -70,7 +70,7 @@ fn trespassers(words: &[&str], rooms: &[&str]) -> Vec<String> {
     found
 }
 
-fn assert_none(found: &[String], why: &str) {
+pub(super) fn assert_none(found: &[String], why: &str) {
     assert!(found.is_empty(), "{why}:\n{}", found.join("\n"));
 }
 

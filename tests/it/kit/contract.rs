@@ -15,6 +15,7 @@ use jsonschema::Validator;
 use lapin::{BasicProperties, message::Delivery as Received, types::AMQPValue};
 use serde_json::{Map, Value, json};
 use settled::domain::{
+    address,
     delivery::{Delivery, Properties, Source},
     message::{self, Facts},
     signature::Signer,
@@ -35,12 +36,14 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 49] = [
+pub(crate) const ANSWERS: [(&str, Form); 54] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
     ("config reference", Form::Document),
     ("config show", Form::Document),
+    ("client add", Form::Document),
+    ("client list", Form::Document),
     ("connection add", Form::Document),
     ("connection list", Form::Document),
     ("connection show", Form::Document),
@@ -84,12 +87,19 @@ pub(crate) const ANSWERS: [(&str, Form); 49] = [
     ("reconcile", Form::Document),
     ("simulate", Form::Document),
     ("timeline", Form::Document),
+    ("token add", Form::Document),
+    ("token list", Form::Document),
+    ("token revoke", Form::Document),
     ("topology", Form::Document),
 ];
 
 /// Commands that answer no program, and why.
-pub(crate) const SILENT: [(&str, &str); 3] = [
+pub(crate) const SILENT: [(&str, &str); 4] = [
     ("worker", "it runs until it is stopped, and speaks in its log"),
+    (
+        "api",
+        "it runs until it is stopped, and its document is docs/openapi.json",
+    ),
     ("completions", "a shell reads it"),
     ("man", "man reads it"),
 ];
@@ -325,7 +335,7 @@ pub(crate) fn sent(message: &Message) {
 
 /// The schema of an update's body, by its routing key.
 pub(crate) fn update_file(routing_key: &str) -> Option<String> {
-    let (_, kind) = message::parse_routing_key(routing_key)?;
+    let (_, kind) = address::parse_routing_key(routing_key)?;
     Some(format!("update-{}.json", kind.as_str()))
 }
 

@@ -3,7 +3,7 @@
 use settled::{
     config::{Settings, Sources},
     domain::delivery::{Delivery, Properties, Source},
-    settle::{self, Attempt, Batch, Clerk, Settled, blocked::KnownLocks},
+    settle::{self, Answered, Attempt, Batch, Clerk, blocked::KnownLocks},
     store::{Store, StoreError},
 };
 use uuid::Uuid;
@@ -45,7 +45,7 @@ pub(crate) async fn read(messages: &[Message]) -> Batch {
 }
 
 /// One attempt, as a worker makes it.
-pub(crate) async fn settle(clerk: &Clerk, batch: &Batch) -> Result<Settled, StoreError> {
+pub(crate) async fn settle(clerk: &Clerk, batch: &Batch) -> Result<Answered, StoreError> {
     settle_as(clerk, Uuid::now_v7(), batch, &mut None).await
 }
 
@@ -54,10 +54,10 @@ pub(crate) async fn settle_as(
     clerk: &Clerk,
     id: Uuid,
     batch: &Batch,
-    earlier: &mut Option<Settled>,
-) -> Result<Settled, StoreError> {
+    earlier: &mut Option<Answered>,
+) -> Result<Answered, StoreError> {
     match settle::attempt(clerk, &KnownLocks::default(), id, batch, &[], earlier).await? {
-        Attempt::Settled(settled) => Ok(settled),
+        Attempt::Answered(answered) => Ok(answered),
         Attempt::Blocked(places) => panic!("nothing is known to be locked, and {places:?} are blocked"),
     }
 }

@@ -8,12 +8,14 @@ use super::{Balances, Deposit, Expected, Item, Plan, Shape, WAVES_BETWEEN, Wave}
 use crate::{
     domain::{
         allocation::Kind,
-        decide::Reason,
         delivery::Publication,
+        digest::sha256,
+        draft::Draft,
         ledger::{Amount, Quantity},
-        message::{Draft, Outcome, sha256},
+        reason::Reason,
+        update::Outcome,
     },
-    partner::{Dice, Fault, Reservation, SigningPartner},
+    partner::{Dice, Flaw, Reservation, SigningPartner},
 };
 
 const CURRENCIES: [&str; 2] = ["BTC", "ETH"];
@@ -26,7 +28,7 @@ enum Case {
     NewNonce,
     ParkedThenReserved,
     NeverReserved,
-    Fault(Fault),
+    Flaw(Flaw),
     UnknownPartner,
     Suspended,
     OtherPartner,
@@ -44,7 +46,7 @@ impl Case {
             | Case::SameBytes
             | Case::ParkedThenReserved
             | Case::NeverReserved
-            | Case::Fault(_)
+            | Case::Flaw(_)
             | Case::UnknownPartner
             | Case::Suspended
             | Case::OtherPartner
@@ -55,21 +57,21 @@ impl Case {
 
 /// Every way in which a partner can be refused, in the order of the table.
 const INVALID: [Case; 16] = [
-    Case::Fault(Fault::TooLarge),
-    Case::Fault(Fault::Malformed),
-    Case::Fault(Fault::Field),
+    Case::Flaw(Flaw::TooLarge),
+    Case::Flaw(Flaw::Malformed),
+    Case::Flaw(Flaw::Field),
     Case::UnknownPartner,
-    Case::Fault(Fault::Sender),
-    Case::Fault(Fault::Signature),
-    Case::Fault(Fault::Stranger),
-    Case::Fault(Fault::Payload),
+    Case::Flaw(Flaw::Sender),
+    Case::Flaw(Flaw::Signature),
+    Case::Flaw(Flaw::Stranger),
+    Case::Flaw(Flaw::Payload),
     Case::NonceReused,
-    Case::Fault(Fault::Policy),
+    Case::Flaw(Flaw::Policy),
     Case::Suspended,
     Case::NeverReserved,
     Case::OtherPartner,
     Case::OtherType,
-    Case::Fault(Fault::Mismatch),
+    Case::Flaw(Flaw::Mismatch),
     Case::AlreadySettled,
 ];
 
@@ -326,8 +328,8 @@ impl Planner<'_> {
                 };
                 self.push(&draft, partner.update(&draft), expected, None);
             }
-            Case::Fault(Fault::Sender) => self.add_sender_mismatch(),
-            Case::Fault(fault) => {
+            Case::Flaw(Flaw::Sender) => self.add_sender_mismatch(),
+            Case::Flaw(fault) => {
                 let outcome = self.outcome();
                 let draft = match self.target(number) {
                     Some(target) => partner.draft(&target, outcome, self.nonce()),
@@ -452,7 +454,7 @@ impl Planner<'_> {
         let amount = self.amount();
         let reservation = self.new_reservation(&bound, Kind::Allocation, amount);
         let draft = bound.draft(&reservation, Outcome::Cleared, self.nonce());
-        let publication = bound.wrong(draft.clone(), Fault::Sender, &mut self.dice);
+        let publication = bound.wrong(draft.clone(), Flaw::Sender, &mut self.dice);
         self.push(&draft, publication, Expected::Rejected(Reason::SenderMismatch), None);
         // It stays reserved: what came without the user moved nothing.
         self.model_reserve(&bound, &reservation);

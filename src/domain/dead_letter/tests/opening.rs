@@ -34,7 +34,7 @@ fn too_large(body: &[u8], padding: usize) -> Delivery {
         },
         proven: false,
     };
-    let judged = Judged {
+    let judged = MessageRef {
         delivery: &message,
         facts: &facts,
     };

@@ -134,11 +134,11 @@ fn a_shape_is_what_details_have_in_common() {
 }
 
 /// Failures of one message at these times, handed out before or not; what they leave in a row.
-fn filed(known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<Entry>, usize) {
+fn filed(known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<FiledRow>, usize) {
     filed_by(MadeBy::Settled, known, failures)
 }
 
-fn filed_by(made_by: MadeBy, known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<Entry>, usize) {
+fn filed_by(made_by: MadeBy, known: Option<Known>, failures: &[(Option<i64>, bool)]) -> (Option<FiledRow>, usize) {
     let message = sent();
     let facts = facts(&message);
     let causes: Vec<Cause> = failures
@@ -154,7 +154,7 @@ fn filed_by(made_by: MadeBy, known: Option<Known>, failures: &[(Option<i64>, boo
         .iter()
         .zip(failures)
         .map(|(cause, (_, again))| Arrival {
-            message: Judged {
+            message: MessageRef {
                 delivery: &message,
                 facts: &facts,
             },
@@ -182,7 +182,7 @@ fn a_message_is_one_row_however_often_it_fails() {
     let (first, again) = (false, true);
     // New, twice in one batch, the second time later.
     let (entry, counted) = filed(None, &[(Some(5), first), (Some(7), first)]);
-    let expected = Entry {
+    let expected = FiledRow {
         is_new: true,
         state: State::Open,
         first_failed_at: time(5),
@@ -305,7 +305,7 @@ fn a_verdict_on_a_dead_letter_says_where_it_stands() {
         let mut message = sent();
         message.source = source;
         let facts = facts(&message);
-        let judged = Judged {
+        let judged = MessageRef {
             delivery: &message,
             facts: &facts,
         };

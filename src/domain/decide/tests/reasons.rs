@@ -140,7 +140,7 @@ fn every_reason_has_the_message_that_causes_it() {
             "a key that is not valid yet",
             |model, _, letter| {
                 letter.signed_by = 4;
-                let registered = ("acme".to_owned(), Standing::Early);
+                let registered = ("acme".to_owned(), KeyStanding::Early);
                 model.registered.insert(key(4).public_key(), registered);
             },
             Reason::SignatureMismatch,
@@ -151,7 +151,7 @@ fn every_reason_has_the_message_that_causes_it() {
             "a key that has expired",
             |model, _, letter| {
                 letter.signed_by = 4;
-                let registered = ("acme".to_owned(), Standing::Expired);
+                let registered = ("acme".to_owned(), KeyStanding::Expired);
                 model.registered.insert(key(4).public_key(), registered);
             },
             Reason::SignatureMismatch,
@@ -162,7 +162,7 @@ fn every_reason_has_the_message_that_causes_it() {
             "an expired key of another partner",
             |model, _, letter| {
                 letter.signed_by = 4;
-                let registered = ("beta".to_owned(), Standing::Expired);
+                let registered = ("beta".to_owned(), KeyStanding::Expired);
                 model.registered.insert(key(4).public_key(), registered);
             },
             Reason::SignatureMismatch,
@@ -499,7 +499,7 @@ fn broken(numbers: impl DoubleEndedIterator<Item = usize>) -> String {
         BREAKERS[number - 1](&mut model, &mut rules, &mut letter);
     }
     let sent = letter.send();
-    let batch = [sent.judged()];
+    let batch = [sent.by_ref()];
     let (judgements, _) = decide(model.snapshot(&batch), &batch, &rules);
     lines(&judgements).concat()
 }

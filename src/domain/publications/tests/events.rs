@@ -192,7 +192,7 @@ fn the_same_refusal_has_the_same_id() {
 fn a_receipt_names_the_event() {
     let sent = Sent::update(Kind::Allocation, Properties::default());
     let record = allocation(Kind::Allocation, Status::Cleared, true);
-    let named = |verdict, reason| id_of(sent.judged(), verdict, reason, Some(&record)).to_string();
+    let named = |verdict, reason| id_of(sent.by_ref(), verdict, reason, Some(&record)).to_string();
     let told = |publications: Vec<Publication>| publications[0].properties.message_id.clone();
     let outcome = told(sent.say(settled(&record), true));
     assert_eq!(Some(named(VerdictKind::Settled, None)), outcome);

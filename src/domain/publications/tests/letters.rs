@@ -157,7 +157,7 @@ fn a_dead_letter_that_is_too_large_is_a_head_with_the_digest_of_the_whole() {
         (0, 17_000, 0, false),
     ] {
         let bytes: Vec<u8> = (0..body).map(|at| b"0123456789abcdef-"[at % 17]).collect();
-        let digest = crate::domain::message::sha256(&bytes);
+        let digest = crate::domain::digest::sha256(&bytes);
         let mut sent = Sent::new("acme.allocation.update", bytes.clone(), with(padding));
         crate::domain::message::shorten(&mut sent.delivery, &sent.facts);
         assert_eq!(sent.facts, facts(&sent.delivery), "judged again it is what it was");

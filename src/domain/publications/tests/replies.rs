@@ -105,7 +105,7 @@ fn a_stranger_is_not_answered() {
         ..Properties::default()
     };
     let sent = Sent::update(Kind::Allocation, properties);
-    let batch = [sent.judged()];
+    let batch = [sent.by_ref()];
     let now = time("2026-01-02T03:06:07.008Z");
     let mut partner = Partner {
         broker_user: None,
@@ -133,7 +133,7 @@ fn a_stranger_is_not_answered() {
         let (judgements, _) = decide(snapshot, &batch, &rules());
         let said: usize = judgements
             .iter()
-            .map(|judgement| publications(sent.judged(), judgement, now, &rules()).len())
+            .map(|judgement| publications(sent.by_ref(), judgement, now, &rules()).len())
             .sum();
         assert_eq!(said, expected);
     }
