@@ -3,6 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use uuid::Uuid;
 
 /// The first success of several tries. One that takes longer than `patience` is not waited for alone: the next begins beside it.
 /// If all fail it is the error that tells most; None where there was nothing to try.
@@ -37,6 +38,13 @@ where
             () = tokio::time::sleep(patience), if waiting.peek().is_some() => next = waiting.next(),
         }
     }
+}
+
+/// A random order, in which those that `comes_last` names stand behind the others.
+pub(crate) fn order<T>(ways: impl IntoIterator<Item = T>, comes_last: impl Fn(&T) -> bool) -> Vec<T> {
+    let mut ways: Vec<T> = ways.into_iter().collect();
+    ways.sort_by_cached_key(|way| (comes_last(way), Uuid::new_v4()));
+    ways
 }
 
 #[cfg(test)]

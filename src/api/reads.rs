@@ -35,9 +35,10 @@ const NONCE_MAX: usize = 256;
 /// What of a nonce stands in an address as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b'.');
 
+/// One allocation, made of its record or taken over from an event.
 #[derive(Serialize)]
-struct One<'a> {
-    allocation: AllocationView<'a>,
+pub(super) struct One<A> {
+    pub(super) allocation: A,
 }
 
 #[derive(Serialize)]
@@ -90,7 +91,7 @@ pub(super) async fn allocation(site: &Site, owner: OwnedBy<'_>, id: &str) -> Res
         Some(allocation) => Ok(json(
             StatusCode::OK,
             &One {
-                allocation: (&allocation).into(),
+                allocation: AllocationView::from(&allocation),
             },
         )),
         None => Err(ApiRefused::not_found(
@@ -101,7 +102,7 @@ pub(super) async fn allocation(site: &Site, owner: OwnedBy<'_>, id: &str) -> Res
 
 /// A page of them, the oldest first.
 pub(super) async fn allocations(site: &Site, owner: OwnedBy<'_>, query: Option<&str>) -> Result<Response, ApiRefused> {
-    let asked = UpdateAsked::read(site, query, true)?;
+    let asked = ListAsked::read(site, query, true)?;
     let page = site
         .desk
         .owned_allocations(owner, &asked.filter, asked.after, i64::from(asked.page))
@@ -119,7 +120,7 @@ pub(super) async fn allocations(site: &Site, owner: OwnedBy<'_>, query: Option<&
 
 /// What stands on a partner's connections.
 pub(super) async fn balances(site: &Site, enterprise_id: &str, query: Option<&str>) -> Result<Response, ApiRefused> {
-    let asked = UpdateAsked::read(site, query, false)?;
+    let asked = ListAsked::read(site, query, false)?;
     let found = site
         .desk
         .partner_balances(enterprise_id, asked.after, i64::from(asked.page))
@@ -203,13 +204,13 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
 }
 
 /// What a list is asked for.
-struct UpdateAsked {
+struct ListAsked {
     filter: OwnedFilter,
     after: Option<Uuid>,
     page: u32,
 }
 
-impl UpdateAsked {
+impl ListAsked {
     /// Reads a query. What is not known is refused: a filter that is left out would answer with more than was asked for.
     fn read(site: &Site, query: Option<&str>, may_filter: bool) -> Result<Self, ApiRefused> {
         let most = site.settings.page_max;

@@ -12,7 +12,7 @@ use hyper::{
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName},
 };
 use serde::Serialize;
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ use super::{
     answer::{ApiRefused, at, internal, json as document},
     line::NotPosted,
     outcome::UpdateOutcome,
-    reads::receipt_address,
+    reads::{One, receipt_address},
 };
 use crate::{
     broker::{replies::DIRECT, topology::UPDATES},
@@ -44,11 +44,6 @@ const DRAINED_MAX: usize = 1 << 20;
 const LOOK: Duration = Duration::from_secs(1);
 /// Longer than any of version 00, in bytes.
 const TRACE_MAX: usize = 64;
-
-#[derive(Serialize)]
-struct Settled<'a> {
-    allocation: &'a RawValue,
-}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -131,12 +126,7 @@ fn told(
     digest: &[u8],
 ) -> Result<Response, ApiRefused> {
     match outcome {
-        UpdateOutcome::Settled(allocation) => Ok(document(
-            StatusCode::OK,
-            &Settled {
-                allocation: &allocation,
-            },
-        )),
+        UpdateOutcome::Settled(allocation) => Ok(document(StatusCode::OK, &One { allocation })),
         UpdateOutcome::Parked { until } => Ok(accepted(enterprise_id, content, request, "parked", until)),
         UpdateOutcome::Rejected {
             reason,
@@ -168,8 +158,8 @@ async fn from_receipt(
             let Ok(Some(allocation)) = site.desk.owned_allocation(owner, receipt.allocation_id).await else {
                 return Ok(None);
             };
-            let told = json!({"allocation": AllocationView::from(&allocation)});
-            Ok(Some(document(StatusCode::OK, &told)))
+            let allocation = AllocationView::from(&allocation);
+            Ok(Some(document(StatusCode::OK, &One { allocation })))
         }
         "rejected" => {
             let reason = Reason::written(receipt.reason.as_deref().unwrap_or_default());

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lapin::uri::AMQPUri;
-use uuid::Uuid;
 
 use super::BrokerError;
-use crate::redact;
+use crate::{race, redact};
 
 /// More than a broker has nodes.
 const HOSTS_MAX: usize = 16;
@@ -117,13 +116,7 @@ impl Memory {
     /// nobody waits for a frozen one twice.
     pub(super) fn order(&self, targets: &[Target]) -> Vec<Target> {
         let silent = self.kept();
-        let mut order: Vec<_> = targets
-            .iter()
-            .map(|target| (silent.contains_key(target), Uuid::new_v4(), *target))
-            .collect();
-        drop(silent);
-        order.sort_unstable();
-        order.into_iter().map(|(_, _, target)| target).collect()
+        race::order(targets.iter().copied(), |target| silent.contains_key(target))
     }
 }
 

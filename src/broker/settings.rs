@@ -168,19 +168,7 @@ impl BrokerSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn settings(url: &str) -> BrokerSettings {
-        BrokerSettings {
-            url: url.to_owned(),
-            ca_file: None,
-            heartbeat: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(2),
-            publish_deadline: Duration::from_secs(2),
-            next_host_after: Duration::from_millis(500),
-            allow_plaintext: false,
-            memory: Memory::default(),
-        }
-    }
+    use crate::broker::testing::settings_of;
 
     #[test]
     fn plaintext_stays_on_this_machine() {
@@ -195,14 +183,14 @@ mod tests {
             ("amqp://u:p@localhost.example/v", false),
             ("amqp://localhost@broker.example/v", false),
         ] {
-            let uri = settings(url).uri();
+            let uri = settings_of(url).uri();
             assert_eq!(uri.is_ok(), allowed, "{url}");
             if let Err(error) = uri {
                 assert!(error.to_string().contains("set allow_plaintext"), "{error}");
                 assert!(
                     BrokerSettings {
                         allow_plaintext: true,
-                        ..settings(url)
+                        ..settings_of(url)
                     }
                     .uri()
                     .is_ok(),
@@ -216,7 +204,7 @@ mod tests {
     fn an_ipv6_host_is_kept() {
         let uri = BrokerSettings {
             allow_plaintext: true,
-            ..settings("amqp://u:p@[2001:db8::1]:5/v")
+            ..settings_of("amqp://u:p@[2001:db8::1]:5/v")
         }
         .uri();
         assert_eq!(uri.map(|uri| uri.authority.host), Ok("2001:db8::1".to_owned()));
@@ -231,7 +219,7 @@ mod tests {
             "hunter2",
             "amqp://u:hunter2@h:x/v",
         ] {
-            let settings = settings(url);
+            let settings = settings_of(url);
             assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
             if let Err(error) = settings.uri() {
                 assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
@@ -241,7 +229,7 @@ mod tests {
 
     #[test]
     fn several_hosts_are_one_broker() {
-        let several = settings("amqps://u:p@a:1,[2001:db8::1],c/v?heartbeat=7");
+        let several = settings_of("amqps://u:p@a:1,[2001:db8::1],c/v?heartbeat=7");
         let uris = several.uris().expect("three");
         let places: Vec<_> = uris
             .iter()
@@ -257,7 +245,7 @@ mod tests {
             ("amqps://u:hunter2@a:x,b/v", "not an AMQP URL"),
             ("amqps://u:hunter2@a,,b/v", "a comma too many"),
         ] {
-            let error = settings(url).uris().expect_err(url).to_string();
+            let error = settings_of(url).uris().expect_err(url).to_string();
             assert!(error.contains(problem) && !error.contains("hunter2"), "{url}: {error}");
         }
     }
@@ -266,7 +254,7 @@ mod tests {
     fn a_heartbeat_there_must_be() {
         let none = BrokerSettings {
             heartbeat: Duration::ZERO,
-            ..settings("amqp://localhost")
+            ..settings_of("amqp://localhost")
         };
         assert!(matches!(none.uri(), Err(BrokerError::Config(_))));
     }

@@ -35,6 +35,20 @@ pub(super) struct Vhost {
     address: String,
 }
 
+/// Settings of a broker anywhere.
+pub(super) fn settings_of(url: &str) -> BrokerSettings {
+    BrokerSettings {
+        url: url.to_owned(),
+        ca_file: None,
+        heartbeat: Duration::from_secs(10),
+        connect_timeout: Duration::from_secs(2),
+        publish_deadline: Duration::from_secs(2),
+        next_host_after: Duration::from_millis(500),
+        allow_plaintext: false,
+        memory: super::hosts::Memory::default(),
+    }
+}
+
 impl Vhost {
     pub(super) fn new() -> Self {
         let vhost = Vhost::existing(format!("broker-{}", Uuid::new_v4()));
@@ -107,14 +121,10 @@ impl Vhost {
 
     pub(super) fn settings_at(&self, address: &str, user: &str) -> BrokerSettings {
         BrokerSettings {
-            url: format!("{}://{user}@{address}/{}", self.scheme, self.name),
-            ca_file: None,
-            heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             publish_deadline: Duration::from_secs(10),
-            next_host_after: Duration::from_millis(500),
             allow_plaintext: true,
-            memory: super::hosts::Memory::default(),
+            ..settings_of(&format!("{}://{user}@{address}/{}", self.scheme, self.name))
         }
     }
 

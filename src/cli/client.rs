@@ -1,12 +1,11 @@
 //! `settled client`: whose clients may read over HTTP.
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
     Context, Exit, Failure, enterprise_id,
-    registry::{Listing, Note},
+    registry::{Listing, Note, Told},
     uuid,
 };
 use crate::{
@@ -41,12 +40,6 @@ pub(super) async fn run(context: &Context, command: ClientCommand) -> Result<Exi
 }
 
 async fn add(context: &Context, wish: AddClient) -> Result<Exit, Failure> {
-    #[derive(Serialize)]
-    struct Told<'a> {
-        #[serde(flatten)]
-        record: &'a ClientRecord,
-        result: &'static str,
-    }
     let operator = wish.note.operator();
     let added = context
         .desk()?

@@ -68,10 +68,10 @@ impl Listing {
 
 /// A record, with what the command came to.
 #[derive(Serialize)]
-struct Told<'a, T> {
+pub(super) struct Told<'a, T> {
     #[serde(flatten)]
-    record: &'a T,
-    result: &'static str,
+    pub(super) record: &'a T,
+    pub(super) result: &'static str,
 }
 
 /// Says the record as stored; `subject` and the words for people.

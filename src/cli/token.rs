@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
     Context, Exit, Failure, enterprise_id,
     output::yes_no,
-    registry::{Listing, Note},
+    registry::{Listing, Note, Told},
 };
 use crate::{
-    desk::{Role, Token, TokenRecord, TokenWish, bounded},
+    desk::{Role, Token, TokenRecord, TokenWish, bounded, duration},
     domain::{address::parse_uuid, calendar::rfc3339},
 };
 
@@ -76,9 +75,7 @@ fn name(text: &str) -> Result<String, String> {
 const LIFETIME_MAX: Duration = Duration::from_secs(87_600 * 3_600);
 
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let lasts = jiff::fmt::friendly::SpanParser::new()
-        .parse_unsigned_duration(text)
-        .map_err(|_| "write a number and its unit, such as 720h".to_owned())?;
+    let lasts = duration(text).ok_or("write a number and its unit, such as 720h")?;
     if lasts < Duration::from_secs(1) || lasts > LIFETIME_MAX {
         return Err("must be from 1s to 87600h (10 years)".to_owned());
     }
@@ -120,12 +117,6 @@ async fn add(context: &Context, wish: AddToken) -> Result<Exit, Failure> {
 }
 
 async fn revoke(context: &Context, wish: &RevokeToken) -> Result<Exit, Failure> {
-    #[derive(Serialize)]
-    struct Told<'a> {
-        #[serde(flatten)]
-        record: &'a TokenRecord,
-        result: &'static str,
-    }
     // What was typed is not repeated: it may be most of a token.
     let id: Uuid = parse_uuid(&wish.token)
         .or_else(|| Token::parse(&wish.token).map(|token| token.id))

@@ -37,7 +37,7 @@ pub use self::{
     drive::RunNews,
     explain::{ExplainQuestion, Explained, Movement, explain},
     life::{EventState, EventTold, History, ReceiptFound, Transferred},
-    moment::moment,
+    moment::{duration, moment},
     outbox::{Refused, RefusedPublication, Retried, RetriedOne, Retry},
     owned::{ConnectionBalance, OwnedBy, OwnedFilter, PartnerBalance, PartnerBalances},
     plan::{LEFT_OUT, Plan, PlanLine, Planned, Sum},

@@ -11,15 +11,13 @@ pub fn moment(text: &str) -> Result<Moment, String> {
         Ok(time) => return Ok(Moment::At(time.timestamp())),
         Err(wrong) => wrong,
     };
-    match jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text) {
-        Ok(ago) if ago <= AGO_MAX => Ok(Moment::Ago(ago)),
-        Ok(_) => Err(TOO_LONG_AGO.into()),
+    match duration(text) {
+        Some(ago) if ago <= AGO_MAX => Ok(Moment::Ago(ago)),
+        Some(_) => Err(TOO_LONG_AGO.into()),
         // A number of hours that no duration can hold is one all the same.
-        Err(_) if is_duration(text) => Err(TOO_LONG_AGO.into()),
-        Err(_) if wrong.contains("0001 to 9999") => Err(wrong),
-        Err(_) => {
-            Err("write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as so long ago, such as 90m or 24h".into())
-        }
+        None if is_duration(text) => Err(TOO_LONG_AGO.into()),
+        None if wrong.contains("0001 to 9999") => Err(wrong),
+        None => Err("write it as RFC 3339, such as 2030-01-31T00:00:00Z, or as so long ago, such as 90m or 24h".into()),
     }
 }
 
@@ -33,9 +31,14 @@ fn is_duration(text: &str) -> bool {
             (false, _) => small.push(letter),
         }
     }
+    duration(&small).is_some()
+}
+
+/// A number and its unit, such as `90m`, or several of them.
+pub fn duration(text: &str) -> Option<Duration> {
     jiff::fmt::friendly::SpanParser::new()
-        .parse_unsigned_duration(&small)
-        .is_ok()
+        .parse_unsigned_duration(text)
+        .ok()
 }
 
 /// The calendar of our times begins with the year 0001.

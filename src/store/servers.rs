@@ -20,7 +20,6 @@ use tokio_postgres::{
     config::{Host, TargetSessionAttrs},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
-use uuid::Uuid;
 
 use super::{Fate, StoreError, trouble, trouble::Trouble};
 use crate::{config::DatabaseSettings, race, redact};
@@ -72,11 +71,7 @@ impl Servers {
     /// The one that was asked last, then the others in any order.
     fn order(&self) -> Vec<usize> {
         let current = self.current.load(Ordering::Relaxed);
-        let mut order: Vec<_> = (0..self.each.len())
-            .map(|number| (number != current, Uuid::new_v4(), number))
-            .collect();
-        order.sort_unstable();
-        order.into_iter().map(|(_, _, number)| number).collect()
+        race::order(0..self.each.len(), |number| *number != current)
     }
 
     /// A connection to the first that gives one.

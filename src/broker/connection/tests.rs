@@ -3,23 +3,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::*;
-use crate::broker::hosts::Memory;
 use crate::broker::publisher::Publisher;
 use crate::broker::server_version;
-use crate::broker::testing::{AUTHORITY, Vhost, event, eventually, queue, soon, tls_front};
-
-fn settings(url: &str) -> BrokerSettings {
-    BrokerSettings {
-        url: url.to_owned(),
-        ca_file: None,
-        heartbeat: Duration::from_secs(10),
-        connect_timeout: Duration::from_secs(2),
-        publish_deadline: Duration::from_secs(2),
-        next_host_after: Duration::from_millis(500),
-        allow_plaintext: false,
-        memory: Memory::default(),
-    }
-}
+use crate::broker::testing::{AUTHORITY, Vhost, event, eventually, queue, settings_of, soon, tls_front};
 
 #[tokio::test]
 async fn wrong_password_and_wrong_vhost_are_refused_and_nobody_home_is_away() {
@@ -41,7 +27,9 @@ async fn wrong_password_and_wrong_vhost_are_refused_and_nobody_home_is_away() {
     // Neither the user nor the virtual host is repeated.
     assert!(!error.to_string().contains(&vhost.name), "{error}");
     assert!(error.trouble().contains("virtual host"), "{error}");
-    let error = soon(probe(&settings("amqp://localhost:1/"))).await.expect_err("away");
+    let error = soon(probe(&settings_of("amqp://localhost:1/")))
+        .await
+        .expect_err("away");
     assert!(matches!(error, BrokerError::Away(_)), "{error}");
 }
 
@@ -56,7 +44,7 @@ async fn a_broker_that_does_not_answer_is_given_up_in_time() {
         stream.read_to_end(&mut all).map(|_| all)
     });
     let began = Instant::now();
-    let error = Connection::open(&settings(&format!("amqp://localhost:{port}/")), "test")
+    let error = Connection::open(&settings_of(&format!("amqp://localhost:{port}/")), "test")
         .await
         .expect_err("away");
     assert!(matches!(error, BrokerError::Away(_)), "{error}");
@@ -123,12 +111,12 @@ async fn tls_with_an_authority_of_our_own() {
         let url = format!("{before}@{host}:{port}/{}", vhost.name);
         let trusting = BrokerSettings {
             ca_file: Some(authority.clone()),
-            ..settings(&url)
+            ..settings_of(&url)
         };
         assert_eq!(soon(probe(&trusting)).await, Ok(()));
         let version = soon(server_version(&trusting)).await.expect("a greeting");
         assert!(version.starts_with("RabbitMQ "), "{version}");
-        let error = soon(probe(&settings(&url))).await.expect_err("not trusted");
+        let error = soon(probe(&settings_of(&url))).await.expect_err("not trusted");
         assert!(matches!(error, BrokerError::Away(_)), "{error}");
         assert!(
             error.trouble().starts_with("TLS") && error.to_string().starts_with("TLS"),
@@ -159,7 +147,7 @@ async fn a_silent_or_dead_host_is_not_waited_for() {
             let several = BrokerSettings {
                 allow_plaintext: true,
                 connect_timeout: Duration::from_secs(20),
-                ..settings(&url.replacen('@', &format!("@{others},"), 1))
+                ..settings_of(&url.replacen('@', &format!("@{others},"), 1))
             };
             let began = Instant::now();
             assert_eq!(soon(super::super::probe(&several)).await, Ok(()));
@@ -175,7 +163,7 @@ async fn a_silent_or_dead_host_is_not_waited_for() {
     // What a broker says counts more than the silence of the others, and nobody hears the password.
     let wrong = BrokerSettings {
         connect_timeout: Duration::from_secs(2),
-        ..settings(&format!(
+        ..settings_of(&format!(
             "amqp://nobody:hun%74er2@127.0.0.1:{port},127.0.0.1:1,{}",
             url.rsplit_once('@').expect("a user").1
         ))

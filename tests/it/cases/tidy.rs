@@ -54,11 +54,17 @@ fn names(text: &str, word: &str) -> bool {
 
 /// The files outside of `rooms` that name one of the words.
 fn trespassers(words: &[&str], rooms: &[&str]) -> Vec<String> {
+    found_in("src", words, |file| !rooms.iter().any(|room| file.starts_with(room)))
+}
+
+/// The files of a folder that name one of the words.
+fn named_in(folder: &str, words: &[&str]) -> Vec<String> {
+    found_in(folder, words, |_| true)
+}
+
+fn found_in(folder: &str, words: &[&str], counts: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
-    for (name, text) in sources("src") {
-        if rooms.iter().any(|room| name.starts_with(room)) {
-            continue;
-        }
+    for (name, text) in sources(folder).into_iter().filter(|(name, _)| counts(name)) {
         let text = code(&text);
         found.extend(
             words
@@ -89,16 +95,7 @@ fn the_domain_does_no_io_and_knows_no_time() {
         "std::fs",
         "Timestamp::now",
     ];
-    let mut found = Vec::new();
-    for (name, text) in sources("src/domain") {
-        let text = code(&text);
-        found.extend(
-            words
-                .iter()
-                .filter(|word| names(&text, word))
-                .map(|word| format!("{name} names {word}")),
-        );
-    }
+    let found = named_in("src/domain", &words);
     assert_none(&found, "src/domain is pure");
 }
 
@@ -177,16 +174,7 @@ fn the_desk_reads_no_arguments_and_prints_nothing() {
         "stdout",
         "stderr",
     ];
-    let mut found = Vec::new();
-    for (name, text) in sources("src/desk") {
-        let text = code(&text);
-        found.extend(
-            words
-                .iter()
-                .filter(|word| names(&text, word))
-                .map(|word| format!("{name} names {word}")),
-        );
-    }
+    let found = named_in("src/desk", &words);
     assert_none(&found, "src/desk is typed questions and typed answers");
 }
 
@@ -240,17 +228,10 @@ fn the_api_asks_the_desk() {
         "println!",
         "eprintln!",
     ];
-    let mut found = Vec::new();
     for (name, text) in sources("src/api") {
         assert!(text.lines().count() < 600, "{name} is too long");
-        let text = code(&text);
-        found.extend(
-            words
-                .iter()
-                .filter(|word| names(&text, word))
-                .map(|word| format!("{name} names {word}")),
-        );
     }
+    let found = named_in("src/api", &words);
     assert_none(&found, "src/api asks src/desk");
     let mut found = trespassers(&["crate::api", "api::run"], &["src/api/", "src/cli/"]);
     found.extend(trespassers(

@@ -4,7 +4,6 @@ use std::{
     path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use serde_json::Value;
@@ -14,7 +13,7 @@ use tokio::{
     process::Child,
 };
 
-use crate::kit::support::{Ground, PATIENCE, until};
+use crate::kit::support::{Ground, PATIENCE, get, until};
 
 /// A running API.
 pub(crate) struct Api {
@@ -223,18 +222,4 @@ pub(crate) fn read_answer(bytes: &[u8]) -> Answer {
             .collect(),
         body: serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())),
     }
-}
-
-async fn get(url: &str) -> Option<(u16, String)> {
-    let url = url.to_owned();
-    let asking = tokio::task::spawn_blocking(move || {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(10)))
-            .build();
-        let mut answer = ureq::Agent::new_with_config(config).get(&url).call().ok()?;
-        let text = answer.body_mut().read_to_string().ok()?;
-        Some((answer.status().as_u16(), text))
-    });
-    asking.await.expect("no panic")
 }

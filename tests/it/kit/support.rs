@@ -773,6 +773,21 @@ impl Drop for Ground {
     }
 }
 
+/// Asks an address; the status and the body. Nothing where it does not answer.
+pub(crate) async fn get(url: &str) -> Option<(u16, String)> {
+    let url = url.to_owned();
+    let asking = tokio::task::spawn_blocking(move || {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(10)))
+            .build();
+        let mut answer = ureq::Agent::new_with_config(config).get(&url).call().ok()?;
+        let text = answer.body_mut().read_to_string().ok()?;
+        Some((answer.status().as_u16(), text))
+    });
+    asking.await.expect("no panic")
+}
+
 async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &str) -> Output {
     let mut command = settled();
     command
@@ -867,16 +882,7 @@ impl Worker {
     /// Asks it; the status and the body. Nothing where it does not answer.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
         let url = format!("http://{}{path}", self.http().await);
-        let asking = tokio::task::spawn_blocking(move || {
-            let config = ureq::Agent::config_builder()
-                .http_status_as_error(false)
-                .timeout_global(Some(Duration::from_secs(10)))
-                .build();
-            let mut answer = ureq::Agent::new_with_config(config).get(&url).call().ok()?;
-            let text = answer.body_mut().read_to_string().ok()?;
-            Some((answer.status().as_u16(), text))
-        });
-        asking.await.expect("no panic")
+        get(&url).await
     }
 
     /// Whether it says that it is ready.
