@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{BalanceRecord, Books, Desk, Moment, Reconciliation, Refusal};
+use super::{BalanceRecord, Books, Desk, Moment, Reconciliation, Refusal, SignaturesChecked};
 use crate::{
     broker::{BrokerSettings, Connection, topology},
     store::reconcile::{self, Waiting},
@@ -17,6 +17,20 @@ pub struct Checked {
     pub ok: bool,
     #[serde(flatten)]
     pub books: Books,
+    /// Where signatures were verified too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signatures: Option<SignaturesChecked>,
+}
+
+impl Checked {
+    /// The same with what the signatures were found to be. What was not looked at is not right.
+    #[must_use]
+    pub fn with(mut self, mut signatures: SignaturesChecked) -> Self {
+        self.ok = self.ok && signatures.forged == 0 && signatures.next.is_none();
+        self.books.problems.append(&mut signatures.problems);
+        self.signatures = Some(signatures);
+        self
+    }
 }
 
 /// What was compared.
@@ -71,6 +85,7 @@ impl Desk {
         Ok(Checked {
             ok: books.problems.is_empty(),
             books,
+            signatures: None,
         })
     }
 

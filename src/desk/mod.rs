@@ -20,6 +20,7 @@ mod owned;
 mod plan;
 mod refusal;
 mod replay;
+mod signatures;
 mod timeline;
 mod which;
 
@@ -43,6 +44,7 @@ pub use self::{
     plan::{LEFT_OUT, Plan, PlanLine, Planned, Sum},
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
+    signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
     timeline::{LifeMoment, Timeline},
     which::Which,
 };

@@ -13,6 +13,7 @@ mod added;
 pub mod address;
 mod agreement;
 pub mod allocation;
+pub mod authority;
 pub mod calendar;
 mod carried;
 pub mod changeset;

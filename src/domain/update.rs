@@ -67,31 +67,72 @@ impl Outcome {
     }
 }
 
+/// What a partner always signs.
+pub(super) struct Statement {
+    pub(super) id: Uuid,
+    pub(super) amount: Amount,
+    pub(super) client_id: Uuid,
+    pub(super) connection_id: Uuid,
+    pub(super) partners_client_id: String,
+    pub(super) partners_connection_id: String,
+    pub(super) partners_id: String,
+    pub(super) outcome: Outcome,
+    pub(super) nonce: String,
+}
+
+impl Statement {
+    /// The fields in the order of the documented table; the first that breaks its rule is named.
+    pub(super) fn read(said: &Object<'_>, kind: Kind) -> Result<Self, String> {
+        let id = Field::required(said, kind.id_field())?.uuid()?;
+        let amount = Field::required(said, "amount")?.amount()?;
+        let client_id = Field::required(said, "clientId")?.uuid()?;
+        let connection_id = Field::required(said, "connectionId")?.uuid()?;
+        let partners_client_id = Field::required(said, "partnersClientId")?.bounded(EXTERNAL_ID_MAX)?;
+        let partners_connection_id = Field::required(said, "partnersConnectionId")?.bounded(EXTERNAL_ID_MAX)?;
+        let partners_id = Field::required(said, kind.partners_id_field())?.bounded(EXTERNAL_ID_MAX)?;
+        let status = Field::required(said, "status")?;
+        let released = match status.text()? {
+            "cleared" => false,
+            "released" => true,
+            _ => return Err(status.says("must be cleared or released")),
+        };
+        let nonce = Field::required(said, "nonce")?.bounded(NONCE_MAX)?;
+        let outcome = if released {
+            Outcome::Released {
+                reject_reason: Field::required(said, "rejectReason")?.bounded(REJECT_REASON_MAX)?,
+            }
+        } else if let Some(field) = Field::optional(said, "rejectReason") {
+            return Err(field.says("must be absent when the status is cleared"));
+        } else {
+            Outcome::Cleared
+        };
+        Ok(Self {
+            id,
+            amount,
+            client_id,
+            connection_id,
+            partners_client_id,
+            partners_connection_id,
+            partners_id,
+            outcome,
+            nonce,
+        })
+    }
+}
+
 /// Step 3: the fields in the order of the documented table; the first that breaks its rule is named.
 pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Result<Update, String> {
-    let id = Field::required(body, kind.id_field())?.uuid()?;
-    let amount = Field::required(body, "amount")?.amount()?;
-    let client_id = Field::required(body, "clientId")?.uuid()?;
-    let connection_id = Field::required(body, "connectionId")?.uuid()?;
-    let partners_client_id = Field::required(body, "partnersClientId")?.bounded(EXTERNAL_ID_MAX)?;
-    let partners_connection_id = Field::required(body, "partnersConnectionId")?.bounded(EXTERNAL_ID_MAX)?;
-    let partners_id = Field::required(body, kind.partners_id_field())?.bounded(EXTERNAL_ID_MAX)?;
-    let status = Field::required(body, "status")?;
-    let released = match status.text()? {
-        "cleared" => false,
-        "released" => true,
-        _ => return Err(status.says("must be cleared or released")),
-    };
-    let nonce = Field::required(body, "nonce")?.bounded(NONCE_MAX)?;
-    let outcome = if released {
-        Outcome::Released {
-            reject_reason: Field::required(body, "rejectReason")?.bounded(REJECT_REASON_MAX)?,
-        }
-    } else if let Some(field) = Field::optional(body, "rejectReason") {
-        return Err(field.says("must be absent when the status is cleared"));
-    } else {
-        Outcome::Cleared
-    };
+    let Statement {
+        id,
+        amount,
+        client_id,
+        connection_id,
+        partners_client_id,
+        partners_connection_id,
+        partners_id,
+        outcome,
+        nonce,
+    } = Statement::read(body, kind)?;
     let evaluation_id = Field::optional(body, "evaluationId")
         .map(|field| field.bounded(EXTERNAL_ID_MAX))
         .transpose()?;
@@ -142,6 +183,11 @@ impl<'j, 'a> Field<'j, 'a> {
     /// `null` is a value of the wrong type, never absence.
     pub(super) fn optional(object: &'j Object<'a>, name: &'static str) -> Option<Self> {
         object.get(name).map(|value| Self { name, value })
+    }
+
+    /// The text, where it is one.
+    pub(super) fn as_str(&self) -> Option<&'j str> {
+        self.value.as_str()
     }
 
     fn says(&self, sentence: &str) -> String {

@@ -23,6 +23,7 @@ pub mod registry;
 pub mod runs;
 mod servers;
 mod session;
+pub mod signatures;
 pub mod tokens;
 pub mod told;
 pub mod trouble;

@@ -48,6 +48,7 @@ mod reinstated;
 mod replays;
 mod rights;
 mod rooms;
+mod signatures;
 mod strikes;
 mod telling;
 mod tidy;
