@@ -168,7 +168,9 @@ async fn check(context: &Context, wish: &Check) -> Result<Exit, Failure> {
         let mut signals =
             Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
         let mut watch = Watch::new(context.out.json);
-        let stop = async { drop(signals.next().await) };
+        let stop = async {
+            signals.next().await;
+        };
         let found = desk.check_signatures(wish.after, stop, |news| watch.see(news)).await;
         watch.bar.finish_and_clear();
         checked = checked.with(found?);
@@ -196,7 +198,10 @@ async fn check(context: &Context, wish: &Check) -> Result<Exit, Failure> {
         let Some(found) = &checked.signatures else {
             return Ok(());
         };
-        let verified = format!("{} settlements verified, {} of them forged", found.verified, found.forged);
+        let verified = format!(
+            "{} settlements verified, {} of them forged",
+            found.verified, found.forged
+        );
         match next {
             Some(next) => out.line(format!(
                 "{verified}; the rest was left out: settled ledger check --signatures --after {next}"

@@ -11,7 +11,8 @@ use crate::{
         authority::{self, KeyLife},
         signature::PublicKey,
     },
-    store::{books::PROBLEMS_MAX, signatures::TableExtent},
+    retry::Backoff,
+    store::{Fate, books::PROBLEMS_MAX, signatures::TableExtent},
 };
 
 /// Blocks of the table that are read and verified as one piece: some hundred settlements.
@@ -130,7 +131,7 @@ impl Desk {
             let (until, piece) = tokio::select! {
                 biased;
                 () = &mut stop => {
-                    found.next = Some(SignaturePlace { file, block });
+                    found.next = (block < blocks).then_some(SignaturePlace { file, block });
                     break;
                 }
                 piece = pieces.next() => match piece {
@@ -140,7 +141,11 @@ impl Desk {
             };
             let place = SignaturePlace { file, block };
             let piece = piece
-                .unwrap_or_else(|_| Err(Refusal::ours("a signature could not be verified: the program's own code failed")))
+                .unwrap_or_else(|_| {
+                    Err(Refusal::ours(
+                        "a signature could not be verified: the program's own code failed",
+                    ))
+                })
                 .map_err(|refusal| resumed(refusal, place))?;
             block = until;
             found.verified += piece.verified;
@@ -167,10 +172,18 @@ impl Desk {
     ) -> Result<Piece, Refusal> {
         let mut piece = Piece::default();
         let mut after = None;
+        let patience = self.settings.retry.transient_attempts;
+        let mut backoff = Backoff::new(&self.settings.retry);
         loop {
-            let part = self
-                .patiently(async || self.store.authorised(blocks.clone(), after.as_ref()).await)
-                .await?;
+            let part = self.store.authorised(blocks.clone(), after.as_ref()).await;
+            let part = match part {
+                // Somebody was in the way: nothing was done, and it is asked again, not for ever.
+                Err(error) if error.fate == Fate::Retry && backoff.attempts() < patience => {
+                    tokio::time::sleep(backoff.next()).await;
+                    continue;
+                }
+                part => part?,
+            };
             piece.verified += part.settlements.len() as u64;
             let (settlements, keys) = (part.settlements, Arc::clone(keys));
             let objections = tokio::task::spawn_blocking(move || -> Vec<String> {
@@ -207,7 +220,10 @@ mod tests {
 
     #[test]
     fn a_place_is_read_as_it_is_said() {
-        let place = SignaturePlace { file: 16_437, block: 12 };
+        let place = SignaturePlace {
+            file: 16_437,
+            block: 12,
+        };
         assert_eq!(place.to_string(), "16437.12");
         assert_eq!(SignaturePlace::parse("16437.12"), Ok(place));
         for text in ["", "1", "1.", ".1", "1.2.3", "-1.2", "a.b", "1.99999999999"] {

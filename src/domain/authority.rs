@@ -77,7 +77,10 @@ impl Validity {
     /// What was valid when it was looked up may have ended when the moment was read.
     fn covers(&self, moment: Timestamp) -> bool {
         let begun = self.from.timestamp() <= moment;
-        begun && self.until.is_none_or(|until| until.timestamp() > earlier(moment, LEEWAY))
+        begun
+            && self
+                .until
+                .is_none_or(|until| until.timestamp() > earlier(moment, LEEWAY))
     }
 }
 
@@ -176,7 +179,12 @@ impl KeyLife {
             return Some("was registered after it".to_owned());
         }
         let asked_from = earlier(moment, LEEWAY);
-        let ends = self.states.iter().skip(1).map(|next| next.since).chain([Timestamp::MAX]);
+        let ends = self
+            .states
+            .iter()
+            .skip(1)
+            .map(|next| next.since)
+            .chain([Timestamp::MAX]);
         let mut in_force = self
             .states
             .iter()
@@ -269,7 +277,10 @@ fn disagreement(
         ("amount.quantity", signed.amount.quantity.to_string() != record.quantity),
         ("clientId", signed.client_id != record.client_id),
         ("connectionId", signed.connection_id != record.connection_id),
-        ("partnersClientId", signed.partners_client_id != record.partners_client_id),
+        (
+            "partnersClientId",
+            signed.partners_client_id != record.partners_client_id,
+        ),
         (
             "partnersConnectionId",
             signed.partners_connection_id != record.partners_connection_id,

@@ -109,7 +109,9 @@ fn each_forgery_is_named() {
         ("its signature is none", |one| one.signature = vec![0; 65]),
         ("its signature is none", |one| one.signature.truncate(64)),
         ("was made by the key", |one| one.signature[40] ^= 1),
-        ("and its receipt names", |one| one.signature = signed(&one.payload, &key(3))),
+        ("and its receipt names", |one| {
+            one.signature = signed(&one.payload, &key(3))
+        }),
         ("which is registered for nobody", |one| {
             signed_anew(one, payload("cleared"), &key(9));
         }),

@@ -21,7 +21,7 @@ use crate::kit::{
 };
 
 /// So many settlements that they take more than one piece.
-const MANY: usize = 700;
+const MANY: usize = 1_200;
 
 async fn settled_place(test: &str, many: usize) -> (Place, Partner, Vec<Reservation>) {
     let place = Place::new(test).await;
@@ -139,11 +139,23 @@ async fn a_settlement_that_nobody_signed_is_named() {
         .collect();
     for (id, words) in [
         (ids[0], "its signature is none".to_owned()),
-        (ids[1], format!("by the key {}, which is registered for nobody", public(&stranger))),
+        (
+            ids[1],
+            format!("by the key {}, which is registered for nobody", public(&stranger)),
+        ),
         (ids[2], "which is registered for other, and not for acme".to_owned()),
-        (ids[3], format!("by the key {}, which was registered after it", public(&late))),
-        (ids[5], "amount.quantity: what was signed is not what stands in the books".to_owned()),
-        (ids[7], "allocationId: what was signed is not what stands in the books".to_owned()),
+        (
+            ids[3],
+            format!("by the key {}, which was registered after it", public(&late)),
+        ),
+        (
+            ids[5],
+            "amount.quantity: what was signed is not what stands in the books".to_owned(),
+        ),
+        (
+            ids[7],
+            "allocationId: what was signed is not what stands in the books".to_owned(),
+        ),
     ] {
         let about = format!("settlement of {id}: ");
         let named: Vec<&&str> = problems.iter().filter(|problem| problem.starts_with(&about)).collect();
@@ -170,14 +182,26 @@ async fn what_becomes_of_a_key_does_not_change_what_it_settled() {
         let checked = ask(&place, &["ledger", "check", "--signatures"]).await.document(0);
         assert_eq!(checked["signatures"]["verified"], 3, "{checked}");
     };
-    let cut = ["--valid-from", "2020-01-01T00:00:00Z", "--valid-until", "2020-02-01T00:00:00Z"];
-    ask(&place, &[&["key", "add"], &whose[..], &cut[..]].concat()).await.document(0);
-    right().await;
-    ask(&place, &[&["key", "revoke"], &whose[..]].concat()).await.document(0);
-    right().await;
-    ask(&place, &[&["key", "reinstate"], &whose[..], &["--reason", "found"]].concat())
+    let cut = [
+        "--valid-from",
+        "2020-01-01T00:00:00Z",
+        "--valid-until",
+        "2020-02-01T00:00:00Z",
+    ];
+    ask(&place, &[&["key", "add"], &whose[..], &cut[..]].concat())
         .await
         .document(0);
+    right().await;
+    ask(&place, &[&["key", "revoke"], &whose[..]].concat())
+        .await
+        .document(0);
+    right().await;
+    ask(
+        &place,
+        &[&["key", "reinstate"], &whose[..], &["--reason", "found"]].concat(),
+    )
+    .await
+    .document(0);
     right().await;
     // Had it been so a year before, nobody could have settled with it.
     let db = place.db().await;
@@ -189,7 +213,13 @@ async fn what_becomes_of_a_key_does_not_change_what_it_settled() {
     .await;
     let bad = ask(&place, &["ledger", "check", "--signatures"]).await.document(1);
     assert_eq!(bad["signatures"]["forged"], 3, "{bad}");
-    assert!(bad["problems"][0].as_str().expect("text").contains("was not valid then"), "{bad}");
+    assert!(
+        bad["problems"][0]
+            .as_str()
+            .expect("text")
+            .contains("was not valid then"),
+        "{bad}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,7 +242,10 @@ async fn a_check_that_was_ended_goes_on_where_it_was() {
                 std::task::Poll::Pending
             }
         });
-        let found = desk.check_signatures(after, stop, |_| seen.set(true)).await.expect("it is read");
+        let found = desk
+            .check_signatures(after, stop, |_| seen.set(true))
+            .await
+            .expect("it is read");
         assert_eq!(found.forged, 0);
         verified += found.verified;
         times += 1;
