@@ -150,7 +150,8 @@ fn fate_of(error: &tokio_postgres::Error) -> Fate {
     };
     if *db.code() == SqlState::UNIQUE_VIOLATION {
         return match db.table() {
-            Some("batches") => Fate::CommittedBefore,
+            // Both bear the batch's id.
+            Some("batches" | "outbox") => Fate::CommittedBefore,
             // Somebody else wrote the same receipt, parked row or dead letter first: load again and see it.
             Some("receipts" | "parked" | "dead_letters") => Fate::Retry,
             _ => Fate::Bisect,

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    Fate, Session, Store, StoreError, batch,
+    Fate, Session, Store, StoreError,
+    batch::Head,
     dead_letter_space::{self, SpaceBounds},
     outbox, told,
     write::{Rows, Write, params, write_all},
@@ -208,21 +209,27 @@ impl OpenFiling {
 
 /// Everything that a filing writes, in the order in which it is sent.
 fn writes<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
+    // What the broker gave up came to us here for the first time: it is received, and rejected. What it counts is in hand, and
+    // is published to nobody's queue.
+    let head = Head {
+        id: outcome.id,
+        worker: outcome.worker,
+        source: "dead",
+        now: outcome.now,
+        verdicts: &outcome.verdicts,
+        letters: 0,
+        publications: outcome.publications,
+        kept: &[],
+        event_source: "",
+        lease: outcome.lease,
+        published: &[],
+    };
     Ok(vec![
-        insert_batch(outcome)?,
+        head.write()?,
         insert(outcome)?,
         update(outcome),
-        outbox::insert(outcome.id, outcome.publications, &[], "", outcome.lease)?,
         count_taken(outcome),
     ])
-}
-
-/// What the broker gave up came to us here for the first time: it is received, and rejected.
-fn insert_batch<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Write<'a>, StoreError> {
-    let FilingOutcome { id, worker, now, .. } = *outcome;
-    // What it counts is in hand, and is published to nobody's queue.
-    let write = batch::count_batch(id, worker, "dead", now, &outcome.verdicts, 0)?;
-    Ok(write.or_none(outcome.verdicts.is_empty()))
 }
 
 fn count_taken<'a>(outcome: &FilingOutcome<'_>) -> Write<'a> {

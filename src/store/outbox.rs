@@ -341,26 +341,20 @@ pub(super) fn properties(row: &Row) -> Option<Properties> {
         .flatten()
 }
 
-const INSERT: &str = "\
-    /* outbox::insert */
-    INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
-    VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp() + make_interval(secs => $5))";
-
 const DELETE: &str = "/* outbox::delete */ DELETE FROM settled.outbox WHERE batch_id = ANY ($1)";
 
-/// Writes the batch's row, where it has anything to publish.
-pub(super) fn insert<'a>(
-    id: BatchId,
+/// A batch's row: format, content, and how many events and dead letters it tells.
+///
+/// # Errors
+/// They can not be written: a fault of ours.
+pub(super) fn row(
     publications: &[Publication],
     kept: &[Kept],
     source: &str,
-    lease: Duration,
-) -> Result<Write<'a>, StoreError> {
+) -> Result<(i16, Vec<u8>, i32), StoreError> {
     let count: u64 = publications.iter().map(event::count_of).sum();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
-    let content = encode_named(publications, kept, source)?;
-    let params = params![id, NAMED, content, count, lease.as_secs_f64()];
-    Ok(Write::unless(publications.is_empty(), INSERT, Rows::Certain(1), params).then(Point::OutboxInserted))
+    Ok((NAMED, encode_named(publications, kept, source)?, count))
 }
 
 /// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been

@@ -51,7 +51,7 @@ pub(super) struct Write<'a> {
     /// There is nothing to write: it is left out, but for a rehearsal.
     is_empty: bool,
     /// Passed once it is done.
-    point: Option<Point>,
+    points: Vec<Point>,
 }
 
 impl<'a> Write<'a> {
@@ -62,7 +62,7 @@ impl<'a> Write<'a> {
             rows,
             params,
             is_empty: false,
-            point: None,
+            points: Vec::new(),
         }
     }
 
@@ -74,17 +74,15 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Left out where there is nothing.
-    pub(super) fn or_none(self, is_empty: bool) -> Self {
-        Self { is_empty, ..self }
+    /// What a test may break once it is done.
+    pub(super) fn then(mut self, point: Point) -> Self {
+        self.points.push(point);
+        self
     }
 
-    /// What a test may break once it is done.
-    pub(super) fn then(self, point: Point) -> Self {
-        Self {
-            point: Some(point),
-            ..self
-        }
+    /// The same of a statement that does several things, where it does this one.
+    pub(super) fn then_if(self, does: bool, point: Point) -> Self {
+        if does { self.then(point) } else { self }
     }
 
     /// Whether COMMIT may be sent before the answer is there: an answer that forbids it is an error of the server's, and after
@@ -95,7 +93,7 @@ impl<'a> Write<'a> {
             Rows::Exactly(_) | Rows::Or(..) => self.is_empty,
         };
         // What a test breaks stands between the statements.
-        by_itself && !self.point.is_some_and(fail::is_armed)
+        by_itself && !self.points.iter().any(|point| fail::is_armed(*point))
     }
 
     /// Sends it, and holds its rows against what they must be.
@@ -123,10 +121,12 @@ impl<'a> Write<'a> {
             }
             Rows::Exactly(_) | Rows::Certain(_) | Rows::Or(..) | Rows::Any => {}
         }
-        match self.point {
-            Some(point) if !self.is_empty => session.pass(point).await,
-            Some(_) | None => Ok(()),
+        if !self.is_empty {
+            for point in &self.points {
+                session.pass(*point).await?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -34,6 +34,10 @@ struct Wanted {
     enterprises: BTreeSet<String>,
     /// Who speaks of which allocation: the message is parked where it is not there.
     spoken_of: BTreeSet<(String, Uuid)>,
+    /// The keys that signed.
+    signers: HashSet<PublicKey>,
+    /// A message that was parked is among them.
+    has_parked: bool,
 }
 
 impl Wanted {
@@ -46,7 +50,11 @@ impl Wanted {
             wanted.receipts.extend(content.receipt_keys().map(|key| key.0));
             wanted.enterprises.insert(update.enterprise_id.clone());
             wanted.spoken_of.insert((update.enterprise_id.clone(), update.id));
+            if let Signer::Key(key) = &content.signer {
+                wanted.signers.insert(*key);
+            }
         }
+        wanted.has_parked = batch.iter().any(|message| message.delivery.source.is_parked());
         wanted
     }
 }
@@ -71,22 +79,27 @@ pub(in crate::store) fn select_allocations(function: &str, rest: &str) -> String
     )
 }
 
-const LOAD_NOW: &str = "\
-    /* batch::load now */
-    SELECT date_trunc('milliseconds', clock_timestamp())";
-
-const LOAD_PARTNERS: &str = "\
-    /* batch::load partners */
-    SELECT p.enterprise_id, p.broker_user, p.suspended_at IS NOT NULL AS suspended,
-           p.async_allocations, p.async_deallocations, k.public_key,
-           k.revoked_at IS NOT NULL AS revoked, k.reinstated_at IS NOT NULL AS reinstated
-    FROM settled.partners AS p
+/// The moment, the partners with their keys, and whose the keys are that signed. A key that signed for one partner may be
+/// another's. There is a row even where nobody is known, since there is a moment.
+const LOAD_REGISTRY: &str = "\
+    /* batch::load registry */
+    SELECT date_trunc('milliseconds', n.moment) AS moment, p.enterprise_id, p.broker_user,
+           p.suspended_at IS NOT NULL AS suspended, p.async_allocations, p.async_deallocations, k.public_key,
+           k.revoked_at IS NOT NULL AS revoked, k.reinstated_at IS NOT NULL AS reinstated,
+           NULL::text AS owner, NULL::boolean AS early, NULL::boolean AS expired
+    FROM (SELECT clock_timestamp() AS moment) AS n
+    LEFT JOIN settled.partners AS p
+      ON p.enterprise_id = ANY ($1)
     LEFT JOIN settled.partner_keys AS k
       ON k.enterprise_id = p.enterprise_id
      AND (k.revoked_at IS NOT NULL
        OR (k.valid_from <= clock_timestamp()
       AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())))
-    WHERE p.enterprise_id = ANY ($1)";
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, s.public_key, NULL, NULL,
+           s.enterprise_id, s.valid_from > clock_timestamp(), coalesce(s.valid_until <= clock_timestamp(), false)
+    FROM settled.partner_keys AS s
+    WHERE s.public_key = ANY ($2)";
 
 /// What was refused because its key was revoked then. Asked only where a message is signed with a key that was reinstated;
 /// after the keys, so that whatever was refused before that is seen.
@@ -145,8 +158,8 @@ fn load_receipts(lock: bool) -> String {
 }
 
 /// Loads what the batch may touch. Locks first, and the rest in later statements, so that they see what committed while
-/// the locks were awaited. One round trip; a second one only where a message names an allocation that is not there, since
-/// it may be parked: who parks is locked then, and the rest is loaded anew.
+/// the locks were awaited. One round trip; a second one only where a message waits for its allocation, or names one that is
+/// not there, since it may be parked: who parks is locked then, and the registry is loaded anew.
 pub(super) async fn load(
     session: &Session,
     batch: &[MessageRef<'_>],
@@ -158,9 +171,8 @@ pub(super) async fn load(
     for sql in [
         &allocations,
         &receipts,
-        LOAD_PARTNERS,
+        LOAD_REGISTRY,
         LOAD_PARKED,
-        LOAD_NOW,
         LOCK_PARKING,
         LOAD_PARKED_COUNTS,
         LOAD_DISTRUSTED,
@@ -181,7 +193,7 @@ pub(super) async fn load(
         begin,
         async { session.query(&allocations, &[&allocation_ids]).await },
         async { session.query(&receipts, &[&keys]).await },
-        load_rest(session, wanted, &keys),
+        load_registry(session, wanted),
     );
     answers.0?;
     let mut snapshot = Snapshot::default();
@@ -193,28 +205,46 @@ pub(super) async fn load(
         let (key, receipt) = receipt(session, &row)?;
         snapshot.receipts.insert(key, receipt);
     }
-    let mut rest = answers.3?;
+    let mut registry = answers.3?;
     let unknown: BTreeSet<&str> = wanted
         .spoken_of
         .iter()
         .filter(|(_, id)| !snapshot.allocations.contains_key(id))
         .map(|(enterprise_id, _)| enterprise_id.as_str())
         .collect();
-    if !session.skips(unknown.is_empty()) {
+    // Who is parked has a receipt that says so, and only who has locked that changes either.
+    let waits = |receipt: &Receipt| receipt.verdict == VerdictKind::Parked;
+    let nobody_parked = !wanted.has_parked && !snapshot.receipts.values().any(waits);
+    if !session.skips(unknown.is_empty() && nobody_parked) {
+        let nobody_unknown = session.skips(unknown.is_empty());
         let enterprises: Vec<&str> = unknown.into_iter().collect();
         let answers = join!(
             async {
-                if !lock {
+                if !lock || nobody_unknown {
                     return Ok(Vec::new());
                 }
                 session.query(LOCK_PARKING, &[&enterprises]).await
             },
-            load_rest(session, wanted, &keys),
-            async { session.query(LOAD_PARKED_COUNTS, &[&enterprises]).await },
+            async {
+                if nobody_unknown {
+                    return Ok(None);
+                }
+                load_registry(session, wanted).await.map(Some)
+            },
+            async { session.query(LOAD_PARKED, &[&keys]).await },
+            async {
+                if nobody_unknown {
+                    return Ok(Vec::new());
+                }
+                session.query(LOAD_PARKED_COUNTS, &[&enterprises]).await
+            },
         );
         answers.0?;
-        rest = answers.1?;
-        for row in answers.2? {
+        if let Some(anew) = answers.1? {
+            registry = anew;
+        }
+        snapshot.parked = parked(session, &answers.2?)?;
+        for row in answers.3? {
             let count: i64 = row.get(1);
             let count = u64::try_from(count).map_err(|_| corrupt(session, "a number of parked messages"))?;
             snapshot.parked_counts.insert(row.get(0), count);
@@ -224,36 +254,58 @@ pub(super) async fn load(
         }
     }
     recall_newer(session, &mut snapshot).await?;
-    snapshot.distrusted = load_distrusted(session, batch, &rest.reinstated).await?;
-    snapshot.registered = load_registered(session, batch, &rest.partners).await?;
+    snapshot.distrusted = load_distrusted(session, batch, &registry.reinstated).await?;
+    snapshot.registered = registry.registered;
     snapshot.parked_bytes_of_all = session.parked_bytes;
-    snapshot.partners = rest.partners;
-    snapshot.parked = rest.parked;
-    snapshot.now = rest.now;
+    snapshot.partners = registry.partners;
+    snapshot.now = registry.now;
     session.pass(Point::AfterLoad).await?;
     Ok(snapshot)
 }
 
-/// What is loaded after the locks.
-struct Rest {
+/// Who may speak, loaded after the locks.
+struct Registry {
+    now: Timestamp,
     partners: HashMap<String, Partner>,
     /// Keys that were revoked once and are not any more.
     reinstated: HashSet<PublicKey>,
-    parked: HashMap<ReceiptKey, Parked>,
-    now: Timestamp,
+    /// Whose the keys are that signed.
+    registered: HashMap<PublicKey, RegisteredKey>,
 }
 
-async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<Rest, StoreError> {
+async fn load_registry(session: &Session, wanted: &Wanted) -> Result<Registry, StoreError> {
     let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
-    let answers = join!(
-        async { session.query(LOAD_PARTNERS, &[&enterprises]).await },
-        async { session.query(LOAD_PARKED, &[&keys]).await },
-        async { session.query(LOAD_NOW, &[]).await },
-    );
-    let mut partners = HashMap::new();
-    let mut reinstated = HashSet::new();
-    for row in answers.0? {
-        let partner = partners.entry(row.get("enterprise_id")).or_insert_with(|| Partner {
+    let signers: Vec<&[u8]> = wanted.signers.iter().map(|key| key.as_bytes().as_slice()).collect();
+    let rows = session.query(LOAD_REGISTRY, &[&enterprises, &signers]).await?;
+    let mut registry = Registry {
+        now: session.one(&rows)?.get("moment"),
+        partners: HashMap::new(),
+        reinstated: HashSet::new(),
+        registered: HashMap::new(),
+    };
+    for row in &rows {
+        let key = match row.get::<_, Option<&[u8]>>("public_key") {
+            Some(bytes) => Some(public_key(session, bytes)?),
+            None => None,
+        };
+        if let (Some(enterprise_id), Some(key)) = (row.get("owner"), key) {
+            let standing = match (row.get("early"), row.get("expired")) {
+                (true, _) => KeyStanding::Early,
+                (false, true) => KeyStanding::Expired,
+                (false, false) => KeyStanding::Valid,
+            };
+            registry.registered.insert(
+                key,
+                RegisteredKey {
+                    enterprise_id,
+                    standing,
+                },
+            );
+        }
+        let Some(enterprise_id) = row.get("enterprise_id") else {
+            continue;
+        };
+        let partner = registry.partners.entry(enterprise_id).or_insert_with(|| Partner {
             broker_user: row.get("broker_user"),
             suspended: row.get("suspended"),
             async_allocations: row.get("async_allocations"),
@@ -261,20 +313,22 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
             keys: Vec::new(),
             revoked: Vec::new(),
         });
-        if let Some(bytes) = row.get::<_, Option<&[u8]>>("public_key") {
-            let key = public_key(session, bytes)?;
-            if row.get("revoked") {
-                partner.revoked.push(key);
-            } else {
-                partner.keys.push(key);
-                if row.get("reinstated") {
-                    reinstated.insert(key);
-                }
+        let Some(key) = key else { continue };
+        if row.get("revoked") {
+            partner.revoked.push(key);
+        } else {
+            partner.keys.push(key);
+            if row.get("reinstated") {
+                registry.reinstated.insert(key);
             }
         }
     }
+    Ok(registry)
+}
+
+fn parked(session: &Session, rows: &[Row]) -> Result<HashMap<ReceiptKey, Parked>, StoreError> {
     let mut parked = HashMap::new();
-    for row in answers.1? {
+    for row in rows {
         let attempts: i32 = row.get("attempts");
         let waiting = Parked {
             seq: row.get("seq"),
@@ -288,13 +342,7 @@ async fn load_rest(session: &Session, wanted: &Wanted, keys: &[Uuid]) -> Result<
         };
         parked.insert(ReceiptKey(row.get("key")), waiting);
     }
-    let now = session.one(&answers.2?)?.get(0);
-    Ok(Rest {
-        partners,
-        reinstated,
-        parked,
-        now,
-    })
+    Ok(parked)
 }
 
 /// Which of a batch's signed texts were refused because their key, reinstated since, was revoked.
@@ -350,49 +398,6 @@ async fn recall_newer(session: &Session, snapshot: &mut Snapshot) -> Result<(), 
         }
     }
     Ok(())
-}
-
-const LOAD_REGISTERED: &str = "\
-    /* batch::load registered */
-    SELECT k.public_key, k.enterprise_id, k.valid_from > clock_timestamp() AS early,
-           coalesce(k.valid_until <= clock_timestamp(), false) AS expired
-    FROM settled.partner_keys AS k
-    WHERE k.public_key = ANY ($1)";
-
-/// Whose the keys are that signed for a partner and are not accepted of it. Asked only where there are such.
-async fn load_registered(
-    session: &Session,
-    batch: &[MessageRef<'_>],
-    partners: &HashMap<String, Partner>,
-) -> Result<HashMap<PublicKey, RegisteredKey>, StoreError> {
-    let contents = batch.iter().filter_map(|message| message.facts.content.as_ref().ok());
-    let strangers: Vec<&[u8]> = contents
-        .filter_map(|content| match &content.signer {
-            Signer::Key(key) => {
-                let partner = partners.get(&content.update.enterprise_id)?;
-                let is_known = partner.keys.contains(key) || partner.revoked.contains(key);
-                (!is_known).then(|| key.as_bytes().as_slice())
-            }
-            Signer::Malformed(_) | Signer::Unrecoverable | Signer::Unread => None,
-        })
-        .collect();
-    if session.skips(strangers.is_empty()) {
-        return Ok(HashMap::new());
-    }
-    let mut registered = HashMap::new();
-    for row in session.query(LOAD_REGISTERED, &[&strangers]).await? {
-        let standing = match (row.get("early"), row.get("expired")) {
-            (true, _) => KeyStanding::Early,
-            (false, true) => KeyStanding::Expired,
-            (false, false) => KeyStanding::Valid,
-        };
-        let one = RegisteredKey {
-            enterprise_id: row.get("enterprise_id"),
-            standing,
-        };
-        registered.insert(public_key(session, row.get("public_key"))?, one);
-    }
-    Ok(registered)
 }
 
 fn corrupt(session: &Session, what: &str) -> StoreError {

@@ -2,20 +2,20 @@
 //! one where a message may be parked); arrays in, keys sorted. What is written stands in one ordered list, in `writes`. Locks
 //! are taken in the order of every writer: allocations, receipts, who parks, what was told, parked, dead letters, funds.
 
+mod head;
 mod load;
 mod money;
 mod parking;
 mod receipts;
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 
+pub(super) use self::head::Head;
 use self::load::load;
 pub(super) use self::load::{ALLOCATION_COLUMNS, allocation, select_allocations};
 use super::{
-    Session, Store, StoreError, dead_letters, held, outbox, told,
-    write::{Rows, Write, params, write_all, write_and_commit},
+    Session, Store, StoreError, dead_letters, held, told,
+    write::{Write, write_all, write_and_commit},
 };
 use crate::{
     domain::{
@@ -26,7 +26,7 @@ use crate::{
         message::MessageRef,
         snapshot::Snapshot,
         told::{Firsts, Tellings},
-        verdict::{Judgement, Verdict, VerdictKind},
+        verdict::{Judgement, Verdict},
     },
     fail::Point,
 };
@@ -137,13 +137,24 @@ impl OpenBatch {
 fn writes<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Vec<Write<'a>>, StoreError> {
     let changes = outcome.changes;
     let rulings = dead_letters::rulings(outcome);
+    let verdicts: Vec<&Verdict> = outcome.judged.iter().map(|(_, judgement)| &judgement.verdict).collect();
+    let head = Head {
+        id: outcome.id,
+        worker: outcome.worker,
+        source: outcome.source,
+        now: outcome.now,
+        verdicts: &verdicts,
+        letters: dead_letter::letters_of(outcome.publications),
+        publications: outcome.publications,
+        kept: outcome.kept,
+        event_source: outcome.event_source,
+        lease: outcome.lease,
+        published: outcome.published,
+    };
     Ok(vec![
-        insert_batch(outcome)?,
+        head.write()?.then(Point::BatchInserted),
         held::leave(outcome),
-        receipts::insert(outcome),
         receipts::update(outcome),
-        money::update_allocations(changes),
-        money::insert_transfers(outcome),
         parking::lock(changes),
         parking::unpark(outcome),
         parking::park(outcome)?,
@@ -153,77 +164,6 @@ fn writes<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Vec<Write<'a>>, StoreError
         dead_letters::judge(outcome, rulings),
         receipts::distrust(outcome),
         receipts::still_revoked(changes),
-        outbox::insert(
-            outcome.id,
-            outcome.publications,
-            outcome.kept,
-            outcome.event_source,
-            outcome.lease,
-        )?,
-        outbox::delete(outcome.published).then(Point::OutboxDeleted),
-        money::lock_funds(changes),
-        money::update_balances(changes)?,
+        money::settle(outcome)?,
     ])
-}
-
-const INSERT_BATCH: &str = "\
-    /* batch::insert_batch */
-    INSERT INTO settled.batches (
-        id, worker, source, at, received, settled, duplicate, parked, rejected, reasons, letters
-    )
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11)";
-
-fn insert_batch<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Write<'a>, StoreError> {
-    let verdicts: Vec<&Verdict> = outcome.judged.iter().map(|(_, judgement)| &judgement.verdict).collect();
-    let letters = dead_letter::letters_of(outcome.publications);
-    let write = count_batch(
-        outcome.id,
-        outcome.worker,
-        outcome.source,
-        outcome.now,
-        &verdicts,
-        letters,
-    )?;
-    Ok(write.then(Point::BatchInserted))
-}
-
-/// The batch's own row: how many came, and to what.
-pub(super) fn count_batch<'a>(
-    id: BatchId,
-    worker: &'a str,
-    source: &'a str,
-    now: Timestamp,
-    verdicts: &[&Verdict],
-    letters: usize,
-) -> Result<Write<'a>, StoreError> {
-    let mut kinds = BTreeMap::<VerdictKind, i32>::new();
-    let mut reasons = BTreeMap::<crate::domain::reason::Reason, u32>::new();
-    for verdict in verdicts {
-        *kinds.entry(verdict.kind()).or_default() += 1;
-        if verdict.kind() == VerdictKind::Rejected
-            && let Some(reason) = verdict.reason()
-        {
-            *reasons.entry(reason).or_default() += 1;
-        }
-    }
-    let count = |kind| kinds.get(&kind).copied().unwrap_or_default();
-    let reasons = serde_json::to_string(&reasons)
-        .map_err(|error| StoreError::ours("settle_batch", format!("the reasons can not be written: {error}")))?;
-    Ok(Write::new(
-        INSERT_BATCH,
-        Rows::Certain(1),
-        params![
-            id,
-            worker,
-            source,
-            now,
-            i32::try_from(verdicts.len()).unwrap_or(i32::MAX),
-            count(VerdictKind::Settled),
-            count(VerdictKind::Duplicate),
-            count(VerdictKind::Parked),
-            count(VerdictKind::Rejected),
-            reasons,
-            i32::try_from(letters).unwrap_or(i32::MAX),
-        ],
-    ))
 }

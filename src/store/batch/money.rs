@@ -1,12 +1,12 @@
-//! Writes what settled: states, transfers with what authorised them, balances.
+//! Writes what is new: receipts, and of what settled its state, its transfer with what authorised it, and the balances.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use num_bigint::BigInt;
 use uuid::Uuid;
 
-use super::JudgedBatch;
+use super::{JudgedBatch, receipts::ReceiptColumns};
 use crate::{
     domain::{
         allocation::PolicyResult,
@@ -17,13 +17,30 @@ use crate::{
     fail::Point,
     store::{
         StoreError,
-        write::{Rows, Write, count, params},
+        write::{Rows, Write, params},
     },
 };
 
-const UPDATE_ALLOCATIONS: &str = "\
-    /* batch::update_allocations */
-    WITH touched AS (
+/// Everything that a settled batch changes, in one statement: an answer of the server's is a packet and a waking up, and those
+/// cost more than the rows of a small batch. Its last line asks for the parts in this order, funds last, because some of them
+/// are hot; each part must touch as many rows as it is given.
+///
+/// `status = 'reserved'` is the second guard: an allocation leaves it at most once. An UPDATE FROM takes its rows in any order;
+/// that funds are locked first, in id order, keeps batches from deadlocking. What a row holds is looked at once it is locked.
+const SETTLE: &str = "\
+    /* batch::settle */
+    WITH receipts AS (
+        INSERT INTO settled.receipts (
+            key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
+            public_key, first_seen, last_seen, batch_id
+        )
+        SELECT n.*, $1
+        FROM unnest(
+            $3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::bytea[], $8::text[], $9::text[], $10::uuid[],
+            $11::uuid[], $12::bytea[], $13::timestamptz[], $14::timestamptz[]
+        ) AS n
+        RETURNING 1
+    ), allocations AS (
         UPDATE settled.allocations AS a
         SET status = n.status,
             reason = n.reason,
@@ -35,50 +52,53 @@ const UPDATE_ALLOCATIONS: &str = "\
             settled_nonce = n.nonce,
             updated_at = n.updated_at
         FROM unnest(
-            $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-            $9::timestamptz[]
+            $15::uuid[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[],
+            $23::timestamptz[]
         ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
                 updated_at)
         WHERE a.id = n.id
           AND a.status = 'reserved'
         RETURNING 1
-    )
-    SELECT settled.exactly('batch::update_allocations', count(*), $10) FROM touched";
-
-const INSERT_TRANSFERS: &str = "\
-    /* batch::insert_transfers */
-    INSERT INTO settled.transfers (
-        subject_id, step, event, debit_account, credit_account, amount, receipt_key, payload, signature, batch_id,
-        created_at
-    )
-    SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), n.receipt_key, n.payload, n.signature,
-           $9, $10
-    FROM unnest(
-        $1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::uuid[], $7::text[], $8::bytea[]
-    ) AS n (subject_id, event, debit, credit, amount, receipt_key, payload, signature)";
-
-const LOCK_FUNDS: &str = "\
-    /* batch::lock_funds */
-    SELECT FROM settled.funds WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE";
-
-const UPDATE_BALANCES: &str = "\
-    /* batch::update_balances */
-    WITH touched AS (
+    ), transfers AS (
+        INSERT INTO settled.transfers (
+            subject_id, step, event, debit_account, credit_account, amount, receipt_key, payload, signature, batch_id,
+            created_at
+        )
+        SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), n.receipt_key, n.payload,
+               n.signature, $1, $2
+        FROM unnest(
+            $15::uuid[], $16::text[], $24::bigint[], $25::bigint[], $26::text[], $27::uuid[], $28::text[], $29::bytea[]
+        ) AS n (subject_id, event, debit, credit, amount, receipt_key, payload, signature)
+        RETURNING 1
+    ), locked AS MATERIALIZED (
+        SELECT id
+        FROM settled.funds
+        WHERE id = ANY ($30::bigint[])
+        ORDER BY id
+        FOR NO KEY UPDATE
+    ), funds AS (
         UPDATE settled.funds AS f
         SET available = f.available + n.available::numeric,
             held = f.held + n.held::numeric,
             allocated = f.allocated + n.allocated::numeric
-        FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS n (id, available, held, allocated)
-        WHERE f.id = n.id
+        FROM locked AS l
+        JOIN unnest($30::bigint[], $31::text[], $32::text[], $33::text[]) AS n (id, available, held, allocated)
+          ON n.id = l.id
+        WHERE f.id = l.id
         RETURNING 1
     )
-    SELECT settled.exactly('batch::update_balances', count(*), $5) FROM touched";
+    SELECT settled.exactly('batch::settle, receipts,', (SELECT count(*) FROM receipts), cardinality($3::uuid[])),
+           settled.exactly('batch::settle, allocations,', (SELECT count(*) FROM allocations), cardinality($15::uuid[])),
+           settled.exactly('batch::settle, transfers,', (SELECT count(*) FROM transfers), cardinality($15::uuid[])),
+           settled.exactly('batch::settle, funds,', (SELECT count(*) FROM funds), cardinality($30::bigint[]))";
 
-/// `status = 'reserved'` is the second guard: an allocation leaves it at most once.
-pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
-    let each = || changes.settlements.iter().map(|settlement| &settlement.allocation);
+/// New receipts; of what settled its state, its transfer with what authorised it, and the balances.
+pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreError> {
+    let changes = outcome.changes;
+    let receipts = ReceiptColumns::of(&changes.new_receipts);
+    let settlements = &changes.settlements;
+    let each = || settlements.iter().map(|settlement| &settlement.allocation);
     let ids: Vec<Uuid> = each().map(|allocation| allocation.id).collect();
-    let settlements = ids.len();
     let statuses: Vec<&str> = each().map(|allocation| allocation.status.as_str()).collect();
     let reasons: Vec<Option<&str>> = each().map(|allocation| allocation.reason.as_deref()).collect();
     let partner_ids: Vec<Option<&str>> = each()
@@ -93,11 +113,41 @@ pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
         .collect();
     let nonces: Vec<Option<&str>> = each().map(|allocation| allocation.settled_nonce.as_deref()).collect();
     let times: Vec<Timestamp> = each().map(|allocation| allocation.updated_at).collect();
-    Write::unless(
-        ids.is_empty(),
-        UPDATE_ALLOCATIONS,
+    let transfers = || settlements.iter().map(|settlement| &settlement.transfer);
+    let debits: Vec<i64> = transfers().map(|transfer| transfer.debit.1).collect();
+    let credits: Vec<i64> = transfers().map(|transfer| transfer.credit.1).collect();
+    let amounts: Vec<String> = transfers()
+        .map(|transfer| transfer.amount.quantity.to_string())
+        .collect();
+    let contents = || settlements.iter().map(|settlement| &settlement.content);
+    let receipt_keys: Vec<Uuid> = contents().map(|content| content.key.0).collect();
+    let payloads: Vec<&str> = contents().map(|content| content.update.payload.as_str()).collect();
+    let signatures: Vec<Option<Vec<u8>>> = contents()
+        .map(|content| signature_bytes(&content.update.signature).map(|bytes| bytes.to_vec()))
+        .collect();
+    let sums = sums(changes)?;
+    let funds: Vec<i64> = sums.keys().copied().collect();
+    let column = |of: fn(&Sums) -> &BigInt| -> Vec<String> { sums.values().map(|row| of(row).to_string()).collect() };
+    let has_settled = !settlements.is_empty();
+    let write = Write::unless(
+        changes.new_receipts.is_empty() && !has_settled,
+        SETTLE,
         Rows::Certain(1),
         params![
+            outcome.id,
+            outcome.now,
+            receipts.keys,
+            receipts.enterprise_ids,
+            receipts.nonces,
+            receipts.payload_digests,
+            receipts.message_digests,
+            receipts.verdicts,
+            receipts.reasons,
+            receipts.allocation_ids,
+            receipts.event_ids,
+            receipts.public_keys,
+            receipts.first_seen,
+            receipts.last_seen,
             ids,
             statuses,
             reasons,
@@ -107,48 +157,23 @@ pub(super) fn update_allocations(changes: &Changeset) -> Write<'_> {
             policies,
             nonces,
             times,
-            count(settlements),
-        ],
-    )
-    .then(Point::AllocationsUpdated)
-}
-
-/// Each with what authorised it.
-pub(super) fn insert_transfers<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
-    let settlements = &outcome.changes.settlements;
-    let each = || settlements.iter().map(|settlement| &settlement.transfer);
-    let subjects: Vec<Uuid> = each().map(|transfer| transfer.allocation_id).collect();
-    let events: Vec<&str> = settlements
-        .iter()
-        .map(|settlement| settlement.allocation.status.as_str())
-        .collect();
-    let debits: Vec<i64> = each().map(|transfer| transfer.debit.1).collect();
-    let credits: Vec<i64> = each().map(|transfer| transfer.credit.1).collect();
-    let amounts: Vec<String> = each().map(|transfer| transfer.amount.quantity.to_string()).collect();
-    let contents = || settlements.iter().map(|settlement| &settlement.content);
-    let receipts: Vec<Uuid> = contents().map(|content| content.key.0).collect();
-    let payloads: Vec<&str> = contents().map(|content| content.update.payload.as_str()).collect();
-    let signatures: Vec<Option<Vec<u8>>> = contents()
-        .map(|content| signature_bytes(&content.update.signature).map(|bytes| bytes.to_vec()))
-        .collect();
-    Write::unless(
-        subjects.is_empty(),
-        INSERT_TRANSFERS,
-        Rows::Certain(subjects.len()),
-        params![
-            subjects,
-            events,
             debits,
             credits,
             amounts,
-            receipts,
+            receipt_keys,
             payloads,
             signatures,
-            outcome.id,
-            outcome.now,
+            funds,
+            column(|row| &row.available),
+            column(|row| &row.held),
+            column(|row| &row.allocated),
         ],
-    )
-    .then(Point::TransfersInserted)
+    );
+    Ok(write
+        .then_if(!changes.new_receipts.is_empty(), Point::ReceiptsInserted)
+        .then_if(has_settled, Point::AllocationsUpdated)
+        .then_if(has_settled, Point::TransfersInserted)
+        .then_if(has_settled, Point::BalancesUpdated))
 }
 
 /// What a row of funds changes by.
@@ -176,31 +201,4 @@ fn sums(changes: &Changeset) -> Result<BTreeMap<i64, Sums>, StoreError> {
         }
     }
     Ok(sums)
-}
-
-/// An UPDATE FROM takes its rows in any order; locking them first, in id order, keeps batches from deadlocking. Funds come
-/// last because some of them are hot.
-pub(super) fn lock_funds(changes: &Changeset) -> Write<'_> {
-    let ids: BTreeSet<i64> = changes.balances.keys().map(|account| funds_of(*account).0).collect();
-    let ids: Vec<i64> = ids.into_iter().collect();
-    Write::unless(ids.is_empty(), LOCK_FUNDS, Rows::Any, params![ids])
-}
-
-pub(super) fn update_balances(changes: &Changeset) -> Result<Write<'_>, StoreError> {
-    let sums = sums(changes)?;
-    let ids: Vec<i64> = sums.keys().copied().collect();
-    let column = |of: fn(&Sums) -> &BigInt| -> Vec<String> { sums.values().map(|row| of(row).to_string()).collect() };
-    let write = Write::unless(
-        ids.is_empty(),
-        UPDATE_BALANCES,
-        Rows::Certain(1),
-        params![
-            ids,
-            column(|row| &row.available),
-            column(|row| &row.held),
-            column(|row| &row.allocated),
-            count(sums.len()),
-        ],
-    );
-    Ok(write.then(Point::BalancesUpdated))
 }

@@ -1,4 +1,4 @@
-//! Writes who has proven what, and came to what; and what is distrusted since its key was revoked.
+//! Writes who has proven what again, and came to what; and what is distrusted since its key was revoked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,18 +19,6 @@ use crate::{
         write::{Rows, Write, count, params},
     },
 };
-
-const INSERT: &str = "\
-    /* batch::insert_receipts */
-    INSERT INTO settled.receipts (
-        key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
-        public_key, first_seen, last_seen, batch_id
-    )
-    SELECT n.*, $13
-    FROM unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::text[], $8::uuid[],
-        $9::uuid[], $10::bytea[], $11::timestamptz[], $12::timestamptz[]
-    ) AS n";
 
 const UPDATE: &str = "\
     /* batch::update_receipts */
@@ -78,23 +66,23 @@ const STILL_REVOKED: &str = "\
 
 /// Receipts as columns.
 #[derive(Default)]
-struct ReceiptColumns<'a> {
-    keys: Vec<Uuid>,
-    enterprise_ids: Vec<&'a str>,
-    nonces: Vec<&'a str>,
-    payload_digests: Vec<&'a [u8]>,
-    message_digests: Vec<&'a [u8]>,
-    verdicts: Vec<&'static str>,
-    reasons: Vec<Option<&'a str>>,
-    allocation_ids: Vec<Uuid>,
-    event_ids: Vec<Uuid>,
-    public_keys: Vec<&'a [u8]>,
-    first_seen: Vec<Timestamp>,
-    last_seen: Vec<Timestamp>,
+pub(super) struct ReceiptColumns<'a> {
+    pub(super) keys: Vec<Uuid>,
+    pub(super) enterprise_ids: Vec<&'a str>,
+    pub(super) nonces: Vec<&'a str>,
+    pub(super) payload_digests: Vec<&'a [u8]>,
+    pub(super) message_digests: Vec<&'a [u8]>,
+    pub(super) verdicts: Vec<&'static str>,
+    pub(super) reasons: Vec<Option<&'a str>>,
+    pub(super) allocation_ids: Vec<Uuid>,
+    pub(super) event_ids: Vec<Uuid>,
+    pub(super) public_keys: Vec<&'a [u8]>,
+    pub(super) first_seen: Vec<Timestamp>,
+    pub(super) last_seen: Vec<Timestamp>,
 }
 
 impl<'a> ReceiptColumns<'a> {
-    fn of(receipts: &'a BTreeMap<ReceiptKey, Receipt>) -> Self {
+    pub(super) fn of(receipts: &'a BTreeMap<ReceiptKey, Receipt>) -> Self {
         let mut columns = Self::default();
         for (key, receipt) in receipts {
             columns.keys.push(key.0);
@@ -112,32 +100,6 @@ impl<'a> ReceiptColumns<'a> {
         }
         columns
     }
-}
-
-pub(super) fn insert<'a>(outcome: &JudgedBatch<'a>) -> Write<'a> {
-    let receipts = &outcome.changes.new_receipts;
-    let columns = ReceiptColumns::of(receipts);
-    Write::unless(
-        receipts.is_empty(),
-        INSERT,
-        Rows::Certain(receipts.len()),
-        params![
-            columns.keys,
-            columns.enterprise_ids,
-            columns.nonces,
-            columns.payload_digests,
-            columns.message_digests,
-            columns.verdicts,
-            columns.reasons,
-            columns.allocation_ids,
-            columns.event_ids,
-            columns.public_keys,
-            columns.first_seen,
-            columns.last_seen,
-            outcome.id,
-        ],
-    )
-    .then(Point::ReceiptsInserted)
 }
 
 /// A receipt that is only seen again keeps the batch that gave its verdict.
