@@ -12,14 +12,14 @@ use settled::{
         decide,
         delivery::{Delivery, Properties, Publication, PublicationKind, Source},
         digest,
-        draft::{self, Draft},
+        draft,
         event::{self, Format},
         ledger::{Amount, Quantity},
         message::{self, Facts, MessageRef},
         publications,
         signature::{self, SigningKey},
         snapshot::{Partner, Rules, Snapshot},
-        update::Outcome,
+        update::{Outcome, Update},
         verdict::{Judgement, VerdictKind},
     },
     store::outbox,
@@ -90,9 +90,9 @@ fn rules() -> Rules {
 }
 
 /// A partner's word about the allocation of that number.
-fn draft(number: usize, quantity: &str) -> Draft {
+fn draft(number: usize, quantity: &str) -> Update {
     let partner = number % PARTNERS;
-    Draft {
+    Update {
         enterprise_id: format!("partner-{partner}"),
         kind: Kind::Allocation,
         id: uuid(1, number),
@@ -107,11 +107,12 @@ fn draft(number: usize, quantity: &str) -> Draft {
         evaluation_id: Some("evaluation-5".to_owned()),
         pending_approval_id: None,
         policy_result: None,
+        expires_at: None,
     }
 }
 
 /// As the broker hands it over.
-fn delivery(draft: &Draft, number: usize) -> Delivery {
+fn delivery(draft: &Update, number: usize) -> Delivery {
     let payload = draft::payload_text(draft);
     let signature = key(number % PARTNERS).sign(&payload);
     Delivery {
@@ -131,7 +132,7 @@ fn delivery(draft: &Draft, number: usize) -> Delivery {
 
 /// The record that a message is about.
 fn reserved(number: usize) -> Allocation {
-    let Draft {
+    let Update {
         enterprise_id,
         kind,
         id,

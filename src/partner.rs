@@ -22,12 +22,12 @@ use crate::{
         allocation::{Kind, PolicyResult},
         delivery::{Properties, Publication, PublicationKind},
         digest,
-        draft::{self, Draft},
+        draft,
         ledger::{Amount, Quantity},
         message,
         reason::Reason,
         signature::SigningKey,
-        update::Outcome,
+        update::{Outcome, Update},
     },
     retry::Backoff,
 };
@@ -137,6 +137,8 @@ pub enum Flaw {
     Stranger,
     /// The body says something else than what was signed.
     Payload,
+    /// Ended before it was sent, by its own word.
+    Expired,
     Policy,
     /// Signed and complete, about another amount.
     Mismatch,
@@ -153,6 +155,7 @@ impl Flaw {
             Flaw::Signature => Reason::MalformedSignature,
             Flaw::Stranger => Reason::SignatureMismatch,
             Flaw::Payload => Reason::PayloadMismatch,
+            Flaw::Expired => Reason::ExpiredUpdate,
             Flaw::Policy => Reason::PolicyContradiction,
             Flaw::Mismatch => Reason::AllocationMismatch,
         }
@@ -186,8 +189,8 @@ impl SigningPartner {
     }
 
     /// What the partner will say of a reservation.
-    pub fn draft(&self, reservation: &Reservation, outcome: Outcome, nonce: String) -> Draft {
-        Draft {
+    pub fn draft(&self, reservation: &Reservation, outcome: Outcome, nonce: String) -> Update {
+        Update {
             enterprise_id: self.enterprise_id.clone(),
             kind: reservation.kind,
             id: reservation.id,
@@ -202,16 +205,17 @@ impl SigningPartner {
             evaluation_id: None,
             pending_approval_id: None,
             policy_result: None,
+            expires_at: None,
         }
     }
 
     /// The signed message.
-    pub fn update(&self, draft: &Draft) -> Publication {
+    pub fn update(&self, draft: &Update) -> Publication {
         self.signed(draft, &draft::payload_text(draft))
     }
 
     /// The same message as another program might write it: other key order and white space in what is signed.
-    pub fn update_in_other_words(&self, draft: &Draft) -> Publication {
+    pub fn update_in_other_words(&self, draft: &Update) -> Publication {
         let payload = draft::payload_text(draft);
         let pretty = serde_json::from_str::<serde_json::Value>(&payload)
             .and_then(|value| serde_json::to_string_pretty(&value))
@@ -219,12 +223,12 @@ impl SigningPartner {
         self.signed(draft, &pretty)
     }
 
-    fn signed(&self, draft: &Draft, payload: &str) -> Publication {
+    fn signed(&self, draft: &Update, payload: &str) -> Publication {
         let body = draft::body_text(draft, payload, &self.key.sign(payload));
         self.publication(draft, body)
     }
 
-    fn publication(&self, draft: &Draft, body: impl Into<Vec<u8>>) -> Publication {
+    fn publication(&self, draft: &Update, body: impl Into<Vec<u8>>) -> Publication {
         Publication {
             // Comes back where no queue takes it, which a partner wants to know.
             kind: PublicationKind::DeadLetter,
@@ -242,7 +246,7 @@ impl SigningPartner {
     }
 
     /// The message, wrong in this way. Where there are several ways, the dice choose.
-    pub fn wrong(&self, mut draft: Draft, fault: Flaw, dice: &mut Dice) -> Publication {
+    pub fn wrong(&self, mut draft: Update, fault: Flaw, dice: &mut Dice) -> Publication {
         let payload = draft::payload_text(&draft);
         let good = self.key.sign(&payload);
         match fault {
@@ -302,6 +306,10 @@ impl SigningPartner {
             Flaw::Payload => {
                 draft.amount = more(&draft.amount);
                 self.publication(&draft, draft::body_text(&draft, &payload, &good))
+            }
+            Flaw::Expired => {
+                draft.expires_at = Some(jiff::Timestamp::UNIX_EPOCH);
+                self.update(&draft)
             }
             Flaw::Policy => {
                 draft.outcome = Outcome::Cleared;
@@ -449,7 +457,7 @@ mod tests {
         })
     }
 
-    fn some() -> (SigningPartner, Draft, Dice) {
+    fn some() -> (SigningPartner, Update, Dice) {
         let mut dice = Dice::new(7, "test");
         let partner = SigningPartner::draw("acme", &mut dice);
         let amount = Amount {
@@ -485,7 +493,7 @@ mod tests {
             assert!(matches!(decoded(Flaw::Stranger).signer, Signer::Key(key) if Signer::Key(key) != ours));
             let payload = decoded(Flaw::Payload);
             assert!(payload.signer == ours && payload.agreement.is_err());
-            for fault in [Flaw::Policy, Flaw::Mismatch, Flaw::Sender] {
+            for fault in [Flaw::Expired, Flaw::Policy, Flaw::Mismatch, Flaw::Sender] {
                 let content = decoded(fault);
                 assert!(content.signer == ours && content.agreement.is_ok(), "{fault:?}");
             }

@@ -466,6 +466,7 @@ fn receipt(row: &Row) -> Option<Receipt> {
         public_key: PublicKey::from_bytes(row.get("public_key"))?,
         first_seen: row.get("first_seen"),
         last_seen: row.get("last_seen"),
+        voided: false,
     })
 }
 
@@ -692,8 +693,8 @@ async fn insert_transfer(
     let (debit, credit) = (transfer.debit.1, transfer.credit.1);
     let amount = transfer.amount.quantity.to_string();
     let event = settlement.allocation.status.as_str();
-    let update = &settlement.content.update;
-    let signature = signature_bytes(&update.signature).map(|bytes| bytes.to_vec());
+    let content = &settlement.content;
+    let signature = signature_bytes(&content.signature).map(|bytes| bytes.to_vec());
     let statement = transaction.prepare_cached(INSERT_TRANSFER).await?;
     transaction
         .execute(
@@ -704,8 +705,8 @@ async fn insert_transfer(
                 &debit,
                 &credit,
                 &amount,
-                &settlement.content.key.0,
-                &update.payload,
+                &content.key.0,
+                &content.payload,
                 &signature,
                 &batch,
                 &now,

@@ -34,6 +34,7 @@ pub(super) async fn receipt(context: &Context, question: &ReceiptQuestion) -> Re
             ("SHA-256 of the message", Some(receipt.message_digest.clone())),
             ("first seen", Some(rfc3339(receipt.first_seen))),
             ("last seen", Some(rfc3339(receipt.last_seen))),
+            ("voided", receipt.voided_at.map(rfc3339)),
             ("dead letter", refused.map(|(id, state)| format!("{id}, {state}"))),
         ];
         let rows = rows

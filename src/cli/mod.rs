@@ -14,6 +14,7 @@ mod explain;
 mod failure;
 mod ledger;
 mod life;
+mod nonce;
 mod outbox;
 mod output;
 mod partner_kit;
@@ -118,6 +119,9 @@ enum Command {
     /// Reserve allocations, or look at one
     #[command(subcommand)]
     Allocation(allocation::AllocationCommand),
+    /// Nonces: make one unusable
+    #[command(subcommand)]
+    Nonce(nonce::NonceCommand),
     /// What became of a partner's nonce
     Receipt(life::ReceiptQuestion),
     /// The life of an allocation or a message, in order of time
@@ -205,6 +209,7 @@ impl Cli {
             Command::Connection(command) => registry::connection(context, command).await,
             Command::Deposit(deposit) => ledger::deposit(context, deposit).await,
             Command::Allocation(command) => allocation::run(context, command).await,
+            Command::Nonce(command) => nonce::run(context, command).await,
             Command::Receipt(question) => life::receipt(context, &question).await,
             Command::Timeline(question) => life::timeline(context, &question).await,
             Command::Explain(question) => explain::run(context, question).await,

@@ -15,6 +15,7 @@ mod explain;
 mod headers;
 mod life;
 mod moment;
+mod nonce;
 mod outbox;
 mod owned;
 mod plan;
@@ -39,6 +40,7 @@ pub use self::{
     explain::{ExplainQuestion, Explained, Movement, explain},
     life::{EventState, EventTold, History, ReceiptFound, Transferred},
     moment::{duration, moment},
+    nonce::NonceVoided,
     outbox::{Refused, RefusedPublication, Retried, RetriedOne, Retry},
     owned::{ConnectionBalance, OwnedBy, OwnedFilter, PartnerBalance, PartnerBalances},
     plan::{LEFT_OUT, Plan, PlanLine, Planned, Sum},

@@ -86,8 +86,9 @@ impl LifeMoment {
 
     /// What comes first of things of the same moment.
     fn rank(&self) -> usize {
-        const ORDER: [&str; 13] = [
+        const ORDER: [&str; 14] = [
             "reserved",
+            "voided",
             "woken",
             "received",
             "replayed",
@@ -296,9 +297,14 @@ fn receipt_moments(life: &Life, receipt: &ReceiptRecord) -> Vec<LifeMoment> {
         }
         None => moments.push(moment(receipt.first_seen, "received", received)),
     }
+    if let Some(at) = receipt.voided_at {
+        let detail = format!("nonce {nonce} of {}: made unusable by an operator", receipt.enterprise_id);
+        moments.push(moment(at, "voided", detail));
+    }
     for parking in life.parkings.iter().filter(|parking| parking.key == receipt.key) {
         let (what, detail) = match parking.step.as_str() {
             "parked" => ("parked", "no such allocation was reserved yet"),
+            "woken" if receipt.voided_at == Some(parking.at) => ("woken", "it was voided: due at once"),
             "woken" => ("woken", "its allocation was reserved: due at once"),
             _ => ("left", "it waits no more"),
         };
@@ -422,6 +428,7 @@ mod tests {
             event_id: Uuid::from_u128(2),
             first_seen: at(0),
             last_seen: at(0),
+            voided_at: None,
             key: Uuid::from_u128(3),
             batch_id: Uuid::from_u128(4),
         }

@@ -1,5 +1,6 @@
 //! Step 8: whether the signed text says what the body says.
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
@@ -13,23 +14,29 @@ use super::{
 pub(super) struct Signed {
     pub(super) nonce: Option<String>,
     pub(super) ids: Vec<Uuid>,
+    /// When it ends, by its own word.
+    pub(super) expires_at: Option<Timestamp>,
     pub(super) agreement: Result<(), String>,
 }
 
 impl Signed {
-    pub(super) fn read(body: &Object<'_>, update: &Update) -> Self {
+    pub(super) fn read(body: &Object<'_>, update: &Update, payload: &str) -> Self {
         let unread = |detail: String| Self {
             nonce: None,
             ids: Vec::new(),
+            expires_at: None,
             agreement: Err(detail),
         };
-        let payload = match Json::from_text(&update.payload) {
+        let payload = match Json::from_text(payload) {
             Ok(payload) => payload,
             Err(error) => return unread(format!("the payload {error}")),
         };
         let Some(payload) = payload.as_object() else {
             return unread("the payload is not a JSON object".to_owned());
         };
+        let expires_at = Field::optional(payload, EXPIRES_AT)
+            .map(|field| field.time())
+            .transpose();
         Self {
             nonce: Field::optional(payload, "nonce").and_then(|field| field.bounded(NONCE_MAX).ok()),
             ids: [Kind::Allocation, Kind::Deallocation]
@@ -37,10 +44,14 @@ impl Signed {
                 .filter_map(|kind| Field::optional(payload, kind.id_field()))
                 .filter_map(|field| field.uuid().ok())
                 .collect(),
-            agreement: agree(payload, body, update),
+            agreement: agree(payload, body, update).and(expires_at.clone().map(drop)),
+            expires_at: expires_at.ok().flatten(),
         }
     }
 }
+
+/// The signed text may say when it ends; the body need not repeat it.
+const EXPIRES_AT: &str = "expiresAt";
 
 /// How two values of a named field are compared.
 #[derive(Clone, Copy)]
@@ -100,13 +111,14 @@ fn agree(payload: &Object<'_>, body: &Object<'_>, update: &Update) -> Result<(),
         // Nearly always the first, which is the least work.
         let is_covered = body.get(key) == Some(signed)
             || always.iter().chain(&where_signed).any(|(name, _)| *name == key)
-            || (key == "enterpriseId" && signed.as_str() == Some(&update.enterprise_id));
+            || (key == "enterpriseId" && signed.as_str() == Some(&update.enterprise_id))
+            || (key == EXPIRES_AT && body.get(EXPIRES_AT).is_none());
         if !is_covered {
-            return Err(if key == "enterpriseId" {
-                "enterpriseId: differs between the payload and the routing key".to_owned()
-            } else {
+            return Err(match key {
+                "enterpriseId" => "enterpriseId: differs between the payload and the routing key".to_owned(),
+                EXPIRES_AT => "expiresAt: differs between the payload and the body".to_owned(),
                 // Its name is the partner's own text and is not echoed.
-                "an undocumented key of the payload is not in the body, or has another value there".to_owned()
+                _ => "an undocumented key of the payload is not in the body, or has another value there".to_owned(),
             });
         }
     }

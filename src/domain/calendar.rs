@@ -9,6 +9,36 @@ pub fn rfc3339(time: Timestamp) -> String {
     format!("{time:.3}")
 }
 
+/// Reads what RFC 3339 writes and nothing else, cut to milliseconds: other programs must read it alike. Beyond the ends of
+/// jiff's calendar it is that end.
+pub fn strict_rfc3339(text: &str) -> Option<Timestamp> {
+    /// 2030-01-31T00:00:00 with digits where there is a zero.
+    const MOMENT: &[u8] = b"0000-00-00T00:00:00";
+    let fits = |bytes: &[u8], form: &[u8]| {
+        bytes.len() == form.len()
+            && bytes.iter().zip(form).all(|(byte, form)| match form {
+                b'0' => byte.is_ascii_digit(),
+                form => byte.to_ascii_uppercase() == *form,
+            })
+    };
+    let (moment, rest) = text.as_bytes().split_at_checked(MOMENT.len())?;
+    let digits = match rest {
+        [b'.', rest @ ..] => Some(rest.iter().take_while(|byte| byte.is_ascii_digit()).count()),
+        _ => None,
+    };
+    let offset = match digits {
+        // More than nine are beyond what any clock of ours tells.
+        Some(digits @ 1..=9) => rest.get(digits.saturating_add(1)..)?,
+        Some(_) => return None,
+        None => rest,
+    };
+    let is_offset = fits(offset, b"Z") || fits(offset, b"+00:00") || fits(offset, b"-00:00");
+    if !fits(moment, MOMENT) || !is_offset {
+        return None;
+    }
+    CalendarTime::parse(text).ok().map(CalendarTime::timestamp)
+}
+
 /// A moment, in microseconds since 1970. jiff's own timestamps end a day before the year 9999 does, so that no local time of
 /// any offset is out of range; here what was asked for is kept exactly. What an offset moves beyond the ends of the
 /// calendar in UTC counts as that end.
@@ -142,6 +172,43 @@ mod tests {
                 refusal.contains("RFC 3339") || refusal.contains("0001 to 9999"),
                 "{text}: {refusal}"
             );
+        }
+    }
+
+    #[test]
+    fn a_signed_time_is_rfc_3339_to_the_letter() {
+        for (text, written) in [
+            ("2030-01-31T00:00:00Z", "2030-01-31T00:00:00.000Z"),
+            ("2030-01-31t00:00:00z", "2030-01-31T00:00:00.000Z"),
+            ("2030-01-31T00:00:00.9999+01:00", "2030-01-30T23:00:00.999Z"),
+            ("2030-01-31T00:00:00.123456789-00:00", "2030-01-31T00:00:00.123Z"),
+            ("9999-12-31T23:59:59Z", "9999-12-30T22:00:00.999Z"),
+        ] {
+            assert_eq!(strict_rfc3339(text).map(rfc3339).as_deref(), Some(written), "{text}");
+        }
+        for text in [
+            "",
+            "2030-01-31",
+            "2030-01-31 00:00:00Z",
+            "20300131T000000Z",
+            "2030-01-31T00:00Z",
+            "2030-01-31T00:00:00",
+            "2030-01-31T00:00:00,5Z",
+            "2030-01-31T00:00:00.Z",
+            "2030-01-31T00:00:00.1234567890Z",
+            "2030-01-31T00:00:00+01",
+            "2030-01-31T00:00:00+0100",
+            "2030-01-31T00:00:00+01:00:00",
+            "2030-01-31T00:00:00Z[UTC]",
+            "2030-01-31T00:00:00Z ",
+            "2030-02-30T00:00:00Z",
+            "2030-01-31T24:00:00Z",
+            "0000-01-31T00:00:00Z",
+            "+002030-01-31T00:00:00Z",
+            "2030-01-31T00:00:00\u{ff3a}",
+            "1893456000",
+        ] {
+            assert_eq!(strict_rfc3339(text), None, "{text}");
         }
     }
 

@@ -1,9 +1,12 @@
 //! The table of reasons, walked in one place.
 
+mod why;
+
 use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 
+use self::why::{NEWER, VOIDED};
 use super::{
     allocation::{Allocation, PolicyResult, Status},
     changeset::{Changeset, NewlyParked, Settlement},
@@ -14,8 +17,8 @@ use super::{
     reason::Reason,
     receipt::{Receipt, ReceiptKey},
     reply::ReplyTo,
-    signature::{PublicKey, Signer, Unverified, Verified},
-    snapshot::{KeyStanding, Parked, Partner, Rules, Snapshot},
+    signature::{PublicKey, Signer, Verified},
+    snapshot::{Parked, Partner, Rules, Snapshot},
     update::{Outcome, Update},
     verdict::{Judgement, Verdict, VerdictKind},
 };
@@ -174,7 +177,7 @@ impl Judging<'_> {
             ));
         }
         let verified = Verified::verify(&content.update, &content.signer, &partner.keys).map_err(|unverified| {
-            let detail = self.why_unverified(&unverified, content, partner);
+            let detail = why::why_unverified(&self.snapshot, &unverified, content, partner);
             (unverified.reason(), detail)
         })?;
         if self
@@ -195,63 +198,6 @@ impl Judging<'_> {
         }
     }
 
-    /// What the partner can tell its mistake by: where the key stands that made the signature, and in what its payload and
-    /// body disagree. Whose else a key may be is not the sender's business.
-    fn why_unverified(&self, unverified: &Unverified, content: &Content, partner: &Partner) -> String {
-        let known = match unverified {
-            Unverified::Malformed(_) => return unverified.detail(),
-            Unverified::Unrecoverable => unverified.detail(),
-            Unverified::Stranger(key) if partner.revoked.contains(key) => {
-                return "the signature was made by a key of this partner that is revoked".into();
-            }
-            Unverified::Stranger(key) => match self.snapshot.registered.get(key) {
-                Some(registered) if registered.enterprise_id == content.update.enterprise_id => {
-                    return match registered.standing {
-                        KeyStanding::Early => {
-                            "the signature was made by a key of this partner that is not valid yet".into()
-                        }
-                        KeyStanding::Expired => {
-                            "the signature was made by a key of this partner that has expired".into()
-                        }
-                        // It has become valid this moment.
-                        KeyStanding::Valid => unverified.detail(),
-                    };
-                }
-                Some(_) => {
-                    return "the signature was made by a key that is registered, but not for this partner".into();
-                }
-                None => {
-                    "the signature was made by no key that is registered: the payload may have been changed after it \
-                         was signed, or another key signed it"
-                        .into()
-                }
-            },
-        };
-        match &content.agreement {
-            Ok(()) => known,
-            Err(disagreement) => format!("{known}; besides, {disagreement}"),
-        }
-    }
-
-    /// What a newer version refused by a rule that this one does not know is refused in the same words: to judge it anew
-    /// would settle what that rule holds back.
-    fn refused_by_newer(&self, key: ReceiptKey) -> Option<Verdict> {
-        let receipt = self.snapshot.receipts.get(&key)?;
-        let reason = receipt.reason.filter(|reason| reason.is_newer())?;
-        let detail = self.snapshot.newer_details.get(&key);
-        (receipt.verdict == VerdictKind::Rejected).then(|| Verdict::Rejected {
-            reason,
-            detail: detail.map_or_else(|| NEWER.to_owned(), Clone::clone),
-        })
-    }
-
-    /// Why a newer version lets a message wait, where this one does not know it: it goes on waiting.
-    fn waits_for_newer(&self, key: ReceiptKey) -> Option<Reason> {
-        let receipt = self.snapshot.receipts.get(&key)?;
-        let reason = receipt.reason.filter(|reason| reason.is_newer());
-        reason.filter(|_| receipt.verdict == VerdictKind::Parked)
-    }
-
     /// From step 9 on: the sender is proven, so a receipt is kept.
     fn judge_proven(
         &mut self,
@@ -268,15 +214,27 @@ impl Judging<'_> {
         if let Some(receipt) = self.snapshot.receipts.get(&key)
             && receipt.payload_digest != content.payload_digest
         {
-            let detail = "nonce: this partner used it with another payload".into();
+            let (reason, detail) = if receipt.voided {
+                VOIDED
+            } else {
+                (Reason::NonceReused, "nonce: this partner used it with another payload")
+            };
             return proven(Verdict::Rejected {
-                reason: Reason::NonceReused,
-                detail,
+                reason,
+                detail: detail.into(),
             });
         }
-        if let Some(verdict) = self.refused_by_newer(key) {
+        if let Some(verdict) = why::refused_by_newer(&self.snapshot, key) {
             self.touch_receipt(key);
             return proven(verdict);
+        }
+        if let Some((reason, detail)) = why::spent(&self.snapshot, update, key) {
+            let kind = VerdictKind::Rejected;
+            self.put_receipt(message, content, verified.key(), kind, Some(reason));
+            return proven(Verdict::Rejected {
+                reason,
+                detail: detail.into(),
+            });
         }
         let due = message.delivery.source.is_parked();
         // A contradiction comes first (step 10): the same payload may wait with another policyResult around it, unsigned.
@@ -297,7 +255,7 @@ impl Judging<'_> {
                 again: true,
             });
         }
-        let newer = self.waits_for_newer(key).filter(|_| due);
+        let newer = why::waits_for_newer(&self.snapshot, key).filter(|_| due);
         let step = match newer {
             Some(_) => Effect::NotFound,
             None => self.settle_step(update, partner),
@@ -309,24 +267,7 @@ impl Judging<'_> {
         }
         let (kind, reason, verdict) = match step {
             Effect::NotFound => {
-                let bytes = self.snapshot.parked_bytes.get(&update.enterprise_id).copied();
-                let bytes = bytes.unwrap_or_default().saturating_add(size_of(message.delivery));
-                let all = self
-                    .snapshot
-                    .parked_bytes_of_all
-                    .saturating_add(size_of(message.delivery));
-                let detail = match self.snapshot.parked_counts.get(&update.enterprise_id) {
-                    Some(count) if !due && *count >= self.rules.park_max_per_partner => {
-                        "no allocation of this id, and too many of this partner's messages wait already"
-                    }
-                    Some(_) if !due && bytes > self.rules.park_max_bytes_per_partner => {
-                        "no allocation of this id, and this partner's messages that wait take too much room already"
-                    }
-                    Some(_) if !due && all > self.rules.park_max_bytes => {
-                        "no allocation of this id, and the messages that wait take too much room already"
-                    }
-                    Some(_) | None => "no allocation of this id was reserved in time",
-                };
+                let detail = why::why_not_found(&self.snapshot, self.rules, update, size_of(message.delivery), due);
                 let reason = newer.unwrap_or(Reason::AllocationNotFound);
                 let detail = if newer.is_some() { NEWER } else { detail };
                 (
@@ -483,6 +424,8 @@ impl Judging<'_> {
         self.snapshot.parked_bytes_of_all = with_all;
         *count = count.saturating_add(1);
         let until = now.saturating_add(self.rules.park_deadline).unwrap_or(Timestamp::MAX);
+        // Judged once more when it ends by its own word.
+        let until = update.expires_at.map_or(until, |end| until.min(end));
         let parked = Parked {
             seq: 0,
             parked_at: now,
@@ -573,6 +516,7 @@ impl Judging<'_> {
             public_key,
             first_seen: earlier.map_or(self.snapshot.now, |receipt| receipt.first_seen),
             last_seen: self.snapshot.now,
+            voided: earlier.is_some_and(|receipt| receipt.voided),
         };
         self.write_receipt(key, receipt);
     }
@@ -593,9 +537,6 @@ impl Judging<'_> {
         }
     }
 }
-
-/// Of what a newer version did, where nobody remembers its words.
-const NEWER: &str = "a newer version of settled refused it for a reason that this version does not know";
 
 /// Bytes of a message, as far as it is kept.
 fn size_of(delivery: &Delivery) -> u64 {

@@ -1,40 +1,16 @@
 //! The partner's side: writes what [`super::message::facts`] reads.
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use uuid::Uuid;
 
-use super::{
-    allocation::{Kind, PolicyResult},
-    ledger::Amount,
-    update::Outcome,
-};
+use super::{calendar::rfc3339, update::Update};
 
-/// What a partner is about to say: an [`super::update::Update`] that is not signed yet.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Draft {
-    pub enterprise_id: String,
-    pub kind: Kind,
-    pub id: Uuid,
-    pub amount: Amount,
-    pub client_id: Uuid,
-    pub connection_id: Uuid,
-    pub partners_client_id: String,
-    pub partners_connection_id: String,
-    pub partners_id: String,
-    pub outcome: Outcome,
-    pub nonce: String,
-    pub evaluation_id: Option<String>,
-    pub pending_approval_id: Option<String>,
-    pub policy_result: Option<PolicyResult>,
-}
-
-/// The text that a partner signs: the documented fields in the documented order, without the policy's.
-pub fn payload_text(draft: &Draft) -> String {
+/// The text that a partner signs: the documented fields in the documented order, without the policy's, and when it ends.
+pub fn payload_text(draft: &Update) -> String {
     to_text(&Written { draft, signed: None })
 }
 
 /// The body that a partner publishes: every field, the payload and its signature.
-pub fn body_text(draft: &Draft, payload: &str, signature: &str) -> String {
+pub fn body_text(draft: &Update, payload: &str, signature: &str) -> String {
     to_text(&Written {
         draft,
         signed: Some((payload, signature)),
@@ -48,7 +24,7 @@ fn to_text(written: &Written<'_>) -> String {
 
 /// A draft as JSON; with payload and signature the whole body.
 struct Written<'a> {
-    draft: &'a Draft,
+    draft: &'a Update,
     signed: Option<(&'a str, &'a str)>,
 }
 
@@ -80,6 +56,8 @@ impl Serialize for Written<'_> {
             }
             map.serialize_entry("payload", payload)?;
             map.serialize_entry("signature", signature)?;
+        } else if let Some(expires_at) = draft.expires_at {
+            map.serialize_entry("expiresAt", &rfc3339(expires_at))?;
         }
         map.end()
     }

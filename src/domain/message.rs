@@ -16,7 +16,7 @@ use super::{
     receipt::ReceiptKey,
     signature::{Signer, signer},
     trace::TRACE_MAX,
-    update::{Update, decode},
+    update::{Body, Update, decode},
 };
 
 /// The largest body, in bytes.
@@ -61,6 +61,10 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
     pub update: Update,
+    /// The signed text, as received.
+    pub payload: String,
+    /// The signature's text, as received.
+    pub signature: String,
     /// Of the nonce that it says.
     pub key: ReceiptKey,
     /// Of the nonce that is signed, where there is one.
@@ -147,11 +151,17 @@ fn content(
     let body = body
         .as_object()
         .ok_or_else(|| EarlyRefusal::malformed("the body is not a JSON object"))?;
-    let update = decode(body, enterprise_id, kind).map_err(|detail| EarlyRefusal {
+    let decoded = decode(body, enterprise_id, kind).map_err(|detail| EarlyRefusal {
         reason: Reason::InvalidField,
         detail,
     })?;
-    let signed = Signed::read(body, &update);
+    let Body {
+        mut update,
+        payload,
+        signature,
+    } = decoded;
+    let signed = Signed::read(body, &update, &payload);
+    update.expires_at = signed.expires_at;
     let key = ReceiptKey::new(enterprise_id, &update.nonce);
     Ok(Content {
         key,
@@ -163,12 +173,14 @@ fn content(
                 ReceiptKey::new(enterprise_id, nonce)
             }
         }),
-        payload_digest: sha256(&update.payload),
+        payload_digest: sha256(&payload),
         signed_nonce: signed.nonce,
         signed_ids: signed.ids,
-        signer: signer(&update.payload, &update.signature),
+        signer: signer(&payload, &signature),
         agreement: signed.agreement,
         update,
+        payload,
+        signature,
     })
 }
 

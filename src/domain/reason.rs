@@ -15,7 +15,9 @@ pub enum Reason {
     MalformedSignature,
     SignatureMismatch,
     PayloadMismatch,
+    NonceVoided,
     NonceReused,
+    ExpiredUpdate,
     PolicyContradiction,
     PartnerInactive,
     AllocationNotFound,
@@ -47,7 +49,7 @@ struct Row {
 
 impl Reason {
     /// Every reason of this version, in order of precedence.
-    pub const ALL: [Reason; 18] = [
+    pub const ALL: [Reason; 20] = [
         Reason::MessageTooLarge,
         Reason::MalformedMessage,
         Reason::InvalidField,
@@ -56,7 +58,9 @@ impl Reason {
         Reason::MalformedSignature,
         Reason::SignatureMismatch,
         Reason::PayloadMismatch,
+        Reason::NonceVoided,
         Reason::NonceReused,
+        Reason::ExpiredUpdate,
         Reason::PolicyContradiction,
         Reason::PartnerInactive,
         Reason::AllocationNotFound,
@@ -142,6 +146,14 @@ impl Reason {
                           free.",
                 operator: "Nothing here: discard it once the partner knows.",
             },
+            Reason::NonceVoided => Row {
+                name: "nonce_voided",
+                class: 409,
+                is_final: true,
+                knew_partner: true,
+                partner: "If it is still true, say it again under a new nonce: the operator has made this one unusable.",
+                operator: "Nothing here: `settled receipt` says since when, `settled audit list --act 'nonce void'` why.",
+            },
             Reason::NonceReused => Row {
                 name: "nonce_reused",
                 class: 409,
@@ -149,6 +161,14 @@ impl Reason {
                 knew_partner: true,
                 partner: "Publish it again with a nonce that was never used: this one belongs to another payload for ever.",
                 operator: "Nothing here: `settled receipt` shows what the nonce belongs to.",
+            },
+            Reason::ExpiredUpdate => Row {
+                name: "expired_update",
+                class: 408,
+                is_final: true,
+                knew_partner: true,
+                partner: "If it is still true, sign it again with a later expiresAt and a new nonce.",
+                operator: "Nothing here: by its own signed word it counts no more.",
             },
             Reason::PolicyContradiction => Row {
                 name: "policy_contradiction",

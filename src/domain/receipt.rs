@@ -34,6 +34,8 @@ pub struct Receipt {
     pub public_key: PublicKey,
     pub first_seen: Timestamp,
     pub last_seen: Timestamp,
+    /// An operator has made the nonce unusable.
+    pub voided: bool,
 }
 
 impl Receipt {

@@ -1,10 +1,12 @@
 //! The partner's update: the fields of a body, in the order of the documented table.
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     address::parse_uuid,
     allocation::{Kind, PolicyResult},
+    calendar,
     json::{Json, Object},
     ledger::{Amount, Quantity, is_currency},
 };
@@ -16,7 +18,8 @@ const EXTERNAL_ID_MAX: usize = 1024;
 /// The longest reject reason, in UTF-8 bytes.
 const REJECT_REASON_MAX: usize = 16_384;
 
-/// The partner's message, decoded from the body. Not yet anybody's word: see [`super::signature::Verified`].
+/// What a partner says: decoded from a body, or about to be signed. Not yet anybody's word: see
+/// [`super::signature::Verified`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
     /// The partner's enterprise, from the routing key.
@@ -36,10 +39,17 @@ pub struct Update {
     pub evaluation_id: Option<String>,
     pub pending_approval_id: Option<String>,
     pub policy_result: Option<PolicyResult>,
+    /// `expiresAt` of the signed text: from then on it settles nothing any more.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A body as the documented table has it.
+pub(super) struct Body {
+    pub(super) update: Update,
     /// The signed text, as received.
-    pub payload: String,
+    pub(super) payload: String,
     /// The signature's text, as received.
-    pub signature: String,
+    pub(super) signature: String,
 }
 
 /// What the partner says became of it.
@@ -121,7 +131,7 @@ impl Statement {
 }
 
 /// Step 3: the fields in the order of the documented table; the first that breaks its rule is named.
-pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Result<Update, String> {
+pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Result<Body, String> {
     let Statement {
         id,
         amount,
@@ -148,7 +158,7 @@ pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Resu
         return Err(payload.says("must not be empty"));
     }
     let signature = Field::required(body, "signature")?.text()?;
-    Ok(Update {
+    let update = Update {
         enterprise_id: enterprise_id.to_owned(),
         kind,
         id,
@@ -163,6 +173,11 @@ pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Resu
         evaluation_id,
         pending_approval_id,
         policy_result,
+        // It counts where it is signed only: of the body it would be anybody's.
+        expires_at: None,
+    };
+    Ok(Body {
+        update,
         payload: payload_text.to_owned(),
         signature: signature.to_owned(),
     })
@@ -213,6 +228,12 @@ impl<'j, 'a> Field<'j, 'a> {
 
     pub(super) fn uuid(&self) -> Result<Uuid, String> {
         parse_uuid(self.text()?).ok_or_else(|| self.says("must be a UUID of 36 characters, 8-4-4-4-12"))
+    }
+
+    /// RFC 3339, cut to milliseconds.
+    pub(super) fn time(&self) -> Result<Timestamp, String> {
+        let time = calendar::strict_rfc3339(self.text()?);
+        time.ok_or_else(|| self.says("must be RFC 3339, such as 2030-01-31T00:00:00Z"))
     }
 
     fn policy_result(&self) -> Result<PolicyResult, String> {

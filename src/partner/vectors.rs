@@ -10,11 +10,11 @@ use crate::domain::{
     address::routing_key,
     allocation::Kind,
     digest::sha256,
-    draft::{Draft, body_text, payload_text},
+    draft::{body_text, payload_text},
     ledger::{Amount, Quantity},
     reason::Reason,
     signature::{SigningKey, signed_digest},
-    update::Outcome,
+    update::{Outcome, Update},
 };
 
 /// A message and what the message alone shows.
@@ -191,7 +191,7 @@ fn released(why: &str) -> Outcome {
     }
 }
 
-fn draft(partner: &SigningPartner, kind: Kind, outcome: Outcome, dice: &mut Dice) -> Draft {
+fn draft(partner: &SigningPartner, kind: Kind, outcome: Outcome, dice: &mut Dice) -> Update {
     let quantity = Quantity::parse("100000000").unwrap_or_else(|why| unreachable!("{why}"));
     let amount = Amount {
         currency: "BTC".to_owned(),
@@ -205,7 +205,7 @@ fn draft(partner: &SigningPartner, kind: Kind, outcome: Outcome, dice: &mut Dice
 fn vector(
     name: &str,
     partner: &SigningPartner,
-    draft: &Draft,
+    draft: &Update,
     payload: &str,
     signature: &str,
     reason: Option<Reason>,

@@ -11,7 +11,7 @@ use super::{
     Session, Store, StoreError,
     batch::{allocation, select_allocations},
     letters::{self, DeadLetter, Replayed},
-    registry::time,
+    registry::{maybe_time, time},
     told::{self, ToldRecord},
 };
 use crate::domain::{allocation::Allocation, receipt::ReceiptKey};
@@ -35,6 +35,9 @@ pub struct ReceiptRecord {
     pub first_seen: Timestamp,
     #[serde(serialize_with = "time")]
     pub last_seen: Timestamp,
+    /// Since when the nonce is unusable, by an operator's word.
+    #[serde(serialize_with = "maybe_time", skip_serializing_if = "Option::is_none")]
+    pub voided_at: Option<Timestamp>,
     #[serde(skip)]
     pub key: Uuid,
     /// The batch that gave the verdict.
@@ -42,11 +45,11 @@ pub struct ReceiptRecord {
     pub batch_id: Uuid,
 }
 
-const RECEIPT_COLUMNS: &str = "\
+pub(super) const RECEIPT_COLUMNS: &str = "\
     key, enterprise_id, nonce, verdict, reason, payload_digest, message_digest, allocation_id, event_id, first_seen,
-    last_seen, batch_id";
+    last_seen, voided_at, batch_id";
 
-fn receipt(row: &Row) -> ReceiptRecord {
+pub(super) fn receipt(row: &Row) -> ReceiptRecord {
     ReceiptRecord {
         enterprise_id: row.get("enterprise_id"),
         nonce: row.get("nonce"),
@@ -58,6 +61,7 @@ fn receipt(row: &Row) -> ReceiptRecord {
         event_id: row.get("event_id"),
         first_seen: row.get("first_seen"),
         last_seen: row.get("last_seen"),
+        voided_at: row.get("voided_at"),
         key: row.get("key"),
         batch_id: row.get("batch_id"),
     }

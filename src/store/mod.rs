@@ -14,6 +14,7 @@ pub mod letters;
 pub mod life;
 pub mod locked;
 mod migrate;
+pub mod nonces;
 pub mod outbox;
 pub mod owned;
 pub mod plans;

@@ -123,6 +123,7 @@ fn fields(reservation: &Reservation, released: Option<&'static str>, nonce: &'st
         evaluation: None,
         approval: None,
         policy: None,
+        expires: None,
     }
 }
 
@@ -252,6 +253,8 @@ fn json_of(fields: &Fields, policy: bool) -> Value {
         optional.push(("evaluationId", fields.evaluation));
         optional.push(("pendingApprovalId", fields.approval));
         optional.push(("policyResult", fields.policy));
+    } else {
+        optional.push(("expiresAt", fields.expires.map(|(text, _)| text)));
     }
     for (name, value) in optional {
         if let Some(value) = value {
@@ -398,7 +401,17 @@ pub(crate) const LETTERS_EACH: usize = HONEST + 2 * 2 * TWISTS.len();
 /// The first of them break no rule: both outcomes under three nonces.
 pub(crate) const HONEST: usize = 6;
 
-/// Every message, by reservation: letter `n` is about reservation `n / LETTERS_EACH`.
+/// Behind all of those: of each reservation, what ends within a schedule.
+pub(crate) const ENDING: usize = RESERVATIONS.len() * LETTERS_EACH;
+pub(crate) const ENDING_EACH: usize = 4;
+/// Schedules begin at 01:00.
+const ENDS: [(&str, u64); 2] = [
+    ("2026-01-02T01:00:04.500999Z", 3_604_500),
+    ("2026-01-02T03:00:18+02:00", 3_618_000),
+];
+
+/// Every message, by reservation: letter `n` is about reservation `n / LETTERS_EACH`, and from [`ENDING`] on about
+/// `(n - ENDING) / ENDING_EACH`.
 pub(crate) static PALETTE: LazyLock<Vec<Letter>> = LazyLock::new(|| {
     let own = [
         "own-0", "own-1", "own-2", "own-3", "own-4", "own-5", "own-6", "own-7", "own-8", "own-9",
@@ -419,6 +432,15 @@ pub(crate) static PALETTE: LazyLock<Vec<Letter>> = LazyLock::new(|| {
                     twist(&mut draft);
                     letters.push(draft.finish());
                 }
+            }
+        }
+    }
+    for (reservation, own) in RESERVATIONS.iter().zip(own) {
+        for (nonce, expires) in ["n-1", own].into_iter().zip(ENDS) {
+            for released in [None, Some(RELEASED)] {
+                let mut draft = Draft::new(reservation, released, nonce);
+                draft.say(|fields| fields.expires = Some(expires));
+                letters.push(draft.finish());
             }
         }
     }

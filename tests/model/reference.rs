@@ -62,6 +62,8 @@ pub(crate) struct Fields {
     pub(crate) evaluation: Option<&'static str>,
     pub(crate) approval: Option<&'static str>,
     pub(crate) policy: Option<&'static str>,
+    /// When it ends, in the payload only: as it is written, and what that means.
+    pub(crate) expires: Option<(&'static str, Millis)>,
 }
 
 impl Fields {
@@ -195,6 +197,8 @@ pub(crate) struct Receipt {
     pub(crate) key: Key,
     pub(crate) first: Millis,
     pub(crate) last: Millis,
+    /// An operator made the nonce unusable.
+    pub(crate) voided: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -226,7 +230,7 @@ pub(crate) struct Answer {
 }
 
 /// Reason, class, final.
-pub(crate) const REASONS: [(&str, u16, bool); 15] = [
+pub(crate) const REASONS: [(&str, u16, bool); 17] = [
     ("message_too_large", 400, true),
     ("malformed_message", 400, true),
     ("invalid_field", 400, true),
@@ -235,7 +239,9 @@ pub(crate) const REASONS: [(&str, u16, bool); 15] = [
     ("malformed_signature", 401, true),
     ("signature_mismatch", 401, false),
     ("payload_mismatch", 400, true),
+    ("nonce_voided", 409, true),
     ("nonce_reused", 409, true),
+    ("expired_update", 408, true),
     ("policy_contradiction", 400, false),
     ("partner_inactive", 403, false),
     ("allocation_not_found", 404, false),
@@ -296,6 +302,16 @@ impl Books {
         };
         self.transfer(&record, "reserved");
         self.allocations.insert(reservation.id, record);
+    }
+
+    /// `settled nonce void`: of a proven nonce that has not settled, and is not refused for good.
+    pub(crate) fn void(&mut self, enterprise: &'static str, nonce: &'static str) {
+        if let Some(receipt) = self.receipts.get_mut(&(enterprise, nonce))
+            && ["parked", "rejected"].contains(&receipt.verdict)
+            && !is_final(receipt.reason)
+        {
+            receipt.voided = true;
+        }
     }
 
     /// The table of transfers.
@@ -366,15 +382,30 @@ impl Books {
             }
         };
         // Step 9. The first receipt stays as it is.
-        if self
-            .receipts
-            .get(&slot)
-            .is_some_and(|receipt| receipt.payload != word.payload)
-        {
+        let receipt = self.receipts.get(&slot);
+        let is_voided = receipt.is_some_and(|receipt| receipt.voided);
+        if receipt.is_some_and(|receipt| receipt.payload != word.payload) {
+            let refusal = if is_voided { "nonce_voided" } else { "nonce_reused" };
             if door == Door::Due {
                 self.waiting.remove(&slot);
             }
-            return self.reject(word, ("nonce_reused", None), true);
+            return self.reject(word, (refusal, Some("nonce")), true);
+        }
+        // A nonce that is unusable, and what has ended by its own word; but a duplicate stays one.
+        let is_over = word.signed.expires.is_some_and(|(_, end)| end <= self.now);
+        let refusal = if is_voided {
+            Some(("nonce_voided", Some("nonce")))
+        } else if is_over && receipt.is_none_or(|receipt| receipt.verdict != "duplicate") {
+            Some(("expired_update", Some("expiresAt")))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            if door == Door::Due {
+                self.waiting.remove(&slot);
+            }
+            self.keep_receipt(word, slot, key, "rejected", Some(refusal.0));
+            return self.reject(word, refusal, true);
         }
         // "Again": the same while parked. It may contradict itself where it is not signed, and step 10 comes first.
         if door == Door::Queue
@@ -530,7 +561,10 @@ impl Books {
                 if of_partner.count() < PARK_MAX {
                     let waiting = Waiting {
                         parked_at: now,
-                        until: now + PARK_DEADLINE,
+                        until: word
+                            .signed
+                            .expires
+                            .map_or(now + PARK_DEADLINE, |(_, end)| end.min(now + PARK_DEADLINE)),
                     };
                     self.waiting.insert(slot, waiting.clone());
                     self.keep_receipt(word, slot, key, "parked", Some("allocation_not_found"));
@@ -586,7 +620,9 @@ impl Books {
             ("rejected", Some(reason)) => refusal_id("update.rejected", word, reason),
             _ => settlement_id(self.allocations.get(&word.said.id).expect("it settled")),
         };
-        let first = self.receipts.get(&slot).map_or(now, |earlier| earlier.first);
+        let earlier = self.receipts.get(&slot);
+        let first = earlier.map_or(now, |earlier| earlier.first);
+        let voided = earlier.is_some_and(|earlier| earlier.voided);
         let receipt = Receipt {
             payload: word.payload.clone(),
             message: word.digest.clone(),
@@ -597,6 +633,7 @@ impl Books {
             key,
             first,
             last: now,
+            voided,
         };
         self.receipts.insert(slot, receipt);
     }

@@ -23,7 +23,7 @@ use settled::domain::{
     receipt::{Receipt, ReceiptKey},
     signature::{PublicKey, Signer},
     snapshot::{Parked, Partner, Rules, Snapshot},
-    verdict::{Judgement, Verdict},
+    verdict::{Judgement, Verdict, VerdictKind},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -443,6 +443,7 @@ impl World {
                     .for_each(|validity| validity.revoked = revoked);
             }
             Op::Bind(bound) => self.partner("acme").user = bound.then_some("acme-user"),
+            Op::Void(letter) => self.void(letter),
             Op::Deallocations(enabled) => self.partner("acme").deallocations = enabled,
             Op::Register => {
                 self.books
@@ -453,6 +454,25 @@ impl World {
             Op::Pass(millis) => self.books.now += Millis::from(millis),
         }
         Ok(())
+    }
+
+    /// As `settled nonce void` does it: the receipt, and whoever waits under it is due.
+    fn void(&mut self, letter: u16) {
+        let word = &PALETTE[usize::from(letter)].word;
+        let Some(enterprise) = word.enterprise else {
+            return;
+        };
+        let key = ReceiptKey::new(enterprise, word.said.nonce);
+        if let Some(receipt) = self.receipts.get_mut(&key)
+            && matches!(receipt.verdict, VerdictKind::Parked | VerdictKind::Rejected)
+            && !receipt.is_closed()
+        {
+            receipt.voided = true;
+        }
+        if let Some(row) = self.parked.get_mut(&key) {
+            row.due_at = row.due_at.min(time(self.books.now));
+        }
+        self.books.void(enterprise, word.said.nonce);
     }
 
     fn partner(&mut self, enterprise: &'static str) -> &mut reference::Partner {
@@ -770,9 +790,9 @@ impl World {
                 .get(&after.id)
                 .ok_or_else(|| format!("{} settles and is not there", after.id))?;
             ensure!(before.status == Status::Reserved, "{} leaves reserved twice", after.id);
-            let update = &settlement.content.update;
-            let digest = hex::encode(Sha256::digest(&update.payload));
-            let authority = (digest, update.signature.clone(), key_number(&settlement.public_key));
+            let content = &settlement.content;
+            let digest = hex::encode(Sha256::digest(&content.payload));
+            let authority = (digest, content.signature.clone(), key_number(&settlement.public_key));
             self.authority.insert(after.id, authority);
             if self.flaw != Some(Flaw::SettlesWithoutTheRecord) {
                 self.allocations.insert(after.id, Allocation::clone(after));
@@ -1142,6 +1162,7 @@ impl World {
                 key: key_number(&receipt.public_key),
                 first: millis(receipt.first_seen),
                 last: millis(receipt.last_seen),
+                voided: receipt.voided,
             };
             ensure!(
                 (receipt.enterprise_id.as_str(), receipt.nonce.as_str()) == (*enterprise, *nonce),

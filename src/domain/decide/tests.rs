@@ -27,11 +27,11 @@ use crate::domain::{
     allocation::Kind,
     delivery::Properties,
     digest::sha256,
-    draft::{Draft, body_text, payload_text},
+    draft::{body_text, payload_text},
     ledger::{AccountId, AccountKind, Amount, Quantity},
     message::{self, Facts, facts},
     signature::SigningKey,
-    snapshot::RegisteredKey,
+    snapshot::{KeyStanding, RegisteredKey},
     update::Outcome,
 };
 
@@ -117,9 +117,9 @@ fn kind_of(id: Uuid) -> Kind {
 }
 
 /// What a partner would say of one of our allocations.
-fn draft(id: Uuid, outcome: Outcome, nonce: &str) -> Draft {
+fn draft(id: Uuid, outcome: Outcome, nonce: &str) -> Update {
     let allocation = reserved(id);
-    Draft {
+    Update {
         enterprise_id: allocation.enterprise_id,
         kind: allocation.kind,
         id,
@@ -134,6 +134,7 @@ fn draft(id: Uuid, outcome: Outcome, nonce: &str) -> Draft {
         evaluation_id: None,
         pending_approval_id: None,
         policy_result: None,
+        expires_at: None,
     }
 }
 
@@ -146,7 +147,7 @@ fn released() -> Outcome {
 /// A message on its way: what is signed, by whom, and what is done to it afterwards.
 #[derive(Clone, Debug)]
 struct Letter {
-    draft: Draft,
+    draft: Update,
     signed_by: u8,
     /// Fields of the body that say something else than what was signed; `null` takes one away.
     altered: Vec<(&'static str, serde_json::Value)>,
@@ -459,7 +460,7 @@ impl Model {
             assert_eq!(after.enterprise_id, update.enterprise_id);
             assert_eq!(settlement.transfer.amount, after.amount);
             assert_eq!(settlement.transfer.debit, (AccountKind::Held, after.held_account));
-            let authority = (update.nonce.clone(), sha256(&update.payload), settlement.public_key);
+            let authority = (update.nonce.clone(), sha256(&settlement.content.payload), settlement.public_key);
             assert!(self.settled.insert(after.id, authority).is_none(), "it settles once");
             for (account, change) in settlement.transfer.entries() {
                 *by_account.entry(account).or_default() += &change;
@@ -534,7 +535,19 @@ fn receipt_of(letter: &Letter) -> Receipt {
         public_key: key(letter.signed_by).public_key(),
         first_seen: start(),
         last_seen: start(),
+        voided: false,
     }
+}
+
+/// As an operator does it: the nonce of a message that was proven, and has not settled.
+fn void(model: &mut Model, letter: &Letter) {
+    let proven = Receipt {
+        verdict: VerdictKind::Rejected,
+        reason: Some(Reason::PartnerInactive),
+        ..receipt_of(letter)
+    };
+    let key = ReceiptKey::new("acme", &letter.draft.nonce);
+    model.receipts.entry(key).or_insert(proven).voided = true;
 }
 
 /// A verdict as one line.

@@ -8,10 +8,10 @@ use crate::domain::{
     allocation::PolicyResult,
     delivery::{HeaderValue, Source},
     digest::sha256,
-    draft::{Draft, body_text, payload_text},
+    draft::{body_text, payload_text},
     ledger::{Amount, Quantity},
     signature::SigningKey,
-    update::Outcome,
+    update::{Outcome, Update},
 };
 
 const KEY: &str = "acme.allocation.update";
@@ -22,8 +22,8 @@ fn uuid(text: &str) -> Uuid {
     parse_uuid(text).expect("a UUID")
 }
 
-fn draft(kind: Kind, outcome: Outcome) -> Draft {
-    Draft {
+fn draft(kind: Kind, outcome: Outcome) -> Update {
+    Update {
         enterprise_id: "acme".to_owned(),
         kind,
         id: uuid(ID),
@@ -41,14 +41,15 @@ fn draft(kind: Kind, outcome: Outcome) -> Draft {
         evaluation_id: None,
         pending_approval_id: None,
         policy_result: None,
+        expires_at: None,
     }
 }
 
-fn cleared() -> Draft {
+fn cleared() -> Update {
     draft(Kind::Allocation, Outcome::Cleared)
 }
 
-fn released() -> Draft {
+fn released() -> Update {
     draft(
         Kind::Allocation,
         Outcome::Released {
@@ -79,7 +80,7 @@ struct Members(Vec<(String, String)>);
 
 impl Members {
     /// What [`payload_text`] writes, to be changed.
-    fn payload(draft: &Draft) -> Self {
+    fn payload(draft: &Update) -> Self {
         Self::read(&payload_text(draft))
     }
 
@@ -153,7 +154,7 @@ fn field_refusal(members: &Members) -> String {
 
 #[test]
 fn what_the_partner_writes_is_what_we_read() {
-    let policy = |mut draft: Draft| {
+    let policy = |mut draft: Update| {
         draft.evaluation_id = Some("evaluation-1".to_owned());
         draft.pending_approval_id = Some("approval-1".to_owned());
         draft.policy_result = Some(PolicyResult::Approved);
@@ -175,7 +176,7 @@ fn what_the_partner_writes_is_what_we_read() {
         let facts = facts(&delivery(&routing_key("acme", draft.kind), body.clone()));
         assert_eq!(facts.message_digest, sha256(&body));
         assert_eq!(facts.enterprise_id.as_deref(), Some("acme"));
-        let Draft {
+        let Update {
             enterprise_id,
             kind,
             id,
@@ -190,6 +191,7 @@ fn what_the_partner_writes_is_what_we_read() {
             evaluation_id,
             pending_approval_id,
             policy_result,
+            expires_at,
         } = draft;
         let key = ReceiptKey::new("acme", &nonce);
         let expected = Content {
@@ -215,9 +217,10 @@ fn what_the_partner_writes_is_what_we_read() {
                 evaluation_id,
                 pending_approval_id,
                 policy_result,
-                payload,
-                signature,
+                expires_at,
             },
+            payload,
+            signature,
         };
         assert_eq!(facts.content, Ok(Arc::new(expected)));
     }
@@ -454,7 +457,7 @@ fn the_body_is_one_strict_json_object() {
 }
 
 /// A signed body with one byte changed.
-fn damaged(draft: &Draft, at: prop::sample::Index, byte: u8) -> Vec<u8> {
+fn damaged(draft: &Update, at: prop::sample::Index, byte: u8) -> Vec<u8> {
     let payload = payload_text(draft);
     let mut body = body_text(draft, &payload, &signing_key().sign(&payload)).into_bytes();
     let at = at.index(body.len());

@@ -10,7 +10,7 @@ use crate::domain::{
     dead_letter::headers::as_text,
     decide::decide,
     delivery::{Bytes, Delivery, HeaderValue, Headers, Source},
-    draft::{Draft, body_text, payload_text},
+    draft::{body_text, payload_text},
     event::{
         AllocationView,
         array::{Format, count_of, in_format, read},
@@ -22,7 +22,7 @@ use crate::domain::{
     reply::is_reply_queue,
     signature::SigningKey,
     snapshot::{Partner, Snapshot},
-    update::Outcome,
+    update::{Outcome, Update},
     wire,
 };
 
@@ -109,7 +109,7 @@ impl Sent {
     /// A real update of the kind, signed.
     fn update(kind: Kind, properties: Properties) -> Self {
         let record = allocation(kind, Status::Reserved, false);
-        let draft = Draft {
+        let draft = Update {
             enterprise_id: record.enterprise_id,
             kind,
             id: record.id,
@@ -124,6 +124,7 @@ impl Sent {
             evaluation_id: None,
             pending_approval_id: None,
             policy_result: None,
+            expires_at: None,
         };
         let payload = payload_text(&draft);
         let signature = SigningKey::from_bytes([1; 32]).expect("a key").sign(&payload);

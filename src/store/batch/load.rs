@@ -150,7 +150,7 @@ fn load_receipts(lock: bool) -> String {
     format!(
         "/* batch::load receipts */
         SELECT key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
-               public_key, first_seen, last_seen
+               public_key, first_seen, last_seen, voided_at IS NOT NULL
         FROM settled.receipts
         WHERE key = ANY ($1)
         {rest}"
@@ -489,6 +489,7 @@ fn receipt(session: &Session, row: &Row) -> Result<(ReceiptKey, Receipt), StoreE
             public_key: PublicKey::stored(column.take())?,
             first_seen: column.take(),
             last_seen: column.take(),
+            voided: column.take(),
         };
         Some((key, receipt))
     };

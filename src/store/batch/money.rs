@@ -121,9 +121,9 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
         .collect();
     let contents = || settlements.iter().map(|settlement| &settlement.content);
     let receipt_keys: Vec<Uuid> = contents().map(|content| content.key.0).collect();
-    let payloads: Vec<&str> = contents().map(|content| content.update.payload.as_str()).collect();
+    let payloads: Vec<&str> = contents().map(|content| content.payload.as_str()).collect();
     let signatures: Vec<Option<Vec<u8>>> = contents()
-        .map(|content| signature_bytes(&content.update.signature).map(|bytes| bytes.to_vec()))
+        .map(|content| signature_bytes(&content.signature).map(|bytes| bytes.to_vec()))
         .collect();
     let sums = sums(changes)?;
     let funds: Vec<i64> = sums.keys().copied().collect();

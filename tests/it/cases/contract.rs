@@ -224,7 +224,7 @@ fn what_a_partner_may_say_passes_schema_and_decoder_alike() {
         prop_assert!(content.agreement.is_ok(), "{:?}\n{body}", content.agreement);
         prop_assert!(matches!(content.signer, Signer::Key(_)), "{:?}", content.signer);
         // What is signed has a schema of its own.
-        let payload: Value = serde_json::from_str(&content.update.payload).expect("JSON");
+        let payload: Value = serde_json::from_str(&content.payload).expect("JSON");
         let refused = refusals(&format!("payload-{}.json", said.kind), &payload);
         prop_assert!(refused.is_empty(), "the payload's schema: {refused:?}");
         Ok(())

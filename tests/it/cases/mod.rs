@@ -28,6 +28,7 @@ mod metrics;
 mod mutants;
 mod named_outbox;
 mod newer;
+mod nonces;
 mod offline;
 mod outage;
 mod outbox;

@@ -53,8 +53,8 @@ fn the_worked_example_is_true_to_the_byte() {
         source: Source::Plain,
     };
     let content = facts(&delivery).content.expect("it decodes");
-    assert_eq!(content.update.payload, payload);
-    assert_eq!(content.update.signature, signature);
+    assert_eq!(content.payload, payload);
+    assert_eq!(content.signature, signature);
     assert_eq!(content.signer, Signer::Key(key.public_key()));
     assert_eq!(content.agreement, Ok(()));
 }
@@ -127,9 +127,13 @@ fn the_array_shown_is_that_of_its_events() {
 
 #[test]
 fn the_table_of_reasons_is_that_of_the_code() {
-    for (place, reason) in Reason::ALL.into_iter().enumerate().filter(|(place, _)| *place < 15) {
+    // What came later stands between the numbers, which are quoted.
+    let numbers = [
+        "1", "2", "3", "4", "5", "6", "7", "8", "8a", "9", "9a", "10", "11", "12", "13", "14", "15",
+    ];
+    for (number, reason) in numbers.into_iter().zip(Reason::ALL) {
         let is_final = if reason.is_final() { "yes" } else { "no" };
-        let row = format!("| {} | `{reason}` | {} | {is_final} |", place + 1, reason.class());
+        let row = format!("| {number} | `{reason}` | {} | {is_final} |", reason.class());
         assert!(PARTNERS.contains(&row), "{row}");
     }
     for reason in [Reason::DeliveryLimit, Reason::Expired, Reason::Internal] {

@@ -903,7 +903,7 @@ pub(crate) async fn uncollected(db: &Client, dead: &[Seen]) -> Vec<String> {
 }
 
 /// Class and finality of each reason.
-const MEANINGS: [(&str, i64, bool); 18] = [
+const MEANINGS: [(&str, i64, bool); 20] = [
     ("message_too_large", 400, true),
     ("malformed_message", 400, true),
     ("invalid_field", 400, true),
@@ -912,7 +912,9 @@ const MEANINGS: [(&str, i64, bool); 18] = [
     ("malformed_signature", 401, true),
     ("signature_mismatch", 401, false),
     ("payload_mismatch", 400, true),
+    ("nonce_voided", 409, true),
     ("nonce_reused", 409, true),
+    ("expired_update", 408, true),
     ("policy_contradiction", 400, false),
     ("partner_inactive", 403, false),
     ("allocation_not_found", 404, false),

@@ -36,7 +36,7 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 54] = [
+pub(crate) const ANSWERS: [(&str, Form); 55] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
@@ -73,6 +73,7 @@ pub(crate) const ANSWERS: [(&str, Form); 54] = [
     ("ledger balances", Form::Document),
     ("ledger check", Form::Document),
     ("migrate", Form::Document),
+    ("nonce void", Form::Document),
     ("outbox list", Form::Lines),
     ("outbox retry", Form::Document),
     ("partner add", Form::Document),

@@ -10,10 +10,9 @@ use crate::{
         allocation::Kind,
         delivery::Publication,
         digest::sha256,
-        draft::Draft,
         ledger::{Amount, Quantity},
         reason::Reason,
-        update::Outcome,
+        update::{Outcome, Update},
     },
     partner::{Dice, Flaw, Reservation, SigningPartner},
 };
@@ -56,7 +55,7 @@ impl Case {
 }
 
 /// Every way in which a partner can be refused, in the order of the table.
-const INVALID: [Case; 16] = [
+const INVALID: [Case; 17] = [
     Case::Flaw(Flaw::TooLarge),
     Case::Flaw(Flaw::Malformed),
     Case::Flaw(Flaw::Field),
@@ -66,6 +65,7 @@ const INVALID: [Case; 16] = [
     Case::Flaw(Flaw::Stranger),
     Case::Flaw(Flaw::Payload),
     Case::NonceReused,
+    Case::Flaw(Flaw::Expired),
     Case::Flaw(Flaw::Policy),
     Case::Suspended,
     Case::NeverReserved,
@@ -81,7 +81,7 @@ struct Done {
     item: usize,
     wave: usize,
     partner: usize,
-    draft: Draft,
+    draft: Update,
     /// It was cleared and nothing of it went back yet.
     allocated: bool,
 }
@@ -188,7 +188,7 @@ impl Planner<'_> {
         format!("{}-{:06}", self.shape.run, self.items.len())
     }
 
-    fn push(&mut self, draft: &Draft, publication: Publication, expected: Expected, repeats: Option<usize>) -> usize {
+    fn push(&mut self, draft: &Update, publication: Publication, expected: Expected, repeats: Option<usize>) -> usize {
         let event = format!("{}.{}", draft.kind.as_str(), draft.outcome.as_str());
         self.items.push(Item {
             digest: sha256(&publication.body),
@@ -264,7 +264,7 @@ impl Planner<'_> {
         }
     }
 
-    fn model_settle(&mut self, partner: &SigningPartner, draft: &Draft) {
+    fn model_settle(&mut self, partner: &SigningPartner, draft: &Update) {
         let (client, connection) = (Some(partner.client_id), Some(partner.connection_id));
         let credit = match (draft.kind, &draft.outcome) {
             (Kind::Allocation, Outcome::Cleared) | (Kind::Deallocation, Outcome::Released { .. }) => {

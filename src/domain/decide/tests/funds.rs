@@ -39,9 +39,9 @@ fn the_funds_move_as_the_table_says() {
             panic!("one settlement");
         };
         assert_eq!(settlement.transfer.credit, account);
-        let update = &settlement.content.update;
-        assert_eq!(update.payload, payload_text(&letter.draft));
-        assert_eq!(update.signature, key(1).sign(&update.payload));
+        let content = &settlement.content;
+        assert_eq!(content.payload, payload_text(&letter.draft));
+        assert_eq!(content.signature, key(1).sign(&content.payload));
         assert_eq!(settlement.public_key, key(1).public_key());
         let quantity = BigInt::from(100_000_000);
         let moved = BTreeMap::from([(12, -quantity.clone()), (account.1, quantity)]);

@@ -14,7 +14,9 @@ fn code_class_and_finality_of_every_reason() {
         ("malformed_signature", 401, true),
         ("signature_mismatch", 401, false),
         ("payload_mismatch", 400, true),
+        ("nonce_voided", 409, true),
         ("nonce_reused", 409, true),
+        ("expired_update", 408, true),
         ("policy_contradiction", 400, false),
         ("partner_inactive", 403, false),
         ("allocation_not_found", 404, false),
@@ -212,6 +214,32 @@ fn every_reason_has_the_message_that_causes_it() {
             Reason::PayloadMismatch,
             "partnersClientId: differs between the payload and the body",
             false,
+        ),
+        (
+            "a nonce that is voided, refused for something else before",
+            |model, _, letter| void(model, letter),
+            Reason::NonceVoided,
+            "nonce: the operator has made it unusable; nothing that was or will be signed with it settles",
+            true,
+        ),
+        (
+            "a nonce that is voided, whose message waits",
+            |model, _, letter| {
+                letter.draft.id = LATE;
+                assert_eq!(line(&model.judge_letter(letter)), "parked");
+                void(model, letter);
+                letter.source = letter.parked();
+            },
+            Reason::NonceVoided,
+            "nonce: the operator has made it unusable; nothing that was or will be signed with it settles",
+            true,
+        ),
+        (
+            "it ends this moment",
+            |_, _, letter| letter.draft.expires_at = Some(start()),
+            Reason::ExpiredUpdate,
+            "expiresAt: the time until which it was to count is over",
+            true,
         ),
         (
             "a nonce that another payload had",
@@ -449,12 +477,12 @@ fn every_reason_has_the_message_that_causes_it() {
         }
     }
     let covered: BTreeSet<Reason> = table.iter().map(|row| row.2).collect();
-    let ours: Vec<Reason> = Reason::ALL.into_iter().take(15).collect();
+    let ours: Vec<Reason> = Reason::ALL.into_iter().take(17).collect();
     assert_eq!(covered.into_iter().collect::<Vec<_>>(), ours, "a reason without a row");
 }
 
 /// Each breaks one rule, in the table's order, and leaves the others as they are.
-const BREAKERS: [Twist; 15] = [
+const BREAKERS: [Twist; 17] = [
     |_, _, letter| letter.altered.push(("padding", "x".repeat(message::BODY_MAX).into())),
     |_, _, letter| letter.properties.content_encoding = Some("gzip".to_owned()),
     |_, _, letter| letter.altered.push(("evaluationId", "".into())),
@@ -463,6 +491,7 @@ const BREAKERS: [Twist; 15] = [
     |_, _, letter| letter.altered.push(("signature", "1f".into())),
     |_, _, letter| letter.signed_by = 9,
     |_, _, letter| letter.altered.push(("partnersAllocationId", "altered".into())),
+    |model, _, letter| void(model, letter),
     |model, _, letter| {
         let mut receipt = receipt_of(letter);
         receipt.payload_digest = [0; 32];
@@ -470,6 +499,7 @@ const BREAKERS: [Twist; 15] = [
             .receipts
             .insert(ReceiptKey::new("acme", &letter.draft.nonce), receipt);
     },
+    |_, _, letter| letter.draft.expires_at = Some(start()),
     |_, _, letter| letter.altered.push(("policyResult", "rejected".into())),
     |model, _, _| model.acme().suspended = true,
     |model, rules, letter| {
@@ -507,11 +537,11 @@ fn broken(numbers: impl DoubleEndedIterator<Item = usize>) -> String {
 #[test]
 fn the_earliest_broken_rule_names_the_reason() {
     assert_eq!(broken(std::iter::empty()), "settled");
-    for (index, reason) in Reason::ALL.iter().enumerate().take(15) {
+    for (index, reason) in Reason::ALL.iter().enumerate().take(17) {
         let first = index + 1;
         assert_eq!(broken([first].into_iter()), reason.as_str(), "{first} alone");
-        assert_eq!(broken(first..=15), reason.as_str(), "{first} and all that follow");
-        for second in first + 1..=15 {
+        assert_eq!(broken(first..=17), reason.as_str(), "{first} and all that follow");
+        for second in first + 1..=17 {
             assert_eq!(
                 broken([first, second].into_iter()),
                 reason.as_str(),

@@ -473,3 +473,64 @@ fn what_waits_for_a_newer_reason_goes_on_waiting_until_its_deadline() {
     assert_eq!(line(&model.judge(&sent.due())), "custody_frozen");
     assert!(model.parked.is_empty());
 }
+
+/// What is voided settles nothing any more, whatever else would, and under whichever payload; who waits is refused when it is
+/// due, and its room is free.
+#[test]
+fn a_voided_nonce_settles_nothing_any_more() {
+    let mut model = Model::new();
+    let waiting = Letter::cleared(LATE, "n");
+    assert_eq!(line(&model.judge_letter(&waiting)), "parked");
+    void(&mut model, &waiting);
+    model.reserve(LATE);
+    // A copy, another payload, and the one that waits.
+    let kept = model.receipts[&ReceiptKey::new("acme", "n")].clone();
+    assert_eq!(line(&model.judge_letter(&Letter::cleared(ALLOCATION, "n"))), "nonce_voided");
+    assert_eq!(model.receipts[&ReceiptKey::new("acme", "n")], kept, "bound to the first payload");
+    assert_eq!(line(&model.judge_letter(&waiting)), "nonce_voided");
+    assert_eq!(line(&model.judge(&waiting.send().due())), "nonce_voided");
+    assert_eq!((model.receipt("n").as_str(), model.parked.len()), ("rejected nonce_voided", 0));
+    assert_eq!(line(&model.judge_letter(&waiting)), "nonce_voided", "and again");
+    // The allocation is anybody's to settle, under another nonce; and another partner's nonce is its own.
+    assert_eq!(line(&model.judge_letter(&Letter::cleared(LATE, "m"))), "settled");
+    assert_eq!(line(&model.judge_letter(&Letter::cleared(OF_BETA, "n"))), "settled");
+}
+
+/// What has its effect is answered as before, however late it comes again.
+#[test]
+fn what_settled_in_time_stays_settled_when_its_time_is_over() {
+    let mut model = Model::new();
+    let until = start() + seconds(10);
+    let ending = |id, nonce: &str| {
+        let mut letter = Letter::cleared(id, nonce);
+        letter.draft.expires_at = Some(until);
+        letter
+    };
+    assert_eq!(line(&model.judge_letter(&ending(ALLOCATION, "n"))), "settled");
+    assert_eq!(line(&model.judge_letter(&ending(ALLOCATION, "m"))), "duplicate");
+    assert_eq!(line(&model.judge_letter(&ending(LATE, "o"))), "parked");
+    let row = &model.parked[&ReceiptKey::new("acme", "o")];
+    assert_eq!(row.parked.until, until, "it waits no longer than it counts");
+    model.pass(seconds(10));
+    for nonce in ["n", "m"] {
+        assert_eq!(line(&model.judge_letter(&ending(ALLOCATION, nonce))), "duplicate");
+    }
+    model.reserve(LATE);
+    assert_eq!(line(&model.judge(&ending(LATE, "o").send().due())), "expired_update");
+    assert_eq!(line(&model.judge_letter(&ending(ALLOCATION, "p"))), "expired_update");
+    assert_eq!(line(&model.judge_letter(&ending(LARGE, "q"))), "expired_update");
+    assert_eq!(model.receipt("q"), "rejected expired_update");
+    assert_eq!(line(&model.judge_letter(&Letter::cleared(LARGE, "q"))), "nonce_reused");
+}
+
+proptest! {
+    /// To the millisecond: it counts before its end, and from then on it does not.
+    #[test]
+    fn a_message_counts_until_its_end(millis in -5_000_i64..5_000) {
+        let mut model = Model::new();
+        let mut letter = Letter::cleared(ALLOCATION, "n");
+        letter.draft.expires_at = Some(start() + SignedDuration::from_millis(millis));
+        let expected = if millis > 0 { "settled" } else { "expired_update" };
+        prop_assert_eq!(line(&model.judge_letter(&letter)), expected);
+    }
+}

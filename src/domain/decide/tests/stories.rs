@@ -12,6 +12,8 @@ enum Step {
     /// Takes one of acme's keys away, or gives it back.
     Key(bool),
     Bind(bool),
+    /// Makes one of acme's nonces unusable.
+    Void(usize),
     Pass(i64),
 }
 
@@ -36,6 +38,7 @@ fn story(pool: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(Step::Suspend),
         1 => any::<bool>().prop_map(Step::Key),
         1 => any::<bool>().prop_map(Step::Bind),
+        1 => (1..4_usize).prop_map(Step::Void),
         2 => (0..8_i64).prop_map(Step::Pass),
     ];
     prop::collection::vec(step, 1..14)
@@ -78,6 +81,7 @@ fn pool() -> Vec<Sent> {
         letter.properties.content_type = Some("text/plain".to_owned())
     });
     spoil(12, |letter| letter.altered.push(("status", "done".into())));
+    spoil(4, |letter| letter.draft.expires_at = Some(start() + seconds(6)));
     pool.iter().map(Letter::send).collect()
 }
 
@@ -190,6 +194,15 @@ fn change(model: &mut Model, step: &Step) {
         Step::Suspend(suspended) => model.acme().suspended = *suspended,
         Step::Key(given) => model.acme().keys = partner(if *given { &[1, 2] } else { &[2] }).keys,
         Step::Bind(bound) => model.acme().broker_user = bound.then(|| "acme-user".to_owned()),
+        Step::Void(nonce) => {
+            let receipt = model.receipts.get_mut(&ReceiptKey::new("acme", &nonce.to_string()));
+            if let Some(receipt) = receipt
+                && matches!(receipt.verdict, VerdictKind::Parked | VerdictKind::Rejected)
+                && !receipt.is_closed()
+            {
+                receipt.voided = true;
+            }
+        }
         Step::Pass(time) => model.pass(seconds(*time)),
     }
 }
@@ -217,7 +230,7 @@ fn a_batch_of_n_is_n_batches_of_one() {
         .run(&story(pool.len()), |steps| tell(&pool, &steps, &seen))
         .unwrap_or_else(|failure| panic!("{failure}"));
     // A property that never meets a rule says nothing of it.
-    let mut expected: Vec<&str> = Reason::ALL[1..15].iter().map(|reason| reason.as_str()).collect();
+    let mut expected: Vec<&str> = Reason::ALL[1..17].iter().map(|reason| reason.as_str()).collect();
     expected.extend(["settled", "duplicate", "parked", "parked again"]);
     let seen = seen.into_inner();
     let missing: Vec<&str> = expected.into_iter().filter(|name| !seen.contains_key(*name)).collect();

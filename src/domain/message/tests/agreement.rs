@@ -6,7 +6,7 @@ use super::*;
 fn agreement(body: &Members, payload: &str) -> String {
     let content = content_of(KEY, body.clone().signed(payload));
     assert_eq!(content.signer, Signer::Key(signing_key().public_key()));
-    assert_eq!(content.update.payload, payload);
+    assert_eq!(content.payload, payload);
     assert_eq!(content.payload_digest, sha256(payload));
     match content.agreement {
         Ok(()) => "ok".to_owned(),
@@ -338,4 +338,39 @@ fn a_changed_payload_has_another_signer() {
     let content = content_of(KEY, body);
     assert_eq!(content.agreement, Ok(()));
     assert_ne!(content.signer, Signer::Key(signing_key().public_key()));
+}
+
+/// It may be signed without standing in the body; unsigned it is nothing.
+#[test]
+fn when_it_ends_is_what_was_signed() {
+    let end = |body: &Members, payload: &str| {
+        let content = content_of(KEY, body.clone().signed(payload));
+        let agreement = content.agreement.err().unwrap_or_default();
+        (content.update.expires_at.map(|time| time.to_string()), agreement)
+    };
+    let body = Members::payload(&released());
+    let signed = |json: &str| Members::payload(&released()).with("expiresAt", json).text();
+    let late = Some("2030-01-30T23:00:00Z".to_owned());
+    let time = "\"2030-01-31T00:00:00+01:00\"";
+    assert_eq!(end(&body, &signed(time)), (late.clone(), String::new()));
+    let repeated = body.clone().with("expiresAt", time);
+    assert_eq!(end(&repeated, &signed(time)), (late, String::new()));
+    assert_eq!(end(&repeated, &body.text()), (None, String::new()), "nobody signed it");
+    let otherwise = body.clone().with("expiresAt", "\"2031-01-31T00:00:00+01:00\"");
+    let (_, detail) = end(&otherwise, &signed(time));
+    assert_eq!(detail, "expiresAt: differs between the payload and the body");
+    for (json, detail) in [
+        ("1893456000", "expiresAt: must be a string"),
+        ("null", "expiresAt: must be a string"),
+        (
+            "\"tomorrow\"",
+            "expiresAt: must be RFC 3339, such as 2030-01-31T00:00:00Z",
+        ),
+        (
+            "\"2030-01-31 00:00:00Z\"",
+            "expiresAt: must be RFC 3339, such as 2030-01-31T00:00:00Z",
+        ),
+    ] {
+        assert_eq!(end(&body, &signed(json)), (None, detail.to_owned()), "{json}");
+    }
 }
