@@ -83,6 +83,7 @@ fn look(out: &Output, wish: Lint) -> Result<Exit, Failure> {
         routing_key: wish.routing_key.as_deref(),
         content_type: wish.content_type.as_deref(),
         keys: &keys,
+        now: jiff::Timestamp::now(),
     });
     out.say(&report, |out| {
         let width = report.checks.iter().map(|check| check.name.chars().count()).max();

@@ -3,12 +3,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::domain::{
     address::{self, routing_key},
     allocation::Kind,
+    calendar::{rfc3339, strict_rfc3339},
     delivery::{Delivery, Properties, Source},
     digest::sha256,
     message::{self, Content, Facts},
@@ -25,6 +27,8 @@ pub struct LintedMessage<'a> {
     pub content_type: Option<&'a str>,
     /// The keys that the partner has registered. None: nothing to compare with.
     pub keys: &'a [PublicKey],
+    /// When it is looked at.
+    pub now: Timestamp,
 }
 
 /// What was found.
@@ -143,6 +147,7 @@ impl Lint<'_> {
             && !wrong.contains_key("payload")
         {
             self.agreement(&key, kind, &members, payload, &wrong);
+            self.ending(&members, payload);
         }
         let (payload, signature) = (payload?, signature?);
         let signer = signer(&payload, &signature);
@@ -296,7 +301,7 @@ impl Lint<'_> {
             if !is_said && !is_unsaid {
                 differs.push((name.to_owned(), why.to_owned()));
             }
-            match body.get(top).cloned().filter(|_| top != "enterpriseId") {
+            match body.get(top).cloned().filter(|_| !["enterpriseId", EXPIRES_AT].contains(&top)) {
                 Some(value) => drop(signed.insert(top.to_owned(), value)),
                 None => drop(signed.remove(top)),
             }
@@ -305,8 +310,31 @@ impl Lint<'_> {
             self.good("payload and body", "say the same");
         }
         for (name, why) in differs {
-            let todo = format!("give {name} the same value in payload and body, and sign the payload again");
+            let todo = if why.starts_with("must") {
+                format!("write {name} as the sentence says, and sign the payload again")
+            } else {
+                format!("give {name} the same value in payload and body, and sign the payload again")
+            };
             self.wrong(&format!("payload: {name}"), Reason::PayloadMismatch, why, todo);
+        }
+    }
+
+    /// When it ends, by its own signed word.
+    fn ending(&mut self, members: &Members, payload: &str) {
+        let signed: Members = serde_json::from_str(payload).unwrap_or_default();
+        if signed.contains_key(EXPIRES_AT) {
+            // What can not be read was complained of.
+            match text(&signed, EXPIRES_AT).as_deref().and_then(strict_rfc3339) {
+                Some(end) if end <= self.message.now => {
+                    let todo = "sign it again with a later expiresAt and a new nonce";
+                    self.wrong(EXPIRES_AT, Reason::ExpiredUpdate, rfc3339(end), todo);
+                }
+                Some(end) => self.good(EXPIRES_AT, format!("it counts until {}", rfc3339(end))),
+                None => {}
+            }
+        } else if members.contains_key(EXPIRES_AT) {
+            let todo = "put it into the payload as well, and sign that".to_owned();
+            self.note(EXPIRES_AT, None, None, "ignored: it is not signed", Some(todo));
         }
     }
 
@@ -397,8 +425,11 @@ fn table(kind: Kind) -> [&'static str; 16] {
     ]
 }
 
+/// When it ends; of the payload only.
+const EXPIRES_AT: &str = "expiresAt";
+
 fn is_known(name: &str, kind: Kind) -> bool {
-    name == "enterpriseId" || name == "amount" || table(kind).contains(&name)
+    name == "enterpriseId" || name == EXPIRES_AT || name == "amount" || table(kind).contains(&name)
 }
 
 fn this_kinds(name: &str, kind: Kind) -> &'static str {

@@ -117,6 +117,19 @@ pub fn vectors() -> Vec<Vector> {
         &partner.key.sign(&text),
         None,
     ));
+    for (name, ends, reason) in [
+        ("it ends long after now", jiff::Timestamp::MAX, None),
+        (
+            "it has ended, by its own word",
+            jiff::Timestamp::UNIX_EPOCH,
+            Some(Reason::ExpiredUpdate),
+        ),
+    ] {
+        let mut ending = base.clone();
+        ending.expires_at = Some(ends);
+        let text = payload_text(&ending);
+        made.push(vector(name, &partner, &ending, &text, &partner.key.sign(&text), reason));
+    }
     let good = partner.key.sign(&payload);
     let bare = good.get(2..).unwrap_or_default();
     for (name, signature) in [
@@ -247,6 +260,8 @@ mod tests {
         partner::lint::{LintedMessage, lint},
     };
 
+    const NOW: jiff::Timestamp = jiff::Timestamp::constant(1_767_312_000, 0);
+
     fn read(vector: &Vector) -> Facts {
         facts(&Delivery {
             exchange: String::new(),
@@ -273,7 +288,10 @@ mod tests {
                     (Signer::Key(by), _) if *by != key => Some(Reason::SignatureMismatch),
                     (Signer::Unread | Signer::Unrecoverable, _) => Some(Reason::SignatureMismatch),
                     (Signer::Key(_), Err(_)) => Some(Reason::PayloadMismatch),
-                    (Signer::Key(_), Ok(())) => None,
+                    (Signer::Key(_), Ok(())) => {
+                        let ended = content.update.expires_at.is_some_and(|end| end <= NOW);
+                        ended.then_some(Reason::ExpiredUpdate)
+                    }
                 },
             };
             assert_eq!(reason, vector.reason, "{}", vector.name);
@@ -282,6 +300,7 @@ mod tests {
                 routing_key: Some(&vector.routing_key),
                 content_type: Some("application/json"),
                 keys: &[key],
+                now: NOW,
             });
             let first = report.checks.iter().find(|check| check.ok == Some(false));
             assert_eq!(report.ok, reason.is_none(), "{}: {:?}", vector.name, report.checks);

@@ -16,6 +16,7 @@ fn look(body: &str) -> Report {
         routing_key: None,
         content_type: None,
         keys: &[test_key("alice").public_key()],
+        now: "2026-01-02T00:00:00Z".parse().expect("a time"),
     })
 }
 
@@ -156,6 +157,7 @@ fn routing_key_and_content_type_are_looked_at_where_they_are_said() {
             routing_key: Some(routing_key),
             content_type: Some(content_type),
             keys: &[],
+            now: Timestamp::UNIX_EPOCH,
         })
     };
     assert!(said("acme.allocation.update", "application/json; charset=utf-8").ok);
@@ -178,4 +180,34 @@ fn routing_key_and_content_type_are_looked_at_where_they_are_said() {
         wrong(&look(&contradiction)),
         [("status and policyResult", "policy_contradiction")]
     );
+}
+
+#[test]
+fn when_it_ends_is_looked_at_where_it_is_signed() {
+    let with = |time: &str| FIELDS.replace(r#""nonce":"n-1""#, &format!(r#""nonce":"n-1","expiresAt":{time}"#));
+    let check = |body: &str| {
+        let report = look(body);
+        let checks = report.checks.iter().filter(|check| check.name.ends_with("expiresAt"));
+        let seen: Vec<_> = checks.map(|check| (check.name.clone(), check.ok, check.reason)).collect();
+        (report.ok, seen)
+    };
+    let one = |name: &str, ok, reason| vec![(name.to_owned(), ok, reason)];
+    assert_eq!(
+        check(&signed(&with(r#""2026-01-02T00:00:00.001Z""#))),
+        (true, one("expiresAt", Some(true), None))
+    );
+    assert_eq!(
+        check(&signed(&with(r#""2026-01-02T00:00:00Z""#))),
+        (false, one("expiresAt", Some(false), Some(Reason::ExpiredUpdate)))
+    );
+    for unreadable in [r#""soon""#, "7"] {
+        assert_eq!(
+            check(&signed(&with(unreadable))),
+            (false, one("payload: expiresAt", Some(false), Some(Reason::PayloadMismatch))),
+            "{unreadable}"
+        );
+    }
+    let unsigned = signed(FIELDS).replacen('{', r#"{"expiresAt":"2020-01-01T00:00:00Z","#, 1);
+    assert_eq!(check(&unsigned), (true, one("expiresAt", None, None)));
+    assert_eq!(check(&signed(FIELDS)), (true, Vec::new()));
 }

@@ -6,10 +6,15 @@ ALTER TABLE settled.receipts ADD COLUMN voided_at timestamptz;
 ALTER TABLE settled.receipts
     ADD CONSTRAINT receipts_voided CHECK (voided_at IS NULL OR verdict IN ('parked', 'rejected')) NOT VALID;
 
--- When a key's owner proved to have its private half, and when it last proved a message, as far as that was written down:
--- once a minute at most, outside the batches.
+-- When a key's owner proved to have its private half.
 ALTER TABLE settled.partner_keys ADD COLUMN proven_at timestamptz;
-ALTER TABLE settled.partner_keys ADD COLUMN last_used_at timestamptz;
+
+-- When a key proved a message last, as far as it was written down: now and then, outside the batches. A table of its own, so
+-- that who settles need not be allowed to change keys.
+CREATE TABLE settled.key_uses (
+    public_key    bytea PRIMARY KEY REFERENCES settled.partner_keys,
+    last_used_at  timestamptz NOT NULL
+);
 
 -- What the owner of a key is to sign. One a partner and key: a new one takes the place of the one before.
 CREATE TABLE settled.key_challenges (
