@@ -453,6 +453,12 @@ fn writer(file: &str) -> Writer {
     }
 }
 
+/// What is a break, is meant, and is announced in CHANGELOG.md and docs/contract.md: the file, and what is said of it.
+const ANNOUNCED: [(&str, &str); 2] = [
+    ("payload-allocation.json", "/expiresAt: nothing is said of it"),
+    ("payload-deallocation.json", "/expiresAt: nothing is said of it"),
+];
+
 /// The policy of docs/contract.md: whoever built against a release goes on.
 #[test]
 fn nothing_breaks_who_built_against_a_release() {
@@ -467,7 +473,9 @@ fn nothing_breaks_who_built_against_a_release() {
                 continue;
             }
             let found = breaks(writer(file), &whole(&before, file), &whole(&directory(), file));
-            broken.extend(found.into_iter().map(|why| format!("{version}: {file}: {why}")));
+            let is_announced = |why: &String| ANNOUNCED.iter().any(|(one, what)| one == file && why.starts_with(what));
+            let found = found.into_iter().filter(|why| !is_announced(why));
+            broken.extend(found.map(|why| format!("{version}: {file}: {why}")));
         }
     }
     assert!(
