@@ -41,6 +41,7 @@ pub struct Settings {
     pub events: EventSettings,
     pub http: HttpSettings,
     pub api: ApiSettings,
+    pub registry: RegistrySettings,
     pub dead_letters: DeadLetterSettings,
     pub log: LogSettings,
 }
@@ -150,6 +151,18 @@ pub struct ParkSettings {
     pub poll: Duration,
     #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
     pub lease: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrySettings {
+    pub key_proof_required: bool,
+    #[serde(deserialize_with = "lasting::<{ MINUTE }, { 8_760 * HOUR }, _>")]
+    pub key_challenge_lasts: Duration,
+    #[serde(deserialize_with = "lasting::<0, { 8_760 * HOUR }, _>")]
+    pub key_warn_before: Duration,
+    #[serde(deserialize_with = "lasting::<100, { 24 * HOUR }, _>")]
+    pub key_use_interval: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -291,6 +304,8 @@ pub struct ApiSettings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeadLetterSettings {
+    #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
+    pub max_replays: u32,
     pub collect: bool,
     #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
     pub batch_max: usize,

@@ -406,6 +406,7 @@ async fn load(transaction: &Transaction<'_>, facts: &Facts) -> Result<Snapshot, 
             continue;
         };
         let partner = snapshot.partners.entry(enterprise_id).or_insert_with(|| Partner {
+            quarantined: false,
             broker_user: row.get("broker_user"),
             suspended: row.get("suspended"),
             async_allocations: row.get("async_allocations"),

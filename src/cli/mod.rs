@@ -41,6 +41,7 @@ use crate::{
         address::{is_enterprise_id, parse_uuid},
         calendar::CalendarTime,
         ledger::{Quantity, is_currency},
+        public_key::may_be_private,
     },
     retry::Backoff,
     store::{Fate, Store, StoreError},
@@ -355,7 +356,7 @@ impl Unparsed {
                 Some((flag, value)) if flag.starts_with('-') => value,
                 _ => &*argument,
             };
-            if value.contains("prv") || repeated(value) != value {
+            if may_be_private(value) || repeated(value) != value {
                 text = text.replace(value, "***");
             }
         }
@@ -590,6 +591,7 @@ mod tests {
             plan: 7,
             canary: Some(10),
             rate: Some(0.5),
+            yes_again: true,
             all_verdicts: true,
             author: author.clone(),
         };

@@ -86,7 +86,11 @@ fn tell<T: Serialize>(
         Registered::Added(record) => (record, "added", added),
         Registered::Exists(record) => (record, "exists", exists),
         Registered::Updated(record) => (record, "updated", updated),
-        Registered::Conflict(_) | Registered::Revoked(_) | Registered::NoPartner | Registered::NeverValid => {
+        Registered::Conflict(_)
+        | Registered::Revoked(_)
+        | Registered::NoPartner
+        | Registered::NeverValid
+        | Registered::Unproven(_) => {
             return Err(Failure::ours("a refusal was taken for an answer"));
         }
     };

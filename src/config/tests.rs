@@ -54,9 +54,11 @@ fn the_defaults() {
         events,
         http,
         api,
+        registry,
         dead_letters,
         log,
     } = &settings;
+    assert!(!registry.key_proof_required);
     assert!(!allow_plaintext && database.url.is_empty() && broker.url.is_empty());
     assert!(broker.management_url.is_empty());
     assert_eq!(
@@ -129,6 +131,9 @@ fn the_defaults() {
         (worker.own_queue_poll, 1_000),
         (worker.lock_patience, 500),
         (held.others_within, 60_000),
+        (registry.key_challenge_lasts, 86_400_000),
+        (registry.key_warn_before, 604_800_000),
+        (registry.key_use_interval, 60_000),
         (held.poll, 250),
         (held.lease, 30_000),
         (held.first_retry, 250),

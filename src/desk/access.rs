@@ -151,9 +151,11 @@ impl Desk {
                 stored.enterprise_id
             ))
             .hint("no command changes a client's enterprise: what the one was told must not become the other's")),
-            Registered::Updated(_) | Registered::Revoked(_) | Registered::NoPartner | Registered::NeverValid => {
-                Err(Refusal::ours("a client was registered as no client can be"))
-            }
+            Registered::Updated(_)
+            | Registered::Revoked(_)
+            | Registered::NoPartner
+            | Registered::NeverValid
+            | Registered::Unproven(_) => Err(Refusal::ours("a client was registered as no client can be")),
         }
     }
 

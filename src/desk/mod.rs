@@ -13,6 +13,7 @@ mod command;
 mod drive;
 mod explain;
 mod headers;
+pub mod keys;
 mod life;
 mod moment;
 mod nonce;
@@ -38,6 +39,7 @@ pub use self::{
     command::Command,
     drive::RunNews,
     explain::{ExplainQuestion, Explained, Movement, explain},
+    keys::{KeyRotated, KeyRotation},
     life::{EventState, EventTold, History, ReceiptFound, Transferred},
     moment::{duration, moment},
     nonce::NonceVoided,

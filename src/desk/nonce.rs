@@ -22,12 +22,7 @@ impl Desk {
     ///
     /// # Errors
     /// No authentic message with it was ever seen, or its effect is there; the database is away.
-    pub async fn void_nonce(
-        &self,
-        enterprise_id: &str,
-        nonce: &str,
-        author: &Author,
-    ) -> Result<NonceVoided, Refusal> {
+    pub async fn void_nonce(&self, enterprise_id: &str, nonce: &str, author: &Author) -> Result<NonceVoided, Refusal> {
         let by = By {
             operator: &author.operator,
             why: Some(&author.why),

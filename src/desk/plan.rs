@@ -56,6 +56,8 @@ pub struct Planned {
     pub more: bool,
     /// Messages that nobody known put into settlement.dead: the filters select them, and the plan does not.
     pub left_out: i64,
+    /// Messages that were replayed `dead_letters.max_replays` times or more: a replay takes them with --yes-again only.
+    pub replayed_often: i64,
     pub verdicts: Vec<PlanLine>,
     pub would_move: Vec<Sum>,
     /// How to go on; none where there is nothing to replay.
@@ -132,6 +134,8 @@ impl Desk {
             filters: &filters,
         };
         let plan = self.patiently(async || self.store.save_plan(act, &items).await).await?;
+        let most = self.settings.dead_letters.max_replays;
+        let replayed_often = self.store.count_replayed(plan, true, most).await?;
         let verdicts = verdicts(&items);
         let would_settle = verdicts.iter().any(|line| line.verdict == VerdictKind::Settled);
         Ok(Planned {
@@ -140,6 +144,7 @@ impl Desk {
             messages: items.len(),
             more,
             left_out,
+            replayed_often,
             would_move: moves(&items),
             replay: would_settle.then(|| format!("settled dead-letters replay {plan} --canary 10 --reason \"why\"")),
             verdicts,

@@ -26,6 +26,8 @@ pub struct Replay {
     pub rate: Option<f64>,
     /// Also those that would not settle.
     pub all_verdicts: bool,
+    /// Also those that were replayed `dead_letters.max_replays` times.
+    pub yes_again: bool,
     pub author: Author,
 }
 
@@ -37,6 +39,7 @@ impl Replay {
         command.flag("--canary", self.canary);
         command.flag("--rate", self.rate);
         command.switch("--all-verdicts", self.all_verdicts);
+        command.switch("--yes-again", self.yes_again);
         self.author.add_to(&mut command);
         command
     }
@@ -125,15 +128,37 @@ impl Desk {
         Ok(usize::try_from(messages).unwrap_or(usize::MAX))
     }
 
+    /// Refuses to replay what was replayed too often, unless somebody said that it is meant.
+    ///
+    /// # Errors
+    /// There are such messages; the database is away.
+    pub async fn mind_circles(&self, wish: &Replay) -> Result<(), Refusal> {
+        if wish.yes_again {
+            return Ok(());
+        }
+        let most = self.settings.dead_letters.max_replays;
+        let worn = self.store.count_replayed(wish.plan, wish.all_verdicts, most).await?;
+        if worn == 0 {
+            return Ok(());
+        }
+        Err(Refusal::usage(format!(
+            "messages of plan {} that were replayed dead_letters.max_replays ({most}) times or more, and are open again: \
+             {worn}; they may go in circles, and nothing was done",
+            wish.plan
+        ))
+        .hint("`settled dead-letters show` says what each came to; give --yes-again if you mean it"))
+    }
+
     /// Begins a run. Whoever does drives it.
     ///
     /// # Errors
     /// As [`Desk::replay_size`]; there are many and nobody consented.
     pub async fn begin(&self, wish: &Replay, consent: Consent) -> Result<Begun, Refusal> {
         let messages = self.replay_size(wish).await?;
+        self.mind_circles(wish).await?;
         self.need(consent, messages, "replaying")?;
-        let filters =
-            json!({"plan": wish.plan, "canary": wish.canary, "rate": wish.rate, "allVerdicts": wish.all_verdicts});
+        let filters = json!({"plan": wish.plan, "canary": wish.canary, "rate": wish.rate, "allVerdicts": wish.all_verdicts,
+                   "yesAgain": wish.yes_again});
         let act = wish.author.act("replay", &filters);
         let new = NewRun {
             plan: wish.plan,

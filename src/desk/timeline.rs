@@ -298,7 +298,10 @@ fn receipt_moments(life: &Life, receipt: &ReceiptRecord) -> Vec<LifeMoment> {
         None => moments.push(moment(receipt.first_seen, "received", received)),
     }
     if let Some(at) = receipt.voided_at {
-        let detail = format!("nonce {nonce} of {}: made unusable by an operator", receipt.enterprise_id);
+        let detail = format!(
+            "nonce {nonce} of {}: made unusable by an operator",
+            receipt.enterprise_id
+        );
         moments.push(moment(at, "voided", detail));
     }
     for parking in life.parkings.iter().filter(|parking| parking.key == receipt.key) {

@@ -110,9 +110,9 @@ fn agree(payload: &Object<'_>, body: &Object<'_>, update: &Update) -> Result<(),
     for (key, signed) in payload.iter() {
         // Nearly always the first, which is the least work.
         let is_covered = body.get(key) == Some(signed)
+            || (key == EXPIRES_AT && body.get(EXPIRES_AT).is_none())
             || always.iter().chain(&where_signed).any(|(name, _)| *name == key)
-            || (key == "enterpriseId" && signed.as_str() == Some(&update.enterprise_id))
-            || (key == EXPIRES_AT && body.get(EXPIRES_AT).is_none());
+            || (key == "enterpriseId" && signed.as_str() == Some(&update.enterprise_id));
         if !is_covered {
             return Err(match key {
                 "enterpriseId" => "enterpriseId: differs between the payload and the routing key".to_owned(),

@@ -16,7 +16,7 @@ use super::{
     receipt::ReceiptKey,
     signature::{Signer, signer},
     trace::TRACE_MAX,
-    update::{Body, Update, decode},
+    update::{DecodedBody, Update, decode},
 };
 
 /// The largest body, in bytes.
@@ -155,7 +155,7 @@ fn content(
         reason: Reason::InvalidField,
         detail,
     })?;
-    let Body {
+    let DecodedBody {
         mut update,
         payload,
         signature,

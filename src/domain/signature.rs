@@ -3,33 +3,8 @@
 use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use sha2::{Digest, Sha256};
 
+pub use super::public_key::{KeyError, PublicKey, key_challenge};
 use super::reason::Reason;
-
-/// A compressed secp256k1 point, 33 bytes, first 02 or 03.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PublicKey([u8; 33]);
-
-/// Why a text is no partner's public key. The sentences go to an operator's terminal and never repeat what was typed:
-/// it may be a secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    #[error("this is an extended private key: keep it secret, and give the public one (xpub or tpub)")]
-    ExtendedPrivateKey,
-    #[error("32 bytes are no public key and may be a private one: give 33 bytes in hexadecimal, or an xpub")]
-    PerhapsPrivateKey,
-    #[error("an uncompressed key will not do: give the compressed form, 33 bytes that begin with 02 or 03")]
-    Uncompressed,
-    #[error("a public key in hexadecimal is 33 bytes (66 characters) that begin with 02 or 03")]
-    Hex,
-    #[error("the bytes are no point of the curve secp256k1")]
-    NotOnCurve,
-    #[error("the checksum of the extended key is wrong: it was cut off or mistyped")]
-    Checksum,
-    #[error("this kind of extended key is not supported: give an xpub or a tpub")]
-    Version,
-    #[error("not a public key: give an xpub, a tpub, or 33 bytes in hexadecimal")]
-    Unreadable,
-}
 
 /// Who signed a payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,101 +26,6 @@ impl Signer {
             Signer::Key(key) => Some(*key),
             Signer::Malformed(_) | Signer::Unrecoverable | Signer::Unread => None,
         }
-    }
-}
-
-/// Version bytes of the extended keys of BIP 32.
-const XPUB: [u8; 4] = [0x04, 0x88, 0xb2, 0x1e];
-const TPUB: [u8; 4] = [0x04, 0x35, 0x87, 0xcf];
-const XPRV: [u8; 4] = [0x04, 0x88, 0xad, 0xe4];
-const TPRV: [u8; 4] = [0x04, 0x35, 0x83, 0x94];
-
-/// A 78-byte extended key with its checksum is 111 or 112 characters; base58 takes quadratic time, so much longer texts
-/// are not even tried.
-const EXTENDED_KEY_MAX_CHARS: usize = 128;
-
-impl PublicKey {
-    /// Reads 33 bytes, 02 or 03 first, of a point on the curve.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let key = Self::stored(bytes)?;
-        secp256k1::PublicKey::from_byte_array_compressed(key.0).ok()?;
-        Some(key)
-    }
-
-    /// Reads the bytes of a key that was on the curve when it was stored. To find that out again takes longer than a third
-    /// of a signature, for keys that are only compared.
-    pub fn stored(bytes: &[u8]) -> Option<Self> {
-        let bytes: [u8; 33] = bytes.try_into().ok()?;
-        matches!(bytes, [0x02 | 0x03, ..]).then_some(Self(bytes))
-    }
-
-    /// Reads the same in hexadecimal, any letter case.
-    pub fn from_hex(text: &str) -> Option<Self> {
-        let mut bytes = [0; 33];
-        hex::decode_to_slice(text, &mut bytes).ok()?;
-        Self::from_bytes(&bytes)
-    }
-
-    /// Reads what an operator gives: an xpub or tpub with its checksum, or 33 bytes in hexadecimal. No derivation: the
-    /// key is the one in the serialisation, whatever its depth.
-    ///
-    /// # Errors
-    /// Why it is refused; never repeats the text.
-    pub fn from_xpub_or_hex(text: &str) -> Result<Self, KeyError> {
-        let text = text.trim();
-        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return match (text.len(), text.get(..2)) {
-                (64, _) => Err(KeyError::PerhapsPrivateKey),
-                (130, Some("04")) => Err(KeyError::Uncompressed),
-                (66, Some("02" | "03")) => Self::from_hex(text).ok_or(KeyError::NotOnCurve),
-                _ => Err(KeyError::Hex),
-            };
-        }
-        // An extended private key of any flavour (xprv, tprv, yprv, ..) is named as such even if it is cut off.
-        if text.get(1..4) == Some("prv") {
-            return Err(KeyError::ExtendedPrivateKey);
-        }
-        if text.len() > EXTENDED_KEY_MAX_CHARS {
-            return Err(KeyError::Unreadable);
-        }
-        let bytes = match bs58::decode(text).with_check(None).into_vec() {
-            Ok(bytes) => bytes,
-            Err(bs58::decode::Error::InvalidChecksum { .. }) => return Err(KeyError::Checksum),
-            Err(_) => return Err(KeyError::Unreadable),
-        };
-        let bytes: [u8; 78] = bytes.try_into().map_err(|_| KeyError::Unreadable)?;
-        let (Some(version), Some(key)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<33>()) else {
-            return Err(KeyError::Unreadable);
-        };
-        if [XPRV, TPRV].contains(version) {
-            return Err(KeyError::ExtendedPrivateKey);
-        }
-        if ![XPUB, TPUB].contains(version) {
-            return Err(KeyError::Version);
-        }
-        Self::from_bytes(key).ok_or(KeyError::NotOnCurve)
-    }
-
-    /// The 33 bytes.
-    pub fn as_bytes(&self) -> &[u8; 33] {
-        &self.0
-    }
-
-    /// The 33 bytes in lower-case hexadecimal.
-    pub fn to_hex(&self) -> String {
-        hex::encode(self.0)
-    }
-}
-
-impl std::fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.to_hex())
-    }
-}
-
-impl std::fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.to_hex())
     }
 }
 
@@ -216,7 +96,7 @@ pub fn signer(payload: &str, signature: &str) -> Signer {
     let [_, scalars @ ..] = &parts.bytes;
     RecoverableSignature::from_compact(scalars, parts.recovery_id)
         .and_then(|signature| signature.recover(secp256k1::Message::from_digest(signed_digest(payload))))
-        .map_or(Signer::Unrecoverable, |key| Signer::Key(PublicKey(key.serialize())))
+        .map_or(Signer::Unrecoverable, |key| Signer::Key(PublicKey::of(&key)))
 }
 
 /// What is signed: SHA-256 twice over the magic text, the payload's length and the payload.
@@ -258,7 +138,7 @@ impl SigningKey {
 
     /// The public key to register.
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(self.0.public_key().serialize())
+        PublicKey::of(&self.0.public_key())
     }
 
     /// Signs a payload as BitGo's SDK does: header 31 or 32, low S, 130 hexadecimal characters. Deterministic.
@@ -585,87 +465,6 @@ mod tests {
         assert!(SigningKey::from_bytes(ZERO).is_none());
         assert!(SigningKey::from_bytes(N).is_none());
         assert_eq!(format!("{:?}", key(7)), "SigningKey(..)");
-    }
-
-    #[test]
-    fn keys_are_read_from_bytes_and_hexadecimal() {
-        let good = key(7).public_key();
-        assert_eq!(PublicKey::from_bytes(good.as_bytes()), Some(good));
-        assert_eq!(PublicKey::from_hex(&good.to_hex().to_uppercase()), Some(good));
-        assert_eq!(format!("{good} {good:?}"), format!("{0} {0}", good.to_hex()));
-        for (bytes, why) in [
-            (good.as_bytes()[..32].to_vec(), "32 bytes"),
-            ([good.as_bytes().as_slice(), &[0]].concat(), "34 bytes"),
-            ([&[0x04], &good.as_bytes()[1..]].concat(), "begins with 04"),
-            ([&[0x00], &good.as_bytes()[1..]].concat(), "begins with 00"),
-            ([&[0x02], with_last(ZERO, 5).as_slice()].concat(), "no point has x = 5"),
-            ([&[0x02], [0xff; 32].as_slice()].concat(), "x above the field"),
-            (Vec::new(), "empty"),
-        ] {
-            assert_eq!(PublicKey::from_bytes(&bytes), None, "{why}");
-        }
-        assert_eq!(PublicKey::from_hex(&format!("0x{good}")), None);
-    }
-
-    /// An extended key with a checksum.
-    fn extended(version: [u8; 4], middle: u8, key: &[u8]) -> String {
-        let bytes = [version.as_slice(), &[middle; 41], key].concat();
-        bs58::encode(bytes).with_check().into_string()
-    }
-
-    #[test]
-    fn keys_are_read_as_operators_give_them() {
-        let good = key(7).public_key();
-        let bytes = good.as_bytes();
-        for text in [
-            good.to_hex(),
-            good.to_hex().to_uppercase(),
-            format!(" {good}\n"),
-            extended(XPUB, 0, bytes),
-            extended(TPUB, 0, bytes),
-            // Depth, fingerprint, child number and chain code do not matter.
-            extended(XPUB, 0xff, bytes),
-        ] {
-            assert_eq!(PublicKey::from_xpub_or_hex(&text), Ok(good), "{text}");
-        }
-        assert!(extended(XPUB, 0, bytes).starts_with("xpub"));
-        assert!(extended(TPUB, 0, bytes).starts_with("tpub"));
-
-        let private = [&[0], [7; 32].as_slice()].concat();
-        let xprv = extended(XPRV, 0, &private);
-        assert!(xprv.starts_with("xprv"));
-        let xpub = extended(XPUB, 0, bytes);
-        // The last character but one, so that the text stays base58.
-        let mistyped = format!(
-            "{}{}{}",
-            &xpub[..109],
-            if &xpub[109..110] == "2" { "3" } else { "2" },
-            &xpub[110..]
-        );
-        let not_on_curve = [&[0x02], with_last(ZERO, 5).as_slice()].concat();
-        for (text, error) in [
-            (xprv.clone(), KeyError::ExtendedPrivateKey),
-            (xprv[..50].to_owned(), KeyError::ExtendedPrivateKey),
-            (format!("{xprv}x"), KeyError::ExtendedPrivateKey),
-            (extended(TPRV, 0, &private), KeyError::ExtendedPrivateKey),
-            ("07".repeat(32), KeyError::PerhapsPrivateKey),
-            (format!("04{}", "07".repeat(64)), KeyError::Uncompressed),
-            (format!("04{}", "07".repeat(32)), KeyError::Hex),
-            ("02".to_owned(), KeyError::Hex),
-            (hex::encode(&not_on_curve), KeyError::NotOnCurve),
-            (extended(XPUB, 0, &not_on_curve), KeyError::NotOnCurve),
-            (extended(XPUB, 0, &private), KeyError::NotOnCurve),
-            (mistyped, KeyError::Checksum),
-            (xpub[..110].to_owned(), KeyError::Checksum),
-            (extended([0x04, 0x9d, 0x7c, 0xb2], 0, bytes), KeyError::Version),
-            (bs58::encode([1; 77]).with_check().into_string(), KeyError::Unreadable),
-            (String::new(), KeyError::Unreadable),
-            (format!("0x{good}"), KeyError::Unreadable),
-            ("x".repeat(100_000), KeyError::Unreadable),
-            ("äöü".to_owned(), KeyError::Unreadable),
-        ] {
-            assert_eq!(PublicKey::from_xpub_or_hex(&text), Err(error), "{text}");
-        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Partner {
     /// The AMQP user its messages must carry in `user_id`, if it is bound to one.
     pub broker_user: Option<String>,
     pub suspended: bool,
+    /// Its messages are held and not judged; what can not be held is refused.
+    pub quarantined: bool,
     pub async_allocations: bool,
     pub async_deallocations: bool,
     /// The keys valid now, by the database's clock.
@@ -34,6 +36,9 @@ impl Partner {
     pub(super) fn inactive(&self, kind: Kind) -> Option<&'static str> {
         if self.suspended {
             return Some("the partner is suspended");
+        }
+        if self.quarantined {
+            return Some("the partner is in quarantine: its messages are held, and this one can not be");
         }
         let enabled = match kind {
             Kind::Allocation => self.async_allocations,

@@ -44,7 +44,7 @@ pub struct Update {
 }
 
 /// A body as the documented table has it.
-pub(super) struct Body {
+pub(super) struct DecodedBody {
     pub(super) update: Update,
     /// The signed text, as received.
     pub(super) payload: String,
@@ -131,7 +131,7 @@ impl Statement {
 }
 
 /// Step 3: the fields in the order of the documented table; the first that breaks its rule is named.
-pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Result<Body, String> {
+pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Result<DecodedBody, String> {
     let Statement {
         id,
         amount,
@@ -176,7 +176,7 @@ pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Resu
         // It counts where it is signed only: of the body it would be anybody's.
         expires_at: None,
     };
-    Ok(Body {
+    Ok(DecodedBody {
         update,
         payload: payload_text.to_owned(),
         signature: signature.to_owned(),

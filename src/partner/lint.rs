@@ -301,7 +301,11 @@ impl Lint<'_> {
             if !is_said && !is_unsaid {
                 differs.push((name.to_owned(), why.to_owned()));
             }
-            match body.get(top).cloned().filter(|_| !["enterpriseId", EXPIRES_AT].contains(&top)) {
+            match body
+                .get(top)
+                .cloned()
+                .filter(|_| !["enterpriseId", EXPIRES_AT].contains(&top))
+            {
                 Some(value) => drop(signed.insert(top.to_owned(), value)),
                 None => drop(signed.remove(top)),
             }

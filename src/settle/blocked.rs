@@ -1,7 +1,8 @@
-//! What is known to be locked by somebody's open transaction, and which messages would have to wait for it.
+//! What is known to be in the way: locked by somebody's open transaction, or a partner that is in quarantine; and which
+//! messages would have to wait for it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    domain::{changeset::Changeset, delivery::Source, ledger::funds_of, message::MessageRef},
+    domain::{changeset::Changeset, delivery::Source, ledger::funds_of, message::MessageRef, snapshot::Snapshot},
     store::locked::Locks,
 };
 
@@ -22,6 +23,9 @@ pub struct KnownLocks {
     locks: Mutex<Locks>,
     /// Whether there are any: asked for every batch.
     any: AtomicBool,
+    /// Partners that are in quarantine, as far as this worker knows.
+    quarantined: Mutex<HashSet<String>>,
+    any_quarantined: AtomicBool,
 }
 
 /// What a message may have to wait for, as far as it tells by itself.
@@ -96,6 +100,55 @@ impl KnownLocks {
         places(batch, hits)
     }
 
+    fn quarantines(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is in quarantine, as the registry says.
+    pub fn quarantine(&self, partners: HashSet<String>) {
+        let mut known = self.quarantines();
+        self.any_quarantined.store(!partners.is_empty(), Ordering::Release);
+        *known = partners;
+    }
+
+    /// Whether anybody is known to be in quarantine. Nearly always nobody is.
+    pub fn any_quarantined(&self) -> bool {
+        self.any_quarantined.load(Ordering::Acquire)
+    }
+
+    /// Whether a partner is known to be in quarantine.
+    pub fn is_quarantined(&self, enterprise_id: &str) -> bool {
+        self.any_quarantined() && self.quarantines().contains(enterprise_id)
+    }
+
+    /// The places of messages of partners that are in quarantine, which is remembered. What comes from a queue although that
+    /// was known is what the side room has no place for: it is judged. So is a replay, which a person asked for.
+    pub fn blocked_by_quarantine(&self, batch: &[MessageRef<'_>], snapshot: &Snapshot) -> Vec<usize> {
+        let quarantined = |id: &String| snapshot.partners.get(id).is_some_and(|partner| partner.quarantined);
+        if !snapshot.partners.keys().any(quarantined) {
+            return Vec::new();
+        }
+        let mut known = self.quarantines();
+        let before = known.clone();
+        let blocked = places(batch, |message| {
+            let Ok(content) = &message.facts.content else {
+                return false;
+            };
+            let whose = &content.update.enterprise_id;
+            if !quarantined(whose) {
+                return false;
+            }
+            known.insert(whose.clone());
+            match message.delivery.source {
+                Source::Queue { .. } => !before.contains(whose),
+                Source::Parked { .. } | Source::Held { .. } => true,
+                Source::Replayed { .. } | Source::Plain => false,
+            }
+        });
+        self.any_quarantined.store(true, Ordering::Release);
+        blocked
+    }
+
     /// The places of messages whose settlements move money of accounts that are known to be locked.
     pub fn blocked_by_accounts(&self, batch: &[MessageRef<'_>], changes: &Changeset) -> Vec<usize> {
         if !self.any() {
@@ -122,7 +175,7 @@ impl KnownLocks {
     }
 }
 
-fn places(batch: &[MessageRef<'_>], hits: impl Fn(&MessageRef<'_>) -> bool) -> Vec<usize> {
+fn places(batch: &[MessageRef<'_>], mut hits: impl FnMut(&MessageRef<'_>) -> bool) -> Vec<usize> {
     batch
         .iter()
         .enumerate()

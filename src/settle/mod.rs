@@ -118,7 +118,7 @@ pub fn rules(settings: &Settings) -> Rules {
 #[derive(Debug)]
 pub enum Attempt {
     Answered(Answered),
-    /// Nothing was done: the messages at these places need what is known to be locked.
+    /// Nothing was done: the messages at these places need what is known to be locked, or are of a partner in quarantine.
     Blocked(Vec<usize>),
 }
 
@@ -141,6 +141,11 @@ pub async fn attempt(
         return Ok(Attempt::Blocked(blocked));
     }
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
+    let blocked = locks.blocked_by_quarantine(&messages, &snapshot);
+    if !blocked.is_empty() {
+        open.leave().await;
+        return Ok(Attempt::Blocked(blocked));
+    }
     let decided = Decided::of(clerk, messages, snapshot)?;
     let blocked = locks.blocked_by_accounts(&decided.messages, &decided.changes);
     if !blocked.is_empty() {

@@ -48,7 +48,7 @@ pub(super) fn delivery(row: &Row, source: Source, cut: Option<Cut>) -> Option<De
 }
 
 impl Store {
-    /// Claims parked messages that are due, oldest first: at most so many, and so many bytes, except that one always fits.
+    /// Claims parked messages that are due, oldest first, and none of partners in quarantine: at most so many, and so many bytes, except that one always fits.
     /// Until the lease ends no other worker takes them. Both times are the statement's, and so equal: a `due_at` below
     /// `leased_until` says that the message was woken.
     ///
@@ -65,9 +65,15 @@ impl Store {
                     SELECT key, seq, octet_length(body) + octet_length(properties) AS size
                     FROM settled.parked
                     WHERE due_at <= statement_timestamp()
+                      AND NOT EXISTS (
+                          SELECT
+                          FROM settled.partners AS q
+                          WHERE q.enterprise_id = parked.enterprise_id
+                            AND q.quarantined_at IS NOT NULL
+                      )
                     ORDER BY seq
                     LIMIT $1
-                    FOR UPDATE SKIP LOCKED
+                    FOR UPDATE OF parked SKIP LOCKED
                 ), total AS (
                     SELECT key, size, sum(size) OVER (ORDER BY seq) AS bytes
                     FROM due

@@ -28,16 +28,19 @@ pub enum HeldWhy {
     Rate,
     /// They need what somebody's open transaction has locked.
     Locked,
+    /// Their partner is in quarantine: none of them is judged until it is resumed.
+    Quarantine,
 }
 
 impl HeldWhy {
-    pub const ALL: [HeldWhy; 3] = [HeldWhy::Share, HeldWhy::Rate, HeldWhy::Locked];
+    pub const ALL: [HeldWhy; 4] = [HeldWhy::Share, HeldWhy::Rate, HeldWhy::Locked, HeldWhy::Quarantine];
 
     pub fn as_str(self) -> &'static str {
         match self {
             HeldWhy::Share => "share",
             HeldWhy::Rate => "rate",
             HeldWhy::Locked => "locked",
+            HeldWhy::Quarantine => "quarantine",
         }
     }
 
@@ -273,7 +276,7 @@ impl Store {
     }
 
     /// Takes packs that are due: so many messages at most, or one pack; in turn of each owner's, oldest first, and none of
-    /// the owners that are to wait.
+    /// the owners that are to wait, or of partners in quarantine.
     ///
     /// # Errors
     /// The database is away.
@@ -288,6 +291,12 @@ impl Store {
                     FROM settled.held
                     WHERE due_at <= statement_timestamp()
                       AND (whose IS NULL OR whose <> ALL ($3))
+                      AND NOT EXISTS (
+                          SELECT
+                          FROM settled.partners AS q
+                          WHERE q.enterprise_id = held.whose
+                            AND q.quarantined_at IS NOT NULL
+                      )
                 ), summed AS (
                     SELECT id, messages, sum(messages) OVER (ORDER BY turn, seq) AS total
                     FROM ranked

@@ -1,7 +1,9 @@
 //! What operators and the custody system put in: partners, keys, connections, deposits, reservations. Everything here can
 //! be said twice: the second time it is found as it is.
 
+mod keys;
 mod partners;
+mod rotation;
 
 use std::error::Error;
 
@@ -14,7 +16,11 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-pub use self::partners::{FieldChange, FieldChanges, NewPartner, PartnerRecord, PartnerWish};
+pub use self::{
+    keys::{KeyProof, KeyRecord, NewKey, REMEMBERED_MAX, Reinstated},
+    partners::{FieldChange, FieldChanges, NewPartner, PartnerRecord, PartnerWish, Roster},
+    rotation::{Challenge, Challenged, EndingPartner, Rotated, Rotation},
+};
 use super::{
     Fate, Session, Store, StoreError,
     audit::{Act, write_audit},
@@ -22,7 +28,6 @@ use super::{
 use crate::domain::{
     calendar::{CalendarTime, rfc3339},
     ledger::{Amount, Quantity},
-    signature::PublicKey,
 };
 
 /// RFC 3339 with milliseconds, as every time that leaves the program.
@@ -34,17 +39,6 @@ pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::
 pub(super) fn maybe_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     match time {
         Some(time) => serializer.serialize_some(&rfc3339(*time)),
-        None => serializer.serialize_none(),
-    }
-}
-
-fn shown<S: Serializer>(time: &CalendarTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(time)
-}
-
-fn maybe_shown<S: Serializer>(time: &Option<CalendarTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => serializer.serialize_some(&time.to_string()),
         None => serializer.serialize_none(),
     }
 }
@@ -61,9 +55,6 @@ impl<'a> FromSql<'a> for CalendarTime {
         *kind == Type::TIMESTAMPTZ
     }
 }
-
-/// What was signed by a revoked key and is remembered of one key, at most. Above it the key can not be reinstated.
-pub const REMEMBERED_MAX: i64 = 100_000;
 
 /// Who does it, and why, for the audit.
 #[derive(Clone, Copy, Debug)]
@@ -105,52 +96,19 @@ pub enum Registered<T> {
     NoPartner,
     /// Its validity would end before it begins.
     NeverValid,
+    /// Its owner did not prove to have its private half.
+    Unproven(Unproven),
 }
 
-/// A partner's key as registered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyRecord {
-    /// 33 bytes in lower-case hexadecimal.
-    pub public_key: String,
-    pub enterprise_id: String,
-    #[serde(serialize_with = "shown")]
-    pub valid_from: CalendarTime,
-    #[serde(serialize_with = "maybe_shown")]
-    pub valid_until: Option<CalendarTime>,
-    #[serde(serialize_with = "maybe_time")]
-    pub revoked_at: Option<Timestamp>,
-    #[serde(serialize_with = "time")]
-    pub created_at: Timestamp,
-    /// When it was reinstated last, if ever.
-    #[serde(serialize_with = "maybe_time", skip_serializing_if = "Option::is_none")]
-    pub reinstated_at: Option<Timestamp>,
-    /// Whether it is accepted now, by the database's clock.
-    pub valid: bool,
-}
-
-/// What came of reinstating a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reinstated {
-    /// It counts again; so many messages stay refused for ever.
-    Reinstated(KeyRecord, i64),
-    /// It is not revoked.
-    NotRevoked(KeyRecord),
-    /// More came meanwhile than is remembered.
-    TooMany(KeyRecord),
-    /// This partner has no such key.
-    Unknown,
-}
-
-/// A key to register.
-#[derive(Clone, Debug)]
-pub struct NewKey {
-    pub enterprise_id: String,
-    pub public_key: PublicKey,
-    /// None: from now on, or from when it was valid already.
-    pub valid_from: Option<CalendarTime>,
-    /// None: without end.
-    pub valid_until: Option<CalendarTime>,
+/// Why a key is not proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// A proof is required, and none was given.
+    Missing,
+    /// Nothing is there to be signed, or not any more.
+    NoChallenge,
+    /// It is no signature of what is there, made with this key.
+    Wrong,
 }
 
 /// A client's connection with a partner.
@@ -195,29 +153,6 @@ pub struct Reserved {
     pub reason: Option<String>,
     /// Which field breaks which rule.
     pub detail: Option<String>,
-}
-
-const KEY_COLUMNS: &str = "\
-    public_key, enterprise_id, valid_from, valid_until, revoked_at, created_at, reinstated_at,
-    revoked_at IS NULL
-        AND valid_from <= clock_timestamp()
-        AND (valid_until IS NULL OR valid_until > clock_timestamp()) AS valid";
-
-fn key(row: &Row) -> KeyRecord {
-    KeyRecord {
-        public_key: hex::encode(row.get::<_, &[u8]>("public_key")),
-        enterprise_id: row.get("enterprise_id"),
-        valid_from: row.get("valid_from"),
-        valid_until: row.get("valid_until"),
-        revoked_at: row.get("revoked_at"),
-        created_at: row.get("created_at"),
-        reinstated_at: row.get("reinstated_at"),
-        valid: row.get("valid"),
-    }
-}
-
-fn about_key(key: &KeyRecord) -> Value {
-    json!({"enterpriseId": key.enterprise_id, "publicKey": key.public_key})
 }
 
 const CONNECTION_COLUMNS: &str =
@@ -265,260 +200,6 @@ async fn earlier_deposit(session: &Session, client_id: Uuid, reference: &str) ->
 }
 
 impl Store {
-    /// Registers a key. Afterwards it is valid exactly as said; but one that is revoked stays revoked.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn add_key(&self, wish: &NewKey, by: By<'_>) -> Result<Registered<KeyRecord>, StoreError> {
-        let session = self.session("add_key").await?;
-        session.begin().await?;
-        let bytes = wish.public_key.as_bytes().as_slice();
-        let known = session
-            .query(
-                "/* registry::add_key partner */
-                SELECT clock_timestamp()
-                FROM settled.partners
-                WHERE enterprise_id = $1
-                FOR KEY SHARE",
-                &[&wish.enterprise_id],
-            )
-            .await?;
-        let Some(now) = known.first().map(|row| row.get::<_, CalendarTime>(0)) else {
-            session.rollback().await;
-            return Ok(Registered::NoPartner);
-        };
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::add_key earlier */
-                    SELECT {KEY_COLUMNS}
-                    FROM settled.partner_keys
-                    WHERE public_key = $1
-                    FOR UPDATE"
-                ),
-                &[&bytes],
-            )
-            .await?;
-        let earlier = rows.first().map(key);
-        if let Some(earlier) = &earlier
-            && earlier.enterprise_id != wish.enterprise_id
-        {
-            session.rollback().await;
-            return Ok(Registered::Conflict(earlier.clone()));
-        }
-        if let Some(earlier) = &earlier
-            && earlier.revoked_at.is_some()
-        {
-            session.rollback().await;
-            return Ok(Registered::Revoked(earlier.clone()));
-        }
-        let valid_from = match (wish.valid_from, &earlier) {
-            (Some(given), _) => given,
-            (None, Some(earlier)) => earlier.valid_from.min(now),
-            (None, None) => now,
-        };
-        if wish.valid_until.is_some_and(|until| until <= valid_from) {
-            session.rollback().await;
-            return Ok(Registered::NeverValid);
-        }
-        if let Some(earlier) = &earlier
-            && (earlier.valid_from, earlier.valid_until) == (valid_from, wish.valid_until)
-        {
-            session.rollback().await;
-            return Ok(Registered::Exists(earlier.clone()));
-        }
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::add_key */
-                    INSERT INTO settled.partner_keys AS k (public_key, enterprise_id, valid_from, valid_until)
-                    VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz)
-                    ON CONFLICT (public_key) DO UPDATE
-                    SET valid_from = excluded.valid_from,
-                        valid_until = excluded.valid_until
-                    WHERE k.enterprise_id = excluded.enterprise_id
-                      AND k.revoked_at IS NULL
-                    RETURNING {KEY_COLUMNS}"
-                ),
-                &[
-                    &bytes,
-                    &wish.enterprise_id,
-                    &valid_from.exactly(),
-                    &wish.valid_until.map(CalendarTime::exactly),
-                ],
-            )
-            .await?;
-        let Some(stored) = rows.first().map(key) else {
-            // Another partner was quicker, or somebody who revoked it, just now.
-            let error = vanished(&session, "the key");
-            session.rollback().await;
-            return Err(error);
-        };
-        let mut outcome = json!({
-            "validFrom": stored.valid_from.to_string(),
-            "validUntil": stored.valid_until.map(|time| time.to_string()),
-        });
-        if let Some(earlier) = &earlier {
-            outcome["was"] = json!({
-                "validFrom": earlier.valid_from.to_string(),
-                "validUntil": earlier.valid_until.map(|time| time.to_string()),
-            });
-        }
-        note(&session, by, "key add", &about_key(&stored), &outcome).await?;
-        session.commit().await?;
-        Ok(match earlier {
-            None => Registered::Added(stored),
-            Some(_) => Registered::Updated(stored),
-        })
-    }
-
-    /// Lets a revoked key count again, from the next batch on. What it signed while it was revoked, and was refused, stays
-    /// refused for ever.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn reinstate_key(
-        &self,
-        enterprise_id: &str,
-        public_key: PublicKey,
-        by: By<'_>,
-    ) -> Result<Reinstated, StoreError> {
-        let session = self.session("reinstate_key").await?;
-        session.begin().await?;
-        let bytes = public_key.as_bytes().as_slice();
-        // Waits for the batches that refuse what it signed just now, and they for this.
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::reinstate_key earlier */
-                    SELECT {KEY_COLUMNS}
-                    FROM settled.partner_keys
-                    WHERE public_key = $1
-                      AND enterprise_id = $2
-                    FOR UPDATE"
-                ),
-                &[&bytes, &enterprise_id],
-            )
-            .await?;
-        let Some(earlier) = rows.first().map(key) else {
-            session.rollback().await;
-            return Ok(Reinstated::Unknown);
-        };
-        let rows = session
-            .query(
-                "/* registry::reinstate_key count */
-                SELECT count(*)
-                FROM settled.distrusted
-                WHERE public_key = $1",
-                &[&bytes],
-            )
-            .await?;
-        let refused: i64 = session.one(&rows)?.get(0);
-        let refusal = match earlier.revoked_at {
-            None => Some(Reinstated::NotRevoked(earlier.clone())),
-            Some(_) if refused >= REMEMBERED_MAX => Some(Reinstated::TooMany(earlier.clone())),
-            Some(_) => None,
-        };
-        if let Some(refusal) = refusal {
-            session.rollback().await;
-            return Ok(refusal);
-        }
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::reinstate_key */
-                    UPDATE settled.partner_keys
-                    SET revoked_at = NULL,
-                        reinstated_at = clock_timestamp()
-                    WHERE public_key = $1
-                    RETURNING {KEY_COLUMNS}"
-                ),
-                &[&bytes],
-            )
-            .await?;
-        let Some(stored) = rows.first().map(key) else {
-            let error = vanished(&session, "the key");
-            session.rollback().await;
-            return Err(error);
-        };
-        let outcome = json!({"revokedAt": earlier.revoked_at.map(rfc3339), "refusedForEver": refused});
-        note(&session, by, "key reinstate", &about_key(&stored), &outcome).await?;
-        session.commit().await?;
-        Ok(Reinstated::Reinstated(stored, refused))
-    }
-
-    /// Revokes a key, from the next batch on. None if this partner has no such key. A key revoked before keeps the time
-    /// of the first.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn revoke_key(
-        &self,
-        enterprise_id: &str,
-        public_key: PublicKey,
-        by: By<'_>,
-    ) -> Result<Option<Registered<KeyRecord>>, StoreError> {
-        let session = self.session("revoke_key").await?;
-        session.begin().await?;
-        let bytes = public_key.as_bytes().as_slice();
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::revoke_key */
-                    UPDATE settled.partner_keys
-                    SET revoked_at = clock_timestamp()
-                    WHERE public_key = $1
-                      AND enterprise_id = $2
-                      AND revoked_at IS NULL
-                    RETURNING {KEY_COLUMNS}"
-                ),
-                &[&bytes, &enterprise_id],
-            )
-            .await?;
-        if let Some(row) = rows.first() {
-            let revoked = key(row);
-            note(&session, by, "key revoke", &about_key(&revoked), &json!({})).await?;
-            session.commit().await?;
-            return Ok(Some(Registered::Updated(revoked)));
-        }
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::revoke_key again */
-                    SELECT {KEY_COLUMNS}
-                    FROM settled.partner_keys
-                    WHERE public_key = $1
-                      AND enterprise_id = $2"
-                ),
-                &[&bytes, &enterprise_id],
-            )
-            .await?;
-        session.rollback().await;
-        Ok(rows.first().map(|row| Registered::Exists(key(row))))
-    }
-
-    /// Every key, by enterprise and age; those of one enterprise if it is named.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn keys(&self, enterprise_id: Option<&str>) -> Result<Vec<KeyRecord>, StoreError> {
-        let rows = self
-            .session("keys")
-            .await?
-            .query(
-                &format!(
-                    "/* registry::keys */
-                    SELECT {KEY_COLUMNS}
-                    FROM settled.partner_keys
-                    WHERE enterprise_id = $1 OR $1 IS NULL
-                    ORDER BY enterprise_id, created_at, public_key"
-                ),
-                &[&enterprise_id],
-            )
-            .await?;
-        Ok(rows.iter().map(key).collect())
-    }
-
     /// Registers a connection.
     ///
     /// # Errors

@@ -182,6 +182,29 @@ pub enum RunChange {
 }
 
 impl Store {
+    /// Messages of a plan that are open and were replayed so often already.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn count_replayed(&self, plan: i64, all_verdicts: bool, times: u32) -> Result<i64, StoreError> {
+        let session = self.session("count_replayed").await?;
+        let times = i32::try_from(times).unwrap_or(i32::MAX);
+        let rows = session
+            .query(
+                "/* runs::count_replayed */
+                SELECT count(*)
+                FROM settled.plan_items AS i
+                JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+                WHERE i.plan_id = $1
+                  AND ($2 OR i.verdict = 'settled')
+                  AND d.state = 'open'
+                  AND d.replays >= $3",
+                &[&plan, &all_verdicts, &times],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
     /// Begins a run of a plan, and answers its number. None if there is no such plan.
     ///
     /// # Errors

@@ -57,10 +57,11 @@ const KEPT_OF_RECEIPTS: [&str; 12] = [
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 26] = [
+const TABLE_GRANTS: [(&str, &str); 27] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
+    ("key_uses", "SELECT, INSERT, UPDATE"),
     ("connections", "SELECT"),
     // The row locks of a batch are an UPDATE to the server.
     ("allocations", "SELECT, UPDATE"),

@@ -19,7 +19,7 @@ pub(super) const TRANSACTION: &str = "transaction";
 /// What the collector took: a message that is new, a further failure, a copy of what was stored.
 pub(super) const COLLECTED: [&str; 3] = ["new", "again", "copy"];
 /// Why messages are put into the side room.
-pub(super) const HELD_WHY: [&str; 3] = ["share", "rate", "locked"];
+pub(super) const HELD_WHY: [&str; 4] = ["share", "rate", "locked", "quarantine"];
 /// The states of a replay run.
 pub(super) const RUN_STATES: [&str; 4] = ["running", "cancelled", "stopped", "done"];
 
@@ -71,7 +71,7 @@ catalogue! {
     Counter UNDECODABLE = "settled_undecodable_total", Count, [], itself,
         "Messages whose properties could not be decoded. They are judged without them.";
     Counter HELD_SO_FAR = "settled_held_total", Count, ["why"], || each(HELD_WHY),
-        "Messages put into the side room, by why: share, rate or locked.";
+        "Messages put into the side room, by why: share, rate, locked or quarantine.";
     Counter HELD_FULL_ALARMS = "settled_held_full_alarms_total", Count, [], itself,
         "Times that the side room got full, so that what would be held is judged in line. Alarm.";
     Counter HELD_UNREADABLE = "settled_held_unreadable_total", Count, [], itself,
@@ -119,6 +119,8 @@ catalogue! {
         "Since when the oldest message in the side room waits.";
     Gauge HELD_FILLED_RATIO = "settled_held_filled_ratio", Count, [], nothing,
         "Share of what may be held (settings under held) that is held, by the bound that is nearest.";
+    Gauge KEYS_ENDING = "settled_keys_ending", Count, [], nothing,
+        "Active partners that have no valid key any more within registry.key_warn_before.";
     Gauge PARKED = "settled_parked", Count, [], nothing,
         "Messages waiting for the reservation of their allocation.";
     Gauge PAUSED = "settled_paused", Count, ["reason"], || each(PauseCause::ALL.iter().map(|cause| cause.as_str())),

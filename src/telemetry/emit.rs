@@ -209,6 +209,14 @@ impl Signal<'_> {
                     of, messages, "the side room is full: what would be held is judged in line, and others wait for it"
                 );
             }
+            Signal::KeysEnding { partners } => {
+                metric::KEYS_ENDING.set([], partners as f64);
+                trace!(partners, "keys that end soon counted");
+            }
+            Signal::LastKeyEnds { enterprise_id, ends_at } => warn!(
+                enterprise_id,
+                ends_at, "the partner's last key ends: `settled key rotate` or `settled key add` registers the next"
+            ),
             Signal::HeldHasRoom => info!("there is room in the side room again"),
             Signal::ParkedUnreadable { key } => {
                 metric::PARKED_UNREADABLE.add([], 1);

@@ -190,6 +190,15 @@ pub enum Signal<'a> {
     },
     /// There is room again.
     HeldHasRoom,
+    /// So many active partners have no valid key any more within `registry.key_warn_before`.
+    KeysEnding {
+        partners: usize,
+    },
+    /// One of them.
+    LastKeyEnds {
+        enterprise_id: &'a str,
+        ends_at: &'a str,
+    },
     /// A parked message is stored in a format that this version can not read: it waits for one that can. An alarm.
     ParkedUnreadable {
         key: Uuid,

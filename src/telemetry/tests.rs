@@ -186,6 +186,11 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             messages: 64,
         },
         Signal::HeldHasRoom,
+        Signal::KeysEnding { partners: 2 },
+        Signal::LastKeyEnds {
+            enterprise_id: "acme",
+            ends_at: "2026-01-02T00:00:00.000Z",
+        },
         Signal::ParkedUnreadable { key: batch },
         Signal::ReplayUnreadable { id: batch },
         Signal::HandedBack {
@@ -360,6 +365,7 @@ fn every_signal_is_counted() {
         "settled_locks_found_total 1",
         "settled_held_full_alarms_total 1",
         "settled_held_filled_ratio 0.25",
+        "settled_keys_ending 2",
         "settled_held{why=\"share\"} 64",
         "settled_held_bytes{why=\"share\"} 4096",
         "settled_held_oldest_seconds{why=\"share\"} 1",

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::{
     fairness::Fairness,
+    key_watch::KeyUses,
     patience::{Culprits, Gate},
     publish::RowPublisher,
     rights::Rights,
@@ -33,6 +34,7 @@ pub struct Worker {
     pub labels: Arc<PartnerLabels>,
     pub fairness: Arc<Fairness>,
     pub locks: Arc<KnownLocks>,
+    pub key_uses: Arc<KeyUses>,
     pub rights: Rights,
     pub running: Running,
     pub stop: watch::Receiver<bool>,
@@ -51,6 +53,7 @@ impl Worker {
             labels: Arc::new(PartnerLabels::new(settings.http.partner_labels_max)),
             fairness: Arc::new(Fairness::new(settings)),
             locks: Arc::default(),
+            key_uses: Arc::default(),
             rights: Rights::default(),
             running: Running::default(),
             stop,

@@ -17,7 +17,7 @@ use crate::{
         reason::Reason,
         share,
     },
-    settle::Batch,
+    settle::{Batch, blocked::KnownLocks},
     store::held::{HeldTotal, HeldWhy, Pack, bytes_of},
 };
 
@@ -113,7 +113,37 @@ impl Fairness {
     }
 
     /// What of a batch from a queue is judged now, and what is held instead.
-    pub fn triage(&self, batch: Batch) -> (Batch, Vec<Pack>) {
+    pub fn triage(&self, batch: Batch, known: &KnownLocks) -> (Batch, Vec<Pack>) {
+        let (batch, mut packs) = self.quarantined(batch, known);
+        let (batch, more) = self.shared(batch);
+        packs.extend(more);
+        (batch, packs)
+    }
+
+    /// Takes out what partners in quarantine sent.
+    fn quarantined(&self, batch: Batch, known: &KnownLocks) -> (Batch, Vec<Pack>) {
+        if !known.any_quarantined() {
+            return (batch, Vec::new());
+        }
+        let waits: Vec<Option<HeldWhy>> = {
+            let roster = self.roster.read().unwrap_or_else(PoisonError::into_inner);
+            let owners = batch
+                .messages()
+                .iter()
+                .map(|message| Self::owner(&roster, &message.facts));
+            owners
+                .map(|owner| {
+                    owner
+                        .is_some_and(|owner| known.is_quarantined(owner))
+                        .then_some(HeldWhy::Quarantine)
+                })
+                .collect()
+        };
+        self.apart(batch, &waits)
+    }
+
+    /// What is within everybody's share and rate.
+    fn shared(&self, batch: Batch) -> (Batch, Vec<Pack>) {
         let worker = &self.settings.worker;
         let now = Instant::now();
         let waits: Vec<Option<HeldWhy>> = {
@@ -171,7 +201,7 @@ impl Fairness {
                 };
                 let owner = match why {
                     HeldWhy::Share | HeldWhy::Rate => Self::owner(&roster, facts).map(str::to_owned),
-                    HeldWhy::Locked => facts.enterprise_id.clone(),
+                    HeldWhy::Locked | HeldWhy::Quarantine => facts.enterprise_id.clone(),
                 };
                 // What is too large is not kept either: it is shortened when it is judged.
                 let is_large = matches!(&facts.content, Err(refusal) if refusal.reason == Reason::MessageTooLarge);
@@ -197,9 +227,18 @@ impl Fairness {
         (batch.part(|index| stays.get(index).copied().unwrap_or(true)), packs)
     }
 
-    /// Messages that need what is locked, as packs. None of them, unless there is room for all.
-    pub fn packs_of_locked(&self, batch: &Batch) -> Option<Vec<Pack>> {
-        let waits = vec![Some(HeldWhy::Locked); batch.len()];
+    /// Messages that need what is locked, or are of a partner in quarantine, as packs. None of them, unless there is room for
+    /// all.
+    pub fn packs_of_blocked(&self, batch: &Batch, known: &KnownLocks) -> Option<Vec<Pack>> {
+        let why = |message: &Message| {
+            let whose = message.facts.enterprise_id.as_deref();
+            if whose.is_some_and(|whose| known.is_quarantined(whose)) {
+                HeldWhy::Quarantine
+            } else {
+                HeldWhy::Locked
+            }
+        };
+        let waits: Vec<Option<HeldWhy>> = batch.messages().iter().map(|message| Some(why(message))).collect();
         let (rest, packs) = self.apart(batch.clone(), &waits);
         rest.is_empty().then_some(packs)
     }
@@ -224,7 +263,7 @@ impl Fairness {
                         why,
                         deliveries: vec![delivery],
                         due_in: match why {
-                            HeldWhy::Share | HeldWhy::Rate => Duration::ZERO,
+                            HeldWhy::Share | HeldWhy::Rate | HeldWhy::Quarantine => Duration::ZERO,
                             HeldWhy::Locked => self.settings.held.first_retry,
                         },
                         attempts: 0,

@@ -46,8 +46,9 @@ pub(crate) async fn watch(mut worker: Worker) {
         if measured.is_none_or(|at| at.elapsed() >= MEASURE) {
             measured = Some(Instant::now());
             // A database that is away is the lanes' to tell.
-            if let Ok(partners) = store.enterprises().await {
-                worker.fairness.enrol(partners);
+            if let Ok(roster) = store.roster().await {
+                worker.locks.quarantine(roster.quarantined);
+                worker.fairness.enrol(roster.partners);
             }
             drop(store.count_parked_bytes().await);
             if let Ok(totals) = store.count_held().await {

@@ -86,6 +86,7 @@ impl<'a> Settler<'a> {
 
     fn keep(&mut self, trying: &Trying, batch: &Batch, answered: Answered) {
         self.owned.deleted(&answered.deleted);
+        self.worker.key_uses.add(batch, &answered);
         if !answered.publications.is_empty() {
             self.owned.add(answered.id);
         }
@@ -151,7 +152,8 @@ impl<'a> InHand<'a> {
     /// Keeps messages of a queue that need what is locked, in the side room; where that has no room, they wait in line.
     pub(super) async fn keep_blocked(&mut self) -> Result<(), HandBack> {
         for batch in std::mem::take(&mut self.blocked) {
-            let packs = self.settler.worker.fairness.packs_of_locked(&batch);
+            let worker = self.settler.worker;
+            let packs = worker.fairness.packs_of_blocked(&batch, &worker.locks);
             if let Some(packs) = packs
                 && self.hold(&packs).await
             {

@@ -91,7 +91,7 @@ impl Work for Settling {
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
         let place = self.place().await?;
         // Who sends more than his share, or faster than he may, waits in the side room; everybody else is judged now.
-        let (batch, packs) = worker.fairness.triage(taken.clone());
+        let (batch, packs) = worker.fairness.triage(taken.clone(), &worker.locks);
         let mut hand = InHand::new(Settler::new(worker, number, Door::Queue, &self.owned), Terms::LANE);
         // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.
         let (is_held, settled) = tokio::join!(worker.hold(&packs), drive(&mut hand, batch));

@@ -12,6 +12,7 @@ pub mod fill;
 mod gauges;
 mod held;
 mod in_hand;
+mod key_watch;
 mod lane;
 mod own_queues;
 mod patience;
@@ -165,6 +166,7 @@ impl Worker {
         tasks.spawn(self.clone().measure());
         tasks.spawn(pulse::run(self.clone()));
         tasks.spawn(broker_watch::run(self.clone()));
+        tasks.spawn(key_watch::run(self.clone()));
         let mut readiness = JoinSet::new();
         readiness.spawn(self.clone().tell_readiness());
         // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.

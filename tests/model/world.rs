@@ -743,6 +743,7 @@ impl World {
             .iter()
             .filter(|validity| any || validity.holds_at(self.books.now));
         Partner {
+            quarantined: false,
             broker_user: partner.user.map(str::to_owned),
             suspended: partner.suspended,
             async_allocations: partner.allocations,

@@ -85,6 +85,13 @@ fn print(out: &Output, planned: &Planned) -> Result<(), Failure> {
     if planned.more {
         out.line("there are more: a plan holds dead_letters.plan_max messages, the oldest; plan again after this one")?;
     }
+    if planned.replayed_often > 0 {
+        out.line(format!(
+            "replayed dead_letters.max_replays times or more: {}; they may go in circles, and a replay takes them with \
+             --yes-again only",
+            planned.replayed_often
+        ))?;
+    }
     if planned.left_out > 0 {
         out.line(format!("left out: {}; {LEFT_OUT}", planned.left_out))?;
     }

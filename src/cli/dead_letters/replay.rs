@@ -44,6 +44,9 @@ pub(in crate::cli) struct Replay {
     /// Also those that would not settle
     #[arg(long)]
     all_verdicts: bool,
+    /// Also messages that were replayed dead_letters.max_replays times and are open again
+    #[arg(long)]
+    yes_again: bool,
     #[command(flatten)]
     author: Author,
     /// Do not ask back, however many there are
@@ -115,6 +118,7 @@ impl Replay {
             canary: self.canary,
             rate: self.rate,
             all_verdicts: self.all_verdicts,
+            yes_again: self.yes_again,
             author: self.author.typed(),
         }
     }

@@ -67,7 +67,7 @@ pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
     checks.push(standbys(&vitals));
     checks.push(fsync(&vitals));
     if version.is_some() {
-        checks.push(keys(&store).await);
+        checks.push(keys(&store, settings.registry.key_warn_before).await);
         checks.push(open_dead_letters(&store).await);
         checks.push(outbox(&store, settings.outbox.stuck_after).await);
         checks.push(dead_letter_space(&store, settings).await);
@@ -232,10 +232,16 @@ async fn held(store: &Store, settings: &Settings) -> Check {
     const NAME: &str = "held";
     asked(NAME, store.count_held().await, |totals| {
         let room = Fill::measure(&settings.held, &totals);
-        let locked = totals.iter().filter(|total| total.why == HeldWhy::Locked);
-        let locked: u64 = locked.map(|total| total.messages).sum();
+        let because = |why: HeldWhy| -> u64 {
+            let of = totals.iter().filter(|total| total.why == why);
+            of.map(|total| total.messages).sum()
+        };
+        let (locked, quarantined) = (because(HeldWhy::Locked), because(HeldWhy::Quarantine));
         let detail = match room.sentence() {
             None => "no message is held to be judged later".to_owned(),
+            Some(sentence) if quarantined > 0 => {
+                format!("{sentence}; because of locks: {locked}, of quarantine: {quarantined}")
+            }
             Some(sentence) => format!("{sentence}; because of locks: {locked}"),
         };
         if room.filled >= fill::NEAR {
@@ -244,7 +250,10 @@ async fn held(store: &Store, settings: &Settings) -> Check {
                  under held are the bounds",
             );
         }
-        if room.oldest < HELD_FOR_LONG {
+        // Who waits in quarantine waits for a person, who said so.
+        let others = totals.iter().filter(|total| total.why != HeldWhy::Quarantine);
+        let oldest = others.map(|total| total.oldest).max().unwrap_or_default();
+        if oldest < HELD_FOR_LONG {
             return Check::good(NAME, detail);
         }
         Check::bad(NAME, detail).hint(
@@ -383,19 +392,33 @@ async fn dead_letter_space(store: &Store, settings: &Settings) -> Check {
     })
 }
 
-async fn keys(store: &Store) -> Check {
-    let answer = async { Ok::<_, StoreError>((store.partners().await?, store.keys(None).await?)) };
-    asked("keys", answer.await, |(partners, keys)| {
+async fn keys(store: &Store, warn_before: Duration) -> Check {
+    let answer = async {
+        let ending = store.keys_ending(warn_before).await?;
+        Ok::<_, StoreError>((store.partners().await?, store.keys(None).await?, ending))
+    };
+    asked("keys", answer.await, |(partners, keys, ending)| {
         let active = partners.iter().filter(|partner| partner.suspended_at.is_none());
         let has_key = |enterprise_id: &String| keys.iter().any(|key| key.valid && key.enterprise_id == *enterprise_id);
         let (with, without): (Vec<_>, Vec<_>) = active
             .map(|partner| &partner.enterprise_id)
             .partition(|enterprise_id| has_key(enterprise_id));
         if without.is_empty() {
+            let note = ending.first().map(|first| {
+                let more = match ending.len() {
+                    1 => String::new(),
+                    several => format!(", the first of {several} partners"),
+                };
+                format!(
+                    "the last key of {} ends at {}{more}: `settled key rotate` registers the next one",
+                    first.enterprise_id, first.ends_at
+                )
+            });
             return Check::good(
                 "keys",
                 format!("active partners, each with a valid key: {}", with.len()),
-            );
+            )
+            .noting(note);
         }
         let names: Vec<&str> = without.iter().take(10).map(|name| name.as_str()).collect();
         let more = match without.len().saturating_sub(names.len()) {

@@ -75,7 +75,8 @@ async fn add_connection(context: &Context, wish: AddConnection) -> Result<Exit, 
         | Registered::Exists(_)
         | Registered::Updated(_)
         | Registered::Revoked(_)
-        | Registered::NeverValid => tell(context, &subject, &registered, ["registered", "registered already", ""]),
+        | Registered::NeverValid
+        | Registered::Unproven(_) => tell(context, &subject, &registered, ["registered", "registered already", ""]),
     }
 }
 

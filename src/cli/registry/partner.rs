@@ -4,10 +4,10 @@ use clap::{ArgAction, ArgGroup, Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Note, own_queue::Removal, tell, times, unknown_partner};
+use super::{Note, own_queue::Removal, tell, times, unknown_partner, why};
 use crate::{
     broker::own_queue,
-    cli::{Context, Exit, Failure, bounded, enterprise_id, output::yes_no},
+    cli::{Context, Exit, Failure, bounded, dead_letters::acts::Operator, enterprise_id, output::yes_no},
     domain::calendar::rfc3339,
     store::registry::{FieldChanges, NewPartner, PartnerRecord, PartnerWish, Registered},
 };
@@ -20,7 +20,9 @@ pub(in crate::cli) enum PartnerCommand {
     Set(SetPartner),
     /// Refuse its updates from now on (`partner_inactive`)
     Suspend(OnePartner),
-    /// Take its updates again
+    /// Hold its messages from now on instead of judging them; what waits for a reservation waits on, its deadline stopped
+    Quarantine(QuarantinedPartner),
+    /// Take its updates again, suspended or in quarantine; what was held is judged now, oldest first
     Resume(OnePartner),
     /// Every partner
     List,
@@ -147,6 +149,18 @@ pub(in crate::cli) struct OnePartner {
     note: Note,
 }
 
+#[derive(Args)]
+pub(in crate::cli) struct QuarantinedPartner {
+    /// The partner's enterprise
+    #[arg(long, value_parser = enterprise_id)]
+    enterprise_id: String,
+    /// Why, for the audit and for who looks at the list
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = why)]
+    reason: String,
+    #[command(flatten)]
+    operator: Operator,
+}
+
 fn name(text: &str) -> Result<String, String> {
     bounded(text, 1024).map(|()| text.to_owned())
 }
@@ -160,8 +174,9 @@ pub(in crate::cli) async fn partner(context: &Context, command: PartnerCommand) 
     match command {
         PartnerCommand::Add(wish) => add_partner(context, wish).await,
         PartnerCommand::Set(wish) => set_partner(context, &wish).await,
-        PartnerCommand::Suspend(wish) => suspend(context, &wish, true).await,
-        PartnerCommand::Resume(wish) => suspend(context, &wish, false).await,
+        PartnerCommand::Suspend(wish) => suspend(context, &wish).await,
+        PartnerCommand::Quarantine(wish) => quarantine(context, &wish).await,
+        PartnerCommand::Resume(wish) => resume(context, &wish).await,
         PartnerCommand::List => list_partners(context).await,
     }
 }
@@ -207,7 +222,8 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         | Registered::Updated(_)
         | Registered::Revoked(_)
         | Registered::NoPartner
-        | Registered::NeverValid => tell(context, &subject, &registered, ["registered", "registered already", ""]),
+        | Registered::NeverValid
+        | Registered::Unproven(_) => tell(context, &subject, &registered, ["registered", "registered already", ""]),
     }
 }
 
@@ -394,30 +410,48 @@ fn sentence(field: &str, from: &Value, to: &Value) -> String {
     format!("{what} was {}, is {} now", value(from), value(to))
 }
 
-async fn suspend(context: &Context, wish: &OnePartner, suspend: bool) -> Result<Exit, Failure> {
+async fn suspend(context: &Context, wish: &OnePartner) -> Result<Exit, Failure> {
     let (store, operator) = (context.store()?, wish.note.operator());
     let enterprise_id = wish.enterprise_id.as_str();
     let registered = context
-        .patiently(async || {
-            store
-                .suspend_partner(enterprise_id, suspend, wish.note.by(&operator))
-                .await
-        })
+        .patiently(async || store.suspend_partner(enterprise_id, wish.note.by(&operator)).await)
         .await?
         .ok_or_else(|| unknown_partner(enterprise_id))?;
-    let words = if suspend {
-        [
-            "",
-            "suspended already",
-            "suspended; its updates are refused from the next batch on",
-        ]
-    } else {
-        [
-            "",
-            "not suspended",
-            "its updates are taken again from the next batch on",
-        ]
-    };
+    let words = [
+        "",
+        "suspended already",
+        "suspended; its updates are refused from the next batch on",
+    ];
+    tell(context, &format!("partner {enterprise_id}"), &registered, words)
+}
+
+async fn quarantine(context: &Context, wish: &QuarantinedPartner) -> Result<Exit, Failure> {
+    let (store, operator) = (context.store()?, wish.operator.name());
+    let enterprise_id = wish.enterprise_id.as_str();
+    let registered = context
+        .patiently(async || store.quarantine_partner(enterprise_id, &wish.reason, &operator).await)
+        .await?
+        .ok_or_else(|| unknown_partner(enterprise_id))?;
+    let words = [
+        "",
+        "in quarantine already",
+        "in quarantine; its messages are held from the next batch on, until `settled partner resume`",
+    ];
+    tell(context, &format!("partner {enterprise_id}"), &registered, words)
+}
+
+async fn resume(context: &Context, wish: &OnePartner) -> Result<Exit, Failure> {
+    let (store, operator) = (context.store()?, wish.note.operator());
+    let enterprise_id = wish.enterprise_id.as_str();
+    let registered = context
+        .patiently(async || store.resume_partner(enterprise_id, wish.note.by(&operator)).await)
+        .await?
+        .ok_or_else(|| unknown_partner(enterprise_id))?;
+    let words = [
+        "",
+        "neither suspended nor in quarantine",
+        "its updates are taken again from the next batch on; what was held is judged now, oldest first",
+    ];
     tell(context, &format!("partner {enterprise_id}"), &registered, words)
 }
 
@@ -432,6 +466,7 @@ async fn list_partners(context: &Context) -> Result<Exit, Failure> {
             "broker user",
             "own queue",
             "suspended",
+            "quarantined",
             "since",
         ];
         let row = |partner: &PartnerRecord| {
@@ -443,6 +478,7 @@ async fn list_partners(context: &Context) -> Result<Exit, Failure> {
                 partner.broker_user.clone().unwrap_or_else(|| "any".to_owned()),
                 yes_no(partner.own_queue),
                 times(partner.suspended_at),
+                times(partner.quarantined_at),
                 rfc3339(partner.created_at),
             ]
         };
@@ -475,6 +511,8 @@ mod tests {
             broker_user: Some("acme".into()),
             own_queue: false,
             suspended_at: None,
+            quarantined_at: None,
+            quarantine_reason: None,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         };
         let failure = other_content("partner acme", &given, &stored);

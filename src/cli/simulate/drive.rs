@@ -28,7 +28,7 @@ use crate::{
     retry::{self, Backoff, Waited},
     store::{
         Fate, Store, StoreError,
-        registry::{By, Deposited, NewConnection, NewKey, NewPartner, Registered},
+        registry::{By, Deposited, KeyProof, NewConnection, NewKey, NewPartner, Registered},
     },
 };
 
@@ -84,6 +84,7 @@ impl Registrar {
             &wish.enterprise_id,
         )?;
         let wish = NewKey {
+            proof: KeyProof::default(),
             enterprise_id: partner.enterprise_id.clone(),
             public_key: partner.key.public_key(),
             valid_from: None,
@@ -119,7 +120,7 @@ impl Registrar {
         self.register(&plan.suspended, &format!("{MADE_BY_US}, suspended"))
             .await?;
         let suspended = &plan.suspended.enterprise_id;
-        self.again(async || self.store.suspend_partner(suspended, true, BY).await)
+        self.again(async || self.store.suspend_partner(suspended, BY).await)
             .await?;
         Ok(())
     }
@@ -207,11 +208,13 @@ impl<'a> Wait<'a> {
 fn added<T>(outcome: &Registered<T>, what: &str, enterprise_id: &str) -> Result<(), Failure> {
     match outcome {
         Registered::Added(_) | Registered::Exists(_) | Registered::Updated(_) => Ok(()),
-        Registered::Conflict(_) | Registered::Revoked(_) | Registered::NoPartner | Registered::NeverValid => {
-            Err(Failure::refused(format!(
-                "the {what} of {enterprise_id} could not be registered: the database has another"
-            )))
-        }
+        Registered::Conflict(_)
+        | Registered::Revoked(_)
+        | Registered::NoPartner
+        | Registered::NeverValid
+        | Registered::Unproven(_) => Err(Failure::refused(format!(
+            "the {what} of {enterprise_id} could not be registered: the database has another"
+        ))),
     }
 }
 

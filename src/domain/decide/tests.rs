@@ -63,6 +63,7 @@ fn partner(keys: &[u8]) -> Partner {
     Partner {
         broker_user: None,
         suspended: false,
+        quarantined: false,
         async_allocations: true,
         async_deallocations: true,
         keys: keys.iter().map(|number| key(*number).public_key()).collect(),
@@ -460,7 +461,11 @@ impl Model {
             assert_eq!(after.enterprise_id, update.enterprise_id);
             assert_eq!(settlement.transfer.amount, after.amount);
             assert_eq!(settlement.transfer.debit, (AccountKind::Held, after.held_account));
-            let authority = (update.nonce.clone(), sha256(&settlement.content.payload), settlement.public_key);
+            let authority = (
+                update.nonce.clone(),
+                sha256(&settlement.content.payload),
+                settlement.public_key,
+            );
             assert!(self.settled.insert(after.id, authority).is_none(), "it settles once");
             for (account, change) in settlement.transfer.entries() {
                 *by_account.entry(account).or_default() += &change;

@@ -21,7 +21,12 @@ pub(super) const VOIDED: (Reason, &str) = (
 
 /// What the partner can tell its mistake by: where the key stands that made the signature, and in what its payload and
 /// body disagree. Whose else a key may be is not the sender's business.
-pub(super) fn why_unverified(snapshot: &Snapshot, unverified: &Unverified, content: &Content, partner: &Partner) -> String {
+pub(super) fn why_unverified(
+    snapshot: &Snapshot,
+    unverified: &Unverified,
+    content: &Content,
+    partner: &Partner,
+) -> String {
     let known = match unverified {
         Unverified::Malformed(_) => return unverified.detail(),
         Unverified::Unrecoverable => unverified.detail(),
@@ -34,9 +39,7 @@ pub(super) fn why_unverified(snapshot: &Snapshot, unverified: &Unverified, conte
                     KeyStanding::Early => {
                         "the signature was made by a key of this partner that is not valid yet".into()
                     }
-                    KeyStanding::Expired => {
-                        "the signature was made by a key of this partner that has expired".into()
-                    }
+                    KeyStanding::Expired => "the signature was made by a key of this partner that has expired".into(),
                     // It has become valid this moment.
                     KeyStanding::Valid => unverified.detail(),
                 };
@@ -44,11 +47,9 @@ pub(super) fn why_unverified(snapshot: &Snapshot, unverified: &Unverified, conte
             Some(_) => {
                 return "the signature was made by a key that is registered, but not for this partner".into();
             }
-            None => {
-                "the signature was made by no key that is registered: the payload may have been changed after it \
+            None => "the signature was made by no key that is registered: the payload may have been changed after it \
                      was signed, or another key signed it"
-                    .into()
-            }
+                .into(),
         },
     };
     match &content.agreement {
@@ -87,7 +88,10 @@ pub(super) fn spent(snapshot: &Snapshot, update: &Update, key: ReceiptKey) -> Op
     if !is_over || receipt.is_some_and(|receipt| receipt.verdict == VerdictKind::Duplicate) {
         return None;
     }
-    Some((Reason::ExpiredUpdate, "expiresAt: the time until which it was to count is over"))
+    Some((
+        Reason::ExpiredUpdate,
+        "expiresAt: the time until which it was to count is over",
+    ))
 }
 
 /// Why no message waits for the allocation that it names.

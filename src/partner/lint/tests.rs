@@ -188,7 +188,9 @@ fn when_it_ends_is_looked_at_where_it_is_signed() {
     let check = |body: &str| {
         let report = look(body);
         let checks = report.checks.iter().filter(|check| check.name.ends_with("expiresAt"));
-        let seen: Vec<_> = checks.map(|check| (check.name.clone(), check.ok, check.reason)).collect();
+        let seen: Vec<_> = checks
+            .map(|check| (check.name.clone(), check.ok, check.reason))
+            .collect();
         (report.ok, seen)
     };
     let one = |name: &str, ok, reason| vec![(name.to_owned(), ok, reason)];
@@ -203,7 +205,10 @@ fn when_it_ends_is_looked_at_where_it_is_signed() {
     for unreadable in [r#""soon""#, "7"] {
         assert_eq!(
             check(&signed(&with(unreadable))),
-            (false, one("payload: expiresAt", Some(false), Some(Reason::PayloadMismatch))),
+            (
+                false,
+                one("payload: expiresAt", Some(false), Some(Reason::PayloadMismatch))
+            ),
             "{unreadable}"
         );
     }

@@ -86,7 +86,8 @@ const LOAD_REGISTRY: &str = "\
     SELECT date_trunc('milliseconds', n.moment) AS moment, p.enterprise_id, p.broker_user,
            p.suspended_at IS NOT NULL AS suspended, p.async_allocations, p.async_deallocations, k.public_key,
            k.revoked_at IS NOT NULL AS revoked, k.reinstated_at IS NOT NULL AS reinstated,
-           NULL::text AS owner, NULL::boolean AS early, NULL::boolean AS expired
+           NULL::text AS owner, NULL::boolean AS early, NULL::boolean AS expired,
+           p.quarantined_at IS NOT NULL AS quarantined
     FROM (SELECT clock_timestamp() AS moment) AS n
     LEFT JOIN settled.partners AS p
       ON p.enterprise_id = ANY ($1)
@@ -97,7 +98,7 @@ const LOAD_REGISTRY: &str = "\
       AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())))
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, NULL, s.public_key, NULL, NULL,
-           s.enterprise_id, s.valid_from > clock_timestamp(), coalesce(s.valid_until <= clock_timestamp(), false)
+           s.enterprise_id, s.valid_from > clock_timestamp(), coalesce(s.valid_until <= clock_timestamp(), false), NULL
     FROM settled.partner_keys AS s
     WHERE s.public_key = ANY ($2)";
 
@@ -308,6 +309,7 @@ async fn load_registry(session: &Session, wanted: &Wanted) -> Result<Registry, S
         let partner = registry.partners.entry(enterprise_id).or_insert_with(|| Partner {
             broker_user: row.get("broker_user"),
             suspended: row.get("suspended"),
+            quarantined: row.get("quarantined"),
             async_allocations: row.get("async_allocations"),
             async_deallocations: row.get("async_deallocations"),
             keys: Vec::new(),

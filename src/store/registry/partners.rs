@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 
 use super::{By, Registered, maybe_time, note, time, vanished};
-use crate::store::{Store, StoreError};
+use crate::{
+    domain::calendar::rfc3339,
+    store::{Store, StoreError},
+};
 
 /// A partner as registered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -23,8 +26,20 @@ pub struct PartnerRecord {
     pub own_queue: bool,
     #[serde(serialize_with = "maybe_time")]
     pub suspended_at: Option<Timestamp>,
+    /// Since when its messages are held instead of judged, and why.
+    #[serde(serialize_with = "maybe_time")]
+    pub quarantined_at: Option<Timestamp>,
+    pub quarantine_reason: Option<String>,
     #[serde(serialize_with = "time")]
     pub created_at: Timestamp,
+}
+
+/// Who is registered.
+#[derive(Clone, Debug, Default)]
+pub struct Roster {
+    pub partners: HashSet<String>,
+    /// Those whose messages are held instead of judged.
+    pub quarantined: HashSet<String>,
 }
 
 /// A partner to register.
@@ -96,8 +111,9 @@ impl PartnerRecord {
     }
 }
 
-const PARTNER_COLUMNS: &str =
-    "enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue, suspended_at, created_at";
+const PARTNER_COLUMNS: &str = "\
+    enterprise_id, name, async_allocations, async_deallocations, broker_user, own_queue, suspended_at, quarantined_at,
+    quarantine_reason, created_at";
 
 fn partner(row: &Row) -> PartnerRecord {
     PartnerRecord {
@@ -108,6 +124,8 @@ fn partner(row: &Row) -> PartnerRecord {
         broker_user: row.get("broker_user"),
         own_queue: row.get("own_queue"),
         suspended_at: row.get("suspended_at"),
+        quarantined_at: row.get("quarantined_at"),
+        quarantine_reason: row.get("quarantine_reason"),
         created_at: row.get("created_at"),
     }
 }
@@ -184,15 +202,14 @@ impl Store {
         })
     }
 
-    /// Suspends a partner or lets it go on; from the next batch on. None if there is no such partner. A partner that is
-    /// suspended again keeps the time of the first.
+    /// Suspends a partner, from the next batch on. None if there is no such partner. A partner that is suspended again keeps
+    /// the time of the first.
     ///
     /// # Errors
     /// The database is away or refuses.
     pub async fn suspend_partner(
         &self,
         enterprise_id: &str,
-        suspend: bool,
         by: By<'_>,
     ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
         let session = self.session("suspend_partner").await?;
@@ -202,35 +219,166 @@ impl Store {
                 &format!(
                     "/* registry::suspend_partner */
                     UPDATE settled.partners
-                    SET suspended_at = CASE WHEN $2 THEN clock_timestamp() END
+                    SET suspended_at = clock_timestamp()
                     WHERE enterprise_id = $1
-                      AND (suspended_at IS NULL) = $2
+                      AND suspended_at IS NULL
                     RETURNING {PARTNER_COLUMNS}"
-                ),
-                &[&enterprise_id, &suspend],
-            )
-            .await?;
-        if let Some(row) = rows.first() {
-            let changed = partner(row);
-            let name = if suspend { "partner suspend" } else { "partner resume" };
-            let about = json!({"enterpriseId": changed.enterprise_id});
-            note(&session, by, name, &about, &json!({})).await?;
-            session.commit().await?;
-            return Ok(Some(Registered::Updated(changed)));
-        }
-        let rows = session
-            .query(
-                &format!(
-                    "/* registry::suspend_partner again */
-                    SELECT {PARTNER_COLUMNS}
-                    FROM settled.partners
-                    WHERE enterprise_id = $1"
                 ),
                 &[&enterprise_id],
             )
             .await?;
+        if let Some(row) = rows.first() {
+            let changed = partner(row);
+            let about = json!({"enterpriseId": changed.enterprise_id});
+            note(&session, by, "partner suspend", &about, &json!({})).await?;
+            session.commit().await?;
+            return Ok(Some(Registered::Updated(changed)));
+        }
         session.rollback().await;
-        Ok(rows.first().map(|row| Registered::Exists(partner(row))))
+        Ok(self.partner(enterprise_id).await?.map(Registered::Exists))
+    }
+
+    /// Holds a partner's messages from the next batch on, instead of judging them; what waits already waits on, its deadline
+    /// stopped. None if there is no such partner. A partner that is in quarantine keeps the time and the reason of the first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn quarantine_partner(
+        &self,
+        enterprise_id: &str,
+        why: &str,
+        operator: &str,
+    ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
+        let session = self.session("quarantine_partner").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::quarantine_partner */
+                    UPDATE settled.partners
+                    SET quarantined_at = clock_timestamp(),
+                        quarantine_reason = $2
+                    WHERE enterprise_id = $1
+                      AND quarantined_at IS NULL
+                    RETURNING {PARTNER_COLUMNS}"
+                ),
+                &[&enterprise_id, &why],
+            )
+            .await?;
+        if let Some(row) = rows.first() {
+            let changed = partner(row);
+            let about = json!({"enterpriseId": changed.enterprise_id});
+            let by = By {
+                operator,
+                why: Some(why),
+            };
+            note(&session, by, "partner quarantine", &about, &json!({})).await?;
+            session.commit().await?;
+            return Ok(Some(Registered::Updated(changed)));
+        }
+        session.rollback().await;
+        Ok(self.partner(enterprise_id).await?.map(Registered::Exists))
+    }
+
+    /// Lets a partner go on, suspended or in quarantine, from the next batch on. What was held meanwhile is due at once,
+    /// oldest first; what waited before waits as much longer as the quarantine took. None if there is no such partner.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn resume_partner(
+        &self,
+        enterprise_id: &str,
+        by: By<'_>,
+    ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
+        let session = self.session("resume_partner").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                "/* registry::resume_partner before */
+                SELECT suspended_at, quarantined_at,
+                       extract(epoch FROM clock_timestamp() - quarantined_at)::float8 AS took
+                FROM settled.partners
+                WHERE enterprise_id = $1
+                FOR NO KEY UPDATE",
+                &[&enterprise_id],
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            session.rollback().await;
+            return Ok(None);
+        };
+        let (suspended_at, quarantined_at): (Option<Timestamp>, Option<Timestamp>) = (row.get(0), row.get(1));
+        if suspended_at.is_none() && quarantined_at.is_none() {
+            session.rollback().await;
+            return Ok(self.partner(enterprise_id).await?.map(Registered::Exists));
+        }
+        let mut outcome = json!({});
+        if let Some(quarantined_at) = quarantined_at {
+            let took: f64 = row.get::<_, f64>(2).max(0.0);
+            // What is being judged just now has its lease, and comes again by itself.
+            let waited = session
+                .execute(
+                    "/* registry::resume_partner parked */
+                    WITH waiting AS (
+                        SELECT key
+                        FROM settled.parked
+                        WHERE enterprise_id = $1
+                        ORDER BY key
+                        FOR UPDATE
+                    )
+                    UPDATE settled.parked AS p
+                    SET until = p.until + least(statement_timestamp() - p.parked_at, make_interval(secs => $2)),
+                        due_at = least(p.due_at, statement_timestamp())
+                    FROM waiting AS w
+                    WHERE p.key = w.key",
+                    &[&enterprise_id, &took],
+                )
+                .await?;
+            session
+                .execute(
+                    "/* registry::resume_partner held */
+                    UPDATE settled.held
+                    SET due_at = statement_timestamp()
+                    WHERE id IN (
+                        SELECT id
+                        FROM settled.held
+                        WHERE whose = $1
+                          AND due_at > statement_timestamp()
+                          AND leased_until IS NULL
+                        FOR UPDATE SKIP LOCKED
+                    )",
+                    &[&enterprise_id],
+                )
+                .await?;
+            let rows = session
+                .query(
+                    "/* registry::resume_partner count */
+                    SELECT coalesce(sum(messages), 0)::bigint FROM settled.held WHERE whose = $1",
+                    &[&enterprise_id],
+                )
+                .await?;
+            let held: i64 = session.one(&rows)?.get(0);
+            outcome = json!({"quarantinedAt": rfc3339(quarantined_at), "held": held, "parked": waited});
+        }
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::resume_partner */
+                    UPDATE settled.partners
+                    SET suspended_at = NULL,
+                        quarantined_at = NULL,
+                        quarantine_reason = NULL
+                    WHERE enterprise_id = $1
+                    RETURNING {PARTNER_COLUMNS}"
+                ),
+                &[&enterprise_id],
+            )
+            .await?;
+        let changed = partner(session.one(&rows)?);
+        let about = json!({"enterpriseId": changed.enterprise_id});
+        note(&session, by, "partner resume", &about, &outcome).await?;
+        session.commit().await?;
+        Ok(Some(Registered::Updated(changed)))
     }
 
     /// Every partner, by enterprise id.
@@ -274,20 +422,24 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Every partner that is registered.
+    /// Every partner that is registered, and which of them are in quarantine.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn enterprises(&self) -> Result<HashSet<String>, StoreError> {
+    pub async fn roster(&self) -> Result<Roster, StoreError> {
         let rows = self
-            .session("enterprises")
+            .session("roster")
             .await?
             .query(
-                "/* registry::enterprises */ SELECT enterprise_id FROM settled.partners",
+                "/* registry::roster */ SELECT enterprise_id, quarantined_at IS NOT NULL FROM settled.partners",
                 &[],
             )
             .await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        let is_quarantined = |row: &&Row| row.get::<_, bool>(1);
+        Ok(Roster {
+            partners: rows.iter().map(|row| row.get(0)).collect(),
+            quarantined: rows.iter().filter(is_quarantined).map(|row| row.get(0)).collect(),
+        })
     }
 
     /// One partner; None if there is no such one.

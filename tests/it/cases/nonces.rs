@@ -23,7 +23,11 @@ async fn with_partner(test: &str) -> (Place, Partner) {
 
 async fn void(place: &Place, nonce: &str) -> Answer {
     let words = ["nonce", "void", "--enterprise-id", "acme", "--nonce", nonce];
-    ask(place, &[&words[..], &["--reason", "the partner lost its laptop"]].concat()).await
+    ask(
+        place,
+        &[&words[..], &["--reason", "the partner lost its laptop"]].concat(),
+    )
+    .await
 }
 
 async fn receipt(place: &Place, nonce: &str) -> Value {
@@ -45,7 +49,10 @@ async fn a_voided_nonce_settles_nothing_and_is_told_as_any_refusal() {
     let reservations: Vec<_> = (0..3).map(|_| partner.allocation("BTC", "5")).collect();
     place.reserve(&reservations).await;
     let late = partner.allocation("BTC", "5");
-    let waits = partner.draft(&late, "cleared").set("nonce", "waits").message(Expect::Any);
+    let waits = partner
+        .draft(&late, "cleared")
+        .set("nonce", "waits")
+        .message(Expect::Any);
     let done = partner
         .draft(&reservations[0], "cleared")
         .set("nonce", "done")
@@ -68,7 +75,9 @@ async fn a_voided_nonce_settles_nothing_and_is_told_as_any_refusal() {
     .await;
 
     void(&place, "never").await.refused(1, "was ever seen");
-    void(&place, "done").await.refused(1, "what has settled can not be voided");
+    void(&place, "done")
+        .await
+        .refused(1, "what has settled can not be voided");
     let told = void(&place, "waits").await.document(0);
     assert_eq!(
         (&told["result"], &told["wasParked"], &told["nonce"]),
@@ -78,7 +87,10 @@ async fn a_voided_nonce_settles_nothing_and_is_told_as_any_refusal() {
     let told = void(&place, "refused").await.document(0);
     assert_eq!((&told["result"], &told["wasParked"]), (&json!("voided"), &json!(false)));
     let again = void(&place, "refused").await.document(0);
-    assert_eq!((&again["result"], &again["voidedAt"]), (&json!("exists"), &told["voidedAt"]));
+    assert_eq!(
+        (&again["result"], &again["voidedAt"]),
+        (&json!("exists"), &told["voidedAt"])
+    );
 
     // Who waits is refused at once, with its dead letter and its event, although its reservation comes.
     place.reserve(std::slice::from_ref(&late)).await;
@@ -107,7 +119,10 @@ async fn a_voided_nonce_settles_nothing_and_is_told_as_any_refusal() {
     assert_eq!(db.query_one(sql, &[]).await.expect("items").get::<_, i64>(0), 1);
     // Of a nonce that is refused for good there is nothing to void.
     let known = receipt(&place, "waits").await;
-    assert_eq!((&known["verdict"], &known["reason"]), (&json!("rejected"), &json!("nonce_voided")));
+    assert_eq!(
+        (&known["verdict"], &known["reason"]),
+        (&json!("rejected"), &json!("nonce_voided"))
+    );
     assert_eq!(void(&place, "waits").await.document(0)["result"], "exists");
     // What settled is answered as before; and the allocations are there for other nonces.
     place
@@ -245,7 +260,11 @@ async fn a_signed_message_ends_when_it_says_so() {
         .lines(0);
     assert_eq!(letters.len(), 2, "{letters:?}");
     for letter in &letters {
-        assert_eq!((&letter["class"], &letter["final"]), (&json!(408), &json!(true)), "{letter}");
+        assert_eq!(
+            (&letter["class"], &letter["final"]),
+            (&json!(408), &json!(true)),
+            "{letter}"
+        );
     }
     place.settle_up(worker).await;
 }

@@ -36,7 +36,7 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 55] = [
+pub(crate) const ANSWERS: [(&str, Form); 58] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
@@ -67,9 +67,11 @@ pub(crate) const ANSWERS: [(&str, Form); 55] = [
     ("doctor", Form::Document),
     ("explain", Form::Document),
     ("key add", Form::Document),
+    ("key challenge", Form::Document),
     ("key list", Form::Document),
     ("key reinstate", Form::Document),
     ("key revoke", Form::Document),
+    ("key rotate", Form::Document),
     ("ledger balances", Form::Document),
     ("ledger check", Form::Document),
     ("migrate", Form::Document),
@@ -78,6 +80,7 @@ pub(crate) const ANSWERS: [(&str, Form); 55] = [
     ("outbox retry", Form::Document),
     ("partner add", Form::Document),
     ("partner list", Form::Document),
+    ("partner quarantine", Form::Document),
     ("partner resume", Form::Document),
     ("partner set", Form::Document),
     ("partner suspend", Form::Document),

@@ -266,6 +266,13 @@ fn every_reason_has_the_message_that_causes_it() {
             true,
         ),
         (
+            "a partner in quarantine, with no room to hold its message",
+            |model, _, _| model.acme().quarantined = true,
+            Reason::PartnerInactive,
+            "the partner is in quarantine: its messages are held, and this one can not be",
+            true,
+        ),
+        (
             "no asynchronous allocations",
             |model, _, _| model.acme().async_allocations = false,
             Reason::PartnerInactive,

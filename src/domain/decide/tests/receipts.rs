@@ -485,11 +485,21 @@ fn a_voided_nonce_settles_nothing_any_more() {
     model.reserve(LATE);
     // A copy, another payload, and the one that waits.
     let kept = model.receipts[&ReceiptKey::new("acme", "n")].clone();
-    assert_eq!(line(&model.judge_letter(&Letter::cleared(ALLOCATION, "n"))), "nonce_voided");
-    assert_eq!(model.receipts[&ReceiptKey::new("acme", "n")], kept, "bound to the first payload");
+    assert_eq!(
+        line(&model.judge_letter(&Letter::cleared(ALLOCATION, "n"))),
+        "nonce_voided"
+    );
+    assert_eq!(
+        model.receipts[&ReceiptKey::new("acme", "n")],
+        kept,
+        "bound to the first payload"
+    );
     assert_eq!(line(&model.judge_letter(&waiting)), "nonce_voided");
     assert_eq!(line(&model.judge(&waiting.send().due())), "nonce_voided");
-    assert_eq!((model.receipt("n").as_str(), model.parked.len()), ("rejected nonce_voided", 0));
+    assert_eq!(
+        (model.receipt("n").as_str(), model.parked.len()),
+        ("rejected nonce_voided", 0)
+    );
     assert_eq!(line(&model.judge_letter(&waiting)), "nonce_voided", "and again");
     // The allocation is anybody's to settle, under another nonce; and another partner's nonce is its own.
     assert_eq!(line(&model.judge_letter(&Letter::cleared(LATE, "m"))), "settled");

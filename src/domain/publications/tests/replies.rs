@@ -108,6 +108,7 @@ fn a_stranger_is_not_answered() {
     let batch = [sent.by_ref()];
     let now = time("2026-01-02T03:06:07.008Z");
     let mut partner = Partner {
+        quarantined: false,
         broker_user: None,
         suspended: true,
         async_allocations: true,
