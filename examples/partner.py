@@ -4,6 +4,7 @@
     python3 examples/partner.py body                      # print the signed body of the worked example
     pip install pika
     python3 examples/partner.py send amqps://northwind:...@mq.internal/settlement
+    python3 examples/partner.py prove 'TEXT'              # sign what the operator's `settled key challenge` printed
 
 Signing needs nothing but Python 3.8. It is written to be read: use a library for secp256k1 where speed or side
 channels count. PARTNER_KEY (64 hexadecimal digits) is the key; without it, that of the worked example in
@@ -116,8 +117,21 @@ EXAMPLE = {
 
 
 def send(url, text, nonce):
-    import pika
+    try:
+        import pika
+    except ImportError:
+        print("to send, install pika: pip install pika", file=sys.stderr)
+        return 2
+    try:
+        return converse(pika, url, text, nonce)
+    except (pika.exceptions.AMQPError, OSError, ValueError) as why:
+        # The URL is not repeated: it holds a password.
+        said = type(why).__name__ + (": " + str(why) if str(why) and url not in str(why) else "")
+        print("not sent, or the outcome is not known (" + said + "): check the URL, then send the same again", file=sys.stderr)
+        return 1
 
+
+def converse(pika, url, text, nonce):
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.confirm_delivery()
@@ -157,12 +171,21 @@ def send(url, text, nonce):
 
 
 def main():
-    secret = os.environ.get("PARTNER_KEY")
-    key = int(secret, 16) if secret else int(hashlib.sha256(b"settled: the partner of the README").hexdigest(), 16)
+    secret = os.environ.get("PARTNER_KEY") or hashlib.sha256(b"settled: the partner of the README").hexdigest()
+    try:
+        key = int(secret, 16) if len(secret) == 64 else 0
+    except ValueError:
+        key = 0
+    if not 0 < key < N:
+        print("PARTNER_KEY must be the private key in 64 hexadecimal digits", file=sys.stderr)
+        return 2
     print("public key", public_key(key), file=sys.stderr)
     text = body(key, EXAMPLE)
     if sys.argv[1:] == ["body"]:
         print(text, end="")
+        return 0
+    if len(sys.argv) == 3 and sys.argv[1] == "prove":
+        print(sign(key, sys.argv[2]))
         return 0
     if len(sys.argv) == 3 and sys.argv[1] == "send":
         return send(sys.argv[2], text, EXAMPLE["nonce"])

@@ -1,7 +1,10 @@
 //! Text from outside, fit for whoever looks at it: what moves a cursor, turns the direction of writing or can not be seen is
 //! shown as an escape.
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -20,6 +23,12 @@ pub(crate) fn is_hidden(letter: char) -> bool {
                 | '\u{fff9}'..='\u{fffb}'
                 | '\u{e0000}'..='\u{e007f}'
         )
+}
+
+/// So many of something: `1 message`, `2 messages`.
+pub(crate) fn counted<N: PartialEq + From<u8> + fmt::Display>(number: N, one: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {one}{plural}")
 }
 
 /// One line, fit for a terminal.

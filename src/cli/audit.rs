@@ -20,9 +20,9 @@ pub(super) struct List {
     /// Only those of this operator
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
-    /// Only this act: partner add, partner set, partner suspend, partner resume, key add, key revoke, key reinstate, connection add,
-    /// client add, token add, token revoke, deposit, reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge,
-    /// outbox retry
+    /// Only this act: partner add, partner set, partner suspend, partner quarantine, partner resume, key add, key rotate,
+    /// key challenge, key revoke, key reinstate, nonce void, connection add, client add, token add, token revoke, deposit,
+    /// reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge, outbox retry
     #[arg(long)]
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h
@@ -35,7 +35,7 @@ pub(super) struct List {
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
     /// Go on after the act of this number
-    #[arg(long, value_name = "CURSOR")]
+    #[arg(long, value_name = "CURSOR", value_parser = super::cursor)]
     after: Option<i64>,
 }
 

@@ -94,14 +94,18 @@ fn report(checks: &[Check], out: &Output) -> Result<Exit, Failure> {
     let ok = wrong == 0;
     out.say(&Report { ok, checks }, |out| {
         let width = checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
-        for check in checks {
+        for (index, check) in checks.iter().enumerate() {
             let mark = if check.ok {
                 out.coloured(Mood::Good, "ok     ")
             } else {
                 out.coloured(Mood::Bad, "PROBLEM")
             };
             out.line(format!("{mark}  {:width$}  {}", check.name, plain(&check.detail)))?;
-            if let Some(hint) = &check.hint {
+            // What mends several in a row is said once, under the last of them.
+            let is_said_below = checks
+                .get(index + 1)
+                .is_some_and(|next| next.hint == check.hint && !next.ok);
+            if let Some(hint) = check.hint.as_ref().filter(|_| !is_said_below) {
                 let hint = out.coloured(Mood::Dim, &plain(hint));
                 out.line(format!("{:9}{:width$}  hint: {hint}", "", ""))?;
             }

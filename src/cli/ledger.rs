@@ -36,7 +36,7 @@ pub(super) struct Deposit {
     #[arg(long, value_parser = currency)]
     currency: String,
     /// Base units (satoshi, wei)
-    #[arg(long, value_parser = quantity)]
+    #[arg(long, allow_hyphen_values = true, value_parser = quantity)]
     quantity: Quantity,
     /// A currency that the books have never held is meant
     #[arg(long)]

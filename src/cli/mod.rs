@@ -24,24 +24,27 @@ mod setup;
 mod shell;
 mod simulate;
 mod token;
+mod unparsed;
 mod worker;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
-pub use self::failure::{Exit, Failure};
 use self::output::Output;
+pub use self::{
+    failure::{Exit, Failure},
+    unparsed::Unparsed,
+};
 use crate::{
     broker::{BrokerSettings, Connection},
-    config::{ConfigError, Settings, Sources, process_environment, repeated},
+    config::{ConfigError, Settings, Sources, process_environment},
     desk::{Desk, bounded},
     domain::{
         address::{is_enterprise_id, parse_uuid},
         calendar::CalendarTime,
         ledger::{Quantity, is_currency},
-        public_key::may_be_private,
     },
     retry::Backoff,
     store::{Fate, Store, StoreError},
@@ -64,6 +67,7 @@ pub struct Cli {
 
 /// What every command takes.
 #[derive(Args)]
+#[command(next_help_heading = "Every command takes")]
 struct Global {
     /// Settings in TOML, in the shape of config/default.toml
     #[arg(long, global = true, value_name = "FILE")]
@@ -163,7 +167,7 @@ impl Cli {
     /// Help, the version, or a usage error: something to tell, with its own exit code.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Unparsed> {
         let arguments: Vec<OsString> = arguments.into_iter().collect();
-        Self::try_parse_from(&arguments).map_err(|error| Unparsed { error, arguments })
+        Self::try_parse_from(&arguments).map_err(|error| Unparsed::new(error, arguments))
     }
 
     /// Whether answers and complaints are for programs.
@@ -320,62 +324,6 @@ impl Context {
     }
 }
 
-/// A command line that is not carried out: help was asked for, or it is wrong.
-#[derive(Debug)]
-pub struct Unparsed {
-    error: clap::Error,
-    arguments: Vec<OsString>,
-}
-
-impl Unparsed {
-    /// Prints help to stdout, a usage error to stderr.
-    pub fn tell(&self) -> ExitCode {
-        let code = u8::try_from(self.error.exit_code()).unwrap_or(2);
-        let text = self.scrubbed();
-        if code == 0 {
-            // A reader that is gone does not miss the help.
-            return Output::new(false)
-                .write(&text)
-                .map_or_else(|failure| failure.tell(false), |()| ExitCode::SUCCESS);
-        }
-        if self.arguments.iter().any(|argument| argument == "--json") {
-            let (message, hint) = in_two(&text);
-            return Failure::usage(message).hint(hint).tell(true);
-        }
-        output::complain(&crate::plain::plain_lines(text.trim_end()));
-        ExitCode::from(code)
-    }
-
-    /// clap repeats what was typed. What looks like a private key or a connection string goes unrepeated.
-    fn scrubbed(&self) -> String {
-        let mut text = self.error.to_string();
-        for argument in self.arguments.iter().skip(1) {
-            let argument = argument.to_string_lossy();
-            // --flag=value, or a word of its own: `host=h password=p` is one.
-            let value = match argument.split_once('=') {
-                Some((flag, value)) if flag.starts_with('-') => value,
-                _ => &*argument,
-            };
-            if may_be_private(value) || repeated(value) != value {
-                text = text.replace(value, "***");
-            }
-        }
-        text
-    }
-}
-
-/// clap's text as a sentence and a hint.
-fn in_two(text: &str) -> (String, String) {
-    let mut paragraphs = text.split("\n\n").map(|paragraph| {
-        let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
-        lines.join(" ")
-    });
-    let message = paragraphs.next().unwrap_or_default();
-    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-    let rest: Vec<String> = paragraphs.filter(|paragraph| !paragraph.is_empty()).collect();
-    (message, rest.join("; "))
-}
-
 fn assignment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -393,7 +341,16 @@ fn enterprise_id(text: &str) -> Result<String, String> {
 
 /// 36 characters, 8-4-4-4-12.
 fn uuid(text: &str) -> Result<Uuid, String> {
-    parse_uuid(text).ok_or_else(|| "a UUID has 36 characters, 8-4-4-4-12, without braces".into())
+    parse_uuid(text).ok_or_else(|| {
+        "a UUID has 36 characters, 8-4-4-4-12, without braces: give the whole of it, as the lists show it with --wide or --json"
+            .into()
+    })
+}
+
+/// Where a list goes on.
+fn cursor(text: &str) -> Result<i64, String> {
+    let number = text.parse().ok().filter(|number: &i64| *number >= 0);
+    number.ok_or_else(|| "a number: that of the last line of the page before, which says it".into())
 }
 
 /// A name that somebody else gave: 1 to 1024 bytes.

@@ -17,7 +17,7 @@ pub(super) use self::{
 };
 use super::{Context, Exit, Failure, bounded, dead_letters::acts::Operator, enterprise_id};
 use crate::{
-    domain::calendar::rfc3339,
+    domain::{calendar::rfc3339, public_key::may_be_private},
     store::registry::{By, Registered},
 };
 
@@ -100,8 +100,24 @@ fn tell<T: Serialize>(
     Ok(Exit::Done)
 }
 
+/// Nothing is listed of a partner that is not there: it is a slip, or the list would be empty for another reason.
+async fn known_partner(context: &Context, listing: &Listing, is_empty: bool) -> Result<(), Failure> {
+    match listing.enterprise_id() {
+        Some(enterprise_id) if is_empty && context.store()?.partner(enterprise_id).await?.is_none() => {
+            Err(unknown_partner(enterprise_id))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn unknown_partner(enterprise_id: &str) -> Failure {
-    Failure::refused(format!("no partner {enterprise_id} is registered"))
+    // A key in the wrong place may have the form of an id, and is not repeated.
+    let shown = if may_be_private(enterprise_id) {
+        "***"
+    } else {
+        enterprise_id
+    };
+    Failure::refused(format!("no partner {shown} is registered"))
         .hint("`settled partner list` shows who is; `settled partner add` registers one")
 }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{Command, Desk, Moment, Refusal, Which, cut, which::said};
 use crate::{
     domain::{calendar::rfc3339, dead_letter::State, reason::Reason},
+    plain::counted,
     store::{audit::Act, letters::Filter},
 };
 
@@ -98,7 +99,8 @@ impl Desk {
             Consent::NotAsked => {
                 let most = self.settings.dead_letters.confirm_above;
                 Err(Refusal::usage(format!(
-                    "{doing} {messages} messages is more than dead_letters.confirm_above ({most}); nothing was done"
+                    "{doing} {} is more than dead_letters.confirm_above ({most}); nothing was done",
+                    counted(messages, "message")
                 ))
                 .hint("give --yes if that is what you mean"))
             }

@@ -21,7 +21,7 @@ use crate::{
         reason::Reason,
     },
     store::{
-        audit::{Act, AuditFilter},
+        audit::{ACTS, Act, AuditFilter},
         letters::{Exported, Name, Stat},
     },
 };
@@ -483,6 +483,17 @@ impl Desk {
             until: self.maybe_when(question.until).await?,
         };
         let acts = self.store.audit(&filter, after.unwrap_or(i64::MAX), limit + 1).await?;
+        // Another version may have written acts that this one does not know: what is there is shown.
+        if let (true, Some(act)) = (acts.is_empty(), &question.act)
+            && !ACTS.contains(&act.as_str())
+        {
+            let nearest = ACTS.into_iter().min_by_key(|known| strsim::osa_distance(known, act));
+            return Err(Refusal::usage(format!("no act is called {act:?}")).hint(format!(
+                "did you mean `{}`? The acts are: {}",
+                nearest.unwrap_or_default(),
+                ACTS.join(", ")
+            )));
+        }
         Ok(Page::of(acts, limit))
     }
 }

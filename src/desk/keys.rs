@@ -9,6 +9,7 @@ use super::{Desk, Refusal};
 use crate::{
     domain::{
         calendar::{CalendarTime, rfc3339},
+        public_key::may_be_private,
         signature::{KeyError, PublicKey},
     },
     store::registry::{
@@ -96,7 +97,12 @@ pub fn unproven(why: Unproven, enterprise_id: &str, key: PublicKey) -> Refusal {
 }
 
 pub(super) fn no_partner(enterprise_id: &str) -> Refusal {
-    Refusal::refused(format!("no partner {enterprise_id} is registered"))
+    let shown = if may_be_private(enterprise_id) {
+        "***"
+    } else {
+        enterprise_id
+    };
+    Refusal::refused(format!("no partner {shown} is registered"))
         .hint("`settled partner list` shows who is; `settled partner add` registers one")
 }
 

@@ -73,7 +73,7 @@ impl From<StoreError> for Refusal {
         match error.fate {
             Fate::Away => {
                 let trouble = error.trouble();
-                Refusal::away(format!("{}: {error}", trouble.in_a_command())).hint(trouble.hint())
+                Refusal::away(format!("{}: {}", trouble.in_a_command(), error.said())).hint(trouble.hint())
             }
             Fate::Retry => Refusal::away(format!("the database is too busy for this now: {error}"))
                 .hint("try again; nothing was done by halves"),

@@ -54,15 +54,11 @@ const HALF_POINT: [u8; 32] = [
     0x94, 0x14, 0xf5, 0xaa, 0x28, 0xad, 0x0d, 0x96, 0xd6, 0x79, 0x5f, 0x9c, 0x63,
 ];
 
-/// Whether a text can be told to be a private key: in a wallet's form, with its checksum or cut off, or armoured. 64
+/// Whether a text can be told to be a private key: in a wallet's form or most of it, or armoured. 64
 /// hexadecimal digits alone are told apart by their length, see [`KeyError::PerhapsPrivateKey`].
 fn is_private(text: &str) -> bool {
-    // Wallet import format: 33 or 34 bytes, the first says of which network.
-    let is_wallet = (51..=52).contains(&text.len())
-        && bs58::decode(text)
-            .with_check(None)
-            .into_vec()
-            .is_ok_and(|bytes| matches!(bytes.as_slice(), [0x80 | 0xef, rest @ ..] if (32..=33).contains(&rest.len())));
+    // Wallet import format has 51 or 52 characters, an extended key more than a hundred.
+    let is_wallet = (50..=53).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let bare = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     let is_hex = bare.is_some_and(|bare| bare.len() == 64 && bare.bytes().all(|byte| byte.is_ascii_hexdigit()));
     is_wallet || is_hex || text.contains("PRIVATE KEY")
@@ -77,8 +73,7 @@ pub fn may_be_private(text: &str) -> bool {
         .unwrap_or(text);
     let is_hex = (60..=68).contains(&bare.len()) && bare.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_public = bare.len() == 66 && (bare.starts_with("02") || bare.starts_with("03"));
-    let is_base58 = (50..=53).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    text.contains("prv") || (is_hex && !is_public) || is_base58 || is_private(text)
+    text.contains("prv") || (is_hex && !is_public) || is_private(text)
 }
 
 /// What the owner of a key signs to prove to have its private half, as it signs payloads. It lacks what an update has, so

@@ -17,6 +17,15 @@ use crate::{
 /// Locks that are remembered at most.
 const LOCKS_MAX: usize = 10_000;
 
+/// Whether the side room may take what is in the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SideRoom {
+    #[default]
+    Free,
+    /// It was asked, and has no place for this.
+    Full,
+}
+
 /// What batches found locked lately. No batch waits for it again.
 #[derive(Debug, Default)]
 pub struct KnownLocks {
@@ -121,15 +130,14 @@ impl KnownLocks {
         self.any_quarantined() && self.quarantines().contains(enterprise_id)
     }
 
-    /// The places of messages of partners that are in quarantine, which is remembered. What comes from a queue although that
-    /// was known is what the side room has no place for: it is judged. So is a replay, which a person asked for.
-    pub fn blocked_by_quarantine(&self, batch: &[MessageRef<'_>], snapshot: &Snapshot) -> Vec<usize> {
+    /// The places of messages of partners that are in quarantine, which is remembered. A replay is judged: a person asked for
+    /// it. So is what comes from a queue and has no place in the side room.
+    pub fn blocked_by_quarantine(&self, batch: &[MessageRef<'_>], snapshot: &Snapshot, room: SideRoom) -> Vec<usize> {
         let quarantined = |id: &String| snapshot.partners.get(id).is_some_and(|partner| partner.quarantined);
         if !snapshot.partners.keys().any(quarantined) {
             return Vec::new();
         }
         let mut known = self.quarantines();
-        let before = known.clone();
         let blocked = places(batch, |message| {
             let Ok(content) = &message.facts.content else {
                 return false;
@@ -140,7 +148,7 @@ impl KnownLocks {
             }
             known.insert(whose.clone());
             match message.delivery.source {
-                Source::Queue { .. } => !before.contains(whose),
+                Source::Queue { .. } => room == SideRoom::Free,
                 Source::Parked { .. } | Source::Held { .. } => true,
                 Source::Replayed { .. } | Source::Plain => false,
             }

@@ -15,7 +15,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
-use self::blocked::KnownLocks;
+use self::blocked::{KnownLocks, SideRoom};
 pub use self::{
     ask::{effects, explain},
     batch::{Batch, read_signed_where},
@@ -122,7 +122,8 @@ pub enum Attempt {
     Blocked(Vec<usize>),
 }
 
-/// One attempt: load, decide, write, commit. It does not wait for what is known to be locked. `earlier` holds what an attempt
+/// One attempt: load, decide, write, commit. It does not wait for what is known to be locked, and judges nothing that a
+/// partner in quarantine sent, unless there is no room to hold it. `earlier` holds what an attempt
 /// whose commit is unknown came to: if the batch's id turns out to be there, that is what was committed.
 ///
 /// # Errors
@@ -130,6 +131,7 @@ pub enum Attempt {
 pub async fn attempt(
     clerk: &Clerk,
     locks: &KnownLocks,
+    room: SideRoom,
     id: BatchId,
     batch: &Batch,
     published: &[BatchId],
@@ -141,7 +143,7 @@ pub async fn attempt(
         return Ok(Attempt::Blocked(blocked));
     }
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
-    let blocked = locks.blocked_by_quarantine(&messages, &snapshot);
+    let blocked = locks.blocked_by_quarantine(&messages, &snapshot, room);
     if !blocked.is_empty() {
         open.leave().await;
         return Ok(Attempt::Blocked(blocked));

@@ -60,6 +60,38 @@ fn audit_record(row: &Row) -> AuditRecord {
     }
 }
 
+/// Every act of this version, by name.
+pub const ACTS: [&str; 28] = [
+    "cancel",
+    "client add",
+    "connection add",
+    "deposit",
+    "discard",
+    "export",
+    "key add",
+    "key challenge",
+    "key reinstate",
+    "key revoke",
+    "key rotate",
+    "nonce void",
+    "outbox retry",
+    "partner add",
+    "partner quarantine",
+    "partner resume",
+    "partner set",
+    "partner suspend",
+    "plan",
+    "purge",
+    "replay",
+    "replay ended",
+    "reserve",
+    "restore",
+    "resume",
+    "show body",
+    "token add",
+    "token revoke",
+];
+
 /// Which acts.
 #[derive(Clone, Debug, Default)]
 pub struct AuditFilter {

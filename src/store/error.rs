@@ -42,17 +42,21 @@ pub struct StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.during, self.sentence)?;
-        match &self.sqlstate {
-            Some(code) => write!(f, " (SQLSTATE {code})"),
-            None => Ok(()),
-        }
+        write!(f, "{}: {}", self.during, self.said())
     }
 }
 
 impl std::error::Error for StoreError {}
 
 impl StoreError {
+    /// What was said, without in which transaction: it never began where we could not get in.
+    pub fn said(&self) -> String {
+        match &self.sqlstate {
+            Some(code) => format!("{} (SQLSTATE {code})", self.sentence),
+            None => self.sentence.clone(),
+        }
+    }
+
     pub(super) fn new(during: &'static str, fate: Fate, sentence: impl Into<String>) -> Self {
         Self {
             during,

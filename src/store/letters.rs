@@ -4,16 +4,15 @@
 
 pub mod acts;
 mod filter;
-
-use std::time::Duration;
+mod waiting;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-pub use self::filter::Filter;
 use self::filter::{Asked, Parameters};
+pub use self::{filter::Filter, waiting::LettersWaiting};
 use super::{
     Session, Store, StoreError,
     audit::{self, AuditRecord},
@@ -544,62 +543,4 @@ pub(super) async fn refusals(
     let ids: Vec<Uuid> = dead_letters.iter().map(|dead_letter| dead_letter.id).collect();
     let replays = replays_of(session, &ids, limit).await?;
     Ok((dead_letters, replays))
-}
-
-/// How many dead letters wait, and what is being replayed.
-#[derive(Clone, Debug, Default)]
-pub struct LettersWaiting {
-    /// Open ones by reason.
-    pub open: Vec<(Reason, u64)>,
-    /// How long ago the oldest open one was collected.
-    pub oldest: Option<Duration>,
-    /// Runs by state.
-    pub runs: Vec<(String, u64)>,
-}
-
-impl Store {
-    /// Measures the desk. One index is read from end to end: not for every few seconds.
-    ///
-    /// # Errors
-    /// The database is away.
-    pub async fn measure_letters(&self) -> Result<LettersWaiting, StoreError> {
-        let session = self.session("measure_letters").await?;
-        let natural = |number: i64| u64::try_from(number).unwrap_or_default();
-        let rows = session
-            .query(
-                "/* letters::measure_letters open */
-                SELECT reason, count(*)
-                FROM settled.dead_letters
-                WHERE state = 'open'
-                GROUP BY reason",
-                &[],
-            )
-            .await?;
-        let open = rows
-            .iter()
-            .map(|row| (Reason::written(row.get(0)), natural(row.get(1))))
-            .collect();
-        let rows = session
-            .query(
-                "/* letters::measure_letters oldest */
-                SELECT extract(epoch FROM clock_timestamp() - collected_at)::float8
-                FROM settled.dead_letters
-                WHERE state = 'open'
-                ORDER BY seq
-                LIMIT 1",
-                &[],
-            )
-            .await?;
-        let oldest = rows
-            .first()
-            .map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0)));
-        let rows = session
-            .query(
-                "/* letters::measure_letters runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
-                &[],
-            )
-            .await?;
-        let runs = rows.iter().map(|row| (row.get(0), natural(row.get(1)))).collect();
-        Ok(LettersWaiting { open, oldest, runs })
-    }
 }

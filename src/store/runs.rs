@@ -1,6 +1,8 @@
 //! Replays of plans. A run's messages wait, are due, and are judged or skipped; the worker that judges a due one writes the
 //! verdict. Locks are taken in one order: the run, dead letters by id, items.
 
+mod outcome;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+pub use self::outcome::{Came, Moved};
 use super::{
     Session, Store, StoreError,
     audit::{Act, write_audit},
@@ -135,26 +138,6 @@ fn run(row: &Row) -> Run {
     }
 }
 
-/// How many messages of a run, planned so, came to what.
-#[derive(Clone, Debug, Serialize)]
-pub struct Came {
-    pub planned: String,
-    /// `waiting`, `due`, `judged` or `skipped`.
-    pub state: String,
-    pub verdict: Option<String>,
-    pub reason: Option<String>,
-    pub note: Option<String>,
-    pub messages: i64,
-}
-
-/// Money of a currency, as the plan has it and as it moved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Moved {
-    pub currency: String,
-    pub planned: String,
-    pub moved: String,
-}
-
 /// What became of a slice of waiting messages.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Marked {
@@ -182,29 +165,6 @@ pub enum RunChange {
 }
 
 impl Store {
-    /// Messages of a plan that are open and were replayed so often already.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn count_replayed(&self, plan: i64, all_verdicts: bool, times: u32) -> Result<i64, StoreError> {
-        let session = self.session("count_replayed").await?;
-        let times = i32::try_from(times).unwrap_or(i32::MAX);
-        let rows = session
-            .query(
-                "/* runs::count_replayed */
-                SELECT count(*)
-                FROM settled.plan_items AS i
-                JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
-                WHERE i.plan_id = $1
-                  AND ($2 OR i.verdict = 'settled')
-                  AND d.state = 'open'
-                  AND d.replays >= $3",
-                &[&plan, &all_verdicts, &times],
-            )
-            .await?;
-        Ok(session.one(&rows)?.get(0))
-    }
-
     /// Begins a run of a plan, and answers its number. None if there is no such plan.
     ///
     /// # Errors
@@ -493,70 +453,6 @@ impl Store {
             )
             .await?;
         Ok(rows.iter().map(run).collect())
-    }
-
-    /// What a run's messages came to, and the money.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn run_outcome(&self, id: i64) -> Result<(Vec<Came>, Vec<Moved>), StoreError> {
-        let session = self.session("run_outcome").await?;
-        let rows = session
-            .query(
-                "/* runs::run_outcome */
-                SELECT planned, state, verdict, reason, note, count(*) AS messages
-                FROM settled.run_items
-                WHERE run_id = $1
-                GROUP BY planned, state, verdict, reason, note
-                ORDER BY planned, state, verdict, reason, note",
-                &[&id],
-            )
-            .await?;
-        let came = rows
-            .iter()
-            .map(|row| Came {
-                planned: row.get("planned"),
-                state: row.get("state"),
-                verdict: row.get("verdict"),
-                reason: row.get("reason"),
-                note: row.get("note"),
-                messages: row.get("messages"),
-            })
-            .collect();
-        // What moved is asked of the transfers, not of the plan: of those that the judging batches made.
-        let rows = session
-            .query(
-                "/* runs::run_outcome money */
-                SELECT m.currency, sum(m.planned)::text AS planned, sum(m.moved)::text AS moved
-                FROM (
-                    SELECT p.currency, p.quantity AS planned, 0 AS moved
-                    FROM settled.run_items AS i
-                    JOIN settled.runs AS r ON r.id = i.run_id
-                    JOIN settled.plan_items AS p ON p.plan_id = r.plan_id AND p.position = i.position
-                    WHERE i.run_id = $1 AND p.quantity IS NOT NULL
-                    UNION ALL
-                    SELECT a.currency, 0, t.amount
-                    FROM settled.run_items AS i
-                    JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
-                    JOIN settled.transfers AS t
-                      ON t.subject_id = d.allocation_id AND t.step = 1 AND t.batch_id = d.batch_id
-                    JOIN settled.funds AS a ON a.id = t.debit_account / 4
-                    WHERE i.run_id = $1 AND i.verdict = 'settled'
-                ) AS m
-                GROUP BY m.currency
-                ORDER BY m.currency",
-                &[&id],
-            )
-            .await?;
-        let moved = rows
-            .iter()
-            .map(|row| Moved {
-                currency: row.get("currency"),
-                planned: row.get("planned"),
-                moved: row.get("moved"),
-            })
-            .collect();
-        Ok((came, moved))
     }
 }
 

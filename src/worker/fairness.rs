@@ -227,20 +227,29 @@ impl Fairness {
         (batch.part(|index| stays.get(index).copied().unwrap_or(true)), packs)
     }
 
-    /// Messages that need what is locked, or are of a partner in quarantine, as packs. None of them, unless there is room for
-    /// all.
-    pub fn packs_of_blocked(&self, batch: &Batch, known: &KnownLocks) -> Option<Vec<Pack>> {
-        let why = |message: &Message| {
-            let whose = message.facts.enterprise_id.as_deref();
-            if whose.is_some_and(|whose| known.is_quarantined(whose)) {
-                HeldWhy::Quarantine
-            } else {
-                HeldWhy::Locked
-            }
+    /// Of messages that are in the way those that partners in quarantine sent, and the others.
+    pub fn blocked_apart(&self, batch: &Batch, known: &KnownLocks) -> (Batch, Batch) {
+        let messages = batch.messages();
+        let is_quarantined = |index: usize| {
+            let whose = messages
+                .get(index)
+                .and_then(|message| message.facts.enterprise_id.as_deref());
+            whose.is_some_and(|whose| known.is_quarantined(whose))
         };
-        let waits: Vec<Option<HeldWhy>> = batch.messages().iter().map(|message| Some(why(message))).collect();
+        (batch.part(is_quarantined), batch.part(|index| !is_quarantined(index)))
+    }
+
+    /// Messages that need what is locked, as packs. None of them, unless there is room for all.
+    pub fn packs_of_locked(&self, batch: &Batch) -> Option<Vec<Pack>> {
+        let waits = vec![Some(HeldWhy::Locked); batch.len()];
         let (rest, packs) = self.apart(batch.clone(), &waits);
         rest.is_empty().then_some(packs)
+    }
+
+    /// Messages of partners in quarantine, as packs; and those for which there is no room.
+    pub fn packs_of_quarantined(&self, batch: &Batch) -> (Batch, Vec<Pack>) {
+        let waits = vec![Some(HeldWhy::Quarantine); batch.len()];
+        self.apart(batch.clone(), &waits)
     }
 
     fn in_packs(&self, whose: Option<String>, why: HeldWhy, deliveries: Vec<Delivery>) -> Vec<Pack> {

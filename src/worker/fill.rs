@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{config::HeldSettings, store::held::HeldTotal, telemetry::Signal};
+use crate::{config::HeldSettings, plain::counted, store::held::HeldTotal, telemetry::Signal};
 
 /// From this share on there is something to say.
 pub const NEAR: f64 = 0.8;
@@ -63,8 +63,9 @@ impl Fill {
             return None;
         }
         let sentence = format!(
-            "{} messages are held to be judged later, the oldest for {} s",
-            self.messages,
+            "{} {} held to be judged later, the oldest for {} s",
+            counted(self.messages, "message"),
+            if self.messages == 1 { "is" } else { "are" },
             self.oldest.as_secs()
         );
         Some(if self.filled >= 1.0 {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     domain::delivery::Source,
-    settle::{self, Answered, Attempt, Batch, next_step::Terms},
+    settle::{self, Answered, Attempt, Batch, blocked::SideRoom, next_step::Terms},
     store::{StoreError, held::Pack},
     telemetry::{Door, PauseCause, Signal, Stage, Tally},
 };
@@ -21,6 +21,8 @@ pub(super) struct Settler<'a> {
     pub number: usize,
     pub door: Door,
     pub owned: &'a Owned,
+    /// Whether the side room may take what is in the way of a batch.
+    pub room: SideRoom,
     /// What is committed: it is told even if the rest has to be handed back.
     pub done: Vec<Answered>,
 }
@@ -33,6 +35,7 @@ impl<'a> Settler<'a> {
             number,
             door,
             owned,
+            room: SideRoom::Free,
             done,
         }
     }
@@ -42,7 +45,17 @@ impl<'a> Settler<'a> {
     pub(super) async fn attempt(&mut self, trying: &mut Trying, batch: &Batch) -> Result<Vec<usize>, StoreError> {
         let Worker { clerk, locks, .. } = self.worker;
         let published = self.owned.deletable();
-        match settle::attempt(clerk, locks, trying.id, batch, &published, &mut trying.earlier).await? {
+        match settle::attempt(
+            clerk,
+            locks,
+            self.room,
+            trying.id,
+            batch,
+            &published,
+            &mut trying.earlier,
+        )
+        .await?
+        {
             Attempt::Blocked(places) => Ok(places),
             Attempt::Answered(answered) => {
                 self.keep(trying, batch, answered);
@@ -149,23 +162,37 @@ impl<'a> InHand<'a> {
         self.held.extend(deliveries.map(|delivery| delivery.source));
     }
 
-    /// Keeps messages of a queue that need what is locked, in the side room; where that has no room, they wait in line.
+    /// Keeps messages of a queue in the side room that need what is locked, or that a partner in quarantine sent. Where that
+    /// has no room, the former wait in line, and the latter are refused: nobody waits for a quarantine to end.
     pub(super) async fn keep_blocked(&mut self) -> Result<(), HandBack> {
         for batch in std::mem::take(&mut self.blocked) {
             let worker = self.settler.worker;
-            let packs = worker.fairness.packs_of_blocked(&batch, &worker.locks);
-            if let Some(packs) = packs
-                && self.hold(&packs).await
-            {
-                continue;
+            let (quarantined, locked) = worker.fairness.blocked_apart(&batch, &worker.locks);
+            let is_held = match worker.fairness.packs_of_locked(&locked) {
+                Some(packs) => self.hold(&packs).await,
+                None => false,
+            };
+            if !is_held {
+                self.settle_in_line(locked).await?;
             }
-            self.settle_in_line(batch).await?;
+            let (no_room, packs) = worker.fairness.packs_of_quarantined(&quarantined);
+            if !self.hold(&packs).await {
+                let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
+                self.settle_in_line(Batch::read(deliveries).await).await?;
+            }
+            self.settler.room = SideRoom::Full;
+            let settled = self.settle_in_line(no_room).await;
+            self.settler.room = SideRoom::Free;
+            settled?;
         }
         Ok(())
     }
 
     /// Waits for what is locked, as long as it takes, and pauses intake meanwhile: nothing is dropped.
     pub(super) async fn settle_in_line(&mut self, batch: Batch) -> Result<(), HandBack> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         drive(self, batch).await?;
         while let Some(batch) = self.blocked.pop() {
             let full = StoreError::room_is_full();

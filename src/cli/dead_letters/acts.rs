@@ -8,6 +8,7 @@ use super::filters::Acting;
 use crate::{
     cli::{Context, Exit, Failure, output::complain},
     desk::{self, Consent, Desk, Moment, moment},
+    plain::counted,
 };
 
 /// Who acts.
@@ -66,7 +67,8 @@ pub(super) fn consent(desk: &Desk, messages: usize, yes: bool, what: &str) -> Re
     if !desk.asks_back(messages) || !stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(Consent::NotAsked);
     }
-    complain(&format!("{what} {messages} messages. Type the number to go on:"));
+    let many = counted(messages, "message");
+    complain(&format!("{what} {many}. Type the number to go on:"));
     let mut typed = String::new();
     stdin()
         .lock()
@@ -143,7 +145,8 @@ pub(super) async fn change(context: &Context, change: desk::StateChange, wish: &
     let consent = consent(&desk, selected.messages(), wish.yes, change.doing())?;
     let told = desk.change(change, &selected, &author, consent).await?;
     context.out.say(&told, |out| {
-        out.line(format!("{done} {} messages (audit {})", told.changed, told.audit_id))?;
+        let many = counted(told.changed, "message");
+        out.line(format!("{done} {many} (audit {})", told.audit_id))?;
         if told.unchanged > 0 {
             out.line(format!("left {} as they are: {why_not}", told.unchanged))?;
         }
@@ -163,8 +166,10 @@ pub(super) async fn purge(context: &Context, wish: &Purge) -> Result<Exit, Failu
     let purged = desk.purge(&purge, purgeable, consent).await?;
     context.out.say(&purged, |out| {
         out.line(format!(
-            "purged {} messages and {} plans for ever (audit {})",
-            purged.purged, purged.plans, purged.audit_id
+            "purged {} and {} for ever (audit {})",
+            counted(purged.purged, "message"),
+            counted(purged.plans, "plan"),
+            purged.audit_id
         ))
     })?;
     Ok(Exit::Done)

@@ -14,6 +14,7 @@ use crate::{
     },
     desk::{self, AuditRecord, ByPartner, ByReason, DeadLetter, FullLetter, Group, LetterName, Replayed},
     domain::{calendar::rfc3339, dead_letter::MadeBy},
+    plain::counted,
 };
 
 // List ---------------------------------------------------------------------------------------------------------------
@@ -363,8 +364,8 @@ pub(super) async fn export(context: &Context, wish: &Export) -> Result<Exit, Fai
     let exports = exports?;
     if exports.is_cut {
         complain(&format!(
-            "settled: nobody reads the export any more: stopped after {} messages",
-            exports.messages
+            "settled: nobody reads the export any more: stopped after {}",
+            counted(exports.messages, "message")
         ));
         return Ok(Exit::Partly);
     }

@@ -9,6 +9,7 @@ use crate::{
     cli::{Context, Exit, Failure, output::Output},
     desk::{self, LEFT_OUT, PlanLine, Planned},
     domain::verdict::VerdictKind,
+    plain::counted,
 };
 
 #[derive(Args)]
@@ -54,7 +55,7 @@ pub(super) async fn run(context: &Context, wish: &PlanWish) -> Result<Exit, Fail
 pub(super) fn would(verdict: &str) -> &'static str {
     match VerdictKind::parse(verdict) {
         Some(VerdictKind::Settled) => "would settle",
-        Some(VerdictKind::Duplicate) => "already settled",
+        Some(VerdictKind::Duplicate) => "duplicate: it has its effect",
         Some(VerdictKind::Parked) => "would park",
         Some(VerdictKind::Rejected) | None => "would be rejected",
     }
@@ -62,8 +63,9 @@ pub(super) fn would(verdict: &str) -> &'static str {
 
 fn print(out: &Output, planned: &Planned) -> Result<(), Failure> {
     out.line(format!(
-        "plan {}: {} messages, judged again as things stand now; nothing was changed",
-        planned.plan, planned.messages
+        "plan {}: {}, judged again as things stand now; nothing was changed",
+        planned.plan,
+        counted(planned.messages, "message")
     ))?;
     let row = |line: &PlanLine| {
         let reason = match (line.verdict, line.reason, line.is_final) {

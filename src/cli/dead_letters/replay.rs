@@ -20,6 +20,7 @@ use crate::{
     },
     desk::{self, Begun, Came, Desk, Run, RunNews, RunOutcome},
     domain::calendar::rfc3339,
+    plain::counted,
     worker::Signals,
 };
 
@@ -72,7 +73,7 @@ pub(in crate::cli) struct ListRuns {
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=1_000))]
     limit: i64,
     /// Go on after the run of this number
-    #[arg(long, value_name = "RUN")]
+    #[arg(long, value_name = "RUN", value_parser = crate::cli::cursor)]
     after: Option<i64>,
 }
 
@@ -247,8 +248,9 @@ fn print(out: &Output, document: &RunOutcome) -> Result<(), Failure> {
         (
             Mood::Good,
             format!(
-                "run {} is done: {} messages came to what was planned",
-                run.id, run.judged
+                "run {} is done: {} came to what was planned",
+                run.id,
+                counted(run.judged, "message")
             ),
         )
     } else {

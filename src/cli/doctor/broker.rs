@@ -10,6 +10,7 @@ use crate::{
     cli::Failure,
     config::Settings,
     domain::calendar::rfc3339,
+    plain::counted,
     store::{Store, registry::PartnerRecord},
 };
 
@@ -32,7 +33,7 @@ async fn left_over(connection: &Connection, others: &[PartnerRecord]) -> Vec<Che
             Ok(Some(held)) if held.ready > 0 => checks.push(
                 Check::bad(
                     format!("queue {queue}"),
-                    format!("it is nobody's own any more, and {} messages wait in it", held.ready),
+                    format!("it is nobody's own any more, and there is {} in it", counted(held.ready, "message")),
                 )
                 .hint(format!(
                     "`settled partner set {enterprise_id} --own-queue on`, and `off` again once a worker has settled them"

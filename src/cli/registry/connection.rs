@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
-use super::{Listing, Note, tell, unknown_partner};
+use super::{Listing, Note, known_partner, tell, unknown_partner};
 use crate::{
     cli::{Context, Exit, Failure, enterprise_id, external_id, uuid},
     domain::calendar::rfc3339,
@@ -140,7 +140,8 @@ async fn show_connection(context: &Context, id: Uuid) -> Result<Exit, Failure> {
 }
 
 async fn list_connections(context: &Context, listing: Listing) -> Result<Exit, Failure> {
-    let connections = context.store()?.connections(listing.enterprise_id.as_deref()).await?;
+    let connections = context.store()?.connections(listing.enterprise_id()).await?;
+    known_partner(context, &listing, connections.is_empty()).await?;
     context.out.say(&connections, |out| {
         let header = [
             "connection",

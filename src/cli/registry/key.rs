@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Listing, Note, tell, times, unknown_partner, why};
+use super::{Listing, Note, known_partner, tell, times, unknown_partner, why};
 use crate::{
     cli::{Context, Exit, Failure, dead_letters::acts::Operator, enterprise_id, output::yes_no, time},
     desk::{self, KeyRotation},
@@ -13,6 +13,7 @@ use crate::{
         calendar::{CalendarTime, rfc3339},
         signature::PublicKey,
     },
+    plain::counted,
     store::registry::{By, KeyRecord, NewKey, REMEMBERED_MAX, Registered, Reinstated},
 };
 
@@ -281,8 +282,10 @@ async fn reinstate_key(context: &Context, wish: ReinstateKey) -> Result<Exit, Fa
                 ", but its validity is over or not begun"
             };
             let word = format!(
-                "reinstated, counts again from the next batch on{until}; {refused} messages that were signed with it and \
-                 refused meanwhile stay refused"
+                "reinstated, counts again from the next batch on{until}; {} that {} signed with it and refused \
+                 meanwhile stay refused",
+                counted(*refused, "message"),
+                if *refused == 1 { "was" } else { "were" }
             );
             (record, "reinstated", word, *refused)
         }
@@ -297,7 +300,8 @@ async fn reinstate_key(context: &Context, wish: ReinstateKey) -> Result<Exit, Fa
 }
 
 async fn list_keys(context: &Context, listing: Listing) -> Result<Exit, Failure> {
-    let keys = context.store()?.keys(listing.enterprise_id.as_deref()).await?;
+    let keys = context.store()?.keys(listing.enterprise_id()).await?;
+    known_partner(context, &listing, keys.is_empty()).await?;
     context.out.say(&keys, |out| {
         let header = [
             "enterprise",

@@ -168,7 +168,8 @@ async fn partners_are_added_suspended_and_resumed() {
     let added = ask(&ground, &add).await.document(0);
     let mut expected = json!({
         "enterpriseId": "acme", "name": "Acme, Inc.", "asyncAllocations": true, "asyncDeallocations": true,
-        "brokerUser": null, "ownQueue": false, "suspendedAt": null, "createdAt": added["createdAt"], "result": "added",
+        "brokerUser": null, "ownQueue": false, "suspendedAt": null, "quarantinedAt": null, "quarantineReason": null,
+        "createdAt": added["createdAt"], "result": "added",
     });
     assert_eq!(added, expected);
     assert_eq!(shape(&added["createdAt"]), "time");
@@ -266,7 +267,7 @@ async fn keys_are_of_one_partner_and_valid_for_a_time() {
         shape(&added),
         json!({
             "publicKey": "text", "enterpriseId": "text", "validFrom": "time", "validUntil": "null", "revokedAt": "null",
-            "createdAt": "time", "valid": "bool", "result": "text",
+            "createdAt": "time", "lastUsedAt": "null", "valid": "bool", "result": "text",
         })
     );
     assert_eq!((&added["valid"], &added["result"]), (&json!(true), &json!("added")));

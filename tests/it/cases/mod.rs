@@ -52,6 +52,7 @@ mod replays;
 mod rights;
 mod rooms;
 mod signatures;
+mod slips;
 mod strikes;
 mod telling;
 mod tidy;

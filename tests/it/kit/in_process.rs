@@ -3,7 +3,10 @@
 use settled::{
     config::{Settings, Sources},
     domain::delivery::{Delivery, Properties, Source},
-    settle::{self, Answered, Attempt, Batch, Clerk, blocked::KnownLocks},
+    settle::{
+        self, Answered, Attempt, Batch, Clerk,
+        blocked::{KnownLocks, SideRoom},
+    },
     store::{Store, StoreError},
 };
 use uuid::Uuid;
@@ -56,7 +59,7 @@ pub(crate) async fn settle_as(
     batch: &Batch,
     earlier: &mut Option<Answered>,
 ) -> Result<Answered, StoreError> {
-    match settle::attempt(clerk, &KnownLocks::default(), id, batch, &[], earlier).await? {
+    match settle::attempt(clerk, &KnownLocks::default(), SideRoom::Free, id, batch, &[], earlier).await? {
         Attempt::Answered(answered) => Ok(answered),
         Attempt::Blocked(places) => panic!("nothing is known to be locked, and {places:?} are blocked"),
     }
