@@ -64,6 +64,7 @@ async fn a_key_is_rotated_with_a_grace() {
     let db = place.db().await;
     let reservations: Vec<_> = (0..4).map(|_| old.allocation("BTC", "5")).collect();
     place.reserve(&reservations).await;
+    place.story().keys.push(("acme".to_owned(), new.public_key()));
     let told = key(
         &place,
         "rotate",
