@@ -122,6 +122,10 @@ impl PublicKey {
     /// Why it is refused; never repeats the text.
     pub fn from_xpub_or_hex(text: &str) -> Result<Self, KeyError> {
         let text = text.trim();
+        // An extended private key of any flavour (xprv, tprv, yprv, ..) is named as such even if it is cut off.
+        if text.get(1..4) == Some("prv") {
+            return Err(KeyError::ExtendedPrivateKey);
+        }
         if is_private(text) {
             return Err(KeyError::Private);
         }
@@ -132,10 +136,6 @@ impl PublicKey {
                 (66, Some("02" | "03")) => Self::from_hex(text).ok_or(KeyError::NotOnCurve),
                 _ => Err(KeyError::Hex),
             };
-        }
-        // An extended private key of any flavour (xprv, tprv, yprv, ..) is named as such even if it is cut off.
-        if text.get(1..4) == Some("prv") {
-            return Err(KeyError::ExtendedPrivateKey);
         }
         if text.len() > EXTENDED_KEY_MAX_CHARS {
             return Err(KeyError::Unreadable);
