@@ -378,7 +378,7 @@ fn time(text: &str) -> Result<CalendarTime, String> {
 mod tests {
     use clap::CommandFactory;
 
-    use super::*;
+    use super::{unparsed::in_two, *};
 
     fn read(words: &str) -> Result<Cli, Unparsed> {
         Cli::read(words.split(' ').map(OsString::from))

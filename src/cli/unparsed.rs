@@ -11,8 +11,8 @@ use crate::{config::repeated, domain::public_key::may_be_private, plain::plain_l
 /// A command line that is not carried out: help was asked for, or it is wrong.
 #[derive(Debug)]
 pub struct Unparsed {
-    error: clap::Error,
-    arguments: Vec<OsString>,
+    pub(super) error: clap::Error,
+    pub(super) arguments: Vec<OsString>,
 }
 
 impl Unparsed {
@@ -39,7 +39,7 @@ impl Unparsed {
     }
 
     /// clap repeats what was typed. What looks like a private key or a connection string goes unrepeated.
-    fn scrubbed(&self) -> String {
+    pub(super) fn scrubbed(&self) -> String {
         let mut text = self.error.to_string();
         for argument in self.arguments.iter().skip(1) {
             let argument = argument.to_string_lossy();
@@ -57,7 +57,7 @@ impl Unparsed {
 }
 
 /// clap's text as a sentence and a hint.
-fn in_two(text: &str) -> (String, String) {
+pub(super) fn in_two(text: &str) -> (String, String) {
     let mut paragraphs = text.split("\n\n").map(|paragraph| {
         let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
         lines.join(" ")
