@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{config::HeldSettings, plain::counted, store::held::HeldTotal, telemetry::Signal};
+use crate::{config::HeldSettings, store::held::HeldTotal, telemetry::Signal};
 
 /// From this share on there is something to say.
 pub const NEAR: f64 = 0.8;
@@ -62,10 +62,12 @@ impl Fill {
         if self.messages == 0 {
             return None;
         }
+        let messages = match self.messages {
+            1 => "1 message is".to_owned(),
+            several => format!("{several} messages are"),
+        };
         let sentence = format!(
-            "{} {} held to be judged later, the oldest for {} s",
-            counted(self.messages, "message"),
-            if self.messages == 1 { "is" } else { "are" },
+            "{messages} held to be judged later, the oldest for {} s",
             self.oldest.as_secs()
         );
         Some(if self.filled >= 1.0 {

@@ -255,7 +255,10 @@ async fn an_own_queue_goes_only_when_nothing_is_in_it() {
     db.execute(by_hand, &[&false]).await.expect("changed");
     let doctor = Answer::of(&place.run(&["doctor", "--json"]).await);
     assert!(
-        doctor.code == Some(1) && doctor.out.contains("nobody's own any more, and 1 messages wait in it"),
+        doctor.code == Some(1)
+            && doctor
+                .out
+                .contains("nobody's own any more, and there is 1 message in it"),
         "{}",
         doctor.all()
     );
