@@ -273,7 +273,7 @@ async fn what_is_no_public_key_is_refused_and_not_repeated() {
         (secret, "private key"),
         (&hex, "may be a private one"),
         (&format!("0x{hex}"), "private key"),
-        ("nothex", "not a public key"),
+        ("not-hex", "not a public key"),
     ] {
         let answer = key(&place, "add", text, &[]).await;
         let (message, hint) = answer.refusal(2);
@@ -281,9 +281,9 @@ async fn what_is_no_public_key_is_refused_and_not_repeated() {
         assert!(!answer.all().contains(text), "it is repeated");
         // In the wrong place.
         let answer = ask(&place, &["key", "revoke", text]).await;
-        assert!(text == "nothex" || !answer.all().contains(text), "{}", answer.all());
+        assert!(text == "not-hex" || !answer.all().contains(text), "{}", answer.all());
         let answer = ask(&place, &["key", "list", "--partner", text]).await;
-        assert!(text == "nothex" || !answer.all().contains(text), "{}", answer.all());
+        assert!(text == "not-hex" || !answer.all().contains(text), "{}", answer.all());
     }
     let generator = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
     for act in ["add", "challenge"] {
