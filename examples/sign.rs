@@ -13,10 +13,10 @@ use settled::domain::{
     address::parse_uuid,
     allocation::Kind,
     digest::sha256,
-    draft::{Draft, body_text, payload_text},
+    draft::{body_text, payload_text},
     ledger::{Amount, Quantity},
     signature::SigningKey,
-    update::Outcome,
+    update::{Outcome, Update},
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let key = SigningKey::from_bytes(secret).ok_or("not a secp256k1 key")?;
     let uuid = |text| parse_uuid(text).ok_or("not a UUID");
-    let update = Draft {
+    let update = Update {
         enterprise_id: "northwind".to_owned(),
         kind: Kind::Allocation,
         id: uuid("10764cd8-59b5-422a-93a6-681bae7e84bd")?,
@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         evaluation_id: None,
         pending_approval_id: None,
         policy_result: None,
+        expires_at: None,
     };
     // The signature is over this very text; it travels in the body, and is never made again from its parts.
     let payload = payload_text(&update);
