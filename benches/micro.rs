@@ -192,6 +192,7 @@ impl Batch {
             .collect();
         let partners = (0..PARTNERS).map(|partner| {
             let known = Partner {
+                quarantined: false,
                 broker_user: None,
                 suspended: false,
                 async_allocations: true,
