@@ -138,7 +138,9 @@ impl From<Refusal> for ApiRefused {
                 ApiRefused::unavailable("the service can not answer now; send the same request again", 5)
                     .because(refusal.message)
             }
-            RefusalKind::Refused | RefusalKind::Usage | RefusalKind::Ours => internal(refusal.message),
+            RefusalKind::Refused | RefusalKind::Usage | RefusalKind::Ours | RefusalKind::Right => {
+                internal(refusal.message)
+            }
         }
     }
 }

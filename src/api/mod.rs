@@ -218,7 +218,7 @@ async fn look_at(desk: Desk, health: Arc<Health>, mut backoff: Backoff, mut stop
                 let wait = backoff.next();
                 match refusal.kind {
                     RefusalKind::Away => health.set_database_ok(false),
-                    RefusalKind::Refused | RefusalKind::Usage | RefusalKind::Ours => {
+                    RefusalKind::Refused | RefusalKind::Usage | RefusalKind::Ours | RefusalKind::Right => {
                         let why = "the database's schema is not the one that this program is written for";
                         health.set_paused_by(SCHEMA, Some(why.to_owned()));
                     }

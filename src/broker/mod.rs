@@ -11,6 +11,7 @@ mod greeting;
 mod hosts;
 pub mod intake;
 pub mod management;
+pub mod own_exchange;
 pub mod own_queue;
 mod properties;
 pub mod publisher;

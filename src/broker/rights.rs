@@ -9,12 +9,12 @@ use super::topology::{
 use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, Connection, answer};
 
 /// What a worker may publish to: events, dead letters, what can not be stored, and replies.
-const WRITE: &str = r"^(settlement\.(events|dead|unreadable)|amq\.default)$";
+pub(super) const WRITE: &str = r"^(settlement\.(events|dead|unreadable)|amq\.default)$";
 /// What a worker may read from.
-const READ: &str = r"^settlement\.(updates(\..*)?|dead|dead\.broker)$";
+pub(super) const READ: &str = r"^settlement\.(updates(\..*)?|dead|dead\.broker)$";
 
 /// What the user may do who runs `settled topology`, the same for each of the three.
-const DECLARE: &str = r"^settlement\.";
+pub(super) const DECLARE: &str = r"^settlement\.";
 /// What a partner may publish to, at the least.
 const PARTNER: &str = r"^settlement\.updates$";
 

@@ -80,6 +80,11 @@ impl BrokerSettings {
         self.authorities().map(drop)
     }
 
+    /// The virtual host; the broker's first where the URL can not be read.
+    pub fn vhost(&self) -> String {
+        self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
+    }
+
     /// The first URL, which says as whom and where to log in, as all of them do.
     pub(super) fn uri(&self) -> Result<AMQPUri, BrokerError> {
         let uris = self.uris()?;

@@ -3,15 +3,29 @@
 mod broker;
 mod database;
 mod management;
+mod role;
 mod versions;
 
+use clap::Args;
 use serde::Serialize;
 
 use super::{
     Exit, Failure,
     output::{Mood, Output, plain},
 };
-use crate::config::{ConfigError, Settings};
+use crate::{
+    config::{ConfigError, Settings},
+    desk::DatabaseRole,
+};
+
+pub(super) use versions::topic_permissions;
+
+#[derive(Args)]
+pub(super) struct Doctor {
+    /// Look at one role of the database instead, such as settled_worker: what it lacks, and what it may do beside
+    #[arg(long, value_name = "ROLE", value_parser = DatabaseRole::parse)]
+    role: Option<DatabaseRole>,
+}
 
 /// The oldest PostgreSQL that has what the schema uses (UNIQUE NULLS NOT DISTINCT).
 pub(super) const POSTGRES_MIN: i32 = 150_000;
@@ -62,11 +76,19 @@ impl Check {
 }
 
 /// Checks everything, whatever fails on the way.
-pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output) -> Result<Exit, Failure> {
+pub(super) async fn run(
+    settings: Result<Settings, ConfigError>,
+    out: &Output,
+    wish: &Doctor,
+) -> Result<Exit, Failure> {
     let checks = match settings {
         Err(error) => vec![Check::bad("settings", error.message()).hint(error.hint())],
         Ok(settings) => {
             let mut checks = vec![known(&settings)];
+            if let Some(role) = wish.role {
+                checks.extend(role::checks(&settings, role).await);
+                return report(&checks, out);
+            }
             let (database, broker) = tokio::join!(database::checks(&settings), broker::checks(&settings));
             checks.extend(database);
             checks.extend(broker);

@@ -40,6 +40,9 @@ pub struct Failure {
     hint: Option<String>,
 }
 
+/// A right is missing, as sysexits.h has it for what is set up wrong: the program is well, and so is what it was asked.
+const RIGHT: u8 = 78;
+
 impl Failure {
     /// Nothing of that name, or it is not as it was said to be.
     pub(super) fn refused(message: impl Into<String>) -> Self {
@@ -62,6 +65,15 @@ impl Failure {
             message: message.into(),
             hint: None,
         }
+    }
+
+    /// The database's user may not do it.
+    pub(super) fn right(message: impl Into<String>) -> Self {
+        Self::new(RIGHT, message)
+    }
+
+    pub(super) fn is_right(&self) -> bool {
+        self.code == RIGHT
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -116,6 +128,7 @@ impl From<Refusal> for Failure {
             RefusalKind::Usage => 2,
             RefusalKind::Away => 69,
             RefusalKind::Ours => 70,
+            RefusalKind::Right => RIGHT,
         };
         Self {
             code,

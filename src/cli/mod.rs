@@ -20,6 +20,7 @@ mod output;
 mod partner_kit;
 mod reconcile;
 mod registry;
+mod roles;
 mod setup;
 mod shell;
 mod simulate;
@@ -29,7 +30,7 @@ mod worker;
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use uuid::Uuid;
 
 use self::output::Output;
@@ -56,13 +57,16 @@ use crate::{
     name = "settled",
     version,
     after_help = "Exit codes: 0 done, 1 a check failed or nothing of that name, 2 usage, 3 partly done, 69 database or \
-                  broker away, 70 our fault."
+                  broker away, 70 our fault, 78 the database's user lacks a right."
 )]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     command: Command,
+    /// Its words, without flags: `partner add`.
+    #[arg(skip)]
+    words: String,
 }
 
 /// What every command takes.
@@ -94,9 +98,11 @@ enum Command {
     /// Apply the schema to the database
     Migrate,
     /// Declare exchanges and queues on the broker
-    Topology,
+    Topology(setup::Topology),
+    /// The database's roles: SQL that makes them, with the least that each command needs
+    Roles(roles::Roles),
     /// Check everything that the worker needs, one line each
-    Doctor,
+    Doctor(doctor::Doctor),
     /// Settings: what counts, and where it comes from
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -167,7 +173,16 @@ impl Cli {
     /// Help, the version, or a usage error: something to tell, with its own exit code.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Unparsed> {
         let arguments: Vec<OsString> = arguments.into_iter().collect();
-        Self::try_parse_from(&arguments).map_err(|error| Unparsed::new(error, arguments))
+        let parsed = Self::command().try_get_matches_from(&arguments).and_then(|matches| {
+            let mut cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut Self::command()))?;
+            let mut at = matches.subcommand();
+            while let Some((word, below)) = at {
+                cli.words = format!("{} {word}", cli.words).trim_start().to_owned();
+                at = below.subcommand();
+            }
+            Ok(cli)
+        });
+        parsed.map_err(|error| Unparsed::new(error, arguments))
     }
 
     /// Whether answers and complaints are for programs.
@@ -180,11 +195,21 @@ impl Cli {
     /// # Errors
     /// Why it could not be carried out.
     pub async fn run(self) -> Result<Exit, Failure> {
+        let (words, settings) = (self.words.clone(), self.global.settings());
+        match (self.carry_out().await, settings) {
+            (Err(failure), Ok(settings)) if failure.is_right() => {
+                Err(roles::mended(failure, &settings, &words).await)
+            }
+            (done, _) => done,
+        }
+    }
+
+    async fn carry_out(self) -> Result<Exit, Failure> {
         let out = Output::new(self.global.json).wide(self.global.wide);
         let settings = self.global.settings();
         let command = match self.command {
             // A wrong setting is one of the things it looks for.
-            Command::Doctor => return doctor::run(settings, &out).await,
+            Command::Doctor(wish) => return doctor::run(settings, &out, &wish).await,
             Command::Config(command) => return config::run(&self.global, &out, command),
             // These need no settings.
             Command::PartnerKit(command) => return partner_kit::run(&out, command),
@@ -199,8 +224,9 @@ impl Cli {
         let context = &context;
         match command {
             Command::Migrate => setup::migrate(context).await,
-            Command::Topology => setup::topology(context).await,
-            Command::Doctor
+            Command::Topology(wish) => setup::topology(context, &wish).await,
+            Command::Roles(wish) => roles::run(context, &wish).await,
+            Command::Doctor(_)
             | Command::Config(_)
             | Command::PartnerKit(_)
             | Command::Completions(_)
@@ -376,8 +402,6 @@ fn time(text: &str) -> Result<CalendarTime, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::{unparsed::in_two, *};
 
     fn read(words: &str) -> Result<Cli, Unparsed> {

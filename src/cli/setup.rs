@@ -1,15 +1,45 @@
 //! `settled migrate` and `settled topology`: what must be there before a worker starts. Both may be repeated.
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::{Context, Exit, Failure};
+use super::{Context, Exit, Failure, enterprise_id, output::complain};
 use crate::{
     broker::{
-        own_queue,
-        topology::{self, BROKER_MADE, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL},
+        own_exchange, own_queue, server_version,
+        topology::{self, BROKER_MADE, BrokerExport, DEAD, EVENTS, PartnerDoor, UNREADABLE, UPDATES, UPDATES_ALL},
     },
-    store::{self, Fate},
+    store::{self, Fate, registry::PartnerRecord},
 };
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Topology {
+    #[command(subcommand)]
+    act: Option<TopologyAct>,
+}
+
+#[derive(Subcommand)]
+enum TopologyAct {
+    /// Users with the least rights, as lines for rabbitmqctl, and everything as definitions that the broker imports
+    Export(Export),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+First the lines, which make the users (rabbitmqctl asks for each password) and say what each may do; what a user may do now is
+replaced. Then `settled topology`, as the operator, and the definitions: rabbitmqctl import_definitions FILE.
+A partner that is bound to a broker user publishes to an exchange of its own, settlement.updates.<enterprise id>, and reads
+settlement.outcomes.<enterprise id>. Nothing is changed by this command.")]
+struct Export {
+    /// What this partner needs, and nothing else
+    #[arg(long, value_name = "ENTERPRISE_ID", value_parser = enterprise_id)]
+    partner: Option<String>,
+    /// Print the definitions instead of the lines
+    #[arg(long)]
+    definitions: bool,
+}
 
 /// Applies the schema.
 pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
@@ -29,6 +59,7 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
         return Err(Failure::refused(sentence).hint("use the newer program; nothing was changed"));
     }
     let applied = database.migrate().await.map_err(|error| match error.fate {
+        _ if error.is_right() => Failure::right(format!("the schema could not be applied: {error}")),
         Fate::Away | Fate::Retry => error.into(),
         // What stands in the way is in the database, not a schema that was forgotten.
         Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken | Fate::Full => {
@@ -52,11 +83,18 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Declares exchanges and queues; partners' own queues too, where a database says who has one.
-pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
+pub(super) async fn topology(context: &Context, wish: &Topology) -> Result<Exit, Failure> {
+    match &wish.act {
+        None => declare(context).await,
+        Some(TopologyAct::Export(wish)) => export(context, wish).await,
+    }
+}
+
+/// Declares exchanges and queues; those of partners too, where a database says who has one.
+async fn declare(context: &Context) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Declared {
-        exchanges: [&'static str; 6],
+        exchanges: Vec<String>,
         queues: Vec<String>,
         /// What was left out, and why.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,23 +104,32 @@ pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
     topology::declare(&connection).await?;
     let mut queues = [UPDATES, DEAD, BROKER_MADE, UNREADABLE].map(str::to_owned).to_vec();
     // The common queues serve everybody meanwhile: a database that is not there yet is worth a line and no more.
-    let own = own_queues(context).await;
+    let own = partners(context).await;
     let note = own.as_ref().err().map(|failure| {
         let why = failure.message();
         format!("partners' own queues were left out ({why}): run this again when the database answers")
     });
-    for enterprise_id in own.unwrap_or_default() {
-        own_queue::declare(&connection, &enterprise_id).await?;
-        queues.push(topology::own_queue(&enterprise_id));
+    let mut exchanges = [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE]
+        .map(str::to_owned)
+        .to_vec();
+    for partner in own.unwrap_or_default() {
+        let enterprise_id = &partner.enterprise_id;
+        if partner.broker_user.is_some() && own_exchange::declare(&connection, enterprise_id).await? {
+            exchanges.extend(own_exchange::own_exchange(enterprise_id));
+        }
+        if partner.own_queue {
+            own_queue::declare(&connection, enterprise_id).await?;
+            queues.push(topology::own_queue(enterprise_id));
+        }
     }
     connection.close().await?;
     let declared = Declared {
-        exchanges: [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE],
+        exchanges,
         queues,
         note,
     };
     context.out.say(&declared, |out| {
-        for name in declared.exchanges {
+        for name in &declared.exchanges {
             out.line(format!("exchange {name}"))?;
         }
         for name in &declared.queues {
@@ -96,14 +143,91 @@ pub(super) async fn topology(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Partners with a queue of their own, or why they are not known.
-async fn own_queues(context: &Context) -> Result<Vec<String>, Failure> {
+/// Every partner, or why they are not known.
+async fn partners(context: &Context) -> Result<Vec<PartnerRecord>, Failure> {
     if context.settings.database.url.is_empty() {
         return Ok(Vec::new());
     }
     let store = context.store()?;
     match store.schema_version().await? {
         None => Ok(Vec::new()),
-        Some(_) => Ok(store.own_queues().await?),
+        Some(_) => Ok(store.partners().await?),
     }
+}
+
+/// Users and definitions for the broker's own tools.
+async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
+    #[derive(Serialize)]
+    struct Exported {
+        /// For a shell, in this order.
+        lines: Vec<String>,
+        /// What rabbitmqctl imports.
+        definitions: Value,
+        /// What is to be known.
+        notes: Vec<String>,
+    }
+    let broker = context.broker()?;
+    let known = context.store()?.partners().await?;
+    let known: Vec<PartnerRecord> = match &wish.partner {
+        None => known,
+        Some(enterprise_id) => {
+            let one: Vec<_> = known
+                .into_iter()
+                .filter(|partner| partner.enterprise_id == *enterprise_id)
+                .collect();
+            if one.is_empty() {
+                return Err(Failure::refused(format!("no partner {enterprise_id} is registered"))
+                    .hint("`settled partner list` shows every one"));
+            }
+            one
+        }
+    };
+    let mut notes = Vec::new();
+    for partner in known.iter().filter(|partner| partner.broker_user.is_none()) {
+        let enterprise_id = &partner.enterprise_id;
+        notes.push(format!(
+            "partner {enterprise_id} is bound to no broker user: its user is called so here; then `settled partner set \
+             {enterprise_id} --broker-user {enterprise_id}`, or messages of other users under its key are judged as its own"
+        ));
+    }
+    for partner in &known {
+        if own_exchange::own_exchange(&partner.enterprise_id).is_none() {
+            notes.push(format!(
+                "partner {}: no exchange can have its name, so it publishes to {UPDATES} and is not kept apart from others",
+                partner.enterprise_id
+            ));
+        }
+    }
+    if let Ok(version) = server_version(&broker).await {
+        notes.push(format!(
+            "{version}: {}",
+            super::doctor::topic_permissions(&version)
+        ));
+    }
+    let doors = known
+        .into_iter()
+        .map(|partner| PartnerDoor {
+            user: partner.broker_user.unwrap_or_else(|| partner.enterprise_id.clone()),
+            enterprise_id: partner.enterprise_id,
+            own_queue: partner.own_queue,
+        })
+        .collect();
+    let export = BrokerExport::new(&broker.vhost(), doors, wish.partner.is_some());
+    let exported = Exported {
+        lines: export.lines(),
+        definitions: export.definitions(),
+        notes,
+    };
+    if !context.out.json {
+        for note in &exported.notes {
+            complain(note);
+        }
+    }
+    context.out.say(&exported, |out| {
+        if wish.definitions {
+            return out.document(&exported.definitions);
+        }
+        exported.lines.iter().try_for_each(|line| out.line(line))
+    })?;
+    Ok(Exit::Done)
 }

@@ -22,6 +22,7 @@ mod owned;
 mod plan;
 mod refusal;
 mod replay;
+mod roles;
 mod signatures;
 mod timeline;
 mod which;
@@ -60,6 +61,7 @@ pub use crate::store::{
     life::ReceiptRecord,
     reconcile::{Moment, ReconcileLine, Reconciliation},
     refused::{Pending, PublicationStanding},
+    roles::{DatabaseRole, MissingRight, RoleFound, RoleStanding, grant_line, quoted, statements},
     runs::{Came, Moved, Run},
 };
 use crate::{

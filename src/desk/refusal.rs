@@ -17,6 +17,8 @@ pub enum RefusalKind {
     Away,
     /// Our own fault.
     Ours,
+    /// The database's user may not do what was asked.
+    Right,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +63,11 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         const PERMISSION_DENIED: &str = "42501";
         if error.sqlstate.as_deref() == Some(PERMISSION_DENIED) {
-            return Refusal::ours(format!("the database user lacks a permission: {error}"))
-                .hint("`settled doctor` lists what it needs");
+            return Refusal::new(
+                RefusalKind::Right,
+                format!("the database user lacks a permission: {error}"),
+            )
+            .hint("`settled roles` says which role may do what");
         }
         if error.is_schema() {
             return Refusal::refused(format!(

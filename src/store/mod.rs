@@ -21,6 +21,7 @@ pub mod plans;
 pub mod reconcile;
 pub mod refused;
 pub mod registry;
+pub mod roles;
 pub mod runs;
 mod servers;
 mod session;

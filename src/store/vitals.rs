@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, roles::DatabaseRole};
 
 /// The server's own state, as far as settling depends on it.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 10] = [
+const GUARDS: [(&str, &str, i16); 21] = [
     ("transfers", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
@@ -38,6 +38,17 @@ const GUARDS: [(&str, &str, i16); 10] = [
     ("audit_subjects", "append_only", 58),
     ("distrusted", "append_only", 58),
     ("told", "never_changed", 50),
+    ("allocations", "fixed", 18),
+    ("funds", "fixed", 18),
+    ("receipts", "fixed", 18),
+    ("dead_letters", "fixed", 18),
+    ("parked", "fixed", 18),
+    ("held", "fixed", 18),
+    ("connections", "fixed", 18),
+    ("partner_keys", "fixed", 18),
+    ("allocations", "never_forgotten", 42),
+    ("funds", "never_forgotten", 42),
+    ("partner_keys", "never_forgotten", 42),
 ];
 
 /// What a receipt that says settled keeps for ever: the guard `settled_for_ever` compares it.
@@ -56,43 +67,8 @@ const KEPT_OF_RECEIPTS: [&str; 12] = [
     "public_key",
 ];
 
-/// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 27] = [
-    ("refinery_schema_history", "SELECT"),
-    ("partners", "SELECT"),
-    ("partner_keys", "SELECT"),
-    ("key_uses", "SELECT, INSERT, UPDATE"),
-    ("connections", "SELECT"),
-    // The row locks of a batch are an UPDATE to the server.
-    ("allocations", "SELECT, UPDATE"),
-    ("funds", "SELECT, UPDATE"),
-    // What settled is asked of it again.
-    ("transfers", "SELECT, INSERT"),
-    ("batches", "INSERT"),
-    ("receipts", "SELECT, INSERT, UPDATE"),
-    ("parked", "SELECT, INSERT, UPDATE, DELETE"),
-    ("parkings", "INSERT"),
-    ("told", "SELECT, INSERT, DELETE"),
-    ("held", "SELECT, INSERT, UPDATE, DELETE"),
-    ("holdings", "INSERT"),
-    ("outbox", "SELECT, INSERT, UPDATE, DELETE"),
-    ("outbox_refused", "SELECT, INSERT, DELETE"),
-    ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),
-    ("letters_taken", "SELECT, INSERT, UPDATE"),
-    ("dead_letter_space", "SELECT, INSERT, DELETE"),
-    ("plans", "SELECT, INSERT"),
-    ("plan_items", "SELECT, INSERT"),
-    ("runs", "SELECT, INSERT, UPDATE"),
-    ("run_items", "SELECT, INSERT, UPDATE"),
-    ("audit", "SELECT, INSERT"),
-    ("audit_subjects", "SELECT, INSERT"),
-    ("distrusted", "SELECT, INSERT"),
-];
-const FUNCTION_GRANTS: [&str; 3] = [
-    "settled.deposit(uuid, text, numeric, text)",
-    "settled.exactly(text, bigint, bigint)",
-    "settled.reserve(jsonb)",
-];
+/// Functions that everybody may call unless somebody took that away: what the worker's user needs of them.
+const FUNCTIONS: [&str; 1] = ["settled.exactly(text, bigint, bigint)"];
 
 impl Store {
     /// Asks for an answer, and nothing else.
@@ -207,6 +183,23 @@ impl Store {
                                          IN pg_get_triggerdef(t.oid)) = 0
                       )
                 )
+                UNION ALL
+                SELECT format('trigger %s on settled.%s', w.name, w.table_name)
+                FROM (VALUES
+                    ('allocations', 'terminal', 'refuse_change'), ('receipts', 'final_for_ever', 'refuse_change'),
+                    ('transfers', 'owe', 'transfers_owe'), ('funds', 'pay', 'balances_pay'),
+                    ('funds', 'pay_first', 'balances_pay'), ('owed', 'paid', 'refuse_debt')
+                ) AS w (table_name, name, function)
+                WHERE NOT EXISTS (
+                    SELECT
+                    FROM pg_trigger AS t
+                    JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relname = w.table_name
+                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                    JOIN pg_proc AS f ON f.oid = t.tgfoid
+                    WHERE t.tgname = w.name
+                      AND t.tgenabled IN ('O', 'A')
+                      AND f.proname = w.function
+                )
                 ORDER BY 1",
                 &[&tables, &names, &events, &KEPT_OF_RECEIPTS.as_slice()],
             )
@@ -235,40 +228,41 @@ impl Store {
         Ok(session.one(&rows)?.get(0))
     }
 
-    /// What this user is not allowed and needs, as `UPDATE on settled.receipts`.
+    /// What the worker does and this user may not, as `UPDATE on settled.receipts`.
     ///
     /// # Errors
     /// The database is away.
     pub async fn missing_grants(&self) -> Result<Vec<String>, StoreError> {
-        let (tables, privileges): (Vec<&str>, Vec<&str>) = TABLE_GRANTS
-            .iter()
-            .flat_map(|(table, privileges)| privileges.split(", ").map(|privilege| (*table, privilege)))
-            .unzip();
-        let functions = FUNCTION_GRANTS.as_slice();
-        let rows = self
-            .session("missing_grants")
-            .await?
+        let standing = self.role_standing(DatabaseRole::Worker, false).await?;
+        let mut missing: Vec<String> = standing.missing.iter().map(ToString::to_string).collect();
+        let session = self.session("missing_grants").await?;
+        let rows = session
             .query(
-                // What does not exist is the schema's problem, not a missing grant.
                 "/* vitals::missing_grants */
-                SELECT format('%s on settled.%s', w.privilege, w.table_name)
-                FROM unnest($1::text[], $2::text[]) AS w (table_name, privilege)
-                JOIN pg_class AS c ON c.relname = w.table_name
-                JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
-                WHERE NOT has_table_privilege(c.oid, w.privilege)
-                UNION ALL
                 SELECT 'EXECUTE on ' || w.signature
-                FROM unnest($3::text[]) AS w (signature)
+                FROM unnest($1::text[]) AS w (signature)
                 WHERE EXISTS (SELECT FROM pg_namespace WHERE nspname = 'settled' AND has_schema_privilege(oid, 'USAGE'))
-                  AND NOT has_function_privilege(to_regprocedure(w.signature), 'EXECUTE')
-                UNION ALL
-                SELECT 'USAGE on schema settled'
-                FROM pg_namespace
-                WHERE nspname = 'settled' AND NOT has_schema_privilege(oid, 'USAGE')
-                ORDER BY 1",
-                &[&tables, &privileges, &functions],
+                  AND NOT has_function_privilege(to_regprocedure(w.signature), 'EXECUTE')",
+                &[&FUNCTIONS.as_slice()],
             )
             .await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        missing.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        missing.sort_unstable();
+        Ok(missing)
+    }
+
+    /// Whether this user may do anything.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn is_superuser(&self) -> Result<bool, StoreError> {
+        let session = self.session("is_superuser").await?;
+        let rows = session
+            .query(
+                "/* vitals::is_superuser */ SELECT rolsuper FROM pg_roles WHERE rolname = current_user",
+                &[],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
     }
 }

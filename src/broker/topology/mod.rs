@@ -8,11 +8,13 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
 
+mod export;
 pub(super) mod look;
 mod managed;
 #[cfg(test)]
 mod tests;
 
+pub use export::{BrokerExport, BrokerUser, PartnerDoor, outcomes};
 pub use look::{Fitness, TopologyFinding, fitness, inspect};
 pub use managed::{DeadLettering, seen, waiting};
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Check, management, versions};
 use crate::{
-    broker::{BrokerSettings, Connection, own_queue, rights::Mend, server_version, topology},
+    broker::{BrokerSettings, Connection, own_exchange, own_queue, rights::Mend, server_version, topology},
     cli::Failure,
     config::Settings,
     domain::calendar::rfc3339,
@@ -47,6 +47,37 @@ async fn left_over(connection: &Connection, others: &[PartnerRecord]) -> Vec<Che
     checks
 }
 
+/// Whether each partner has a way in of its own. Not a problem by itself: what a message says is signed.
+async fn apart(connection: &Connection, partners: &[PartnerRecord], version: &str) -> Check {
+    const NAME: &str = "partners_apart";
+    let (bound, free): (Vec<_>, Vec<_>) = partners.iter().partition(|partner| partner.broker_user.is_some());
+    let mut without = Vec::new();
+    for partner in bound.iter().take(LOOKED_AT) {
+        match own_exchange::is_there(connection, &partner.enterprise_id).await {
+            Ok(true) => {}
+            Ok(false) => without.push(partner.enterprise_id.as_str()),
+            // What may not be looked at, or is away, is said elsewhere.
+            Err(_) => break,
+        }
+    }
+    let detail = format!(
+        "{} of {} partners are bound to a broker user, {} of them without an exchange of their own",
+        bound.len(),
+        partners.len(),
+        without.len()
+    );
+    let line = Check::good(NAME, detail);
+    if !without.is_empty() {
+        return line.hint(format!("{}: `settled topology` declares it", without.join(", ")));
+    }
+    line.noting((!free.is_empty()).then(|| {
+        format!(
+            "{}; `settled topology export` says how, `settled partner set ENTERPRISE_ID --broker-user USER` binds one",
+            versions::topic_permissions(version)
+        )
+    }))
+}
+
 pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
     let broker = match BrokerSettings::from_settings(settings) {
         Err(error) => return vec![Check::bad("broker", error.message()).hint(error.hint())],
@@ -67,6 +98,7 @@ pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
     checks.extend(depths(&connection).await);
     // A database that does not answer has lines of its own.
     let partners = partners(settings).await.unwrap_or_default();
+    checks.push(apart(&connection, &partners, &version).await);
     let (own, others): (Vec<_>, Vec<_>) = partners.into_iter().partition(|partner| partner.own_queue);
     let own: Vec<String> = own.into_iter().map(|partner| partner.enterprise_id).collect();
     checks.extend(left_over(&connection, &others).await);

@@ -168,13 +168,17 @@ fn mending(missing: &[String], user: &str) -> String {
 /// Not a problem by itself: on a developer's machine one user does everything.
 async fn ownership(store: &Store, vitals: &Vitals) -> Check {
     let user = &vitals.user;
-    asked("ownership", store.owns_tables().await, |owns| {
-        if owns {
+    let answer = async { Ok::<_, StoreError>((store.owns_tables().await?, store.is_superuser().await?)) };
+    asked("ownership", answer.await, |(owns, is_superuser)| {
+        if owns || is_superuser {
+            let what = if is_superuser { "is a superuser" } else { "owns tables" };
             return Check::good(
                 "ownership",
-                format!("user {user} owns tables, and could switch off what refuses change"),
+                format!("user {user} {what}, and could switch off what refuses change"),
             )
-            .hint("give the worker a user of its own that owns nothing");
+            .hint(
+                "a warning: give the worker a user of its own that owns nothing, a member of settled_worker (`settled roles`)",
+            );
         }
         Check::good("ownership", format!("user {user} owns no table"))
     })

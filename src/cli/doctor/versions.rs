@@ -70,6 +70,24 @@ pub(super) fn of_broker(named: &str) -> Option<String> {
     (!said.is_empty()).then(|| said.join("; "))
 }
 
+/// Whether topic permissions keep partners apart on a broker.
+pub(in crate::cli) fn topic_permissions(named: &str) -> String {
+    let fault = named.strip_prefix("RabbitMQ ").and_then(read).is_some_and(|version| {
+        FAULTS
+            .iter()
+            .any(|fault| fault.says.contains("topic permissions") && (fault.has)(version))
+    });
+    let also = if fault {
+        "; and on this version variables in them may not be filled in"
+    } else {
+        ""
+    };
+    format!(
+        "topic permissions alone do not keep partners apart, since a CC header copies a message past them{also}: an exchange for \
+         each partner does"
+    )
+}
+
 fn read(text: &str) -> Option<Version> {
     let digits = text
         .split(|letter: char| !letter.is_ascii_digit() && letter != '.')

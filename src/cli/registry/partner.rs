@@ -6,8 +6,13 @@ use serde_json::Value;
 
 use super::{Note, own_queue::Removal, tell, times, unknown_partner, why};
 use crate::{
-    broker::own_queue,
-    cli::{Context, Exit, Failure, bounded, dead_letters::acts::Operator, enterprise_id, output::yes_no},
+    broker::{own_exchange, own_queue},
+    cli::{
+        Context, Exit, Failure, bounded,
+        dead_letters::acts::Operator,
+        enterprise_id,
+        output::{complain, yes_no},
+    },
     domain::calendar::rfc3339,
     store::registry::{FieldChanges, NewPartner, PartnerRecord, PartnerWish, Registered},
 };
@@ -208,6 +213,9 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         }
         connection.close().await?;
     }
+    if wish.broker_user.is_some() && !matches!(registered, Registered::Conflict(_)) {
+        give_exchange(context, &wish.enterprise_id).await;
+    }
     let subject = format!("partner {}", wish.enterprise_id);
     match &registered {
         Registered::Conflict(stored) => Err(other_content(&subject, &wish, stored)),
@@ -224,6 +232,25 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         | Registered::NoPartner
         | Registered::NeverValid
         | Registered::Unproven(_) => tell(context, &subject, &registered, ["registered", "registered already", ""]),
+    }
+}
+
+/// An exchange of its own for a partner that is bound to a broker user. The registry does not wait for the broker: without the
+/// exchange the partner publishes to the common one.
+async fn give_exchange(context: &Context, enterprise_id: &str) {
+    let given = async {
+        let connection = context.connect("settled partner").await?;
+        own_exchange::declare(&connection, enterprise_id).await?;
+        connection.close().await?;
+        Ok::<_, Failure>(())
+    };
+    if let Err(failure) = given.await
+        && !context.out.json
+    {
+        complain(&format!(
+            "its exchange settlement.updates.{enterprise_id} is not declared yet ({}): `settled topology` does it",
+            failure.message()
+        ));
     }
 }
 
@@ -368,6 +395,9 @@ async fn set_partner(context: &Context, asked: &SetPartner) -> Result<Exit, Fail
     }
     if let Some(connection) = broker {
         drop(connection.close().await);
+    }
+    if matches!(wish.broker_user, Some(Some(_))) {
+        give_exchange(context, &enterprise_id).await;
     }
     let told = Set {
         record: &record,

@@ -121,7 +121,7 @@ async fn every_exit_code_has_its_cause() {
         .expect("a role");
     let url = database.replace(&format!("{user}:{password}@"), &format!("{role}:secret-of-the-role@"));
     let answer = ask_in(&[("SETTLED_DATABASE_URL", &url)], &["partner", "list"]).await;
-    answer.refused(70, "lacks a permission");
+    answer.refused(78, "lacks a permission");
     assert!(!answer.all().contains("secret-of-the-role"), "{}", answer.all());
     db.batch_execute(&format!("DROP ROLE {role}")).await.expect("it goes");
 }

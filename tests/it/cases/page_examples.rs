@@ -27,17 +27,21 @@ fn sql_of(page: &str) -> String {
     blocks.join("\n")
 }
 
-/// The grants of the operators' page are what the worker needs, and no more is said to be missing.
+/// The login of the operators' page has what the worker needs, and no more is said to be missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_grants_of_the_page_are_enough_for_a_worker() {
     let place = Place::new("pages_worker_rights").await;
     let db = place.db().await;
     let role = format!("{}_worker", place.name);
-    let sql = sql_of("docs/operators.md").replace("TO worker;", &format!("TO {role};"));
-    assert!(sql.matches(&role).count() > 5, "{sql}");
-    db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'secret'; {sql}"))
-        .await
-        .expect("granted");
+    let output = place.run(&["roles", "--apply"]).await;
+    assert!(output.status.success(), "{}", said(&output));
+    let page = read("docs/operators.md");
+    let sql = lines(&page)
+        .into_iter()
+        .find(|(fence, line)| *fence == Some("sql") && line.starts_with("CREATE ROLE worker_1"))
+        .map(|(_, line)| line.replace("worker_1", &role).replace("'...'", "'secret'"))
+        .expect("the login");
+    db.batch_execute(&sql).await.expect("made");
     let (before, after) = place.database_url.split_once("://").expect("a URL");
     let (_, after) = after.split_once('@').expect("a user");
     let url = format!("{before}://{role}:secret@{after}");
@@ -82,8 +86,10 @@ async fn the_custody_page_works_as_it_is_written() {
     let db = place.db().await;
     let role = format!("{}_custody", place.name);
     let page = sql_of("docs/custody.md");
-    let (call, grants) = page.split_once("GRANT USAGE").expect("a call and its grants");
-    let grants = format!("GRANT USAGE{}", grants.replace("TO custody;", &format!("TO {role};")));
+    let output = place.run(&["roles", "--apply"]).await;
+    assert!(output.status.success(), "{}", said(&output));
+    let (call, grants) = page.split_once("GRANT settled_custody").expect("a call and its grant");
+    let grants = format!("GRANT settled_custody{}", grants.replace("TO custody;", &format!("TO {role};")));
     let connection = "INSERT INTO settled.partners (enterprise_id, name) VALUES ('northwind', 'Northwind');
         INSERT INTO settled.connections
             (connection_id, enterprise_id, client_id, partners_client_id, partners_connection_id)

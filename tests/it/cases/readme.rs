@@ -227,3 +227,26 @@ fn every_trap_names_its_test() {
         assert!(!named_tests(tests).0.is_empty(), "a trap without a test: {row}");
     }
 }
+
+/// Every threat names a test that is there.
+#[test]
+fn every_threat_names_its_test() {
+    const THREATS: &str = include_str!("../../../docs/threats.md");
+    let (found, missing) = named_tests(THREATS);
+    assert!(
+        found.len() > 40 && missing.is_empty(),
+        "these tests are not there: {missing:?}"
+    );
+    let (defended, open) = THREATS
+        .split_once("\n## What is not defended")
+        .expect("what is not defended is said");
+    let rows = |text: &'static str, head: &'static str| {
+        text.lines()
+            .filter(move |line| line.starts_with("| ") && !line.starts_with(head))
+    };
+    for row in rows(defended, "| threat") {
+        let tests = row.rsplit(" | ").next().unwrap_or_default();
+        assert!(!named_tests(tests).0.is_empty(), "a threat without a test: {row}");
+    }
+    assert!(rows(open, "| what").count() > 5, "what is not defended is listed");
+}

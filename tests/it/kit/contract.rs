@@ -36,7 +36,7 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 58] = [
+pub(crate) const ANSWERS: [(&str, Form); 60] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
@@ -89,12 +89,14 @@ pub(crate) const ANSWERS: [(&str, Form); 58] = [
     ("partner-kit vectors", Form::Document),
     ("receipt", Form::Document),
     ("reconcile", Form::Document),
+    ("roles", Form::Document),
     ("simulate", Form::Document),
     ("timeline", Form::Document),
     ("token add", Form::Document),
     ("token list", Form::Document),
     ("token revoke", Form::Document),
     ("topology", Form::Document),
+    ("topology export", Form::Document),
 ];
 
 /// Commands that answer no program, and why.

@@ -788,7 +788,7 @@ pub(crate) async fn get(url: &str) -> Option<(u16, String)> {
     asking.await.expect("no panic")
 }
 
-async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &str) -> Output {
+pub(crate) async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &str) -> Output {
     let mut command = settled();
     command
         .env("SETTLED_DATABASE_URL", database_url)

@@ -1,0 +1,607 @@
+//! The database's roles: who may do what, at the least, and what of it is missing.
+
+use std::fmt;
+
+use tokio_postgres::Row;
+
+use super::{Store, StoreError};
+
+/// Who works with the database. Each is a role of its own that nobody logs in as: people and programs are its members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DatabaseRole {
+    Owner,
+    Worker,
+    Operator,
+    Registrar,
+    Custody,
+    Reader,
+    Auditor,
+}
+
+/// What may be done to a table or view of ours, or to a function by its signature.
+pub type Grant = (&'static str, &'static [&'static str]);
+
+const SETTLES: &str = "UPDATE (status, reason, retriable, partner_external_id, evaluation_id, pending_approval_id, \
+                       policy_result, settled_nonce, updated_at)";
+const COUNTS: &str = "UPDATE (available, held, allocated)";
+const REMEMBERS: &str =
+    "UPDATE (message_digest, verdict, reason, allocation_id, event_id, public_key, last_seen, batch_id)";
+const FILES: &str = "UPDATE (state, reason, detail, group_id, made_by, first_failed_at, last_failed_at, times_seen, \
+                     leased_until, replays, verdict, judged_at, batch_id, discarded_at, note, checked_at)";
+
+const WORKER: &[Grant] = &[
+    ("refinery_schema_history", &["SELECT"]),
+    ("partners", &["SELECT"]),
+    ("partner_keys", &["SELECT"]),
+    ("connections", &["SELECT"]),
+    // Row locks are an UPDATE to the server.
+    ("allocations", &["SELECT", SETTLES]),
+    ("funds", &["SELECT", COUNTS]),
+    ("transfers", &["INSERT"]),
+    ("batches", &["INSERT"]),
+    ("receipts", &["SELECT", "INSERT", REMEMBERS]),
+    (
+        "parked",
+        &["SELECT", "INSERT", "UPDATE (attempts, due_at, leased_until, also_reply)", "DELETE"],
+    ),
+    ("parkings", &["INSERT"]),
+    ("told", &["SELECT", "INSERT", "DELETE"]),
+    (
+        "held",
+        &["SELECT", "INSERT", "UPDATE (due_at, leased_until, attempts)", "DELETE"],
+    ),
+    ("holdings", &["INSERT"]),
+    ("outbox", &["SELECT", "INSERT", "UPDATE (leased_until)", "DELETE"]),
+    ("outbox_refused", &["SELECT", "INSERT"]),
+    ("dead_letters", &["SELECT", "INSERT", FILES]),
+    ("letters_taken", &["SELECT", "INSERT", "UPDATE (letters)"]),
+    ("dead_letter_space", &["SELECT", "INSERT", "DELETE"]),
+    ("runs", &["SELECT"]),
+    ("run_items", &["SELECT", "UPDATE (state, verdict, reason, note, judged_at)"]),
+    ("distrusted", &["SELECT", "INSERT"]),
+];
+
+const OPERATOR: &[Grant] = &[
+    ("partners", &["SELECT"]),
+    ("partner_keys", &["SELECT"]),
+    ("connections", &["SELECT"]),
+    ("allocations", &["SELECT"]),
+    ("receipts", &["SELECT"]),
+    ("parked", &["SELECT"]),
+    ("told", &["SELECT"]),
+    ("transfers", &["SELECT"]),
+    ("batches", &["SELECT"]),
+    ("distrusted", &["SELECT"]),
+    (
+        "dead_letters",
+        &["SELECT", "UPDATE (state, run_id, discarded_at, leased_until)", "DELETE"],
+    ),
+    ("dead_letter_space", &["SELECT", "INSERT"]),
+    // To lock a row is an UPDATE to the server, of any column; an identity can not be changed.
+    ("plans", &["SELECT", "INSERT", "UPDATE (id)", "DELETE"]),
+    ("plan_items", &["SELECT", "INSERT"]),
+    ("runs", &["SELECT", "INSERT", "UPDATE"]),
+    ("run_items", &["SELECT", "INSERT", "UPDATE"]),
+    ("audit", &["SELECT", "INSERT"]),
+    ("audit_subjects", &["SELECT", "INSERT"]),
+    ("outbox", &["SELECT", "INSERT"]),
+    ("outbox_refused", &["SELECT", "DELETE"]),
+];
+
+const REGISTRAR: &[Grant] = &[
+    (
+        "partners",
+        &[
+            "SELECT",
+            "INSERT",
+            "UPDATE (name, broker_user, own_queue, async_allocations, async_deallocations, suspended_at)",
+        ],
+    ),
+    (
+        "partner_keys",
+        &["SELECT", "INSERT", "UPDATE (valid_from, valid_until, revoked_at, reinstated_at)"],
+    ),
+    ("distrusted", &["SELECT"]),
+    ("connections", &["SELECT", "INSERT"]),
+    ("clients", &["SELECT", "INSERT"]),
+    ("tokens", &["SELECT", "INSERT", "UPDATE (revoked_at)"]),
+    ("audit", &["SELECT", "INSERT"]),
+];
+
+const CUSTODY: &[Grant] = &[
+    ("settled.deposit(uuid, text, numeric, text)", &["EXECUTE"]),
+    ("settled.reserve(jsonb)", &["EXECUTE"]),
+    // Whether a currency was ever held, and what stands under a reference that is used again.
+    ("funds", &["SELECT"]),
+    ("deposits", &["SELECT"]),
+    ("audit", &["SELECT", "INSERT"]),
+];
+
+const READER: &[Grant] = &[
+    ("refinery_schema_history", &["SELECT"]),
+    ("partners", &["SELECT"]),
+    ("partner_keys", &["SELECT"]),
+    ("connections", &["SELECT"]),
+    ("clients", &["SELECT"]),
+    ("tokens", &["SELECT"]),
+    ("allocations", &["SELECT"]),
+    ("receipts", &["SELECT"]),
+    ("transfers", &["SELECT"]),
+    ("settlements", &["SELECT"]),
+    ("accounts", &["SELECT"]),
+    ("funds", &["SELECT"]),
+    ("batches", &["SELECT"]),
+    ("told", &["SELECT"]),
+    ("parkings", &["SELECT"]),
+    ("held", &["SELECT"]),
+    ("outbox", &["SELECT"]),
+    ("outbox_refused", &["SELECT"]),
+    ("dead_letters", &["SELECT"]),
+    ("runs", &["SELECT"]),
+    ("run_items", &["SELECT"]),
+];
+
+const AUDITOR: &[Grant] = &[
+    ("audit", &["SELECT"]),
+    ("accounts", &["SELECT"]),
+    ("entries", &["SELECT"]),
+    ("settlements", &["SELECT"]),
+    ("funds", &["SELECT"]),
+    ("transfers", &["SELECT"]),
+    ("allocations", &["SELECT"]),
+    ("connections", &["SELECT"]),
+    ("deposits", &["SELECT"]),
+    ("receipts", &["SELECT"]),
+    ("batches", &["SELECT"]),
+    ("partner_keys", &["SELECT"]),
+    ("parked", &["SELECT"]),
+    ("parkings", &["SELECT"]),
+    ("held", &["SELECT"]),
+    ("holdings", &["SELECT"]),
+    ("outbox", &["SELECT"]),
+    ("outbox_refused", &["SELECT"]),
+    ("dead_letters", &["SELECT"]),
+    ("letters_taken", &["SELECT"]),
+];
+
+impl DatabaseRole {
+    pub const ALL: [DatabaseRole; 7] = [
+        DatabaseRole::Owner,
+        DatabaseRole::Worker,
+        DatabaseRole::Operator,
+        DatabaseRole::Registrar,
+        DatabaseRole::Custody,
+        DatabaseRole::Reader,
+        DatabaseRole::Auditor,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            DatabaseRole::Owner => "settled_owner",
+            DatabaseRole::Worker => "settled_worker",
+            DatabaseRole::Operator => "settled_operator",
+            DatabaseRole::Registrar => "settled_registrar",
+            DatabaseRole::Custody => "settled_custody",
+            DatabaseRole::Reader => "settled_reader",
+            DatabaseRole::Auditor => "settled_auditor",
+        }
+    }
+
+    /// Reads `settled_worker`, or `worker`.
+    ///
+    /// # Errors
+    /// Which there are.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let found = Self::ALL
+            .into_iter()
+            .find(|role| role.name() == text || role.name().strip_prefix("settled_") == Some(text));
+        found.ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|role| role.name()).collect();
+            format!("one of {}", names.join(", "))
+        })
+    }
+
+    /// Who is meant by it.
+    pub fn purpose(self) -> &'static str {
+        match self {
+            DatabaseRole::Owner => "owns the schema and applies migrations; no program that runs all day",
+            DatabaseRole::Worker => "the worker: settles, publishes, collects dead letters",
+            DatabaseRole::Operator => "people who look after refused messages",
+            DatabaseRole::Registrar => "people who register partners, keys, connections, clients and tokens",
+            DatabaseRole::Custody => "the custody system: deposits and reservations",
+            DatabaseRole::Reader => "whoever looks and changes nothing, and the HTTP API",
+            DatabaseRole::Auditor => "whoever proves the books, and reads what operators did",
+        }
+    }
+
+    /// What it is granted. The owner owns.
+    pub fn grants(self) -> &'static [Grant] {
+        match self {
+            DatabaseRole::Owner => &[],
+            DatabaseRole::Worker => WORKER,
+            DatabaseRole::Operator => OPERATOR,
+            DatabaseRole::Registrar => REGISTRAR,
+            DatabaseRole::Custody => CUSTODY,
+            DatabaseRole::Reader => READER,
+            DatabaseRole::Auditor => AUDITOR,
+        }
+    }
+}
+
+impl fmt::Display for DatabaseRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `GRANT SELECT ON settled.partners TO ..`, or the same taken away.
+pub fn grant_line(object: &str, privileges: &str, to: &str) -> String {
+    format!("GRANT {privileges} ON {} TO {to};", thing(object))
+}
+
+fn thing(object: &str) -> String {
+    match object {
+        "schema" => "SCHEMA settled".to_owned(),
+        function if function.ends_with(')') => format!("FUNCTION {function}"),
+        table => format!("settled.{table}"),
+    }
+}
+
+/// A name as SQL takes it.
+pub fn quoted(name: &str) -> String {
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit());
+    if is_plain && !name.is_empty() {
+        return name.to_owned();
+    }
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Everything that makes the roles what they are; may be repeated. What a role had more is taken away.
+pub fn statements() -> Vec<String> {
+    let mut all = Vec::new();
+    for role in DatabaseRole::ALL {
+        all.push(format!(
+            "-- {role}: {}\nDO $$ BEGIN\n    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN\n        \
+             CREATE ROLE {role} NOLOGIN;\n    END IF;\nEXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;\n\
+             END $$;",
+            role.purpose()
+        ));
+    }
+    all.push(
+        "-- The schema is its owner's, whoever applied the migrations. Who runs this is a member of it from now on.\n\
+         DO $$ DECLARE\n    one record;\nBEGIN\n    IF NOT pg_has_role('settled_owner', 'USAGE') THEN\n        \
+         GRANT settled_owner TO CURRENT_USER;\n    END IF;\n    \
+         EXECUTE format('GRANT CREATE ON DATABASE %I TO settled_owner', current_database());\n    \
+         IF (SELECT nspowner FROM pg_namespace WHERE nspname = 'settled') <> 'settled_owner'::regrole THEN\n        \
+         ALTER SCHEMA settled OWNER TO settled_owner;\n    END IF;\n    FOR one IN\n        \
+         SELECT format('ALTER %s settled.%I OWNER TO settled_owner',\n                      \
+         CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.relname) AS sql\n        \
+         FROM pg_class AS c\n        \
+         WHERE c.relnamespace = 'settled'::regnamespace AND c.relkind IN ('r', 'p', 'v')\n          \
+         AND c.relowner <> 'settled_owner'::regrole\n        UNION ALL\n        \
+         SELECT format('ALTER FUNCTION %s OWNER TO settled_owner', p.oid::regprocedure)\n        \
+         FROM pg_proc AS p\n        \
+         WHERE p.pronamespace = 'settled'::regnamespace AND p.proowner <> 'settled_owner'::regrole\n    \
+         LOOP\n        EXECUTE one.sql;\n    END LOOP;\nEND $$;"
+            .to_owned(),
+    );
+    let working = DatabaseRole::ALL.into_iter().filter(|role| *role != DatabaseRole::Owner);
+    let names: Vec<&str> = working.clone().map(DatabaseRole::name).collect();
+    let names = names.join(", ");
+    all.push(format!("REVOKE ALL ON ALL TABLES IN SCHEMA settled FROM {names};"));
+    all.push(format!("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA settled FROM {names};"));
+    all.push(format!("REVOKE ALL ON SCHEMA settled FROM {names};"));
+    all.push(grant_line("schema", "USAGE", &names));
+    for role in working {
+        for (object, privileges) in role.grants() {
+            all.push(grant_line(object, &privileges.join(", "), role.name()));
+        }
+    }
+    all
+}
+
+/// One right, so far as it can be asked for.
+fn rights(grants: &[Grant]) -> Vec<Right> {
+    let mut all = vec![Right {
+        object: "schema",
+        privilege: "USAGE",
+        columns: Vec::new(),
+    }];
+    for (object, privileges) in grants {
+        for privilege in *privileges {
+            let (word, columns) = privilege.split_once(" (").unwrap_or((privilege, ""));
+            let columns = columns.trim_end_matches(')').split(", ").filter(|column| !column.is_empty());
+            all.push(Right {
+                object,
+                privilege: word,
+                columns: columns.collect(),
+            });
+        }
+    }
+    all
+}
+
+struct Right {
+    object: &'static str,
+    privilege: &'static str,
+    columns: Vec<&'static str>,
+}
+
+impl Right {
+    fn shown(&self) -> String {
+        if self.columns.is_empty() {
+            return self.privilege.to_owned();
+        }
+        format!("{} ({})", self.privilege, self.columns.join(", "))
+    }
+}
+
+/// What somebody lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingRight {
+    /// A table's name, a function's signature, or `schema`.
+    pub object: String,
+    pub privilege: String,
+}
+
+impl fmt::Display for MissingRight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.object.as_str() {
+            "schema" => write!(f, "{} on schema settled", self.privilege),
+            function if function.ends_with(')') => write!(f, "{} on {function}", self.privilege),
+            table => write!(f, "{} on settled.{table}", self.privilege),
+        }
+    }
+}
+
+/// How somebody stands to a role.
+#[derive(Clone, Debug)]
+pub struct RoleStanding {
+    /// Who was asked about.
+    pub user: String,
+    /// Whether the role is there.
+    pub exists: bool,
+    /// Whether who was asked about has what the role has.
+    pub is_member: bool,
+    /// What the role needs and who was asked about has not.
+    pub missing: Vec<MissingRight>,
+}
+
+/// A role by itself.
+#[derive(Clone, Debug)]
+pub struct RoleFound {
+    pub is_superuser: bool,
+    pub can_login: bool,
+    /// It may make roles or databases, replicate, or pass by row security.
+    pub is_mighty: bool,
+    pub owns_tables: bool,
+    /// Rights on our tables that it does not need.
+    pub more: Vec<MissingRight>,
+}
+
+impl Store {
+    /// Makes the roles what they are, in one transaction.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn apply_roles(&self) -> Result<(), StoreError> {
+        let session = self.session("apply_roles").await?;
+        session.begin().await?;
+        // Two at once wait for each other, and for migrations.
+        session
+            .query("/* roles::apply_roles */ SELECT pg_advisory_xact_lock(7236101)", &[])
+            .await?;
+        for statement in statements() {
+            let sql = format!("/* roles::apply_roles each */ {}", uncommented(&statement));
+            session.ask(session.client()?.batch_execute(&sql)).await?;
+        }
+        session.commit().await
+    }
+
+    /// What is missing of what a role needs: of the role itself, or of who is logged in.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn role_standing(&self, role: DatabaseRole, itself: bool) -> Result<RoleStanding, StoreError> {
+        let rights = rights(role.grants());
+        let mut asked = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (place, right) in rights.iter().enumerate() {
+            let columns: Vec<Option<&str>> = match right.columns.as_slice() {
+                [] => vec![None],
+                columns => columns.iter().copied().map(Some).collect(),
+            };
+            for column in columns {
+                asked.0.push(i32::try_from(place).unwrap_or(i32::MAX));
+                asked.1.push(right.object);
+                asked.2.push(right.privilege);
+                asked.3.push(column);
+            }
+        }
+        let session = self.session("role_standing").await?;
+        let rows = session
+            .query(
+                // What does not exist is the schema's problem, not a missing grant.
+                "/* roles::role_standing */
+                WITH who AS (
+                    SELECT r.oid, r.rolname
+                    FROM pg_roles AS r
+                    WHERE r.rolname = CASE WHEN $2 THEN $1::name ELSE current_user END
+                )
+                SELECT w.rolname::text AS user, EXISTS (SELECT FROM pg_roles WHERE rolname = $1::name) AS role_exists,
+                       coalesce((SELECT pg_has_role(w.oid, r.oid, 'USAGE') FROM pg_roles AS r WHERE r.rolname = $1::name),
+                                false) AS is_member,
+                       ARRAY(
+                           SELECT DISTINCT a.place
+                           FROM unnest($3::integer[], $4::text[], $5::text[], $6::text[])
+                               AS a (place, object, privilege, attribute)
+                           LEFT JOIN pg_namespace AS n ON n.nspname = 'settled'
+                           LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = a.object
+                           LEFT JOIN pg_attribute AS t
+                                  ON t.attrelid = c.oid AND t.attname = a.attribute AND NOT t.attisdropped
+                           WHERE CASE
+                               WHEN n.oid IS NULL THEN false
+                               WHEN a.object = 'schema' THEN NOT has_schema_privilege(w.oid, n.oid, a.privilege)
+                               WHEN right(a.object, 1) = ')'
+                               THEN has_schema_privilege(n.oid, 'USAGE')
+                                    AND NOT has_function_privilege(w.oid, to_regprocedure(a.object), a.privilege)
+                               WHEN c.oid IS NULL THEN false
+                               WHEN a.attribute IS NULL THEN NOT has_table_privilege(w.oid, c.oid, a.privilege)
+                               WHEN t.attnum IS NULL THEN false
+                               ELSE NOT has_column_privilege(w.oid, c.oid, t.attnum, a.privilege)
+                           END
+                           ORDER BY a.place
+                       ) AS missing
+                FROM who AS w",
+                &[&role.name(), &itself, &asked.0, &asked.1, &asked.2, &asked.3],
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Ok(RoleStanding {
+                user: role.name().to_owned(),
+                exists: false,
+                is_member: false,
+                missing: rights.iter().map(missing).collect(),
+            });
+        };
+        let places: Vec<i32> = row.get("missing");
+        let lacks = |place: &i32| usize::try_from(*place).ok().and_then(|place| rights.get(place));
+        Ok(RoleStanding {
+            user: row.get("user"),
+            exists: row.get("role_exists"),
+            is_member: row.get("is_member"),
+            missing: places.iter().filter_map(lacks).map(missing).collect(),
+        })
+    }
+
+    /// What a role is and may do beside what it needs; none where it is not there.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn role_found(&self, role: DatabaseRole) -> Result<Option<RoleFound>, StoreError> {
+        let grants = role.grants().iter();
+        let (objects, privileges): (Vec<&str>, Vec<&str>) = grants
+            .flat_map(|(object, privileges)| privileges.iter().map(|privilege| (*object, *privilege)))
+            .unzip();
+        let session = self.session("role_found").await?;
+        let rows = session
+            .query(
+                "/* roles::role_found */
+                SELECT r.rolsuper, r.rolcanlogin,
+                       r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls AS mighty,
+                       EXISTS (
+                           SELECT
+                           FROM pg_class AS c
+                           WHERE c.relnamespace = to_regnamespace('settled')::oid
+                             AND c.relkind = 'r'
+                             AND pg_has_role(r.oid, c.relowner, 'MEMBER')
+                       ) AS owns
+                FROM pg_roles AS r
+                WHERE r.rolname = $1::name",
+                &[&role.name()],
+            )
+            .await?;
+        let Some(found) = rows.first() else {
+            return Ok(None);
+        };
+        let more = session
+            .query(
+                "/* roles::role_found more */
+                SELECT c.relname::text AS object, p.privilege
+                FROM pg_class AS c
+                CROSS JOIN (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE'), ('TRUNCATE'), ('REFERENCES'), ('TRIGGER'))
+                    AS p (privilege)
+                WHERE c.relnamespace = to_regnamespace('settled')::oid
+                  AND c.relkind IN ('r', 'p', 'v')
+                  AND has_table_privilege($1::name, c.oid, p.privilege)
+                  AND NOT EXISTS (
+                      SELECT
+                      FROM unnest($2::text[], $3::text[]) AS n (object, privilege)
+                      WHERE n.object = c.relname AND n.privilege = p.privilege
+                  )
+                ORDER BY 1, 2",
+                &[&role.name(), &objects, &privileges],
+            )
+            .await?;
+        Ok(Some(RoleFound {
+            is_superuser: found.get("rolsuper"),
+            can_login: found.get("rolcanlogin"),
+            is_mighty: found.get("mighty"),
+            owns_tables: found.get("owns"),
+            more: more.iter().map(surplus).collect(),
+        }))
+    }
+}
+
+fn missing(right: &Right) -> MissingRight {
+    MissingRight {
+        object: right.object.to_owned(),
+        privilege: right.shown(),
+    }
+}
+
+fn surplus(row: &Row) -> MissingRight {
+    MissingRight {
+        object: row.get("object"),
+        privilege: row.get("privilege"),
+    }
+}
+
+/// A comment would make the rest of the line one.
+fn uncommented(statement: &str) -> String {
+    let lines: Vec<&str> = statement.lines().filter(|line| !line.starts_with("--")).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_is_named_once_and_read_by_either_name() {
+        for role in DatabaseRole::ALL {
+            assert_eq!(DatabaseRole::parse(role.name()), Ok(role));
+            assert_eq!(DatabaseRole::parse(role.name().trim_start_matches("settled_")), Ok(role));
+            let mut objects: Vec<&str> = role.grants().iter().map(|(object, _)| *object).collect();
+            let listed = objects.len();
+            objects.sort_unstable();
+            objects.dedup();
+            assert_eq!(objects.len(), listed, "{role}: an object stands twice");
+        }
+        assert!(DatabaseRole::parse("postgres").is_err());
+    }
+
+    #[test]
+    fn nobody_but_the_owner_may_rewrite_money() {
+        for role in DatabaseRole::ALL {
+            for (object, privileges) in role.grants() {
+                for privilege in *privileges {
+                    let is_change = privilege.starts_with("UPDATE") || *privilege == "DELETE" || *privilege == "TRUNCATE";
+                    let never = ["transfers", "batches", "deposits", "audit", "audit_subjects", "distrusted", "parkings"];
+                    assert!(!(is_change && never.contains(object)), "{role}: {privilege} on {object}");
+                    let is_money = ["allocations", "funds", "receipts"].contains(object);
+                    assert!(
+                        !(is_change && is_money && !privilege.contains('(')),
+                        "{role}: {privilege} on {object}: of columns only"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_quoted_where_they_must_be() {
+        assert_eq!(quoted("settled_worker"), "settled_worker");
+        assert_eq!(quoted("O\"Hara"), "\"O\"\"Hara\"");
+        assert_eq!(quoted("1x"), "\"1x\"");
+        assert_eq!(quoted(""), "\"\"");
+        assert_eq!(
+            grant_line("partners", "SELECT", "bob"),
+            "GRANT SELECT ON settled.partners TO bob;"
+        );
+        assert_eq!(
+            grant_line("settled.reserve(jsonb)", "EXECUTE", "bob"),
+            "GRANT EXECUTE ON FUNCTION settled.reserve(jsonb) TO bob;"
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! What the database refuses, whatever program asks: a role that may write to every table still can not rewrite money. The
+//! worker's own role may write less than that.
+
+use settled::{domain::reason::Reason, store::roles::DatabaseRole};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::kit::{
+    auditor::Expect,
+    command::ask,
+    partner::Partner,
+    support::{COLLECTS, PATIENCE, Place, connect, until, userinfo},
+};
+
+/// No right; refused by a trigger; balances and transfers do not agree; a duplicate key.
+const NO_RIGHT: &str = "42501";
+const REFUSED: &str = "P0001";
+const OWED: &str = "SX002";
+
+struct Books {
+    place: Place,
+    settled: Uuid,
+    reserved: Uuid,
+    role: String,
+    db: Client,
+}
+
+/// Books with a settled and a reserved allocation, a final refusal and a dead letter, and a login with these rights.
+async fn books(test: &str, grants: &str) -> Books {
+    let place = Place::new(test).await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "100").await;
+    let reservations: Vec<_> = (0..3).map(|_| partner.allocation("BTC", "10")).collect();
+    place.reserve(&reservations).await;
+    let wrong = partner.draft(&reservations[1], "cleared").set("clientId", Uuid::new_v4().to_string());
+    let messages = [
+        partner.cleared(&reservations[0]),
+        wrong.message(Expect::Refused("allocation_mismatch")),
+    ];
+    let worker = place.ready_worker(&COLLECTS).await;
+    place.publish(&messages).await;
+    let db = place.db().await;
+    until("both are judged, and the dead letter is kept", PATIENCE, async || {
+        let sql = "SELECT EXISTS (SELECT FROM settled.dead_letters)
+                      AND EXISTS (SELECT FROM settled.receipts WHERE verdict = 'settled')";
+        db.query_one(sql, &[]).await.expect("rows").get::<_, bool>(0).then_some(())
+    })
+    .await;
+    worker.terminate().await;
+    ask(&place, &["roles", "--apply"]).await.document(0);
+    let role = format!("{}_thief", place.name);
+    db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'; {}", grants.replace("ROLE", &role)))
+        .await
+        .expect("a role");
+    let (user, password) = userinfo(&place.database_url);
+    let url = place.database_url.replace(&format!("{user}:{password}@"), &format!("{role}:p@"));
+    Books {
+        settled: reservations[0].id,
+        reserved: reservations[2].id,
+        db: connect(&url).await,
+        role,
+        place,
+    }
+}
+
+impl Books {
+    /// What the database says of a transaction of these statements: its SQLSTATE; none: it is done.
+    async fn says(&self, sql: &str) -> Option<String> {
+        let sql = sql
+            .replace("SETTLED", &format!("'{}'", self.settled))
+            .replace("RESERVED", &format!("'{}'", self.reserved));
+        let said = self.db.batch_execute(&format!("BEGIN; {sql}; COMMIT")).await;
+        let code = said.err().map(|error| {
+            let code = error.code().unwrap_or_else(|| panic!("{sql}: {error}"));
+            code.code().to_owned()
+        });
+        self.db.batch_execute("ROLLBACK").await.expect("rolled back");
+        code
+    }
+
+    async fn leave(self) {
+        let owner = self.place.db().await;
+        owner
+            .batch_execute(&format!("DROP OWNED BY {0}; DROP ROLE {0}", self.role))
+            .await
+            .expect("gone");
+        let checked = ask(&self.place, &["ledger", "check", "--signatures"]).await.document(0);
+        assert_eq!(checked["ok"], true, "{checked}");
+    }
+}
+
+const CHANGES: &str = "UPDATE settled.funds SET held = held - 3 WHERE holder = 'connection' AND held >= 3";
+const TRANSFER: &str = "INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at)
+    SELECT gen_random_uuid(), 0, 'reserved', settled.account(f.id, 'held'), settled.account(f.id, 'allocated'), 3, now()
+    FROM settled.funds AS f WHERE f.holder = 'connection'";
+
+/// With every right on every table, and no ownership.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_write_everywhere_can_not_rewrite_money() {
+    let grants = "GRANT USAGE ON SCHEMA settled TO ROLE;
+        GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA settled TO ROLE;
+        REVOKE ALL ON settled.owed FROM ROLE";
+    let books = books("second_line", grants).await;
+    for (what, sql, code) in [
+        ("a terminal allocation's status", "UPDATE settled.allocations SET status = 'released', reason = 'x' WHERE id = SETTLED", REFUSED),
+        ("back to reserved", "UPDATE settled.allocations SET status = 'reserved', reason = 'x', settled_nonce = NULL WHERE id = SETTLED", REFUSED),
+        ("its nonce", "UPDATE settled.allocations SET settled_nonce = 'x' WHERE id = SETTLED", REFUSED),
+        ("its reason", "UPDATE settled.allocations SET partner_external_id = 'x' WHERE id = SETTLED", REFUSED),
+        ("a quantity", "UPDATE settled.allocations SET quantity = 11 WHERE id = RESERVED", REFUSED),
+        ("a currency", "UPDATE settled.allocations SET currency = 'ETH' WHERE id = RESERVED", REFUSED),
+        ("a client", "UPDATE settled.allocations SET client_id = gen_random_uuid() WHERE id = RESERVED", REFUSED),
+        ("whose funds", "UPDATE settled.allocations SET client_funds = 7 WHERE id = RESERVED", REFUSED),
+        ("an id", "UPDATE settled.allocations SET id = gen_random_uuid() WHERE id = RESERVED", REFUSED),
+        ("an allocation away", "DELETE FROM settled.allocations WHERE id = RESERVED", REFUSED),
+        ("all allocations away", "TRUNCATE settled.allocations", REFUSED),
+        ("a transfer", "UPDATE settled.transfers SET amount = 1", REFUSED),
+        ("a transfer away", "DELETE FROM settled.transfers", REFUSED),
+        ("an account's owner", "UPDATE settled.funds SET owner = gen_random_uuid() WHERE holder = 'client'", REFUSED),
+        ("an account's currency", "UPDATE settled.funds SET currency = 'ETH'", REFUSED),
+        ("an account away", "DELETE FROM settled.funds", REFUSED),
+        ("a balance alone", "UPDATE settled.funds SET available = available + 1 WHERE holder = 'client'", OWED),
+        ("a balance to another owner", "UPDATE settled.funds SET available = available - 1 WHERE holder = 'client';
+            UPDATE settled.funds SET allocated = allocated + 1 WHERE holder = 'connection'", OWED),
+        ("money out of nothing", "INSERT INTO settled.funds (holder, owner, currency, available) VALUES ('client', gen_random_uuid(), 'BTC', 5)", OWED),
+        ("a transfer without its balances", TRANSFER, OWED),
+        ("one of its two balances", &format!("{TRANSFER}; {CHANGES}"), OWED),
+        ("another amount", &format!("{TRANSFER}; UPDATE settled.funds SET held = held - 4, allocated = allocated + 4 WHERE holder = 'connection'"), OWED),
+        ("in a savepoint", "SAVEPOINT a; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'; RELEASE a", OWED),
+        ("checked at once", "SET CONSTRAINTS ALL IMMEDIATE; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'", OWED),
+        ("what is owed", "DELETE FROM settled.owed", NO_RIGHT),
+        ("what is owed, by its function", "SELECT settled.owe(ARRAY[5], ARRAY[1.0])", NO_RIGHT),
+        ("a settled receipt", "UPDATE settled.receipts SET verdict = 'rejected', reason = 'internal' WHERE verdict = 'settled'", REFUSED),
+        ("a receipt's nonce", "UPDATE settled.receipts SET nonce = 'x'", REFUSED),
+        ("a receipt's payload", "UPDATE settled.receipts SET payload_digest = sha256('x')", REFUSED),
+        ("a final reason", "UPDATE settled.receipts SET verdict = 'settled', reason = NULL WHERE reason = 'allocation_mismatch'", REFUSED),
+        ("a receipt away", "DELETE FROM settled.receipts", REFUSED),
+        ("a dead letter's body", "UPDATE settled.dead_letters SET body = 'x'", REFUSED),
+        ("a dead letter's key", "UPDATE settled.dead_letters SET routing_key = 'x.allocation.update'", REFUSED),
+        ("a parked message's body", "UPDATE settled.parked SET body = 'x'", REFUSED),
+        ("whose a key is", "UPDATE settled.partner_keys SET enterprise_id = 'x'", REFUSED),
+        ("a key away", "DELETE FROM settled.partner_keys", REFUSED),
+        ("a connection's client", "UPDATE settled.connections SET client_id = gen_random_uuid()", REFUSED),
+        ("the audit", "DELETE FROM settled.audit", REFUSED),
+        ("triggers off", "SET LOCAL session_replication_role = replica", NO_RIGHT),
+        ("a trigger off", "ALTER TABLE settled.funds DISABLE TRIGGER pay", NO_RIGHT),
+        ("a function", "CREATE OR REPLACE FUNCTION settled.refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", NO_RIGHT),
+    ] {
+        assert_eq!(books.says(sql).await.as_deref(), Some(code), "{what}: {sql}");
+    }
+    // What belongs together is let through, in any order of the statements.
+    let both = "UPDATE settled.funds SET held = held - 3, allocated = allocated + 3 WHERE holder = 'connection'";
+    let back = "UPDATE settled.funds SET held = held + 3, allocated = allocated - 3 WHERE holder = 'connection'";
+    for sql in [format!("{TRANSFER}; {both}; ROLLBACK"), format!("{both}; {back}"), "SELECT 1".to_owned()] {
+        assert_eq!(books.says(&sql).await, None, "{sql}");
+    }
+    books.leave().await;
+}
+
+/// As a member of settled_worker: what a worker has no need of it has no right to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thief_of_the_workers_role_is_kept_to_what_a_worker_does() {
+    let books = books("thief", &format!("GRANT {} TO ROLE", DatabaseRole::Worker)).await;
+    for sql in [
+        "UPDATE settled.allocations SET quantity = 11 WHERE id = RESERVED",
+        "UPDATE settled.allocations SET client_funds = 7 WHERE id = RESERVED",
+        "INSERT INTO settled.allocations SELECT * FROM settled.allocations",
+        "DELETE FROM settled.allocations",
+        "UPDATE settled.funds SET external = 0",
+        "UPDATE settled.funds SET owner = gen_random_uuid()",
+        "INSERT INTO settled.funds (holder, owner, currency) VALUES ('client', gen_random_uuid(), 'BTC')",
+        "UPDATE settled.receipts SET nonce = 'x'",
+        "DELETE FROM settled.receipts",
+        "DELETE FROM settled.transfers",
+        "SELECT payload FROM settled.transfers",
+        "INSERT INTO settled.deposits (client_id, reference, currency, quantity) VALUES (gen_random_uuid(), 'r', 'BTC', 1)",
+        "SELECT settled.deposit(gen_random_uuid(), 'BTC', 5, 'r')",
+        "SELECT settled.reserve('[]')",
+        "SELECT settled.move(gen_random_uuid(), 'deposit', 1, 2, 3, now())",
+        "INSERT INTO settled.partners (enterprise_id, name) VALUES ('x', 'x')",
+        "INSERT INTO settled.partner_keys (public_key, enterprise_id) VALUES (decode(repeat('02', 33), 'hex'), 'acme')",
+        "UPDATE settled.partner_keys SET valid_until = NULL",
+        "UPDATE settled.partners SET suspended_at = NULL",
+        "INSERT INTO settled.connections SELECT * FROM settled.connections",
+        "SELECT * FROM settled.tokens",
+        "SELECT * FROM settled.audit",
+        "INSERT INTO settled.audit (at, operator, act, filters, outcome) VALUES (now(), 'x', 'x', '{}', '{}')",
+        "UPDATE settled.dead_letters SET body = 'x'",
+        "DELETE FROM settled.dead_letters",
+        "SELECT * FROM settled.owed",
+        "TRUNCATE settled.parked",
+    ] {
+        assert_eq!(books.says(sql).await.as_deref(), Some(NO_RIGHT), "{sql}");
+    }
+    // And what it may write is held to the same rules.
+    for (sql, code) in [
+        ("UPDATE settled.allocations SET status = 'released', reason = 'x' WHERE id = SETTLED", REFUSED),
+        ("UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'", OWED),
+        ("UPDATE settled.receipts SET verdict = 'rejected', reason = 'internal' WHERE verdict = 'settled'", REFUSED),
+    ] {
+        assert_eq!(books.says(sql).await.as_deref(), Some(code), "{sql}");
+    }
+    books.leave().await;
+}
+
+/// The trigger knows every final reason that a receipt can have: those from the check of the nonce on.
+#[test]
+fn every_final_reason_of_a_receipt_is_kept() {
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/schema");
+    let mut files: Vec<_> = std::fs::read_dir(schema)
+        .expect("the schema")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.sort();
+    let text: String = files.iter().map(|file| std::fs::read_to_string(file).expect("a migration")).collect();
+    // The newest that is made.
+    let at = text.rfind("CREATE TRIGGER final_for_ever").expect("the trigger");
+    let trigger = text[at..].split(';').next().expect("a statement");
+    let proven = Reason::ALL.iter().skip_while(|reason| reason.as_str() != "nonce_reused");
+    let mut found = 0;
+    for reason in proven.filter(|reason| reason.is_final()) {
+        assert!(trigger.contains(&format!("'{reason}'")), "{reason} is not in {trigger}");
+        found += 1;
+    }
+    assert!(found >= 4, "reasons are read");
+}
