@@ -69,19 +69,24 @@ const OPERATOR: &[Grant] = &[
     ("receipts", &["SELECT"]),
     ("parked", &["SELECT"]),
     ("told", &["SELECT"]),
+    // What a replay moved.
     ("transfers", &["SELECT"]),
-    ("batches", &["SELECT"]),
+    ("funds", &["SELECT"]),
     ("distrusted", &["SELECT"]),
     (
         "dead_letters",
-        &["SELECT", "UPDATE (state, run_id, discarded_at, leased_until)", "DELETE"],
+        &["SELECT", "UPDATE (state, run_id, discarded_at)", "DELETE"],
     ),
-    ("dead_letter_space", &["SELECT", "INSERT"]),
+    // What is purged is counted by a trigger.
+    ("dead_letter_space", &["INSERT"]),
     // To lock a row is an UPDATE to the server, of any column; an identity can not be changed.
     ("plans", &["SELECT", "INSERT", "UPDATE (id)", "DELETE"]),
     ("plan_items", &["SELECT", "INSERT"]),
-    ("runs", &["SELECT", "INSERT", "UPDATE"]),
-    ("run_items", &["SELECT", "INSERT", "UPDATE"]),
+    (
+        "runs",
+        &["SELECT", "INSERT", "UPDATE (state, note, changed_at, driver, driven_until, rate)"],
+    ),
+    ("run_items", &["SELECT", "INSERT", "UPDATE (state, note)"]),
     ("audit", &["SELECT", "INSERT"]),
     ("audit_subjects", &["SELECT", "INSERT"]),
     ("outbox", &["SELECT", "INSERT"]),
