@@ -76,11 +76,7 @@ impl Check {
 }
 
 /// Checks everything, whatever fails on the way.
-pub(super) async fn run(
-    settings: Result<Settings, ConfigError>,
-    out: &Output,
-    wish: &Doctor,
-) -> Result<Exit, Failure> {
+pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output, wish: &Doctor) -> Result<Exit, Failure> {
     let checks = match settings {
         Err(error) => vec![Check::bad("settings", error.message()).hint(error.hint())],
         Ok(settings) => {

@@ -197,9 +197,7 @@ impl Cli {
     pub async fn run(self) -> Result<Exit, Failure> {
         let (words, settings) = (self.words.clone(), self.global.settings());
         match (self.carry_out().await, settings) {
-            (Err(failure), Ok(settings)) if failure.is_right() => {
-                Err(roles::mended(failure, &settings, &words).await)
-            }
+            (Err(failure), Ok(settings)) if failure.is_right() => Err(roles::mended(failure, &settings, &words).await),
             (done, _) => done,
         }
     }

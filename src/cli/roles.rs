@@ -153,14 +153,19 @@ fn mending(role: DatabaseRole, standing: &RoleStanding) -> String {
     let user = quoted(&standing.user);
     let grants = |to: &str| -> String {
         let lines = standing.missing.iter();
-        let lines: Vec<String> = lines.map(|right| grant_line(&right.object, &right.privilege, to)).collect();
+        let lines: Vec<String> = lines
+            .map(|right| grant_line(&right.object, &right.privilege, to))
+            .collect();
         lines.join(" ")
     };
     match (standing.exists, standing.is_member) {
         _ if standing.missing.is_empty() => format!(
             "this user may do what {role} does; what is missing is another right: the database's log has the statement"
         ),
-        (true, true) => format!("as the owner of the schema: {} (or `settled roles --apply`)", grants(role.name())),
+        (true, true) => format!(
+            "as the owner of the schema: {} (or `settled roles --apply`)",
+            grants(role.name())
+        ),
         (true, false) => format!("as the owner of the schema: GRANT {role} TO {user};"),
         (false, _) => format!(
             "`settled roles --apply` makes the role {role}; then GRANT {role} TO {user}; or, as the owner of the schema: {}",

@@ -199,10 +199,7 @@ async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
         }
     }
     if let Ok(version) = server_version(&broker).await {
-        notes.push(format!(
-            "{version}: {}",
-            super::doctor::topic_permissions(&version)
-        ));
+        notes.push(format!("{version}: {}", super::doctor::topic_permissions(&version)));
     }
     let doors = known
         .into_iter()

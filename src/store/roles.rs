@@ -42,7 +42,12 @@ const WORKER: &[Grant] = &[
     ("receipts", &["SELECT", "INSERT", REMEMBERS]),
     (
         "parked",
-        &["SELECT", "INSERT", "UPDATE (attempts, due_at, leased_until, also_reply)", "DELETE"],
+        &[
+            "SELECT",
+            "INSERT",
+            "UPDATE (attempts, due_at, leased_until, also_reply)",
+            "DELETE",
+        ],
     ),
     ("parkings", &["INSERT"]),
     ("told", &["SELECT", "INSERT", "DELETE"]),
@@ -57,7 +62,10 @@ const WORKER: &[Grant] = &[
     ("letters_taken", &["SELECT", "INSERT", "UPDATE (letters)"]),
     ("dead_letter_space", &["SELECT", "INSERT", "DELETE"]),
     ("runs", &["SELECT"]),
-    ("run_items", &["SELECT", "UPDATE (state, verdict, reason, note, judged_at)"]),
+    (
+        "run_items",
+        &["SELECT", "UPDATE (state, verdict, reason, note, judged_at)"],
+    ),
     ("distrusted", &["SELECT", "INSERT"]),
 ];
 
@@ -84,7 +92,11 @@ const OPERATOR: &[Grant] = &[
     ("plan_items", &["SELECT", "INSERT"]),
     (
         "runs",
-        &["SELECT", "INSERT", "UPDATE (state, note, changed_at, driver, driven_until, rate)"],
+        &[
+            "SELECT",
+            "INSERT",
+            "UPDATE (state, note, changed_at, driver, driven_until, rate)",
+        ],
     ),
     ("run_items", &["SELECT", "INSERT", "UPDATE (state, note)"]),
     ("audit", &["SELECT", "INSERT"]),
@@ -104,7 +116,11 @@ const REGISTRAR: &[Grant] = &[
     ),
     (
         "partner_keys",
-        &["SELECT", "INSERT", "UPDATE (valid_from, valid_until, revoked_at, reinstated_at)"],
+        &[
+            "SELECT",
+            "INSERT",
+            "UPDATE (valid_from, valid_until, revoked_at, reinstated_at)",
+        ],
     ),
     ("distrusted", &["SELECT"]),
     ("connections", &["SELECT", "INSERT"]),
@@ -254,7 +270,9 @@ fn thing(object: &str) -> String {
 
 /// A name as SQL takes it.
 pub fn quoted(name: &str) -> String {
-    let is_plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    let is_plain = name
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
         && !name.starts_with(|first: char| first.is_ascii_digit());
     if is_plain && !name.is_empty() {
         return name.to_owned();
@@ -291,7 +309,9 @@ pub fn statements() -> Vec<String> {
          LOOP\n        EXECUTE one.sql;\n    END LOOP;\nEND $$;"
             .to_owned(),
     );
-    let working = DatabaseRole::ALL.into_iter().filter(|role| *role != DatabaseRole::Owner);
+    let working = DatabaseRole::ALL
+        .into_iter()
+        .filter(|role| *role != DatabaseRole::Owner);
     let names: Vec<&str> = working.clone().map(DatabaseRole::name).collect();
     let names = names.join(", ");
     all.push(format!("REVOKE ALL ON ALL TABLES IN SCHEMA settled FROM {names};"));
@@ -316,7 +336,10 @@ fn rights(grants: &[Grant]) -> Vec<Right> {
     for (object, privileges) in grants {
         for privilege in *privileges {
             let (word, columns) = privilege.split_once(" (").unwrap_or((privilege, ""));
-            let columns = columns.trim_end_matches(')').split(", ").filter(|column| !column.is_empty());
+            let columns = columns
+                .trim_end_matches(')')
+                .split(", ")
+                .filter(|column| !column.is_empty());
             all.push(Right {
                 object,
                 privilege: word,
@@ -566,7 +589,10 @@ mod tests {
     fn each_role_is_named_once_and_read_by_either_name() {
         for role in DatabaseRole::ALL {
             assert_eq!(DatabaseRole::parse(role.name()), Ok(role));
-            assert_eq!(DatabaseRole::parse(role.name().trim_start_matches("settled_")), Ok(role));
+            assert_eq!(
+                DatabaseRole::parse(role.name().trim_start_matches("settled_")),
+                Ok(role)
+            );
             let mut objects: Vec<&str> = role.grants().iter().map(|(object, _)| *object).collect();
             let listed = objects.len();
             objects.sort_unstable();
@@ -581,9 +607,21 @@ mod tests {
         for role in DatabaseRole::ALL {
             for (object, privileges) in role.grants() {
                 for privilege in *privileges {
-                    let is_change = privilege.starts_with("UPDATE") || *privilege == "DELETE" || *privilege == "TRUNCATE";
-                    let never = ["transfers", "batches", "deposits", "audit", "audit_subjects", "distrusted", "parkings"];
-                    assert!(!(is_change && never.contains(object)), "{role}: {privilege} on {object}");
+                    let is_change =
+                        privilege.starts_with("UPDATE") || *privilege == "DELETE" || *privilege == "TRUNCATE";
+                    let never = [
+                        "transfers",
+                        "batches",
+                        "deposits",
+                        "audit",
+                        "audit_subjects",
+                        "distrusted",
+                        "parkings",
+                    ];
+                    assert!(
+                        !(is_change && never.contains(object)),
+                        "{role}: {privilege} on {object}"
+                    );
                     let is_money = ["allocations", "funds", "receipts"].contains(object);
                     assert!(
                         !(is_change && is_money && !privilege.contains('(')),

@@ -270,8 +270,16 @@ mod tests {
         let users = export(true).users();
         assert_eq!(users.len(), 2);
         assert_eq!(
-            (users[0].configure.as_str(), users[0].write.as_str(), users[0].read.as_str()),
-            ("^$", r"^settlement\.updates\.north-1$", r"^settlement\.outcomes\.north-1$")
+            (
+                users[0].configure.as_str(),
+                users[0].write.as_str(),
+                users[0].read.as_str()
+            ),
+            (
+                "^$",
+                r"^settlement\.updates\.north-1$",
+                r"^settlement\.outcomes\.north-1$"
+            )
         );
         // This name is the common topology's: no exchange of its own.
         assert_eq!(users[1].write, r"^settlement\.updates$");
@@ -304,7 +312,10 @@ mod tests {
         assert!(names("queues").contains(&"settlement.updates.north-1"));
         assert!(names("queues").contains(&DEAD));
         let text = definitions.to_string();
-        assert!(!text.contains("password") && text.contains("x-delivery-limit"), "{text}");
+        assert!(
+            !text.contains("password") && text.contains("x-delivery-limit"),
+            "{text}"
+        );
         assert!(!text.contains("null"), "no broker imports it: {text}");
         let configures: Vec<&str> = definitions["permissions"]
             .as_array()

@@ -12,7 +12,9 @@ pub(super) async fn checks(settings: &Settings, role: DatabaseRole) -> Vec<Check
     let (found, standing) = match asked.await {
         Err(refusal) => return vec![Check::failed("database", &Failure::from(refusal))],
         Ok(None) => {
-            return vec![Check::bad("role", format!("there is no role {role}")).hint("`settled roles --apply` makes it")];
+            return vec![
+                Check::bad("role", format!("there is no role {role}")).hint("`settled roles --apply` makes it"),
+            ];
         }
         Ok(Some(answer)) => answer,
     };
@@ -20,14 +22,18 @@ pub(super) async fn checks(settings: &Settings, role: DatabaseRole) -> Vec<Check
     checks.push(if standing.missing.is_empty() {
         Check::good("grants", format!("{role} may do what it is for: {}", role.purpose()))
     } else {
-        Check::bad("grants", format!("{role} lacks {}", listed(&standing.missing))).hint(mending(role, &standing.missing))
+        Check::bad("grants", format!("{role} lacks {}", listed(&standing.missing)))
+            .hint(mending(role, &standing.missing))
     });
     if role != DatabaseRole::Owner && !found.is_superuser {
         checks.push(if found.more.is_empty() {
             Check::good("least", format!("{role} may do nothing else to the tables"))
         } else {
-            Check::bad("least", format!("{role} may do more than it needs: {}", listed(&found.more)))
-                .hint("`settled roles --apply` takes it away, unless it is everybody's (PUBLIC) or another role's")
+            Check::bad(
+                "least",
+                format!("{role} may do more than it needs: {}", listed(&found.more)),
+            )
+            .hint("`settled roles --apply` takes it away, unless it is everybody's (PUBLIC) or another role's")
         });
     }
     checks
@@ -43,7 +49,10 @@ fn standing_of(role: DatabaseRole, found: &RoleFound) -> Check {
             found.is_mighty && !owner,
             "it may make roles or databases, replicate, or pass by row security",
         ),
-        (found.owns_tables && !owner, "it owns tables, or is a member of who does"),
+        (
+            found.owns_tables && !owner,
+            "it owns tables, or is a member of who does",
+        ),
         (!found.owns_tables && owner, "it owns no table"),
     ]
     .into_iter()
@@ -57,7 +66,11 @@ fn standing_of(role: DatabaseRole, found: &RoleFound) -> Check {
         });
     }
     let line = Check::good(NAME, format!("{role} is there"));
-    line.noting(found.can_login.then(|| "it can log in: let its members do that, each under a name of its own".to_owned()))
+    line.noting(
+        found
+            .can_login
+            .then(|| "it can log in: let its members do that, each under a name of its own".to_owned()),
+    )
 }
 
 fn listed(rights: &[MissingRight]) -> String {

@@ -34,9 +34,16 @@ impl Users {
         let mut names = Vec::new();
         for permission in exported["definitions"]["permissions"].as_array().expect("permissions") {
             let name = permission["user"].as_str().expect("a user").to_owned();
-            let tags = if name == "settlement-monitoring" { "monitoring" } else { "" };
+            let tags = if name == "settlement-monitoring" {
+                "monitoring"
+            } else {
+                ""
+            };
             let login = json!({"password": "secret", "tags": tags});
-            let (status, answer) = place.services.manage("PUT", &format!("/api/users/{name}"), Some(login)).await;
+            let (status, answer) = place
+                .services
+                .manage("PUT", &format!("/api/users/{name}"), Some(login))
+                .await;
             assert!(matches!(status, 201 | 204), "{status} {answer}");
             names.push(name);
         }
@@ -59,7 +66,10 @@ impl Users {
 
     async fn forget(self, place: &Place) {
         for name in self.names {
-            place.services.manage("DELETE", &format!("/api/users/{name}"), None).await;
+            place
+                .services
+                .manage("DELETE", &format!("/api/users/{name}"), None)
+                .await;
         }
     }
 }
@@ -101,9 +111,9 @@ impl Act<'_> {
         };
         let nothing = FieldTable::default;
         match self {
-            Act::Publish(exchange, key) => {
-                publish(channel, exchange, key, b"{}", BasicProperties::default()).await.map(drop)
-            }
+            Act::Publish(exchange, key) => publish(channel, exchange, key, b"{}", BasicProperties::default())
+                .await
+                .map(drop),
             Act::PublishAs(user, exchange, key) => {
                 let properties = BasicProperties::default().with_user_id((*user).into());
                 publish(channel, exchange, key, b"{}", properties).await.map(drop)
@@ -118,7 +128,10 @@ impl Act<'_> {
                 .map(drop),
             Act::DeclareQueue(queue) => {
                 let quorum = BTreeMap::from([("x-queue-type".into(), AMQPValue::LongString("quorum".into()))]);
-                channel.queue_declare((*queue).into(), durable, quorum.into()).await.map(drop)
+                channel
+                    .queue_declare((*queue).into(), durable, quorum.into())
+                    .await
+                    .map(drop)
             }
             Act::DeclareExchange(exchange) => {
                 let options = ExchangeDeclareOptions {
@@ -133,9 +146,11 @@ impl Act<'_> {
                 .queue_delete((*queue).into(), QueueDeleteOptions::default())
                 .await
                 .map(drop),
-            Act::DeleteExchange(exchange) => channel
-                .exchange_delete((*exchange).into(), ExchangeDeleteOptions::default())
-                .await,
+            Act::DeleteExchange(exchange) => {
+                channel
+                    .exchange_delete((*exchange).into(), ExchangeDeleteOptions::default())
+                    .await
+            }
             Act::Bind(queue, exchange, key) => {
                 let options = QueueBindOptions::default();
                 channel
@@ -233,7 +248,11 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
     assert!(exchanges.contains(&json!("settlement.updates.acme")), "{declared}");
 
     // A partner: its own updates, its own outcomes.
-    let reservations = [acme.allocation("BTC", "1"), other.allocation("BTC", "1"), acme.allocation("BTC", "1")];
+    let reservations = [
+        acme.allocation("BTC", "1"),
+        other.allocation("BTC", "1"),
+        acme.allocation("BTC", "1"),
+    ];
     place.reserve(&reservations).await;
     let worker = place
         .ready_worker(&[("SETTLED_BROKER_URL", users.url("settlement-worker").as_str())])
@@ -244,7 +263,9 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
     let properties = sent(&message, &acme_user);
     let own = "settlement.updates.acme";
     assert!(
-        publish(&channel, own, &message.routing_key, &message.body, properties).await.expect("confirmed"),
+        publish(&channel, own, &message.routing_key, &message.body, properties)
+            .await
+            .expect("confirmed"),
         "it reaches the input queue"
     );
     let db = place.db().await;
@@ -252,9 +273,14 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
         let sql = "SELECT status <> 'reserved' FROM settled.allocations WHERE id = $1";
         db.query_one(sql, &[&id]).await.expect("a row").get::<_, bool>(0)
     };
-    until("it is settled", PATIENCE, async || is_settled(reservations[0].id).await.then_some(())).await;
+    until("it is settled", PATIENCE, async || {
+        is_settled(reservations[0].id).await.then_some(())
+    })
+    .await;
     until("its outcome waits for it", PATIENCE, async || {
-        let got = channel.basic_get("settlement.outcomes.acme".into(), BasicGetOptions::default()).await;
+        let got = channel
+            .basic_get("settlement.outcomes.acme".into(), BasicGetOptions::default())
+            .await;
         got.expect("allowed").map(|got| {
             assert!(got.routing_key.as_str().ends_with(".acme"), "{}", got.routing_key);
         })
@@ -264,7 +290,9 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
     let theirs = other.cleared(&reservations[1]);
     let properties = sent(&theirs, &acme_user);
     assert!(
-        !publish(&channel, own, &theirs.routing_key, &theirs.body, properties).await.expect("confirmed"),
+        !publish(&channel, own, &theirs.routing_key, &theirs.body, properties)
+            .await
+            .expect("confirmed"),
         "another's key is returned"
     );
     // A copy that a header sends past the keys is still the sender's.
@@ -272,8 +300,13 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
     let copies: FieldArray = vec![AMQPValue::LongString(theirs.routing_key.as_str().into())].into();
     let headers = BTreeMap::from([("CC".into(), AMQPValue::FieldArray(copies))]);
     let properties = sent(&mine, &acme_user).with_headers(headers.into());
-    publish(&channel, own, &mine.routing_key, &mine.body, properties).await.expect("confirmed");
-    until("it is settled once", PATIENCE, async || is_settled(reservations[2].id).await.then_some(())).await;
+    publish(&channel, own, &mine.routing_key, &mine.body, properties)
+        .await
+        .expect("confirmed");
+    until("it is settled once", PATIENCE, async || {
+        is_settled(reservations[2].id).await.then_some(())
+    })
+    .await;
     assert!(!is_settled(reservations[1].id).await, "nobody spoke for the other");
 
     let update = "acme.allocation.update";
@@ -366,10 +399,24 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
     // Doctor says who is kept apart.
     let settings = ["doctor"];
     let found: Value = serde_json::from_str(&ask(&place, &settings).await.out).expect("JSON");
-    let apart = found["checks"].as_array().expect("checks").iter().find(|check| check["name"] == "partners_apart");
+    let apart = found["checks"]
+        .as_array()
+        .expect("checks")
+        .iter()
+        .find(|check| check["name"] == "partners_apart");
     let apart = apart.unwrap_or_else(|| panic!("{found}"));
-    assert!(apart["detail"].as_str().is_some_and(|detail| detail.starts_with("2 of 3 partners")), "{apart}");
-    assert!(apart["hint"].as_str().is_some_and(|hint| hint.contains("topology export")), "{apart}");
+    assert!(
+        apart["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.starts_with("2 of 3 partners")),
+        "{apart}"
+    );
+    assert!(
+        apart["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("topology export")),
+        "{apart}"
+    );
 
     worker.terminate().await;
     users.forget(&place).await;
@@ -380,13 +427,20 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
 async fn one_partner_is_exported_by_itself() {
     let (place, _, [acme_user, other_user]) = two_partners("apart_one").await;
     let all = ask(&place, &["topology", "export"]).await.document(0);
-    let one = ask(&place, &["topology", "export", "--partner", "acme"]).await.document(0);
+    let one = ask(&place, &["topology", "export", "--partner", "acme"])
+        .await
+        .document(0);
     let text = one.to_string();
     assert!(text.contains(&acme_user) && !text.contains(&other_user), "{text}");
     let permissions = one["definitions"]["permissions"].as_array().expect("permissions");
     assert_eq!(permissions.len(), 1, "{one}");
     for exported in [&all, &one] {
-        let lines: Vec<&str> = exported["lines"].as_array().expect("lines").iter().filter_map(Value::as_str).collect();
+        let lines: Vec<&str> = exported["lines"]
+            .as_array()
+            .expect("lines")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         for permission in exported["definitions"]["permissions"].as_array().expect("permissions") {
             let word = |name: &str| format!("'{}'", permission[name].as_str().expect("text"));
             let line = format!(
@@ -402,7 +456,9 @@ async fn one_partner_is_exported_by_itself() {
     }
     assert!(!all.to_string().contains("password"), "{all}");
     assert!(all["notes"].to_string().contains("CC header"), "{}", all["notes"]);
-    ask(&place, &["topology", "export", "--partner", "nobody"]).await.refused(1, "nobody");
+    ask(&place, &["topology", "export", "--partner", "nobody"])
+        .await
+        .refused(1, "nobody");
 
     // What it publishes to is there since it was registered.
     let message = Message::new("acme.allocation.update", "{}", Expect::Any);

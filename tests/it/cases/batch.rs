@@ -368,6 +368,9 @@ async fn funds_have_a_currency_of_the_documented_form() {
     let change = "UPDATE settled.funds SET currency = $1";
     let error = db.execute(change, &[&"ETH"]).await.expect_err("it stays");
     assert_eq!(error.code(), Some(&SqlState::RAISE_EXCEPTION), "{error}");
-    let error = db.execute("UPDATE settled.funds SET held = 7", &[]).await.expect_err("no transfer");
+    let error = db
+        .execute("UPDATE settled.funds SET held = 7", &[])
+        .await
+        .expect_err("no transfer");
     assert_eq!(error.code().map(SqlState::code), Some("SX002"), "{error}");
 }

@@ -1,10 +1,10 @@
 //! One file a topic.
 
 mod alerts;
+mod apart;
 mod api;
 mod api_reads;
 mod api_tools;
-mod apart;
 mod arguments;
 mod batch;
 mod causes;

@@ -89,7 +89,10 @@ async fn the_custody_page_works_as_it_is_written() {
     let output = place.run(&["roles", "--apply"]).await;
     assert!(output.status.success(), "{}", said(&output));
     let (call, grants) = page.split_once("GRANT settled_custody").expect("a call and its grant");
-    let grants = format!("GRANT settled_custody{}", grants.replace("TO custody;", &format!("TO {role};")));
+    let grants = format!(
+        "GRANT settled_custody{}",
+        grants.replace("TO custody;", &format!("TO {role};"))
+    );
     let connection = "INSERT INTO settled.partners (enterprise_id, name) VALUES ('northwind', 'Northwind');
         INSERT INTO settled.connections
             (connection_id, enterprise_id, client_id, partners_client_id, partners_connection_id)

@@ -47,10 +47,25 @@ impl Fixture {
         let first = partner.draft(&reservations[0], "cleared");
         let nonce = first.fields.get("nonce").as_str().expect("a nonce").to_owned();
         let first = first.message(Expect::Settles);
-        settle(&clerk, &read(std::slice::from_ref(&first)).await).await.expect("settled");
-        db.batch_execute("CREATE TABLE public.kept AS SELECT * FROM settled.outbox").await.expect("kept");
+        let answered = settle(&clerk, &read(std::slice::from_ref(&first)).await)
+            .await
+            .expect("settled");
+        clerk
+            .store
+            .set_aside(answered.id, &answered.publications[0], "by a test")
+            .await
+            .expect("set aside");
+        db.batch_execute(
+            "CREATE TABLE public.kept AS SELECT * FROM settled.outbox;
+             CREATE TABLE public.aside AS SELECT format, publications FROM settled.outbox_refused;
+             DELETE FROM settled.outbox_refused",
+        )
+        .await
+        .expect("kept");
         let worker = place.ready_worker(&COLLECTS).await;
-        let wrong = partner.draft(&reservations[1], "cleared").set("clientId", Uuid::new_v4().to_string());
+        let wrong = partner
+            .draft(&reservations[1], "cleared")
+            .set("clientId", Uuid::new_v4().to_string());
         let missing = partner.draft(&partner.allocation("BTC", "1"), "cleared");
         place
             .publish(&[
@@ -61,17 +76,26 @@ impl Fixture {
             .await;
         until("a dead letter is kept", PATIENCE, async || {
             let kept = "SELECT EXISTS (SELECT FROM settled.dead_letters) AND EXISTS (SELECT FROM settled.parked)";
-            db.query_one(kept, &[]).await.expect("rows").get::<_, bool>(0).then_some(())
+            db.query_one(kept, &[])
+                .await
+                .expect("rows")
+                .get::<_, bool>(0)
+                .then_some(())
         })
         .await;
         worker.terminate().await;
         // What a key signed that was revoked once is looked up.
         let key = partner.public_key();
         let whose = ["--enterprise-id", "acme", "--public-key", &key];
-        ask(&place, &[&["key", "revoke"], &whose[..]].concat()).await.document(0);
-        ask(&place, &[&["key", "reinstate"], &whose[..], &["--reason", "x"]].concat())
+        ask(&place, &[&["key", "revoke"], &whose[..]].concat())
             .await
             .document(0);
+        ask(
+            &place,
+            &[&["key", "reinstate"], &whose[..], &["--reason", "x"]].concat(),
+        )
+        .await
+        .document(0);
         ask(&place, &["roles", "--apply"]).await.document(0);
         Self {
             reserved: reservations[2].clone(),
@@ -84,13 +108,17 @@ impl Fixture {
     }
 
     async fn sql(&self, sql: &str) {
-        self.db.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        self.db
+            .batch_execute(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
     /// The URL of a login of a role's.
     async fn login(&self, role: DatabaseRole) -> String {
         let login = self.login_name(role);
-        self.sql(&format!("CREATE ROLE {login} LOGIN PASSWORD 'p' IN ROLE {role}")).await;
+        self.sql(&format!("CREATE ROLE {login} LOGIN PASSWORD 'p' IN ROLE {role}"))
+            .await;
         let (user, password) = userinfo(&self.place.database_url);
         self.place
             .database_url
@@ -121,13 +149,21 @@ impl Walk<'_> {
         if self.denied.is_some() {
             return Value::Null;
         }
-        let words: Vec<&str> = arguments.iter().take_while(|word| is_command_word(word)).copied().collect();
+        let words: Vec<&str> = arguments
+            .iter()
+            .take_while(|word| is_command_word(word))
+            .copied()
+            .collect();
         let command = contract::ANSWERS
             .iter()
             .map(|(command, _)| *command)
             .filter(|command| words.join(" ").starts_with(command))
             .max_by_key(|command| command.len());
-        self.ran.insert(command.unwrap_or_else(|| panic!("no command: {arguments:?}")).to_owned());
+        self.ran.insert(
+            command
+                .unwrap_or_else(|| panic!("no command: {arguments:?}"))
+                .to_owned(),
+        );
         let all = [arguments, &["--json"]].concat();
         let answer = Answer::of(&run(&self.url, &self.fixture.place.broker_url, &all, stdin).await);
         if answer.code == Some(DENIED) {
@@ -140,7 +176,12 @@ impl Walk<'_> {
             arguments.join(" "),
             answer.all()
         );
-        answer.out.lines().next().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+        answer
+            .out
+            .lines()
+            .next()
+            .and_then(|line| serde_json::from_str(line).ok())
+            .unwrap_or_default()
     }
 
     async fn run(&mut self, arguments: &[&str]) -> Value {
@@ -175,7 +216,8 @@ fn is_command_word(word: &str) -> bool {
 async fn registrar(walk: &mut Walk<'_>) {
     let fresh = Uuid::new_v4().simple().to_string();
     let enterprise = format!("p{fresh}");
-    walk.run(&["partner", "add", "--enterprise-id", &enterprise, "--name", "x"]).await;
+    walk.run(&["partner", "add", "--enterprise-id", &enterprise, "--name", "x"])
+        .await;
     walk.run(&["partner", "set", &enterprise, "--name", "y"]).await;
     walk.run(&["partner", "suspend", "--enterprise-id", &enterprise]).await;
     walk.run(&["partner", "resume", "--enterprise-id", &enterprise]).await;
@@ -183,15 +225,32 @@ async fn registrar(walk: &mut Walk<'_>) {
     let whose = ["--enterprise-id", &enterprise, "--public-key", &key];
     walk.run(&[&["key", "add"], &whose[..]].concat()).await;
     walk.run(&[&["key", "revoke"], &whose[..]].concat()).await;
-    walk.run(&[&["key", "reinstate"], &whose[..], &["--reason", "found"]].concat()).await;
+    walk.run(&[&["key", "reinstate"], &whose[..], &["--reason", "found"]].concat())
+        .await;
     let (id, client) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
-    let connection = ["connection", "add", "--connection-id", &id, "--enterprise-id", &enterprise, "--client-id", &client];
+    let connection = [
+        "connection",
+        "add",
+        "--connection-id",
+        &id,
+        "--enterprise-id",
+        &enterprise,
+        "--client-id",
+        &client,
+    ];
     let theirs = ["--partners-client-id", "c", "--partners-connection-id", "n"];
     walk.run(&[&connection[..], &theirs[..]].concat()).await;
-    walk.run(&["client", "add", "--client-id", &client, "--enterprise-id", &enterprise]).await;
-    let token = walk.run(&["token", "add", "--enterprise-id", &enterprise, "--role", "client"]).await;
-    walk.run(&["token", "add", "--enterprise-id", &enterprise, "--role", "partner"]).await;
-    let id = token["id"].as_str().unwrap_or("00000000-0000-0000-0000-000000000000").to_owned();
+    walk.run(&["client", "add", "--client-id", &client, "--enterprise-id", &enterprise])
+        .await;
+    let token = walk
+        .run(&["token", "add", "--enterprise-id", &enterprise, "--role", "client"])
+        .await;
+    walk.run(&["token", "add", "--enterprise-id", &enterprise, "--role", "partner"])
+        .await;
+    let id = token["id"]
+        .as_str()
+        .unwrap_or("00000000-0000-0000-0000-000000000000")
+        .to_owned();
     walk.run(&["token", "revoke", &id]).await;
     // A queue of its own comes and goes.
     walk.run(&["partner", "set", &enterprise, "--own-queue"]).await;
@@ -201,7 +260,16 @@ async fn registrar(walk: &mut Walk<'_>) {
 async fn custody(walk: &mut Walk<'_>) {
     let fresh = Uuid::new_v4().to_string();
     let client = walk.fixture.partner.client.to_string();
-    let deposit = ["deposit", "--client-id", &client, "--currency", "BTC", "--reference", &fresh, "--quantity"];
+    let deposit = [
+        "deposit",
+        "--client-id",
+        &client,
+        "--currency",
+        "BTC",
+        "--reference",
+        &fresh,
+        "--quantity",
+    ];
     walk.run(&[&deposit[..], &["5"]].concat()).await;
     walk.with(&[1], &[&deposit[..], &["6"]].concat(), "").await;
     let line = walk.fixture.partner.allocation("BTC", "1").line();
@@ -212,12 +280,20 @@ async fn reader(walk: &mut Walk<'_>) {
     let fixture = walk.fixture;
     let (id, nonce) = (fixture.settled.to_string(), fixture.nonce.clone());
     let connection = fixture.partner.connection.to_string();
-    for command in ["partner list", "key list", "connection list", "client list", "token list", "ledger balances"] {
+    for command in [
+        "partner list",
+        "key list",
+        "connection list",
+        "client list",
+        "token list",
+        "ledger balances",
+    ] {
         walk.run(&command.split(' ').collect::<Vec<_>>()).await;
     }
     walk.run(&["connection", "show", &connection]).await;
     walk.run(&["allocation", "show", &id, "--history"]).await;
-    walk.run(&["receipt", "--enterprise-id", "acme", "--nonce", &nonce]).await;
+    walk.run(&["receipt", "--enterprise-id", "acme", "--nonce", &nonce])
+        .await;
     walk.run(&["timeline", &id]).await;
     walk.run(&["timeline", &nonce]).await;
     let sql = "SELECT encode(digest, 'hex') FROM settled.dead_letters LIMIT 1";
@@ -226,10 +302,12 @@ async fn reader(walk: &mut Walk<'_>) {
     let sql = "SELECT nonce FROM settled.parked LIMIT 1";
     let parked: String = fixture.db.query_one(sql, &[]).await.expect("a parked one").get(0);
     walk.run(&["timeline", &parked]).await;
-    walk.run(&["receipt", "--enterprise-id", "acme", "--nonce", &parked]).await;
+    walk.run(&["receipt", "--enterprise-id", "acme", "--nonce", &parked])
+        .await;
     let sql = "SELECT nonce FROM settled.dead_letters LIMIT 1";
     let dead: String = fixture.db.query_one(sql, &[]).await.expect("a dead letter").get(0);
-    walk.run(&["receipt", "--enterprise-id", "acme", "--nonce", &dead]).await;
+    walk.run(&["receipt", "--enterprise-id", "acme", "--nonce", &dead])
+        .await;
     walk.run(&["topology", "export"]).await;
     walk.api().await;
 }
@@ -248,7 +326,7 @@ async fn operator(walk: &mut Walk<'_>) {
         .sql(
             "UPDATE settled.dead_letters SET state = 'open', run_id = NULL, discarded_at = NULL;
              INSERT INTO settled.outbox_refused (batch_id, format, publications, refusal)
-             SELECT gen_random_uuid(), format, publications, 'by a test' FROM public.kept",
+             SELECT gen_random_uuid(), format, publications, 'by a test' FROM public.aside",
         )
         .await;
     let id: Uuid = fixture
@@ -264,8 +342,16 @@ async fn operator(walk: &mut Walk<'_>) {
     }
     walk.run(&[&dead[..], &["show", &id, "--body"]].concat()).await;
     walk.run(&[&dead[..], &["export"]].concat()).await;
-    walk.run(&[&dead[..], &["discard", "--partner", "acme", "--reason", "x"]].concat()).await;
-    walk.run(&[&dead[..], &["restore", "--state", "all", "--partner", "acme", "--reason", "x"]].concat()).await;
+    walk.run(&[&dead[..], &["discard", "--partner", "acme", "--reason", "x"]].concat())
+        .await;
+    walk.run(
+        &[
+            &dead[..],
+            &["restore", "--state", "all", "--partner", "acme", "--reason", "x"],
+        ]
+        .concat(),
+    )
+    .await;
     let plan = walk.run(&[&dead[..], &["plan", "--state", "all"]].concat()).await["plan"].to_string();
     let replay = ["replay", &plan, "--all-verdicts", "--reason", "x", "--yes"];
     walk.with(&[0, 3], &[&dead[..], &replay[..]].concat(), "").await;
@@ -275,19 +361,36 @@ async fn operator(walk: &mut Walk<'_>) {
     let run: i64 = fixture.db.query_one(sql, &[]).await.expect("runs").get(0);
     let run = run.to_string();
     walk.run(&[&runs[..], &["show", &run]].concat()).await;
-    walk.with(&[0, 1], &[&runs[..], &["cancel", &run, "--reason", "x"]].concat(), "").await;
-    walk.with(&[0, 1, 3], &[&runs[..], &["resume", &run, "--reason", "x"]].concat(), "").await;
+    walk.with(&[0, 1], &[&runs[..], &["cancel", &run, "--reason", "x"]].concat(), "")
+        .await;
+    walk.with(
+        &[0, 1, 3],
+        &[&runs[..], &["resume", &run, "--reason", "x"]].concat(),
+        "",
+    )
+    .await;
     let body = fixture.partner.cleared(&fixture.reserved);
     let text = String::from_utf8(body.body).expect("UTF-8");
-    walk.with(&[0], &["explain", "--routing-key", &body.routing_key], &text).await;
+    walk.with(&[0], &["explain", "--routing-key", &body.routing_key], &text)
+        .await;
     // One whose allocation is not there may be parked.
     let unknown = fixture.partner.cleared(&fixture.partner.allocation("BTC", "1"));
     let text = String::from_utf8(unknown.body).expect("UTF-8");
-    walk.with(&[0], &["explain", "--routing-key", &unknown.routing_key], &text).await;
+    walk.with(&[0], &["explain", "--routing-key", &unknown.routing_key], &text)
+        .await;
     walk.run(&["outbox", "list"]).await;
-    let retry = ["outbox", "retry", "--all", "--reason", "x", "--set", "outbox.retry_deadline=100ms"];
+    let retry = [
+        "outbox",
+        "retry",
+        "--all",
+        "--reason",
+        "x",
+        "--set",
+        "outbox.retry_deadline=100ms",
+    ];
     walk.with(&[0, 3], &retry, "").await;
-    walk.run(&[&dead[..], &["discard", "--partner", "acme", "--reason", "x"]].concat()).await;
+    walk.run(&[&dead[..], &["discard", "--partner", "acme", "--reason", "x"]].concat())
+        .await;
     // One that may go: a copy, so that the next walk has its own.
     fixture
         .sql(
@@ -368,7 +471,11 @@ async fn each_right_is_needed(test: &str, role: DatabaseRole) {
             }
         }
     }
-    assert!(idle.is_empty(), "no command of {role} needs these:\n{}", idle.join("\n"));
+    assert!(
+        idle.is_empty(),
+        "no command of {role} needs these:\n{}",
+        idle.join("\n")
+    );
     worker.terminate().await;
     fixture.forget(role).await;
 }
@@ -405,8 +512,16 @@ const MISSED_ELSEWHERE: [(&str, &str, &str); 4] = [
         "SELECT",
         "of a receipt whose reason a newer version wrote, what that version told",
     ),
-    ("told", "DELETE", "what is forgotten in time is forgotten later where that fails"),
-    ("dead_letter_space", "DELETE", "sums are put together when there are many of them"),
+    (
+        "told",
+        "DELETE",
+        "what is forgotten in time is forgotten later where that fails",
+    ),
+    (
+        "dead_letter_space",
+        "DELETE",
+        "sums are put together when there are many of them",
+    ),
     (
         "outbox_refused",
         "INSERT",
@@ -456,7 +571,9 @@ async fn a_worker_has_what_it_needs_and_no_more() {
     for (object, privileges) in role.grants() {
         for privilege in *privileges {
             let grant = grant_line(object, privilege, role.name());
-            fixture.sql(&grant.replacen("GRANT ", "REVOKE ", 1).replacen(" TO ", " FROM ", 1)).await;
+            fixture
+                .sql(&grant.replacen("GRANT ", "REVOKE ", 1).replacen(" TO ", " FROM ", 1))
+                .await;
             let told = ask_in(&environment, &["doctor"]).await;
             let document: Value = serde_json::from_str(told.out.trim()).unwrap_or_else(|_| panic!("{}", told.all()));
             let line = |name: &str| {
@@ -468,16 +585,28 @@ async fn a_worker_has_what_it_needs_and_no_more() {
                 named["ok"] == false && named["hint"].as_str().is_some_and(|hint| hint.contains(privilege)),
                 "{grant}: {named}"
             );
-            let noticed = ["schema", "rehearsal", "keys", "outbox", "held", "open_dead_letters", "outbox_refused"]
-                .iter()
-                .any(|name| line(name)["ok"] == false);
+            let noticed = [
+                "schema",
+                "rehearsal",
+                "keys",
+                "outbox",
+                "held",
+                "open_dead_letters",
+                "outbox_refused",
+            ]
+            .iter()
+            .any(|name| line(name)["ok"] == false);
             if !noticed && !is_missed_elsewhere(object, privilege) && !is_missed_at_work(&fixture, &quick).await {
                 idle.push(grant.clone());
             }
             fixture.sql(&grant).await;
         }
     }
-    assert!(idle.is_empty(), "no work of the worker needs these:\n{}", idle.join("\n"));
+    assert!(
+        idle.is_empty(),
+        "no work of the worker needs these:\n{}",
+        idle.join("\n")
+    );
     fixture.forget(role).await;
 }
 
@@ -508,7 +637,10 @@ async fn a_missing_right_is_told_with_what_gives_it() {
     let name = format!("{}_bob", fixture.place.name);
     fixture.sql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'p'")).await;
     let (user, password) = userinfo(&fixture.place.database_url);
-    let url = fixture.place.database_url.replace(&format!("{user}:{password}@"), &format!("{name}:p@"));
+    let url = fixture
+        .place
+        .database_url
+        .replace(&format!("{user}:{password}@"), &format!("{name}:p@"));
     let environment = [("SETTLED_DATABASE_URL", url.as_str())];
     let add = ["partner", "add", "--enterprise-id", "x", "--name", "x"];
     let (message, hint) = ask_in(&environment, &add).await.refusal(DENIED);
@@ -531,7 +663,10 @@ async fn a_missing_right_is_told_with_what_gives_it() {
     fixture.sql("REVOKE INSERT ON settled.audit FROM settled_registrar; GRANT DELETE ON settled.parked TO settled_registrar").await;
     let found = look("registrar").await.document(1);
     let text = found.to_string();
-    assert!(text.contains("GRANT INSERT ON settled.audit TO settled_registrar;"), "{text}");
+    assert!(
+        text.contains("GRANT INSERT ON settled.audit TO settled_registrar;"),
+        "{text}"
+    );
     assert!(text.contains("DELETE on settled.parked"), "{text}");
     // Applied once more, it is as it was.
     let again = ask(&fixture.place, &["roles", "--apply"]).await.document(0);
@@ -592,5 +727,8 @@ async fn each_command_has_one_role() {
     let without: Vec<&str> = all
         .filter(|command| !seen.contains(*command) && !alone.contains(command))
         .collect();
-    assert!(without.is_empty(), "no role is said to run {without:?} (src/cli/roles.rs)");
+    assert!(
+        without.is_empty(),
+        "no role is said to run {without:?} (src/cli/roles.rs)"
+    );
 }

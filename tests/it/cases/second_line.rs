@@ -33,7 +33,9 @@ async fn books(test: &str, grants: &str) -> Books {
     place.deposit(&partner, "BTC", "100").await;
     let reservations: Vec<_> = (0..3).map(|_| partner.allocation("BTC", "10")).collect();
     place.reserve(&reservations).await;
-    let wrong = partner.draft(&reservations[1], "cleared").set("clientId", Uuid::new_v4().to_string());
+    let wrong = partner
+        .draft(&reservations[1], "cleared")
+        .set("clientId", Uuid::new_v4().to_string());
     let messages = [
         partner.cleared(&reservations[0]),
         wrong.message(Expect::Refused("allocation_mismatch")),
@@ -44,17 +46,26 @@ async fn books(test: &str, grants: &str) -> Books {
     until("both are judged, and the dead letter is kept", PATIENCE, async || {
         let sql = "SELECT EXISTS (SELECT FROM settled.dead_letters)
                       AND EXISTS (SELECT FROM settled.receipts WHERE verdict = 'settled')";
-        db.query_one(sql, &[]).await.expect("rows").get::<_, bool>(0).then_some(())
+        db.query_one(sql, &[])
+            .await
+            .expect("rows")
+            .get::<_, bool>(0)
+            .then_some(())
     })
     .await;
     worker.terminate().await;
     ask(&place, &["roles", "--apply"]).await.document(0);
     let role = format!("{}_thief", place.name);
-    db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'; {}", grants.replace("ROLE", &role)))
-        .await
-        .expect("a role");
+    db.batch_execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'p'; {}",
+        grants.replace("ROLE", &role)
+    ))
+    .await
+    .expect("a role");
     let (user, password) = userinfo(&place.database_url);
-    let url = place.database_url.replace(&format!("{user}:{password}@"), &format!("{role}:p@"));
+    let url = place
+        .database_url
+        .replace(&format!("{user}:{password}@"), &format!("{role}:p@"));
     Books {
         settled: reservations[0].id,
         reserved: reservations[2].id,
@@ -91,7 +102,8 @@ impl Books {
 }
 
 const CHANGES: &str = "UPDATE settled.funds SET held = held - 3 WHERE holder = 'connection' AND held >= 3";
-const TRANSFER: &str = "INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at)
+const TRANSFER: &str =
+    "INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at)
     SELECT gen_random_uuid(), 0, 'reserved', settled.account(f.id, 'held'), settled.account(f.id, 'allocated'), 3, now()
     FROM settled.funds AS f WHERE f.holder = 'connection'";
 
@@ -103,55 +115,177 @@ async fn who_may_write_everywhere_can_not_rewrite_money() {
         REVOKE ALL ON settled.owed FROM ROLE";
     let books = books("second_line", grants).await;
     for (what, sql, code) in [
-        ("a terminal allocation's status", "UPDATE settled.allocations SET status = 'released', reason = 'x' WHERE id = SETTLED", REFUSED),
-        ("back to reserved", "UPDATE settled.allocations SET status = 'reserved', reason = 'x', settled_nonce = NULL WHERE id = SETTLED", REFUSED),
-        ("its nonce", "UPDATE settled.allocations SET settled_nonce = 'x' WHERE id = SETTLED", REFUSED),
-        ("its reason", "UPDATE settled.allocations SET partner_external_id = 'x' WHERE id = SETTLED", REFUSED),
-        ("a quantity", "UPDATE settled.allocations SET quantity = 11 WHERE id = RESERVED", REFUSED),
-        ("a currency", "UPDATE settled.allocations SET currency = 'ETH' WHERE id = RESERVED", REFUSED),
-        ("a client", "UPDATE settled.allocations SET client_id = gen_random_uuid() WHERE id = RESERVED", REFUSED),
-        ("whose funds", "UPDATE settled.allocations SET client_funds = 7 WHERE id = RESERVED", REFUSED),
-        ("an id", "UPDATE settled.allocations SET id = gen_random_uuid() WHERE id = RESERVED", REFUSED),
-        ("an allocation away", "DELETE FROM settled.allocations WHERE id = RESERVED", REFUSED),
+        (
+            "a terminal allocation's status",
+            "UPDATE settled.allocations SET status = 'released', reason = 'x' WHERE id = SETTLED",
+            REFUSED,
+        ),
+        (
+            "back to reserved",
+            "UPDATE settled.allocations SET status = 'reserved', reason = 'x', settled_nonce = NULL WHERE id = SETTLED",
+            REFUSED,
+        ),
+        (
+            "its nonce",
+            "UPDATE settled.allocations SET settled_nonce = 'x' WHERE id = SETTLED",
+            REFUSED,
+        ),
+        (
+            "its reason",
+            "UPDATE settled.allocations SET partner_external_id = 'x' WHERE id = SETTLED",
+            REFUSED,
+        ),
+        (
+            "a quantity",
+            "UPDATE settled.allocations SET quantity = 11 WHERE id = RESERVED",
+            REFUSED,
+        ),
+        (
+            "a currency",
+            "UPDATE settled.allocations SET currency = 'ETH' WHERE id = RESERVED",
+            REFUSED,
+        ),
+        (
+            "a client",
+            "UPDATE settled.allocations SET client_id = gen_random_uuid() WHERE id = RESERVED",
+            REFUSED,
+        ),
+        (
+            "whose funds",
+            "UPDATE settled.allocations SET client_funds = 7 WHERE id = RESERVED",
+            REFUSED,
+        ),
+        (
+            "an id",
+            "UPDATE settled.allocations SET id = gen_random_uuid() WHERE id = RESERVED",
+            REFUSED,
+        ),
+        (
+            "an allocation away",
+            "DELETE FROM settled.allocations WHERE id = RESERVED",
+            REFUSED,
+        ),
         ("all allocations away", "TRUNCATE settled.allocations", REFUSED),
         ("a transfer", "UPDATE settled.transfers SET amount = 1", REFUSED),
         ("a transfer away", "DELETE FROM settled.transfers", REFUSED),
-        ("an account's owner", "UPDATE settled.funds SET owner = gen_random_uuid() WHERE holder = 'client'", REFUSED),
-        ("an account's currency", "UPDATE settled.funds SET currency = 'ETH'", REFUSED),
+        (
+            "an account's owner",
+            "UPDATE settled.funds SET owner = gen_random_uuid() WHERE holder = 'client'",
+            REFUSED,
+        ),
+        (
+            "an account's currency",
+            "UPDATE settled.funds SET currency = 'ETH'",
+            REFUSED,
+        ),
         ("an account away", "DELETE FROM settled.funds", REFUSED),
-        ("a balance alone", "UPDATE settled.funds SET available = available + 1 WHERE holder = 'client'", OWED),
-        ("a balance to another owner", "UPDATE settled.funds SET available = available - 1 WHERE holder = 'client';
-            UPDATE settled.funds SET allocated = allocated + 1 WHERE holder = 'connection'", OWED),
-        ("money out of nothing", "INSERT INTO settled.funds (holder, owner, currency, available) VALUES ('client', gen_random_uuid(), 'BTC', 5)", OWED),
+        (
+            "a balance alone",
+            "UPDATE settled.funds SET available = available + 1 WHERE holder = 'client'",
+            OWED,
+        ),
+        (
+            "a balance to another owner",
+            "UPDATE settled.funds SET available = available - 1 WHERE holder = 'client';
+            UPDATE settled.funds SET allocated = allocated + 1 WHERE holder = 'connection'",
+            OWED,
+        ),
+        (
+            "money out of nothing",
+            "INSERT INTO settled.funds (holder, owner, currency, available) VALUES ('client', gen_random_uuid(), 'BTC', 5)",
+            OWED,
+        ),
         ("a transfer without its balances", TRANSFER, OWED),
         ("one of its two balances", &format!("{TRANSFER}; {CHANGES}"), OWED),
-        ("another amount", &format!("{TRANSFER}; UPDATE settled.funds SET held = held - 4, allocated = allocated + 4 WHERE holder = 'connection'"), OWED),
-        ("in a savepoint", "SAVEPOINT a; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'; RELEASE a", OWED),
-        ("checked at once", "SET CONSTRAINTS ALL IMMEDIATE; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'", OWED),
+        (
+            "another amount",
+            &format!(
+                "{TRANSFER}; UPDATE settled.funds SET held = held - 4, allocated = allocated + 4 WHERE holder = 'connection'"
+            ),
+            OWED,
+        ),
+        (
+            "in a savepoint",
+            "SAVEPOINT a; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'; RELEASE a",
+            OWED,
+        ),
+        (
+            "checked at once",
+            "SET CONSTRAINTS ALL IMMEDIATE; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'",
+            OWED,
+        ),
         ("what is owed", "DELETE FROM settled.owed", NO_RIGHT),
-        ("what is owed, by its function", "SELECT settled.owe(ARRAY[5], ARRAY[1.0])", NO_RIGHT),
-        ("a settled receipt", "UPDATE settled.receipts SET verdict = 'rejected', reason = 'internal' WHERE verdict = 'settled'", REFUSED),
+        (
+            "what is owed, by its function",
+            "SELECT settled.owe(ARRAY[5], ARRAY[1.0])",
+            NO_RIGHT,
+        ),
+        (
+            "a settled receipt",
+            "UPDATE settled.receipts SET verdict = 'rejected', reason = 'internal' WHERE verdict = 'settled'",
+            REFUSED,
+        ),
         ("a receipt's nonce", "UPDATE settled.receipts SET nonce = 'x'", REFUSED),
-        ("a receipt's payload", "UPDATE settled.receipts SET payload_digest = sha256('x')", REFUSED),
-        ("a final reason", "UPDATE settled.receipts SET verdict = 'settled', reason = NULL WHERE reason = 'allocation_mismatch'", REFUSED),
+        (
+            "a receipt's payload",
+            "UPDATE settled.receipts SET payload_digest = sha256('x')",
+            REFUSED,
+        ),
+        (
+            "a final reason",
+            "UPDATE settled.receipts SET verdict = 'settled', reason = NULL WHERE reason = 'allocation_mismatch'",
+            REFUSED,
+        ),
         ("a receipt away", "DELETE FROM settled.receipts", REFUSED),
-        ("a dead letter's body", "UPDATE settled.dead_letters SET body = 'x'", REFUSED),
-        ("a dead letter's key", "UPDATE settled.dead_letters SET routing_key = 'x.allocation.update'", REFUSED),
-        ("a parked message's body", "UPDATE settled.parked SET body = 'x'", REFUSED),
-        ("whose a key is", "UPDATE settled.partner_keys SET enterprise_id = 'x'", REFUSED),
+        (
+            "a dead letter's body",
+            "UPDATE settled.dead_letters SET body = 'x'",
+            REFUSED,
+        ),
+        (
+            "a dead letter's key",
+            "UPDATE settled.dead_letters SET routing_key = 'x.allocation.update'",
+            REFUSED,
+        ),
+        (
+            "a parked message's body",
+            "UPDATE settled.parked SET body = 'x'",
+            REFUSED,
+        ),
+        (
+            "whose a key is",
+            "UPDATE settled.partner_keys SET enterprise_id = 'x'",
+            REFUSED,
+        ),
         ("a key away", "DELETE FROM settled.partner_keys", REFUSED),
-        ("a connection's client", "UPDATE settled.connections SET client_id = gen_random_uuid()", REFUSED),
+        (
+            "a connection's client",
+            "UPDATE settled.connections SET client_id = gen_random_uuid()",
+            REFUSED,
+        ),
         ("the audit", "DELETE FROM settled.audit", REFUSED),
         ("triggers off", "SET LOCAL session_replication_role = replica", NO_RIGHT),
-        ("a trigger off", "ALTER TABLE settled.funds DISABLE TRIGGER pay", NO_RIGHT),
-        ("a function", "CREATE OR REPLACE FUNCTION settled.refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", NO_RIGHT),
+        (
+            "a trigger off",
+            "ALTER TABLE settled.funds DISABLE TRIGGER pay",
+            NO_RIGHT,
+        ),
+        (
+            "a function",
+            "CREATE OR REPLACE FUNCTION settled.refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            NO_RIGHT,
+        ),
     ] {
         assert_eq!(books.says(sql).await.as_deref(), Some(code), "{what}: {sql}");
     }
     // What belongs together is let through, in any order of the statements.
     let both = "UPDATE settled.funds SET held = held - 3, allocated = allocated + 3 WHERE holder = 'connection'";
     let back = "UPDATE settled.funds SET held = held + 3, allocated = allocated - 3 WHERE holder = 'connection'";
-    for sql in [format!("{TRANSFER}; {both}; ROLLBACK"), format!("{both}; {back}"), "SELECT 1".to_owned()] {
+    for sql in [
+        format!("{TRANSFER}; {both}; ROLLBACK"),
+        format!("{both}; {back}"),
+        "SELECT 1".to_owned(),
+    ] {
         assert_eq!(books.says(&sql).await, None, "{sql}");
     }
     books.leave().await;
@@ -194,9 +328,18 @@ async fn a_thief_of_the_workers_role_is_kept_to_what_a_worker_does() {
     }
     // And what it may write is held to the same rules.
     for (sql, code) in [
-        ("UPDATE settled.allocations SET status = 'released', reason = 'x' WHERE id = SETTLED", REFUSED),
-        ("UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'", OWED),
-        ("UPDATE settled.receipts SET verdict = 'rejected', reason = 'internal' WHERE verdict = 'settled'", REFUSED),
+        (
+            "UPDATE settled.allocations SET status = 'released', reason = 'x' WHERE id = SETTLED",
+            REFUSED,
+        ),
+        (
+            "UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'",
+            OWED,
+        ),
+        (
+            "UPDATE settled.receipts SET verdict = 'rejected', reason = 'internal' WHERE verdict = 'settled'",
+            REFUSED,
+        ),
     ] {
         assert_eq!(books.says(sql).await.as_deref(), Some(code), "{sql}");
     }
@@ -212,11 +355,16 @@ fn every_final_reason_of_a_receipt_is_kept() {
         .map(|entry| entry.expect("an entry").path())
         .collect();
     files.sort();
-    let text: String = files.iter().map(|file| std::fs::read_to_string(file).expect("a migration")).collect();
+    let text: String = files
+        .iter()
+        .map(|file| std::fs::read_to_string(file).expect("a migration"))
+        .collect();
     // The newest that is made.
     let at = text.rfind("CREATE TRIGGER final_for_ever").expect("the trigger");
     let trigger = text[at..].split(';').next().expect("a statement");
-    let proven = Reason::ALL.iter().skip_while(|reason| reason.as_str() != "nonce_reused");
+    let proven = Reason::ALL
+        .iter()
+        .skip_while(|reason| reason.as_str() != "nonce_reused");
     let mut found = 0;
     for reason in proven.filter(|reason| reason.is_final()) {
         assert!(trigger.contains(&format!("'{reason}'")), "{reason} is not in {trigger}");
