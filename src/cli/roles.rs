@@ -23,7 +23,7 @@ pub(super) struct Roles {
 
 /// As which role each command does its work with the database. What is not here asks no database, or needs no more than a
 /// login.
-pub(super) const COMMANDS: [(&str, DatabaseRole); 53] = [
+pub(super) const COMMANDS: [(&str, DatabaseRole); 57] = [
     ("migrate", DatabaseRole::Owner),
     ("roles", DatabaseRole::Owner),
     ("simulate", DatabaseRole::Owner),
@@ -46,12 +46,16 @@ pub(super) const COMMANDS: [(&str, DatabaseRole); 53] = [
     ("dead-letters show", DatabaseRole::Operator),
     ("dead-letters stats", DatabaseRole::Operator),
     ("explain", DatabaseRole::Operator),
+    ("nonce void", DatabaseRole::Operator),
     ("outbox list", DatabaseRole::Operator),
     ("outbox retry", DatabaseRole::Operator),
     ("partner add", DatabaseRole::Registrar),
     ("partner set", DatabaseRole::Registrar),
     ("partner suspend", DatabaseRole::Registrar),
     ("partner resume", DatabaseRole::Registrar),
+    ("partner quarantine", DatabaseRole::Registrar),
+    ("key challenge", DatabaseRole::Registrar),
+    ("key rotate", DatabaseRole::Registrar),
     ("key add", DatabaseRole::Registrar),
     ("key revoke", DatabaseRole::Registrar),
     ("key reinstate", DatabaseRole::Registrar),

@@ -122,7 +122,6 @@ struct KeyState {
 pub struct KeyLife {
     enterprise_id: String,
     registered_at: Timestamp,
-    now: Validity,
     /// The oldest first.
     states: Vec<KeyState>,
 }
@@ -150,6 +149,11 @@ impl KeyLife {
             };
             states.push(state);
         }
+        // What stands in the row counts since the last word of the audit: a rotation writes of the new key only.
+        if let Some(last) = states.last_mut() {
+            last.validity = key.validity;
+            state = *last;
+        }
         if let Some(since) = key.revoked_at.filter(|_| !state.revoked) {
             states.push(KeyState {
                 since,
@@ -161,7 +165,6 @@ impl KeyLife {
         Self {
             enterprise_id: key.enterprise_id,
             registered_at: key.registered_at,
-            now: key.validity,
             states,
         }
     }
@@ -199,7 +202,7 @@ impl KeyLife {
         if unrevoked.peek().is_none() {
             return Some("was revoked then".to_owned());
         }
-        if unrevoked.any(|state| state.validity.covers(moment)) || self.now.covers(moment) {
+        if unrevoked.any(|state| state.validity.covers(moment)) {
             return None;
         }
         Some("was not valid then".to_owned())

@@ -33,6 +33,7 @@ const WORKER: &[Grant] = &[
     ("refinery_schema_history", &["SELECT"]),
     ("partners", &["SELECT"]),
     ("partner_keys", &["SELECT"]),
+    ("key_uses", &["SELECT", "INSERT", "UPDATE (last_used_at)"]),
     ("connections", &["SELECT"]),
     // Row locks are an UPDATE to the server.
     ("allocations", &["SELECT", SETTLES]),
@@ -74,8 +75,10 @@ const OPERATOR: &[Grant] = &[
     ("partner_keys", &["SELECT"]),
     ("connections", &["SELECT"]),
     ("allocations", &["SELECT"]),
-    ("receipts", &["SELECT"]),
-    ("parked", &["SELECT"]),
+    // A nonce is voided.
+    ("receipts", &["SELECT", "UPDATE (voided_at)"]),
+    ("parked", &["SELECT", "UPDATE (due_at)"]),
+    ("parkings", &["INSERT"]),
     ("told", &["SELECT"]),
     // What a replay moved.
     ("transfers", &["SELECT"]),
@@ -111,7 +114,8 @@ const REGISTRAR: &[Grant] = &[
         &[
             "SELECT",
             "INSERT",
-            "UPDATE (name, broker_user, own_queue, async_allocations, async_deallocations, suspended_at)",
+            "UPDATE (name, broker_user, own_queue, async_allocations, async_deallocations, suspended_at, quarantined_at, \
+             quarantine_reason)",
         ],
     ),
     (
@@ -119,8 +123,13 @@ const REGISTRAR: &[Grant] = &[
         &[
             "SELECT",
             "INSERT",
-            "UPDATE (valid_from, valid_until, revoked_at, reinstated_at)",
+            "UPDATE (valid_from, valid_until, revoked_at, reinstated_at, proven_at)",
         ],
+    ),
+    ("key_uses", &["SELECT"]),
+    (
+        "key_challenges",
+        &["SELECT", "INSERT", "UPDATE (challenge, expires_at)", "DELETE"],
     ),
     ("distrusted", &["SELECT"]),
     ("connections", &["SELECT", "INSERT"]),
@@ -142,6 +151,7 @@ const READER: &[Grant] = &[
     ("refinery_schema_history", &["SELECT"]),
     ("partners", &["SELECT"]),
     ("partner_keys", &["SELECT"]),
+    ("key_uses", &["SELECT"]),
     ("connections", &["SELECT"]),
     ("clients", &["SELECT"]),
     ("tokens", &["SELECT"]),

@@ -42,7 +42,10 @@ CREATE TRIGGER terminal AFTER UPDATE ON settled.allocations
 -- A receipt never leaves a final reason; of 'settled' the trigger settled_for_ever says the same.
 CREATE TRIGGER final_for_ever AFTER UPDATE ON settled.receipts
     FOR EACH ROW WHEN (
-        OLD.reason IN ('payload_mismatch', 'nonce_reused', 'not_permitted', 'allocation_mismatch', 'already_settled')
+        OLD.reason IN (
+            'payload_mismatch', 'nonce_reused', 'nonce_voided', 'expired_update', 'not_permitted', 'allocation_mismatch',
+            'already_settled'
+        )
         AND (OLD.allocation_id, OLD.event_id, OLD.batch_id, OLD.verdict, OLD.reason, OLD.message_digest, OLD.public_key)
             IS DISTINCT FROM
             (NEW.allocation_id, NEW.event_id, NEW.batch_id, NEW.verdict, NEW.reason, NEW.message_digest, NEW.public_key)

@@ -16,7 +16,7 @@ use crate::kit::{
     command::{Answer, ask, ask_in},
     contract,
     in_process::{self, read, settle},
-    partner::{Partner, new_key},
+    partner::{Partner, new_key, sign},
     support::{COLLECTS, PATIENCE, Place, run, settled, until, userinfo},
 };
 
@@ -224,6 +224,18 @@ async fn registrar(walk: &mut Walk<'_>) {
     let key = hex::encode(new_key().public_key().serialize());
     let whose = ["--enterprise-id", &enterprise, "--public-key", &key];
     walk.run(&[&["key", "add"], &whose[..]].concat()).await;
+    // Another, proven, in its place; asked for twice, so that the first asking gives way.
+    let next = new_key();
+    let public = hex::encode(next.public_key().serialize());
+    let proven = ["--enterprise-id", &enterprise, "--public-key", &public];
+    walk.run(&[&["key", "challenge"], &proven[..]].concat()).await;
+    let asked = walk.run(&[&["key", "challenge"], &proven[..]].concat()).await;
+    let proof = sign(&next, asked["challenge"].as_str().unwrap_or_default());
+    let grace = ["--grace", "48h", "--reason", "x", "--proof", &proof];
+    walk.run(&[&["key", "rotate"], &proven[..], &grace[..]].concat()).await;
+    walk.run(&["partner", "quarantine", "--enterprise-id", &enterprise, "--reason", "x"])
+        .await;
+    walk.run(&["partner", "resume", "--enterprise-id", &enterprise]).await;
     walk.run(&[&["key", "revoke"], &whose[..]].concat()).await;
     walk.run(&[&["key", "reinstate"], &whose[..], &["--reason", "found"]].concat())
         .await;
@@ -378,6 +390,22 @@ async fn operator(walk: &mut Walk<'_>) {
     let text = String::from_utf8(unknown.body).expect("UTF-8");
     walk.with(&[0], &["explain", "--routing-key", &unknown.routing_key], &text)
         .await;
+    // One that waits is taken back.
+    let waits = fixture
+        .partner
+        .draft(&fixture.partner.allocation("BTC", "1"), "cleared");
+    let nonce = waits.fields.get("nonce").as_str().expect("a nonce").to_owned();
+    fixture.place.publish(&[waits.message(Expect::Any)]).await;
+    until("it waits", PATIENCE, async || {
+        let sql = "SELECT EXISTS (SELECT FROM settled.parked WHERE nonce = $1)";
+        let row = fixture.db.query_one(sql, &[&nonce]).await.expect("rows");
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+    let void = [
+        "nonce", "void", "--enterprise-id", "acme", "--nonce", &nonce, "--reason", "x",
+    ];
+    walk.run(&void).await;
     walk.run(&["outbox", "list"]).await;
     let retry = [
         "outbox",
