@@ -7,6 +7,7 @@
 
 mod access;
 mod act;
+mod approval;
 mod ask;
 mod books;
 mod command;
@@ -23,13 +24,17 @@ mod plan;
 mod refusal;
 mod replay;
 mod signatures;
+mod standing;
 mod timeline;
 mod which;
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 pub use self::{
     access::{ClientAdded, ClientRecord, Role, Token, TokenHolder, TokenMade, TokenRecord, TokenWish},
+    approval::{Approve, Approved, PlanAct, PlanShown, StateNow},
     act::{Author, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded},
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, FullLetter, Groups, LetterName, Stats,
@@ -49,17 +54,23 @@ pub use self::{
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
     signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
+    standing::{PartnerStanding, QueueStanding, QueueWatch, Standing},
     timeline::{LifeMoment, Timeline},
     which::Which,
 };
 // Answers that are rows as the store keeps them.
 pub use crate::store::{
+    approvals::ApprovalRecord,
     audit::AuditRecord,
     books::{BalanceRecord, Books},
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
+    plans::PlanRecord,
     reconcile::{Moment, ReconcileLine, Reconciliation},
     refused::{Pending, PublicationStanding},
+    outbox::Backlog,
+    registry::{By, ConnectionRecord, KeyRecord, PartnerRecord},
+    standing::{MinuteOfBatches, TrendOfGroup},
     runs::{Came, Moved, Run},
 };
 use crate::{
@@ -73,6 +84,8 @@ use crate::{
 pub struct Desk {
     store: Store,
     settings: Settings,
+    /// Who vouches for the name of whoever acts here; none: they typed it.
+    voucher: Option<Arc<str>>,
 }
 
 /// A part of a longer list.
@@ -109,6 +122,7 @@ impl Desk {
         Ok(Self {
             store,
             settings: settings.clone(),
+            voucher: None,
         })
     }
 

@@ -27,7 +27,7 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 10] = [
+const GUARDS: [(&str, &str, i16); 11] = [
     ("transfers", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
@@ -36,6 +36,7 @@ const GUARDS: [(&str, &str, i16); 10] = [
     ("receipts", "never_forgotten", 42),
     ("audit", "append_only", 58),
     ("audit_subjects", "append_only", 58),
+    ("approvals", "append_only", 58),
     ("distrusted", "append_only", 58),
     ("told", "never_changed", 50),
 ];
@@ -87,6 +88,7 @@ const TABLE_GRANTS: [(&str, &str); 27] = [
     ("audit", "SELECT, INSERT"),
     ("audit_subjects", "SELECT, INSERT"),
     ("distrusted", "SELECT, INSERT"),
+    ("approvals", "SELECT, INSERT"),
 ];
 const FUNCTION_GRANTS: [&str; 3] = [
     "settled.deposit(uuid, text, numeric, text)",

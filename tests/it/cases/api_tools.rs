@@ -36,7 +36,7 @@ fn tools() -> PathBuf {
 }
 
 /// Runs a program; what it said where it did not succeed.
-async fn run(program: &Path, arguments: &[&str], directory: &Path) -> Result<String, String> {
+pub(super) async fn run(program: &Path, arguments: &[&str], directory: &Path) -> Result<String, String> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -54,7 +54,7 @@ async fn run(program: &Path, arguments: &[&str], directory: &Path) -> Result<Str
 }
 
 /// Makes a tool ready once: in a directory of its own, which gets its name when all of it is there.
-async fn tool(name: &str, make: impl AsyncFn(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
+pub(super) async fn tool(name: &str, make: impl AsyncFn(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
     let place = tools().join(name);
     let done = place.join("done");
     if done.exists() {

@@ -1,0 +1,243 @@
+//! Partners: who may speak, with which keys, for which connections; and refusing one's updates, or taking them again.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use axum::response::Response;
+use hyper::StatusCode;
+use uuid::Uuid;
+
+use super::{
+    answer::{NotDone, Notice, page},
+    meet::{Ask, Frame},
+    routes::Screen,
+    shown::{At, Chip, Digits, Markup, MaybeAt, escaped},
+};
+use crate::{
+    desk::{By, PartnerRecord, RefusalKind, Which},
+    domain::reason::Reason,
+};
+
+/// Connections that a page shows.
+const CONNECTIONS_MAX: usize = 50;
+
+#[derive(Template)]
+#[template(path = "partners.html")]
+struct PartnersPage {
+    frame: Frame,
+    lines: Vec<PartnerListLine>,
+}
+
+struct PartnerListLine {
+    id: String,
+    name: String,
+    state: Chip,
+    later: String,
+    queue: &'static str,
+    user: String,
+    at: At,
+}
+
+fn state(partner: &PartnerRecord) -> Chip {
+    match partner.suspended_at {
+        Some(_) => Chip::warn("suspended"),
+        None => Chip::good("active"),
+    }
+}
+
+fn later(partner: &PartnerRecord) -> String {
+    let kinds = [
+        (partner.async_allocations, "allocations"),
+        (partner.async_deallocations, "deallocations"),
+    ];
+    let said: Vec<&str> = kinds.into_iter().filter(|(on, _)| *on).map(|(_, kind)| kind).collect();
+    if said.is_empty() {
+        return "nothing".to_owned();
+    }
+    said.join(", ")
+}
+
+fn queue(partner: &PartnerRecord) -> &'static str {
+    if partner.own_queue { "its own" } else { "the common one" }
+}
+
+pub(super) async fn partners(ask: &Ask) -> Result<Response, NotDone> {
+    let found = ask.desk.partners().await?;
+    let lines = found.into_iter().map(|partner| PartnerListLine {
+        state: state(&partner),
+        later: later(&partner),
+        queue: queue(&partner),
+        at: At(partner.created_at),
+        user: partner.broker_user.unwrap_or_else(|| "any".to_owned()),
+        name: partner.name,
+        id: partner.enterprise_id,
+    });
+    Ok(page(
+        StatusCode::OK,
+        &PartnersPage {
+            frame: ask.frame("partners", "Partners"),
+            lines: lines.collect(),
+        },
+    ))
+}
+
+#[derive(Template)]
+#[template(path = "partner.html")]
+struct PartnerPage {
+    frame: Frame,
+    id: String,
+    state: Chip,
+    facts: Vec<(&'static str, Markup)>,
+    letters: Vec<ReasonCount>,
+    keys: Vec<KeyLine>,
+    connections: Vec<ConnectionLine>,
+    more_connections: usize,
+    balances: Vec<(String, Digits, Digits)>,
+    act: &'static str,
+    about: &'static str,
+    action: String,
+    mood: &'static str,
+    barred: Option<String>,
+    command: String,
+}
+
+struct ReasonCount {
+    reason: Reason,
+    first: String,
+    last: String,
+    messages: Digits,
+}
+
+struct KeyLine {
+    key: String,
+    state: Chip,
+    from: String,
+    until: String,
+    revoked: MaybeAt,
+}
+
+struct ConnectionLine {
+    id: Uuid,
+    client: Uuid,
+    partners_client: String,
+    partners_connection: String,
+    at: At,
+}
+
+pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+    let id = ask.part.as_str();
+    let record = ask.desk.partner(id).await.map_err(|refusal| NotDone {
+        status: match refusal.kind {
+            RefusalKind::Refused => StatusCode::NOT_FOUND,
+            _ => NotDone::from(refusal.clone()).status,
+        },
+        ..NotDone::from(refusal)
+    })?;
+    let which = Which {
+        partner: Some(record.enterprise_id.clone()),
+        ..Which::default()
+    };
+    let letters = ask.desk.stats(&which).await?.reasons;
+    let keys = ask.desk.keys(Some(id)).await?;
+    let mut connections = ask.desk.connections(Some(id)).await?;
+    let more_connections = connections.len().saturating_sub(CONNECTIONS_MAX);
+    connections.truncate(CONNECTIONS_MAX);
+    let mut balances = BTreeMap::<String, (String, String)>::new();
+    for balance in ask.desk.partner_balances(id, None, 1).await?.all {
+        balances.insert(balance.currency, (balance.held, balance.allocated));
+    }
+    let status = match &notice {
+        Some(notice) if !notice.good => StatusCode::CONFLICT,
+        _ => StatusCode::OK,
+    };
+    let suspended = record.suspended_at.is_some();
+    let word = if suspended { "resume" } else { "suspend" };
+    let text = |text: &str| Markup(escaped(text));
+    let facts = vec![
+        ("name", text(&record.name)),
+        ("settles later", text(&later(&record))),
+        ("queue", text(queue(&record))),
+        ("broker user", text(record.broker_user.as_deref().unwrap_or("any"))),
+        ("suspended", Markup(MaybeAt(record.suspended_at).to_string())),
+        ("registered", Markup(At(record.created_at).to_string())),
+    ];
+    Ok(page(
+        status,
+        &PartnerPage {
+            frame: ask.frame("partners", record.enterprise_id.clone()).with(notice),
+            state: state(&record),
+            facts,
+            letters: letters
+                .into_iter()
+                .map(|line| ReasonCount {
+                    reason: line.reason,
+                    first: line.first_failed_at,
+                    last: line.last_failed_at,
+                    messages: Digits::of(line.messages),
+                })
+                .collect(),
+            keys: keys
+                .into_iter()
+                .map(|key| KeyLine {
+                    state: match (key.valid, key.revoked_at) {
+                        (true, _) => Chip::good("valid"),
+                        (false, Some(_)) => Chip::bad("revoked"),
+                        (false, None) => Chip::calm("not valid now"),
+                    },
+                    from: key.valid_from.to_string(),
+                    until: key.valid_until.map_or_else(|| "–".to_owned(), |until| until.to_string()),
+                    revoked: MaybeAt(key.revoked_at),
+                    key: key.public_key,
+                })
+                .collect(),
+            connections: connections
+                .into_iter()
+                .map(|line| ConnectionLine {
+                    id: line.connection_id,
+                    client: line.client_id,
+                    at: At(line.created_at),
+                    partners_client: line.partners_client_id,
+                    partners_connection: line.partners_connection_id,
+                })
+                .collect(),
+            more_connections,
+            balances: balances
+                .into_iter()
+                .map(|(currency, (held, allocated))| (currency, Digits::of(held), Digits::of(allocated)))
+                .collect(),
+            act: if suspended { "Resume" } else { "Suspend" },
+            about: if suspended {
+                "Its updates are taken again, from the worker's next batch on. What was refused meanwhile can be replayed."
+            } else {
+                "Its updates are refused from the worker's next batch on (partner_inactive), and can be replayed later."
+            },
+            action: format!("/partners/{}/{word}", record.enterprise_id),
+            mood: if suspended { "main" } else { "danger" },
+            barred: ask.barred(if suspended {
+                Screen::ResumePartner
+            } else {
+                Screen::Suspend
+            }),
+            command: format!("settled partner {word} --enterprise-id {} --reason why", record.enterprise_id),
+            id: record.enterprise_id,
+        },
+    ))
+}
+
+pub(super) async fn suspend(ask: &Ask, suspend: bool) -> Result<Response, NotDone> {
+    let done = async {
+        let author = ask.fields.author(&ask.viewer.name)?;
+        let by = By {
+            operator: &author.operator,
+            why: Some(&author.why),
+        };
+        Ok::<_, NotDone>(ask.desk.suspend_partner(&ask.part, suspend, by).await?)
+    };
+    let word = if suspend { "suspended" } else { "resumed" };
+    let notice = match done.await {
+        Ok((record, true)) => Notice::good(format!("{} is {word}", record.enterprise_id)),
+        Ok((record, false)) => Notice::good(format!("{} was so already; nothing was changed", record.enterprise_id)),
+        Err(not_done) => not_done.notice,
+    };
+    partner(ask, Some(notice)).await
+}
