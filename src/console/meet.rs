@@ -164,7 +164,7 @@ impl Site {
     /// Answers a request.
     pub(super) async fn meet(self: &Arc<Self>, line: &Line, request: Request) -> Response {
         let began = Instant::now();
-        let mut response = match self.let_in(line, request.headers()) {
+        let response = match self.let_in(line, request.headers()) {
             Err(refused) => refused,
             Ok(met) => {
                 let secure = self.encrypted || is_forwarded_securely(request.headers());
@@ -176,10 +176,6 @@ impl Site {
                 response
             }
         };
-        // So that a browser that asks for a part only is not answered from a cache of the whole, and the other way round.
-        response
-            .headers_mut()
-            .insert(hyper::header::VARY, hyper::http::HeaderValue::from_static("Cookie"));
         Signal::ConsoleAnswered {
             path: line.path,
             status: response.status().as_u16(),
@@ -331,7 +327,7 @@ impl Site {
             Screen::Suspend => partners::suspend(ask, true).await,
             Screen::ResumePartner => partners::suspend(ask, false).await,
             Screen::Ledger => money::ledger(ask).await,
-            Screen::Check => money::check(ask).await,
+            Screen::Check => money::check(self, ask).await,
             Screen::Outbox => trail::outbox(self, ask, None).await,
             Screen::Retry => trail::retry(self, ask).await,
             Screen::Audit => trail::audit(self, ask).await,

@@ -33,11 +33,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, watch};
+use hyper::StatusCode;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_rustls::TlsAcceptor;
 
 use self::{
     access::{Door, Strangers, is_loopback},
+    answer::NotDone,
     live::Live,
     runs::Drivers,
     sessions::Sessions,
@@ -116,6 +118,8 @@ struct Site {
     strangers: Strangers,
     live: Arc<Live>,
     drivers: Drivers,
+    /// One proof of the books at a time, and one look of the doctor: both ask much.
+    long: Semaphore,
     starter: Starter,
     /// Where it is, as a browser on this machine says it.
     base: String,
@@ -123,6 +127,16 @@ struct Site {
 }
 
 impl Site {
+    /// The place of whoever asks much.
+    fn alone(&self) -> Result<SemaphorePermit<'_>, NotDone> {
+        self.long.try_acquire().map_err(|_| {
+            NotDone::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "somebody else has the books checked, or asks the doctor, just now: ask again in a moment",
+            )
+        })
+    }
+
     /// Prints another link.
     fn print_link(&self) {
         let Door::Link(link) = &self.door else { return };
@@ -170,6 +184,7 @@ pub async fn run(settings: &Settings, starter: Starter) -> Result<(), ConsoleFai
         sessions: Sessions::new(console),
         strangers: Strangers::new(console.rate_of_strangers),
         live: Arc::clone(&live),
+        long: Semaphore::new(1),
         starter,
         base: url_of(address, tls.is_some()),
         encrypted: tls.is_some(),

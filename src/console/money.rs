@@ -8,6 +8,7 @@ use hyper::StatusCode;
 use num_bigint::BigInt;
 
 use super::{
+    Site,
     answer::{NotDone, page},
     meet::{Ask, Frame},
     shown::{Chip, Digits, lasting},
@@ -113,7 +114,8 @@ struct CheckPage {
     took: String,
 }
 
-pub(super) async fn check(ask: &Ask) -> Result<Response, NotDone> {
+pub(super) async fn check(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let _alone = site.alone()?;
     let began = Instant::now();
     let checked = ask.desk.check_books().await?;
     Ok(page(

@@ -297,15 +297,16 @@ impl Fragment {
 /// Whose turn it is with what was refused for a reason.
 pub(super) fn who_must_act(reason: Reason) -> &'static str {
     if reason.is_final() {
-        return "the partner: it never settles as it is";
+        return "the partner";
     }
     match reason {
-        Reason::Internal | Reason::DeliveryLimit => "you: look why, then replay",
-        Reason::Expired => "the partner, or you: replay",
-        Reason::UnknownPartner | Reason::SenderMismatch | Reason::SignatureMismatch | Reason::PartnerInactive => {
-            "you: register or correct, then replay"
-        }
-        Reason::AllocationNotFound => "custody: reserve it, then replay",
-        _ => "the partner, or you: replay",
+        Reason::Internal
+        | Reason::DeliveryLimit
+        | Reason::UnknownPartner
+        | Reason::SenderMismatch
+        | Reason::SignatureMismatch
+        | Reason::PartnerInactive => "you",
+        Reason::AllocationNotFound => "custody",
+        _ => "the partner, or you",
     }
 }

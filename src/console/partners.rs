@@ -11,7 +11,7 @@ use super::{
     answer::{NotDone, Notice, page},
     meet::{Ask, Frame},
     routes::Screen,
-    shown::{At, Chip, Digits, Markup, MaybeAt, escaped},
+    shown::{At, Chip, Digits, Markup, MaybeAt, at, escaped},
 };
 use crate::{
     desk::{By, PartnerRecord, RefusalKind, Which},
@@ -103,16 +103,16 @@ struct PartnerPage {
 
 struct ReasonCount {
     reason: Reason,
-    first: String,
-    last: String,
+    first: Markup,
+    last: Markup,
     messages: Digits,
 }
 
 struct KeyLine {
     key: String,
     state: Chip,
-    from: String,
-    until: String,
+    from: Markup,
+    until: Markup,
     revoked: MaybeAt,
 }
 
@@ -171,8 +171,8 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
                 .into_iter()
                 .map(|line| ReasonCount {
                     reason: line.reason,
-                    first: line.first_failed_at,
-                    last: line.last_failed_at,
+                    first: at(&line.first_failed_at),
+                    last: at(&line.last_failed_at),
                     messages: Digits::of(line.messages),
                 })
                 .collect(),
@@ -184,8 +184,10 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
                         (false, Some(_)) => Chip::bad("revoked"),
                         (false, None) => Chip::calm("not valid now"),
                     },
-                    from: key.valid_from.to_string(),
-                    until: key.valid_until.map_or_else(|| "–".to_owned(), |until| until.to_string()),
+                    from: at(&key.valid_from.to_string()),
+                    until: key
+                        .valid_until
+                        .map_or_else(|| Markup("–".to_owned()), |until| at(&until.to_string())),
                     revoked: MaybeAt(key.revoked_at),
                     key: key.public_key,
                 })

@@ -60,6 +60,12 @@ impl fmt::Display for At {
 
 impl HtmlSafe for At {}
 
+/// A time that is a text already; one that is none in our calendar stays as it is.
+pub(super) fn at(text: &str) -> Markup {
+    text.parse()
+        .map_or_else(|_| Markup(escaped(text)), |time| Markup(At(time).to_string()))
+}
+
 /// A time that may be missing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MaybeAt(pub(super) Option<Timestamp>);

@@ -3,13 +3,12 @@
 use askama::Template;
 use axum::response::Response;
 use hyper::StatusCode;
-use jiff::Timestamp;
 
 use super::{
     answer::{NotDone, Notice, page},
     chart::branch,
     meet::{Ask, Frame},
-    shown::{At, Chip, Digits, Markup, escaped},
+    shown::{Chip, Digits, Markup, at, escaped},
 };
 use crate::{
     desk::{LifeMoment, RefusalKind},
@@ -126,10 +125,6 @@ fn lines(moments: &[LifeMoment]) -> Vec<MomentLine> {
     let lanes: Vec<usize> = moments.iter().map(|moment| lane(moment.what)).collect();
     let first = |lane: usize| lanes.iter().position(|other| *other == lane);
     let last = |lane: usize| lanes.iter().rposition(|other| *other == lane);
-    let said = |at: &str| {
-        at.parse::<Timestamp>()
-            .map_or_else(|_| Markup(escaped(at)), |at| Markup(At(at).to_string()))
-    };
     moments
         .iter()
         .zip(&lanes)
@@ -149,7 +144,7 @@ fn lines(moments: &[LifeMoment]) -> Vec<MomentLine> {
                 branch: branch(&through, *here, from.filter(|from| from != here)),
                 lane: LANES.get(*here).copied().unwrap_or_default(),
                 what: moment.what,
-                at: said(&moment.at),
+                at: at(&moment.at),
                 detail: moment.detail.clone(),
             }
         })

@@ -235,6 +235,7 @@ struct CheckLine {
 }
 
 pub(super) async fn doctor(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let _alone = site.alone()?;
     let checks = (site.starter.examine)().await;
     let wrong = checks.iter().filter(|check| !check.ok).count();
     let lines = checks.into_iter().map(|check| CheckLine {
