@@ -9,7 +9,7 @@ use std::{
 
 use hyper::{HeaderMap, header::COOKIE};
 
-use super::sessions::{Entrance, is_same, secret};
+use super::sessions::{WayIn, is_same, secret};
 use crate::{
     config::{ConsoleSettings, LinkRole},
     desk::Author,
@@ -67,22 +67,22 @@ const PROXY_SECRET_MIN: usize = 16;
 const PRINT_AGAIN: Duration = Duration::from_secs(60);
 
 /// Who may come in.
-pub(super) enum Door {
+pub(super) enum FrontDoor {
     /// Whoever opens the one-time link.
     Link(OneTimeLink),
     /// Whom a proxy signs in.
     Proxy(ProxyDoor),
 }
 
-impl Door {
+impl FrontDoor {
     /// The door that the settings ask for. Another address than loopback has one by a proxy, or none.
     ///
     /// # Errors
     /// A sentence about the setting that is wrong.
     pub(super) fn of(settings: &ConsoleSettings, operator: &str) -> Result<Self, String> {
         match &settings.proxy_secret_file {
-            Some(file) => Ok(Door::Proxy(ProxyDoor::new(settings, file)?)),
-            None if is_loopback(settings.listen) => Ok(Door::Link(OneTimeLink {
+            Some(file) => Ok(FrontDoor::Proxy(ProxyDoor::new(settings, file)?)),
+            None if is_loopback(settings.listen) => Ok(FrontDoor::Link(OneTimeLink {
                 operator: operator.to_owned(),
                 role: settings.link_role.into(),
                 lasts: settings.link_lasts,
@@ -119,7 +119,7 @@ struct OpenLink {
 pub(super) struct LetIn {
     pub(super) name: String,
     pub(super) role: ConsoleRole,
-    pub(super) entrance: Entrance,
+    pub(super) entrance: WayIn,
 }
 
 impl OneTimeLink {
@@ -170,7 +170,7 @@ impl OneTimeLink {
         LetIn {
             name: self.operator.clone(),
             role: self.role,
-            entrance: Entrance::Link,
+            entrance: WayIn::Link,
         }
     }
 }
@@ -239,7 +239,7 @@ impl ProxyDoor {
         Ok(LetIn {
             name: name.to_owned(),
             role: *role,
-            entrance: Entrance::Proxy,
+            entrance: WayIn::Proxy,
         })
     }
 }

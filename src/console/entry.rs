@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Site,
-    access::{Door, LetIn},
+    access::{FrontDoor, LetIn},
     answer::{NotDone, Notice, keep_cookie, page, see},
     fields::Fields,
     meet::{Ask, Frame},
@@ -48,7 +48,7 @@ fn stranger(title: &str) -> Frame {
 pub(super) fn enter(site: &Site, fields: &Fields) -> Response {
     let given = fields.get("link").unwrap_or_default();
     match &site.door {
-        Door::Link(link) => match link.look(given, Instant::now()) {
+        FrontDoor::Link(link) => match link.look(given, Instant::now()) {
             Some(LetIn { name, role, .. }) => {
                 let enter = Enter {
                     frame: stranger("Sign in"),
@@ -60,13 +60,13 @@ pub(super) fn enter(site: &Site, fields: &Fields) -> Response {
             }
             None => over(site),
         },
-        Door::Proxy(_) => see("/"),
+        FrontDoor::Proxy(_) => see("/"),
     }
 }
 
 /// A link that opens nothing. If there is none that does, another one is printed where the program was started.
 fn over(site: &Site) -> Response {
-    if let Door::Link(link) = &site.door
+    if let FrontDoor::Link(link) = &site.door
         && link.is_over(Instant::now())
     {
         site.print_link();
@@ -88,7 +88,7 @@ fn over(site: &Site) -> Response {
 
 /// Lets whoever has the link in, once, with a session of its own; and another link is printed.
 pub(super) fn sign_in(site: &Site, fields: &Fields, secure: bool) -> Response {
-    let Door::Link(link) = &site.door else { return see("/") };
+    let FrontDoor::Link(link) = &site.door else { return see("/") };
     let now = Instant::now();
     let Some(let_in) = link.take(fields.get("link").unwrap_or_default(), now) else {
         return over(site);

@@ -20,15 +20,15 @@ use jiff::Timestamp;
 
 use super::{
     Site,
-    access::{ConsoleRole, Door, LetIn, Needs, NotLetIn, cookie},
+    access::{ConsoleRole, FrontDoor, LetIn, Needs, NotLetIn, cookie},
     acts,
     answer::{NotDone, Notice, again_after, allow, keep_cookie, page, see},
     assets, entry,
     fields::Fields,
     groups, letter, letters, live, money, overview, partners, plans,
-    routes::{Line, Method, Screen},
+    routes::{RouteLine, Method, Screen},
     runs,
-    sessions::{Entrance, Found, Viewer, is_same},
+    sessions::{WayIn, Found, Viewer, is_same},
     timeline, trail,
 };
 use crate::{desk::Desk, http::door::Pulse, telemetry::Signal};
@@ -162,7 +162,7 @@ struct Met {
 
 impl Site {
     /// Answers a request.
-    pub(super) async fn meet(self: &Arc<Self>, line: &Line, request: Request) -> Response {
+    pub(super) async fn meet(self: &Arc<Self>, line: &RouteLine, request: Request) -> Response {
         let began = Instant::now();
         let response = match self.let_in(line, request.headers()) {
             Err(refused) => refused,
@@ -187,7 +187,7 @@ impl Site {
 
     /// Who asks.
     #[expect(clippy::result_large_err, reason = "an answer is what it is")]
-    fn let_in(&self, line: &Line, headers: &HeaderMap) -> Result<Met, Response> {
+    fn let_in(&self, line: &RouteLine, headers: &HeaderMap) -> Result<Met, Response> {
         let now = Instant::now();
         let found = cookie(headers).map_or(Found::Nobody, |cookie| {
             // Being watched live is not being used.
@@ -203,21 +203,21 @@ impl Site {
         }
         match &self.door {
             // A page of another name that leads here is none of ours.
-            Door::Link(_) if !is_named_loopback(headers) => Err(self.message(
+            FrontDoor::Link(_) if !is_named_loopback(headers) => Err(self.message(
                 StatusCode::MISDIRECTED_REQUEST,
                 "Not here",
                 "this console answers by its address on this machine only",
                 None,
             )),
-            Door::Link(_) => Ok(Met {
-                viewer: viewer.filter(|viewer| viewer.entrance == Entrance::Link),
+            FrontDoor::Link(_) => Ok(Met {
+                viewer: viewer.filter(|viewer| viewer.entrance == WayIn::Link),
                 fresh: None,
             }),
-            Door::Proxy(_) if line.needs == Needs::Nobody => Ok(Met {
+            FrontDoor::Proxy(_) if line.needs == Needs::Nobody => Ok(Met {
                 viewer: None,
                 fresh: None,
             }),
-            Door::Proxy(proxy) => {
+            FrontDoor::Proxy(proxy) => {
                 let let_in = proxy.admit(headers).map_err(|why| self.not_let_in(&why))?;
                 self.through_proxy(viewer, let_in, now)
             }
@@ -256,7 +256,7 @@ impl Site {
         })
     }
 
-    async fn answer(self: &Arc<Self>, line: &Line, met: Met, secure: bool, request: Request) -> Response {
+    async fn answer(self: &Arc<Self>, line: &RouteLine, met: Met, secure: bool, request: Request) -> Response {
         let role = met.viewer.as_ref().map(|viewer| viewer.role);
         if let Some(why) = barred(line.needs, role, self.settings.read_only) {
             return match &met.viewer {
@@ -279,8 +279,8 @@ impl Site {
         };
         let desk = match viewer.entrance {
             // The name is the program's starter's word, and no more than on a command line.
-            Entrance::Link => self.desk.clone(),
-            Entrance::Proxy => self.desk.vouched_for(&viewer.name),
+            WayIn::Link => self.desk.clone(),
+            WayIn::Proxy => self.desk.vouched_for(&viewer.name),
         };
         let ask = Ask {
             viewer,
@@ -342,7 +342,7 @@ impl Site {
     }
 
     /// What came with a request. A form must be one of this session's.
-    async fn fields(&self, line: &Line, request: Request, viewer: Option<&Viewer>) -> Result<Fields, NotDone> {
+    async fn fields(&self, line: &RouteLine, request: Request, viewer: Option<&Viewer>) -> Result<Fields, NotDone> {
         if line.method == Method::Get {
             return Ok(Fields::read(request.uri().query().unwrap_or_default().as_bytes()));
         }
@@ -425,12 +425,12 @@ impl Site {
 
     fn sign_in_first(&self) -> Response {
         let notice = match &self.door {
-            Door::Link(_) => Notice {
+            FrontDoor::Link(_) => Notice {
                 good: false,
                 text: "you are not signed in, or not any more".to_owned(),
                 hint: Some("open the one-time link that `settled console` printed where it was started".to_owned()),
             },
-            Door::Proxy(_) => Notice::bad("you are not signed in, or not any more: load the page again"),
+            FrontDoor::Proxy(_) => Notice::bad("you are not signed in, or not any more: load the page again"),
         };
         self.say(StatusCode::UNAUTHORIZED, "Sign in", notice, None)
     }
@@ -468,11 +468,22 @@ impl Site {
         )
     }
 
-    pub(super) fn wrong_method(&self, _: &Request) -> Response {
-        allow(
-            self.message(StatusCode::METHOD_NOT_ALLOWED, "Not like this", "this is asked for in another way", None),
-            "GET, HEAD, POST",
-        )
+    /// A form's address that is only looked at, after a reload perhaps: what it is about is one step up.
+    pub(super) fn wrong_method(&self, request: &Request) -> Response {
+        let above = request.uri().path().rsplit_once('/').map(|(above, _)| above);
+        match (request.method().as_str(), above) {
+            ("GET" | "HEAD", Some("")) => see("/letters"),
+            ("GET" | "HEAD", Some(above)) => see(above),
+            _ => allow(
+                self.message(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "Not like this",
+                    "this is asked for in another way",
+                    None,
+                ),
+                "GET, HEAD, POST",
+            ),
+        }
     }
 
     pub(super) fn nothing_here(&self, _: &Request) -> Response {

@@ -38,7 +38,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_rustls::TlsAcceptor;
 
 use self::{
-    access::{Door, Strangers, is_loopback},
+    access::{FrontDoor, Strangers, is_loopback},
     answer::NotDone,
     live::Live,
     runs::Drivers,
@@ -113,7 +113,7 @@ pub struct Starter {
 struct Site {
     desk: Desk,
     settings: ConsoleSettings,
-    door: Door,
+    door: FrontDoor,
     sessions: Sessions,
     strangers: Strangers,
     live: Arc<Live>,
@@ -139,7 +139,7 @@ impl Site {
 
     /// Prints another link.
     fn print_link(&self) {
-        let Door::Link(link) = &self.door else { return };
+        let FrontDoor::Link(link) = &self.door else { return };
         if let Ok(secret) = link.renew(Instant::now()) {
             let url = format!("{}/enter?link={secret}", self.base);
             (self.starter.tell)(&ConsoleNews::Link { url });
@@ -153,7 +153,7 @@ impl Site {
 /// What waiting can not mend.
 pub async fn run(settings: &Settings, starter: Starter) -> Result<(), ConsoleFailure> {
     let console = &settings.console;
-    let door = Door::of(console, &starter.operator).map_err(ConsoleFailure::Setting)?;
+    let door = FrontDoor::of(console, &starter.operator).map_err(ConsoleFailure::Setting)?;
     let tls = encryption(settings)?;
     let desk = Desk::open(settings).map_err(ConsoleFailure::Desk)?;
     let mut signals =
@@ -206,8 +206,8 @@ pub async fn run(settings: &Settings, starter: Starter) -> Result<(), ConsoleFai
     }
     .emit();
     match &site.door {
-        Door::Link(_) => site.print_link(),
-        Door::Proxy(_) => (site.starter.tell)(&ConsoleNews::Listens { url: site.base.clone() }),
+        FrontDoor::Link(_) => site.print_link(),
+        FrontDoor::Proxy(_) => (site.starter.tell)(&ConsoleNews::Listens { url: site.base.clone() }),
     }
     let name = signals.next().await;
     Signal::Stopping { why: name }.emit();

@@ -72,15 +72,15 @@ pub(super) enum Method {
 
 /// One line of the table.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Line {
+pub(super) struct RouteLine {
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) needs: Needs,
     pub(super) screen: Screen,
 }
 
-const fn get(path: &'static str, needs: Needs, screen: Screen) -> Line {
-    Line {
+const fn get(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
+    RouteLine {
         method: Method::Get,
         path,
         needs,
@@ -88,8 +88,8 @@ const fn get(path: &'static str, needs: Needs, screen: Screen) -> Line {
     }
 }
 
-const fn post(path: &'static str, needs: Needs, screen: Screen) -> Line {
-    Line {
+const fn post(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
+    RouteLine {
         method: Method::Post,
         path,
         needs,
@@ -97,7 +97,7 @@ const fn post(path: &'static str, needs: Needs, screen: Screen) -> Line {
     }
 }
 
-const TABLE: [Line; 41] = [
+const TABLE: [RouteLine; 41] = [
     get("/", Look(Reader), Screen::Overview),
     get("/live", Look(Reader), Screen::Live),
     get("/groups", Look(Reader), Screen::Groups),
@@ -173,7 +173,7 @@ impl Screen {
     }
 }
 
-impl Line {
+impl RouteLine {
     /// What stands in a path where this line has `{id}`.
     pub(super) fn part_of(&self, path: &str) -> Option<String> {
         let (before, after) = self.path.split_once("{id}")?;
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn each_screen_stands_in_the_table_once() {
         for (at, line) in TABLE.iter().enumerate() {
-            let same = |other: &&Line| other.screen == line.screen || (other.method, other.path) == (line.method, line.path);
+            let same = |other: &&RouteLine| other.screen == line.screen || (other.method, other.path) == (line.method, line.path);
             assert_eq!(TABLE.iter().filter(same).count(), 1, "{line:?}");
             // What changes something is never a link.
             assert!(line.method == Method::Post || !matches!(line.needs, Change(_)), "{at}");

@@ -18,18 +18,18 @@ const SECRET: usize = 32;
 
 /// By which door somebody came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entrance {
+pub(super) enum WayIn {
     /// The one-time link: whoever runs the program.
     Link,
     /// A proxy that signed them in, and vouches for the name.
     Proxy,
 }
 
-impl Entrance {
+impl WayIn {
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Entrance::Link => "one-time link",
-            Entrance::Proxy => "proxy",
+            WayIn::Link => "one-time link",
+            WayIn::Proxy => "proxy",
         }
     }
 }
@@ -41,7 +41,7 @@ pub(super) struct Viewer {
     pub(super) session: Uuid,
     pub(super) name: String,
     pub(super) role: ConsoleRole,
-    pub(super) entrance: Entrance,
+    pub(super) entrance: WayIn,
     /// What each form of this session carries.
     pub(super) form_token: String,
 }
@@ -119,7 +119,7 @@ impl Sessions {
         &self,
         name: &str,
         role: ConsoleRole,
-        entrance: Entrance,
+        entrance: WayIn,
         now: Instant,
     ) -> Result<(String, Viewer), String> {
         let cookie = secret()?;
@@ -241,7 +241,7 @@ mod tests {
         let (sessions, start) = (sessions(10), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         let begin = || {
-            let begun = sessions.begin("ann", ConsoleRole::Reader, Entrance::Link, start);
+            let begun = sessions.begin("ann", ConsoleRole::Reader, WayIn::Link, start);
             begun.expect("chance")
         };
         let (cookie, viewer) = begin();
@@ -267,7 +267,7 @@ mod tests {
         let (sessions, start) = (sessions(2), Instant::now());
         let begin = |after| {
             let now = start + Duration::from_secs(after);
-            let begun = sessions.begin("ann", ConsoleRole::Reader, Entrance::Proxy, now);
+            let begun = sessions.begin("ann", ConsoleRole::Reader, WayIn::Proxy, now);
             begun.expect("chance").0
         };
         let (first, second, third) = (begin(0), begin(1), begin(2));

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{ApprovalRecord, Author, Command, Desk, PlanLine, Refusal, Sum, act::no_such_plan};
 use crate::{
-    domain::{calendar::rfc3339, person::Person, verdict::VerdictKind},
+    domain::{calendar::rfc3339, person::Person},
     store::{approvals::NewApproval, plans::PlanRecord},
 };
 
@@ -303,11 +303,4 @@ fn sums(money: Vec<(String, String)>) -> Vec<Sum> {
         .into_iter()
         .map(|(currency, quantity)| Sum { currency, quantity })
         .collect()
-}
-
-/// Whether a plan has anything that would settle.
-impl PlanShown {
-    pub fn would_settle(&self) -> bool {
-        self.verdicts.iter().any(|line| line.verdict == VerdictKind::Settled)
-    }
 }

@@ -23,7 +23,7 @@ const SCHEMATHESIS: &str = "4.32.5";
 const SIGNER: &str = "1.11.0";
 
 /// Where CI keeps its tools.
-fn tools() -> PathBuf {
+pub(super) fn tools() -> PathBuf {
     let of = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -54,7 +54,7 @@ pub(super) async fn run(program: &Path, arguments: &[&str], directory: &Path) ->
 }
 
 /// Makes a tool ready once: in a directory of its own, which gets its name when all of it is there.
-pub(super) async fn tool(name: &str, make: impl AsyncFn(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
+async fn tool(name: &str, make: impl AsyncFn(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
     let place = tools().join(name);
     let done = place.join("done");
     if done.exists() {

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::api_tools::{run, tool};
+use super::api_tools::{run, tools};
 use crate::kit::{
     auditor::{Expect, Reservation},
     console::{Console, PROXY_SECRET},
@@ -29,27 +29,20 @@ struct Browser {
 impl Browser {
     async fn new() -> Result<Self, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        run(&root.join("dev/prerequisites"), &["browser"], root).await?;
-        let found = run(Path::new("sh"), &["-c", "command -v chromium"], root).await?;
-        let tools = tool(&format!("browser-{PLAYWRIGHT}-{AXE}"), async |place| {
-            let pinned = [format!("playwright-core@{PLAYWRIGHT}"), format!("axe-core@{AXE}")];
-            let install = [
-                "install",
-                "--silent",
-                "--no-audit",
-                "--no-fund",
-                "--ignore-scripts",
-                "--prefix",
-                ".",
-                &pinned[0],
-                &pinned[1],
-            ];
-            run(Path::new("npm"), &install, place).await.map(drop)
-        })
-        .await?;
+        let tools = tools().join(format!("browser-{PLAYWRIGHT}-{AXE}"));
+        std::fs::create_dir_all(&tools).map_err(|error| format!("{}: {error}", tools.display()))?;
+        // Several tests want it at once: one installs, the others wait.
+        let install = format!(
+            "dev/prerequisites browser && cd '{0}' && {{ [ -e done ] || {{ npm install --silent --no-audit --no-fund \
+             --ignore-scripts --prefix . playwright-core@{PLAYWRIGHT} axe-core@{AXE} && : > done; }}; }}",
+            tools.display()
+        );
+        let lock = tools.join("lock").display().to_string();
+        run(Path::new("flock"), &[lock.as_str(), "sh", "-c", install.as_str()], root).await?;
+        let found = run(Path::new("sh"), &["-c", "command -v chromium && command -v node"], root).await?;
         Ok(Self {
+            chromium: PathBuf::from(found.lines().next().unwrap_or_default()),
             tools,
-            chromium: PathBuf::from(found.trim()),
         })
     }
 

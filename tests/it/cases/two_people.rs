@@ -121,10 +121,12 @@ async fn a_large_act_takes_two_people() {
     let short = ("SETTLED_DEAD_LETTERS__APPROVAL_LASTS", "1s");
     bob.says(&place, short, &approve, "bob").await.document(0);
     until("it is over", PATIENCE, async || {
-        let (message, _) = ann.says(&place, many, &replay, "ann").await.refusal(1);
-        message.contains("the approval was over at").then_some(())
+        let sql = "SELECT bool_and(expires_at < clock_timestamp()) FROM settled.approvals WHERE act = 'replay'";
+        db.query_one(sql, &[]).await.expect("approvals").get::<_, bool>(0).then_some(())
     })
     .await;
+    let (message, _) = ann.says(&place, many, &replay, "ann").await.refusal(1);
+    assert!(message.contains("the approval was over at"), "{message}");
     // Who approved can not act; another, even a third one, can.
     let approved = bob.says(&place, many, &approve, "bob").await.document(0);
     assert_eq!(approved["wouldMove"], serde_json::json!([{"currency": "BTC", "quantity": "42"}]));

@@ -48,7 +48,7 @@ impl PageSeen {
 
     /// What a hidden field of the page holds.
     pub(crate) fn hidden(&self, name: &str) -> Option<String> {
-        let field = format!("name=\"{name}\" value=\"");
+        let field = format!("type=\"hidden\" name=\"{name}\" value=\"");
         let (_, rest) = self.text.split_once(&field)?;
         Some(rest.split_once('"')?.0.to_owned())
     }
@@ -74,6 +74,9 @@ impl Console {
         let mut command = ground.command(&["console", "--json", "--operator", "ann"]);
         command
             .env("SETTLED_CONSOLE__LISTEN", "127.0.0.1:0")
+            // A test asks faster than a person.
+            .env("SETTLED_CONSOLE__RATE_OF_STRANGERS", "10000")
+            .env("SETTLED_CONSOLE__RATE_PER_SESSION", "10000")
             .env("SETTLED_LOG__LEVEL", "debug")
             .env("SETTLED_LOG__FORMAT", "json")
             .stdin(Stdio::null())
