@@ -3,12 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{
-    Context, Exit, Failure,
-    dead_letters::acts::Operator,
-    doctor,
-    output::complain,
-};
+use super::{Context, Exit, Failure, dead_letters::acts::Operator, doctor, output::complain};
 use crate::{
     console::{self, ConsoleFailure, ConsoleNews, Examined, Starter},
     telemetry,

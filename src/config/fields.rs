@@ -184,5 +184,7 @@ pub(super) fn header_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     if fits {
         return Ok(name);
     }
-    Err(D::Error::custom("must be a header's name: lower-case letters, digits and -"))
+    Err(D::Error::custom(
+        "must be a header's name: lower-case letters, digits and -",
+    ))
 }

@@ -110,7 +110,10 @@ fn the_defaults() {
     assert_eq!((dead_letters.approve_above, dead_letters.approve_amounts.len()), (0, 0));
     assert_eq!(dead_letters.approval_lasts, Duration::from_secs(3_600));
     assert!(console.listen.ip().is_loopback() && console.proxy_secret_file.is_none() && !console.read_only);
-    assert_eq!((console.readers.len(), console.operators.len(), console.approvers.len()), (1, 0, 0));
+    assert_eq!(
+        (console.readers.len(), console.operators.len(), console.approvers.len()),
+        (1, 0, 0)
+    );
     assert_eq!((console.link_role, console.page), (LinkRole::Approver, 50));
     assert_eq!(
         (console.link_lasts, console.session_idle, console.session_lasts),

@@ -311,7 +311,10 @@ mod tests {
     fn asked(door: &ProxyDoor, headers: &[(&'static str, &str)]) -> Result<(String, ConsoleRole), NotLetIn> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.append(*name, hyper::http::HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
+            map.append(
+                *name,
+                hyper::http::HeaderValue::from_bytes(value.as_bytes()).expect("a value"),
+            );
         }
         door.admit(&map).map(|let_in| (let_in.name, let_in.role))
     }
@@ -321,8 +324,14 @@ mod tests {
         let door = proxy(&["ann"], &["@staff"]);
         let right = ("x-secret", "a secret of the proxy");
         let known = |name: &str, role| Ok((name.to_owned(), role));
-        assert_eq!(asked(&door, &[right, ("x-user", "ann")]), known("ann", ConsoleRole::Operator));
-        assert_eq!(asked(&door, &[right, ("x-user", "bob")]), known("bob", ConsoleRole::Approver));
+        assert_eq!(
+            asked(&door, &[right, ("x-user", "ann")]),
+            known("ann", ConsoleRole::Operator)
+        );
+        assert_eq!(
+            asked(&door, &[right, ("x-user", "bob")]),
+            known("bob", ConsoleRole::Approver)
+        );
         assert_eq!(
             asked(&door, &[right, ("x-user", "zoë"), ("x-groups", "x, leads")]),
             known("zoë", ConsoleRole::Approver)
@@ -343,11 +352,18 @@ mod tests {
         ] {
             assert_eq!(asked(&door, wrong), Err(NotLetIn::NotByProxy), "{wrong:?}");
         }
-        for nameless in [&[right][..], &[right, ("x-user", "")], &[right, ("x-user", "ann"), ("x-user", "bob")]] {
+        for nameless in [
+            &[right][..],
+            &[right, ("x-user", "")],
+            &[right, ("x-user", "ann"), ("x-user", "bob")],
+        ] {
             assert_eq!(asked(&door, nameless), Err(NotLetIn::NoName), "{nameless:?}");
         }
         let open = proxy(&[], &["*"]);
-        assert_eq!(asked(&open, &[right, ("x-user", "eve")]), known("eve", ConsoleRole::Reader));
+        assert_eq!(
+            asked(&open, &[right, ("x-user", "eve")]),
+            known("eve", ConsoleRole::Reader)
+        );
     }
 
     #[test]

@@ -90,7 +90,11 @@ pub(super) async fn ask(ask: &Ask, change: StateChange, notice: Option<Notice>) 
             Screen::Restore,
         ),
     };
-    let status = if notice.is_some() { StatusCode::CONFLICT } else { StatusCode::OK };
+    let status = if notice.is_some() {
+        StatusCode::CONFLICT
+    } else {
+        StatusCode::OK
+    };
     Ok(page(
         status,
         &ActPage {
@@ -138,7 +142,10 @@ pub(super) fn said(change: StateChange, done: &Changed) -> Notice {
     };
     let mut notice = Notice::good(format!("{word} {} messages (audit {})", done.changed, done.audit_id));
     if done.unchanged > 0 {
-        notice.hint = Some(format!("{} were not in the state for it, and are as they were", done.unchanged));
+        notice.hint = Some(format!(
+            "{} were not in the state for it, and are as they were",
+            done.unchanged
+        ));
     }
     notice
 }

@@ -4,7 +4,9 @@ use askama::Template;
 use axum::{body::Body, response::Response};
 use hyper::{
     HeaderMap, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, SET_COOKIE},
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, SET_COOKIE,
+    },
     http::HeaderValue,
 };
 
@@ -133,7 +135,10 @@ fn guard(headers: &mut HeaderMap) {
         (of("referrer-policy"), "no-referrer"),
         (of("cross-origin-opener-policy"), "same-origin"),
         (of("cross-origin-resource-policy"), "same-origin"),
-        (of("permissions-policy"), "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+        (
+            of("permissions-policy"),
+            "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+        ),
         (CACHE_CONTROL, "no-store"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

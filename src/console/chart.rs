@@ -175,7 +175,10 @@ mod tests {
     #[test]
     fn a_course_shows_what_there_is() {
         let Markup(svg) = course(&[0, 1, 100], "a <course>");
-        assert!(svg.contains("a &lt;course&gt;") && svg.matches("class=\"bar\"").count() == 2, "{svg}");
+        assert!(
+            svg.contains("a &lt;course&gt;") && svg.matches("class=\"bar\"").count() == 2,
+            "{svg}"
+        );
         assert!(course(&[], "none").0.contains("</svg>"));
     }
 }

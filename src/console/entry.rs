@@ -88,7 +88,9 @@ fn over(site: &Site) -> Response {
 
 /// Lets whoever has the link in, once, with a session of its own; and another link is printed.
 pub(super) fn sign_in(site: &Site, fields: &Fields, secure: bool) -> Response {
-    let FrontDoor::Link(link) = &site.door else { return see("/") };
+    let FrontDoor::Link(link) = &site.door else {
+        return see("/");
+    };
     let now = Instant::now();
     let Some(let_in) = link.take(fields.get("link").unwrap_or_default(), now) else {
         return over(site);

@@ -42,7 +42,11 @@ impl Fields {
 
     /// A number, where one stands there.
     pub(super) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, NotDone> {
-        let read = |text: &str| text.trim().parse().map_err(|_| NotDone::wrong(format!("{name}: {text:?} is no number")));
+        let read = |text: &str| {
+            text.trim()
+                .parse()
+                .map_err(|_| NotDone::wrong(format!("{name}: {text:?} is no number")))
+        };
         self.get(name).map(read).transpose()
     }
 
@@ -92,9 +96,7 @@ impl Fields {
         };
         which.allocation = match self.get("allocation").map(str::trim) {
             None => None,
-            Some(text) => {
-                Some(parse_uuid(text).ok_or_else(|| wrong("allocation", &format!("{text:?} is no UUID")))?)
-            }
+            Some(text) => Some(parse_uuid(text).ok_or_else(|| wrong("allocation", &format!("{text:?} is no UUID")))?),
         };
         for (name, most, place) in [("nonce", 256, &mut which.nonce), ("group", 64, &mut which.group)] {
             if let Some(text) = self.get(name) {
@@ -131,7 +133,9 @@ pub(super) fn pairs_of(which: &Which) -> Vec<(&'static str, String)> {
     let more = [
         (
             "final",
-            which.is_final.map(|is_final| if is_final { "yes" } else { "no" }.to_owned()),
+            which
+                .is_final
+                .map(|is_final| if is_final { "yes" } else { "no" }.to_owned()),
         ),
         ("partner", which.partner.clone()),
         ("allocation", which.allocation.map(|id: Uuid| id.to_string())),

@@ -89,10 +89,13 @@ fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
     let letter = &full.dead_letter;
     let mut facts: Vec<(&'static str, Markup)> = vec![("id", code(letter.id))];
     let mut fact = |name: &'static str, value: Option<Markup>| facts.extend(value.map(|value| (name, value)));
-    fact("partner", letter.enterprise_id.as_deref().map(|id| {
-        let id = escaped(id);
-        Markup(format!("<a href=\"/partners/{id}\">{id}</a>"))
-    }));
+    fact(
+        "partner",
+        letter.enterprise_id.as_deref().map(|id| {
+            let id = escaped(id);
+            Markup(format!("<a href=\"/partners/{id}\">{id}</a>"))
+        }),
+    );
     fact("nonce", letter.nonce.as_deref().map(text));
     fact("routing key", Some(text(&letter.routing_key)));
     fact(
@@ -103,15 +106,24 @@ fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
             _ => text("nobody known: left out of plans unless asked for"),
         }),
     );
-    let user = full.properties.as_ref().and_then(|properties| properties.user_id.as_deref());
+    let user = full
+        .properties
+        .as_ref()
+        .and_then(|properties| properties.user_id.as_deref());
     fact("broker user", user.map(text));
     fact("signed by", full.recovered_key.as_deref().map(code));
     fact("digest", Some(code(&letter.message_digest)));
-    fact("group", Some(Markup(format!(
-        "<a href=\"/letters?{}\"><code>{}</code></a>",
-        escaped(&query_of(&[("state", "open".to_owned()), ("group", letter.group.clone())])),
-        escaped(&letter.group)
-    ))));
+    fact(
+        "group",
+        Some(Markup(format!(
+            "<a href=\"/letters?{}\"><code>{}</code></a>",
+            escaped(&query_of(&[
+                ("state", "open".to_owned()),
+                ("group", letter.group.clone())
+            ])),
+            escaped(&letter.group)
+        ))),
+    );
     fact("failed first", Some(Markup(At(letter.first_failed_at).to_string())));
     fact("failed last", Some(Markup(At(letter.last_failed_at).to_string())));
     fact("seen", Some(Markup(format!("{} times", letter.times_seen))));
@@ -180,7 +192,9 @@ fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
         words
     };
     LetterPage {
-        frame: ask.frame("letters", format!("Letter {}", short(letter.id))).with(notice),
+        frame: ask
+            .frame("letters", format!("Letter {}", short(letter.id)))
+            .with(notice),
         id: letter.id,
         short: short(letter.id),
         state: Chip::of_letter(&letter.state),

@@ -124,11 +124,7 @@ pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone>
         pairs.extend(after.map(|after| ("after", after.to_string())));
         query_of(&pairs)
     };
-    let next = found
-        .items
-        .last()
-        .filter(|_| more)
-        .map(|last| place(Some(last.cursor)));
+    let next = found.items.last().filter(|_| more).map(|last| place(Some(last.cursor)));
     let field = |name: &str| ask.fields.get(name).unwrap_or_default().to_owned();
     let lines = found.items.into_iter().map(|letter| LetterLine {
         short: short(letter.id),
@@ -158,14 +154,18 @@ pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone>
                     on: which.reasons.first() == Some(&reason),
                 })
                 .collect(),
-            finals: [("", "either"), ("no", "no: may settle later"), ("yes", "yes: never settles")]
-                .into_iter()
-                .map(|(value, label)| Choice {
-                    value: value.to_owned(),
-                    label: label.to_owned(),
-                    on: ask.fields.get("final").unwrap_or_default() == value,
-                })
-                .collect(),
+            finals: [
+                ("", "either"),
+                ("no", "no: may settle later"),
+                ("yes", "yes: never settles"),
+            ]
+            .into_iter()
+            .map(|(value, label)| Choice {
+                value: value.to_owned(),
+                label: label.to_owned(),
+                on: ask.fields.get("final").unwrap_or_default() == value,
+            })
+            .collect(),
             makers: std::iter::once(("", "anybody"))
                 .chain(MadeBy::ALL.into_iter().map(|maker| (maker.as_str(), maker.as_str())))
                 .map(|(value, label)| Choice {
@@ -259,9 +259,8 @@ pub(super) async fn export(ask: &Ask) -> Result<Response, NotDone> {
                 let full = pending.len() >= AHEAD;
                 if full {
                     let some = std::mem::take(&mut pending);
-                    let sent = tokio::task::block_in_place(|| {
-                        some.into_iter().try_for_each(|line| lines.blocking_send(line))
-                    });
+                    let sent =
+                        tokio::task::block_in_place(|| some.into_iter().try_for_each(|line| lines.blocking_send(line)));
                     if sent.is_err() {
                         return Ok(ControlFlow::Break(()));
                     }

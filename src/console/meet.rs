@@ -1,10 +1,6 @@
 //! A request, from the door to its page: who asks, whether they may, what they sent.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use askama::Template;
 use axum::{
@@ -26,9 +22,9 @@ use super::{
     assets, entry,
     fields::Fields,
     groups, letter, letters, live, money, overview, partners, plans,
-    routes::{RouteLine, Method, Screen},
+    routes::{Method, RouteLine, Screen},
     runs,
-    sessions::{WayIn, Found, Viewer, is_same},
+    sessions::{Found, Viewer, WayIn, is_same},
     timeline, trail,
 };
 use crate::{desk::Desk, http::door::Pulse, telemetry::Signal};
@@ -141,7 +137,11 @@ struct Message {
 fn barred(needs: Needs, role: Option<ConsoleRole>, read_only: bool) -> Option<String> {
     let at_least = |least: ConsoleRole| match role {
         Some(role) if role >= least => None,
-        Some(role) => Some(format!("this needs the role {}; yours is {}", least.as_str(), role.as_str())),
+        Some(role) => Some(format!(
+            "this needs the role {}; yours is {}",
+            least.as_str(),
+            role.as_str()
+        )),
         None => Some("sign in first".to_owned()),
     };
     match needs {
@@ -199,7 +199,10 @@ impl Site {
             Found::TooOften => return Err(again_after(self.too_often("this session asks too often"), 1)),
         };
         if viewer.is_none() && !self.strangers.take(now) {
-            return Err(again_after(self.too_often("too many people who are not signed in ask at once"), 1));
+            return Err(again_after(
+                self.too_often("too many people who are not signed in ask at once"),
+                1,
+            ));
         }
         match &self.door {
             // A page of another name that leads here is none of ours.
@@ -353,10 +356,16 @@ impl Site {
             kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
         });
         if !is_form {
-            return Err(NotDone::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "only forms are taken here"));
+            return Err(NotDone::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "only forms are taken here",
+            ));
         }
         // A browser says where a form stood; one that says nothing has the token to show.
-        let site = parts.headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
+        let site = parts
+            .headers
+            .get("sec-fetch-site")
+            .and_then(|value| value.to_str().ok());
         if site.is_some_and(|site| !matches!(site, "same-origin" | "none")) {
             return Err(forged());
         }
@@ -501,14 +510,19 @@ fn forged() -> NotDone {
 
 /// Whether the name that the browser asked for is this machine itself.
 fn is_named_loopback(headers: &HeaderMap) -> bool {
-    let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let host = headers
+        .get(HOST)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     bare.eq_ignore_ascii_case("localhost")
-        || bare.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+        || bare
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn is_forwarded_securely(headers: &HeaderMap) -> bool {
@@ -528,10 +542,25 @@ mod tests {
             headers.insert(HOST, host.parse().expect("a value"));
             is_named_loopback(&headers)
         };
-        for host in ["127.0.0.1:9470", "127.0.0.1", "localhost:1", "LOCALHOST", "[::1]:9470", "[::1]", "127.9.9.9:1"] {
+        for host in [
+            "127.0.0.1:9470",
+            "127.0.0.1",
+            "localhost:1",
+            "LOCALHOST",
+            "[::1]:9470",
+            "[::1]",
+            "127.9.9.9:1",
+        ] {
             assert!(named(host), "{host}");
         }
-        for host in ["", "evil.example", "evil.example:9470", "localhost.evil.example", "10.0.0.1:9470", "127.0.0.1.evil:1"] {
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:9470",
+            "localhost.evil.example",
+            "10.0.0.1:9470",
+            "127.0.0.1.evil:1",
+        ] {
             assert!(!named(host), "{host}");
         }
     }

@@ -37,16 +37,16 @@ use hyper::StatusCode;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_rustls::TlsAcceptor;
 
+pub use self::{
+    access::{ConsoleRole, Needs},
+    routes::{ConsoleRoute, table},
+};
 use self::{
     access::{FrontDoor, Strangers, is_loopback},
     answer::NotDone,
     live::Live,
     runs::Drivers,
     sessions::Sessions,
-};
-pub use self::{
-    access::{ConsoleRole, Needs},
-    routes::{ConsoleRoute, table},
 };
 use crate::{
     config::{ConsoleSettings, Settings},

@@ -80,7 +80,10 @@ pub(super) async fn ledger(ask: &Ask) -> Result<Response, NotDone> {
         .iter()
         .filter(|balance| currency.is_empty() || balance.currency == currency)
         .filter(|balance| {
-            owner.is_empty() || balance.owner.is_some_and(|id| id.to_string().starts_with(owner.as_str()))
+            owner.is_empty()
+                || balance
+                    .owner
+                    .is_some_and(|id| id.to_string().starts_with(owner.as_str()))
         })
         .map(|balance| AccountLine {
             currency: balance.currency.clone(),

@@ -87,7 +87,8 @@ impl Look {
     /// What is away is said; what is not is shown.
     async fn look(&mut self) -> Fragment {
         let own = self.desk.own_queues().await.unwrap_or_default();
-        let (standing, queues, workers) = tokio::join!(self.desk.standing(), self.queues.look(&own), self.workers.look());
+        let (standing, queues, workers) =
+            tokio::join!(self.desk.standing(), self.queues.look(&own), self.workers.look());
         let mut aways = Vec::new();
         if let Err(refusal) = &standing {
             aways.push(Notice::from(refusal));
@@ -104,7 +105,9 @@ impl Look {
             partners: Vec::new(),
             more_partners: 0,
         };
-        fragment.tiles.extend(queue_tiles(queues.as_deref().unwrap_or_default()));
+        fragment
+            .tiles
+            .extend(queue_tiles(queues.as_deref().unwrap_or_default()));
         if let Ok(standing) = standing {
             fragment.add(standing);
         }
@@ -202,7 +205,12 @@ fn rate(standing: &Standing) -> (String, i64) {
     const SECONDS: i64 = 300;
     let this_minute = standing.at.as_second().div_euclid(60);
     let recent = |minute: &&MinuteOfBatches| (1..=5).contains(&(this_minute - minute.at.as_second().div_euclid(60)));
-    let received: i64 = standing.minutes.iter().filter(recent).map(|minute| minute.received).sum();
+    let received: i64 = standing
+        .minutes
+        .iter()
+        .filter(recent)
+        .map(|minute| minute.received)
+        .sum();
     let tenths = received * 10 / SECONDS;
     (format!("{}.{}", tenths / 10, tenths % 10), received)
 }
@@ -225,7 +233,10 @@ impl Fragment {
                 if open > 0 { "warn" } else { "good" },
                 "open letters",
                 open,
-                oldest.map_or_else(|| "nothing waits for anybody".to_owned(), |ago| format!("the oldest for {ago}")),
+                oldest.map_or_else(
+                    || "nothing waits for anybody".to_owned(),
+                    |ago| format!("the oldest for {ago}"),
+                ),
             )
         });
         self.tiles.push(tile(

@@ -220,7 +220,10 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
             } else {
                 Screen::Suspend
             }),
-            command: format!("settled partner {word} --enterprise-id {} --reason why", record.enterprise_id),
+            command: format!(
+                "settled partner {word} --enterprise-id {} --reason why",
+                record.enterprise_id
+            ),
             id: record.enterprise_id,
         },
     ))

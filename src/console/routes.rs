@@ -11,11 +11,12 @@ use axum::{
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Site, aside,
+    Site,
     access::{
         ConsoleRole::{Approver, Operator, Reader},
         Needs::{self, Change, Look, Nobody},
     },
+    aside,
 };
 
 /// What can be asked for.
@@ -178,7 +179,10 @@ impl RouteLine {
     pub(super) fn part_of(&self, path: &str) -> Option<String> {
         let (before, after) = self.path.split_once("{id}")?;
         let part = path.strip_prefix(before)?.strip_suffix(after)?;
-        percent_decode_str(part).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+        percent_decode_str(part)
+            .decode_utf8()
+            .ok()
+            .map(std::borrow::Cow::into_owned)
     }
 }
 
@@ -212,7 +216,9 @@ mod tests {
     #[test]
     fn each_screen_stands_in_the_table_once() {
         for (at, line) in TABLE.iter().enumerate() {
-            let same = |other: &&RouteLine| other.screen == line.screen || (other.method, other.path) == (line.method, line.path);
+            let same = |other: &&RouteLine| {
+                other.screen == line.screen || (other.method, other.path) == (line.method, line.path)
+            };
             assert_eq!(TABLE.iter().filter(same).count(), 1, "{line:?}");
             // What changes something is never a link.
             assert!(line.method == Method::Post || !matches!(line.needs, Change(_)), "{at}");

@@ -208,7 +208,11 @@ fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<No
         Some(canary) if run.judged >= i64::from(canary) && run.differ == 0 => {
             format!("{canary}: judged as planned")
         }
-        Some(canary) => format!("{canary}: {} judged, {} not as planned", run.judged.min(canary.into()), run.differ),
+        Some(canary) => format!(
+            "{canary}: {} judged, {} not as planned",
+            run.judged.min(canary.into()),
+            run.differ
+        ),
     };
     RunPage {
         frame: ask.frame("runs", format!("Run {}", run.id)).with(notice),
@@ -226,9 +230,10 @@ fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<No
         waiting: run.waiting,
         skipped: run.skipped,
         canary,
-        rate: run
-            .rate
-            .map_or_else(|| "as fast as they are judged".to_owned(), |rate| format!("{rate} a second")),
+        rate: run.rate.map_or_else(
+            || "as fast as they are judged".to_owned(),
+            |rate| format!("{rate} a second"),
+        ),
         differ: Digits::of(run.differ),
         new_failures: Digits::of(new_failures),
         came: came.collect(),

@@ -253,7 +253,10 @@ mod tests {
             assert!(is_viewer(&sessions, &cookie, after(used)), "{used}");
         }
         assert!(!is_viewer(&sessions, &cookie, after(600)), "however often it is used");
-        assert_ne!((viewer.session, &viewer.form_token), (second.session, &second.form_token));
+        assert_ne!(
+            (viewer.session, &viewer.form_token),
+            (second.session, &second.form_token)
+        );
         let (cookie, third) = begin();
         assert!(sessions.end(third.session) && !sessions.end(third.session));
         assert!(!is_viewer(&sessions, &cookie, start));
@@ -272,7 +275,10 @@ mod tests {
         };
         let (first, second, third) = (begin(0), begin(1), begin(2));
         let now = start + Duration::from_secs(3);
-        assert!(!is_viewer(&sessions, &first, now), "the one that was not used for longest went");
+        assert!(
+            !is_viewer(&sessions, &first, now),
+            "the one that was not used for longest went"
+        );
         assert_eq!(sessions.all(now).len(), 2);
         let asked = (0..20).filter(|_| is_viewer(&sessions, &second, now)).count();
         assert_eq!(asked, 5);

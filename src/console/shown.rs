@@ -246,7 +246,10 @@ mod tests {
     fn no_text_is_markup_and_nothing_is_hidden() {
         assert_eq!(escaped("a<b>&\"'"), "a&lt;b&gt;&amp;&quot;&#39;");
         assert_eq!(fit("<p>a\u{202e}b\u{7}\n"), "<p>a\\u{202e}b\\u{7}\n");
-        assert_eq!(fit("<input value=\"\u{202e}\">\u{200b}"), "<input value=\"&#8238;\">\\u{200b}");
+        assert_eq!(
+            fit("<input value=\"\u{202e}\">\u{200b}"),
+            "<input value=\"&#8238;\">\\u{200b}"
+        );
         assert_eq!(escaped("größer 東京"), "größer 東京");
         let chip = Chip::of_letter("<script>").to_string();
         assert!(chip.contains("&lt;script&gt;") && !chip.contains("<script"), "{chip}");
@@ -262,7 +265,10 @@ mod tests {
             ("1234", "1<i>234</i>"),
             ("-1234567", "−1<i>234</i><i>567</i>"),
         ] {
-            assert_eq!(Digits::of(text).to_string(), format!("<span class=\"num\">{shown}</span>"));
+            assert_eq!(
+                Digits::of(text).to_string(),
+                format!("<span class=\"num\">{shown}</span>")
+            );
         }
     }
 

@@ -210,7 +210,11 @@ pub(super) async fn retry(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
                 "{} published, {} refused again, {} wait for a worker, {} left",
                 retried.published, retried.refused, retried.waiting, retried.left
             );
-            if retried.is_done() { Notice::good(text) } else { Notice::bad(text) }
+            if retried.is_done() {
+                Notice::good(text)
+            } else {
+                Notice::bad(text)
+            }
         }
         Err(not_done) => not_done.notice,
     };
@@ -239,7 +243,11 @@ pub(super) async fn doctor(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
     let checks = (site.starter.examine)().await;
     let wrong = checks.iter().filter(|check| !check.ok).count();
     let lines = checks.into_iter().map(|check| CheckLine {
-        chip: if check.ok { Chip::good("ok") } else { Chip::bad("problem") },
+        chip: if check.ok {
+            Chip::good("ok")
+        } else {
+            Chip::bad("problem")
+        },
         name: check.name,
         detail: check.detail,
         hint: check.hint.unwrap_or_default(),

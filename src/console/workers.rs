@@ -88,11 +88,18 @@ impl Watched {
         let buckets = buckets(metrics);
         while self.earlier.len() > 1
             && (self.earlier.len() >= KEPT_MAX
-                || self.earlier.get(1).is_some_and(|(at, _)| now.duration_since(*at) > WINDOW))
+                || self
+                    .earlier
+                    .get(1)
+                    .is_some_and(|(at, _)| now.duration_since(*at) > WINDOW))
         {
             self.earlier.pop_front();
         }
-        let before = self.earlier.front().map(|(_, buckets)| buckets.clone()).unwrap_or_default();
+        let before = self
+            .earlier
+            .front()
+            .map(|(_, buckets)| buckets.clone())
+            .unwrap_or_default();
         self.earlier.push_back((now, buckets.clone()));
         let new: Buckets = buckets
             .into_iter()
@@ -111,8 +118,14 @@ fn buckets(metrics: &str) -> Buckets {
     for line in metrics.lines().filter(|line| line.starts_with(END_TO_END)) {
         let bound = line.split_once("le=\"").and_then(|(_, rest)| rest.split_once('"'));
         let count = line.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok());
-        let (Some((bound, _)), Some(count)) = (bound, count) else { continue };
-        let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().unwrap_or(f64::INFINITY) };
+        let (Some((bound, _)), Some(count)) = (bound, count) else {
+            continue;
+        };
+        let bound = if bound == "+Inf" {
+            f64::INFINITY
+        } else {
+            bound.parse().unwrap_or(f64::INFINITY)
+        };
         match found.iter_mut().find(|(other, _)| *other == bound) {
             Some((_, sum)) => *sum += count,
             None => found.push((bound, count)),
@@ -147,7 +160,9 @@ fn readiness(text: &str) -> (Chip, String) {
         .as_array()
         .map(|reasons| reasons.iter().filter_map(Value::as_str).collect())
         .unwrap_or_default();
-    let others = ["collector", "held"].into_iter().filter_map(|name| answer[name].as_str());
+    let others = ["collector", "held"]
+        .into_iter()
+        .filter_map(|name| answer[name].as_str());
     let why = reasons.iter().copied().chain(others).collect::<Vec<_>>().join("; ");
     if answer["ready"] == true {
         return (Chip::good("ready"), why);
@@ -197,11 +212,10 @@ mod tests {
         assert_eq!(found.len(), 4);
         assert_eq!((quantile(&found, 0.5), quantile(&found, 0.99)), (Some(0.01), Some(1.0)));
         assert_eq!(quantile(&Vec::new(), 0.5), None);
-        assert_eq!((seconds(0.01), seconds(2.5), seconds(f64::INFINITY)), (
-            "≤ 10 ms".to_owned(),
-            "≤ 2.5 s".to_owned(),
-            "longer".to_owned()
-        ));
+        assert_eq!(
+            (seconds(0.01), seconds(2.5), seconds(f64::INFINITY)),
+            ("≤ 10 ms".to_owned(), "≤ 2.5 s".to_owned(), "longer".to_owned())
+        );
     }
 
     #[test]

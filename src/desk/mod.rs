@@ -34,8 +34,8 @@ use jiff::Timestamp;
 
 pub use self::{
     access::{ClientAdded, ClientRecord, Role, Token, TokenHolder, TokenMade, TokenRecord, TokenWish},
-    approval::{Approve, Approved, PlanAct, PlanShown, StateNow},
     act::{Author, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded},
+    approval::{Approve, Approved, PlanAct, PlanShown, StateNow},
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, FullLetter, Groups, LetterName, Stats,
         ToldEvent,
@@ -65,13 +65,13 @@ pub use crate::store::{
     books::{BalanceRecord, Books},
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
+    outbox::Backlog,
     plans::PlanRecord,
     reconcile::{Moment, ReconcileLine, Reconciliation},
     refused::{Pending, PublicationStanding},
-    outbox::Backlog,
     registry::{By, ConnectionRecord, KeyRecord, PartnerRecord},
-    standing::{MinuteOfBatches, TrendOfGroup},
     runs::{Came, Moved, Run},
+    standing::{MinuteOfBatches, TrendOfGroup},
 };
 use crate::{
     config::Settings,

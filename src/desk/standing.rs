@@ -111,10 +111,7 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn standing(&self) -> Result<Standing, Refusal> {
-        let (at, minutes) = self
-            .store
-            .minutes_of_batches(Duration::from_secs(MINUTES * 60))
-            .await?;
+        let (at, minutes) = self.store.minutes_of_batches(Duration::from_secs(MINUTES * 60)).await?;
         let letters = self.store.measure_letters().await?;
         let mut open = letters.open;
         open.sort_by_key(|(_, messages)| std::cmp::Reverse(*messages));

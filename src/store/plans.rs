@@ -117,12 +117,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses; nothing is kept then, unless `at_commit` says that it is unknown.
-    pub async fn save_plan(
-        &self,
-        act: Act<'_>,
-        voucher: Option<&str>,
-        items: &[PlanItem],
-    ) -> Result<i64, StoreError> {
+    pub async fn save_plan(&self, act: Act<'_>, voucher: Option<&str>, items: &[PlanItem]) -> Result<i64, StoreError> {
         let session = self.session("save_plan").await?;
         session.begin().await?;
         let messages = i32::try_from(items.len()).unwrap_or(i32::MAX);

@@ -18,10 +18,13 @@ use crate::{
 
 /// A plan to make; or what is asked of one that was made.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 The selection is frozen: `replay` takes these messages and no others, whatever fails meanwhile. Each is judged as the worker
 would judge it now, in order of arrival, and sees what those before it would have changed. Nothing is written but the plan.
-What nobody known put into settlement.dead is left out, unless --made-by unknown asks for it.")]
+What nobody known put into settlement.dead is left out, unless --made-by unknown asks for it."
+)]
 pub(in crate::cli) struct PlanQuestion {
     #[command(subcommand)]
     of_one: Option<OfPlan>,

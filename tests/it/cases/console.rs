@@ -50,7 +50,10 @@ async fn every_route_wants_its_role() {
             let page = ask(visitor).await;
             if *role < least {
                 assert_eq!(page.status, 403, "{route:?} as {role:?}: {page:?}");
-                assert!(page.text.contains(&format!("needs the role {}", least.as_str())), "{page:?}");
+                assert!(
+                    page.text.contains(&format!("needs the role {}", least.as_str())),
+                    "{page:?}"
+                );
             } else {
                 assert_ne!(page.status, 403, "{route:?} as {role:?}: {page:?}");
                 assert_ne!(page.status, 500, "{route:?} as {role:?}: {page:?}");
@@ -88,10 +91,16 @@ async fn a_form_counts_only_in_its_own_session_and_a_cookie_is_never_adopted() {
     assert_ne!(entered.cookie(), fixed.cookie, "a session has a cookie of its own");
     assert_eq!(console.get(&fixed, "/plans").await.status, 401);
     let attributes = entered.header("set-cookie").expect("a cookie");
-    assert!(attributes.contains("HttpOnly") && attributes.contains("SameSite=Lax"), "{attributes}");
+    assert!(
+        attributes.contains("HttpOnly") && attributes.contains("SameSite=Lax"),
+        "{attributes}"
+    );
     // Once means once; and another link is printed.
     assert_eq!(
-        console.post(&Visitor::default(), "/enter", &format!("link={first}")).await.status,
+        console
+            .post(&Visitor::default(), "/enter", &format!("link={first}"))
+            .await
+            .status,
         401
     );
     assert_ne!(console.link(), first);
@@ -103,14 +112,19 @@ async fn a_form_counts_only_in_its_own_session_and_a_cookie_is_never_adopted() {
             token: token.to_owned(),
             ..ann.clone()
         };
-        let page = console.act(&forged, "/discard", &[("partner", "acme"), ("why", "w"), ("seen", "0")]).await;
+        let page = console
+            .act(&forged, "/discard", &[("partner", "acme"), ("why", "w"), ("seen", "0")])
+            .await;
         assert_eq!(page.status, 403, "{token}: {page:?}");
         assert!(page.text.contains("nothing was done"), "{page:?}");
     }
     let form = format!("form_token={}", ann.token);
     let kind = ("content-type", "application/x-www-form-urlencoded");
     let elsewhere = [kind, ("sec-fetch-site", "cross-site")];
-    assert_eq!(console.ask(&ann, "POST", "/discard", &elsewhere, &form).await.status, 403);
+    assert_eq!(
+        console.ask(&ann, "POST", "/discard", &elsewhere, &form).await.status,
+        403
+    );
     let text = [("content-type", "text/plain")];
     assert_eq!(console.ask(&ann, "POST", "/discard", &text, &form).await.status, 415);
     let json = [("content-type", "application/json")];
@@ -125,7 +139,10 @@ async fn a_form_counts_only_in_its_own_session_and_a_cookie_is_never_adopted() {
     for path in ["/plans", "/nowhere", "/enter"] {
         let page = console.get(&ann, path).await;
         let policy = page.header("content-security-policy").expect("a policy");
-        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        assert!(
+            policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+            "{policy}"
+        );
         assert!(!policy.contains("unsafe"), "{policy}");
         for (name, value) in [
             ("x-frame-options", "DENY"),
@@ -141,8 +158,18 @@ async fn a_form_counts_only_in_its_own_session_and_a_cookie_is_never_adopted() {
     assert_eq!(gone.status, 200);
     assert_eq!(console.get(&ann, "/plans").await.status, 401);
     let sessions = console.get(&other, "/sessions").await;
-    let id = sessions.text.split("/sessions/").nth(1).and_then(|rest| rest.split('/').next());
-    assert_eq!(console.act(&other, &format!("/sessions/{}/end", id.expect("one")), &[]).await.status, 303);
+    let id = sessions
+        .text
+        .split("/sessions/")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next());
+    assert_eq!(
+        console
+            .act(&other, &format!("/sessions/{}/end", id.expect("one")), &[])
+            .await
+            .status,
+        303
+    );
     console.stop().await;
 }
 
@@ -153,9 +180,15 @@ async fn nobody_is_let_in_by_an_open_door() {
     std::fs::write(&secret, "short").expect("a file");
     let short = secret.display().to_string();
     for (settings, says) in [
-        (&[("SETTLED_CONSOLE__LISTEN", "0.0.0.0:0")][..], "console.proxy_secret_file"),
+        (
+            &[("SETTLED_CONSOLE__LISTEN", "0.0.0.0:0")][..],
+            "console.proxy_secret_file",
+        ),
         (&[("SETTLED_CONSOLE__PROXY_SECRET_FILE", short.as_str())], "16 bytes"),
-        (&[("SETTLED_CONSOLE__PROXY_SECRET_FILE", "/nowhere/at/all")], "/nowhere/at/all"),
+        (
+            &[("SETTLED_CONSOLE__PROXY_SECRET_FILE", "/nowhere/at/all")],
+            "/nowhere/at/all",
+        ),
         (&[("SETTLED_CONSOLE__KEY_FILE", "/nowhere")], "console.certificate_file"),
     ] {
         let mut command = place.command(&["console", "--json"]);
@@ -181,9 +214,18 @@ async fn nobody_is_let_in_by_an_open_door() {
     let right = ("x-settled-proxy-secret", crate::kit::console::PROXY_SECRET);
     for (visitor, status) in [
         (headers(&[("x-forwarded-user", "ann")]), 401),
-        (headers(&[("x-settled-proxy-secret", "wrong wrong wrong"), ("x-forwarded-user", "ann")]), 401),
+        (
+            headers(&[
+                ("x-settled-proxy-secret", "wrong wrong wrong"),
+                ("x-forwarded-user", "ann"),
+            ]),
+            401,
+        ),
         (headers(&[right]), 401),
-        (headers(&[right, ("x-forwarded-user", "ann"), ("x-forwarded-user", "bob")]), 401),
+        (
+            headers(&[right, ("x-forwarded-user", "ann"), ("x-forwarded-user", "bob")]),
+            401,
+        ),
         (headers(&[right, ("x-forwarded-user", "eve")]), 403),
         (headers(&[right, ("x-forwarded-user", "rita")]), 200),
     ] {
@@ -211,7 +253,14 @@ async fn nobody_is_let_in_by_an_open_door() {
 async fn an_incident_is_drained_by_two_people_with_forms_alone() {
     let place = Place::new("console_incident").await;
     let partner = Partner::new("acme");
-    let add = ["partner", "add", "--enterprise-id", "acme", "--name", "<b>Acme</b> \u{202e}"];
+    let add = [
+        "partner",
+        "add",
+        "--enterprise-id",
+        "acme",
+        "--name",
+        "<b>Acme</b> \u{202e}",
+    ];
     assert!(place.run(&add).await.status.success());
     place.connect_partner(&partner).await;
     place.deposit(&partner, "BTC", "1000000").await;
@@ -235,31 +284,55 @@ async fn an_incident_is_drained_by_two_people_with_forms_alone() {
     let overview = console.get(&ann, "/").await;
     assert!(overview.text.contains("open letters"), "{overview:?}");
     let partners = console.get(&ann, "/partners").await;
-    assert!(partners.text.contains("&lt;b&gt;Acme&lt;/b&gt; \\u{202e}"), "{partners:?}");
+    assert!(
+        partners.text.contains("&lt;b&gt;Acme&lt;/b&gt; \\u{202e}"),
+        "{partners:?}"
+    );
     let letters = console.get(&ann, "/letters?partner=acme").await;
     assert!(letters.text.contains("Plan 12 messages"), "{letters:?}");
     let until_field = letters.hidden("until").expect("it is frozen");
 
     let fields = [("partner", "acme"), ("until", until_field.as_str()), ("seen", "12")];
     let planned = console.act(&ann, "/plans", &fields).await;
-    assert_eq!((planned.status, planned.header("location")), (303, Some("/plans/1")), "{planned:?}");
+    assert_eq!(
+        (planned.status, planned.header("location")),
+        (303, Some("/plans/1")),
+        "{planned:?}"
+    );
     let plan = console.get(&ann, "/plans/1").await;
-    assert!(plan.text.contains("takes two people") && plan.text.contains("Replay 12 messages"), "{plan:?}");
+    assert!(
+        plan.text.contains("takes two people") && plan.text.contains("Replay 12 messages"),
+        "{plan:?}"
+    );
     // Its maker can not approve it, nor act without the other; and a number that is not the one that was seen does nothing.
     let why = ("why", "acme's key was missing");
-    let alone = console.act(&ann, "/plans/1/replay", &[why, ("seen", "12"), ("canary", "3")]).await;
+    let alone = console
+        .act(&ann, "/plans/1/replay", &[why, ("seen", "12"), ("canary", "3")])
+        .await;
     assert_eq!(alone.status, 409);
     assert!(alone.text.contains("nobody else has approved"), "{alone:?}");
     assert_eq!(console.act(&ann, "/plans/1/approve", &[why]).await.status, 403);
-    let approved = console.act(&bob, "/plans/1/approve", &[("why", "I looked"), ("for", "replay")]).await;
-    assert!(approved.text.contains("you approved the replay of plan 1"), "{approved:?}");
+    let approved = console
+        .act(&bob, "/plans/1/approve", &[("why", "I looked"), ("for", "replay")])
+        .await;
+    assert!(
+        approved.text.contains("you approved the replay of plan 1"),
+        "{approved:?}"
+    );
     let stale = console.act(&ann, "/plans/1/replay", &[why, ("seen", "11")]).await;
-    assert!(stale.status == 409 && stale.text.contains("the page said 11"), "{stale:?}");
+    assert!(
+        stale.status == 409 && stale.text.contains("the page said 11"),
+        "{stale:?}"
+    );
     let own = console.act(&bob, "/plans/1/replay", &[why, ("seen", "12")]).await;
     assert!(own.status == 409 && own.text.contains("bob can not be both"), "{own:?}");
     let slow = [why, ("seen", "12"), ("canary", "3"), ("rate", "0.01")];
     let begun = console.act(&ann, "/plans/1/replay", &slow).await;
-    assert_eq!((begun.status, begun.header("location")), (303, Some("/runs/1")), "{begun:?}");
+    assert_eq!(
+        (begun.status, begun.header("location")),
+        (303, Some("/runs/1")),
+        "{begun:?}"
+    );
     until("the canary is judged", PATIENCE, async || {
         let run = console.get(&ann, "/runs/1").await;
         run.text.contains("3: judged as planned").then_some(())
@@ -271,7 +344,11 @@ async fn an_incident_is_drained_by_two_people_with_forms_alone() {
     let left = run.hidden("seen").expect("it can be gone on with");
     assert!(run.text.contains("cancelled"), "{run:?}");
     let resumed = console
-        .act(&ann, "/runs/1/resume", &[("why", "faster"), ("rate", "1000"), ("seen", &left)])
+        .act(
+            &ann,
+            "/runs/1/resume",
+            &[("why", "faster"), ("rate", "1000"), ("seen", &left)],
+        )
         .await;
     assert_eq!(resumed.status, 303, "{resumed:?}");
     until("the run is done", PATIENCE, async || {
@@ -309,7 +386,10 @@ async fn an_incident_is_drained_by_two_people_with_forms_alone() {
     let body = console.act(&ann, &format!("/letters/{id}"), &[]).await;
     assert!(body.text.contains("Body and signed payload say the same."), "{body:?}");
     let life = console.get(&ann, &format!("/timeline?of={}", reservations[0].id)).await;
-    assert!(life.text.contains("<strong>replayed</strong>") && life.text.contains("<svg class=\"branch\""), "{life:?}");
+    assert!(
+        life.text.contains("<strong>replayed</strong>") && life.text.contains("<svg class=\"branch\""),
+        "{life:?}"
+    );
     let books = console.get(&ann, "/ledger/check").await;
     assert!(books.text.contains("the books are right"), "{books:?}");
     console.stop().await;
@@ -324,14 +404,23 @@ async fn what_is_away_is_said_and_the_rest_is_shown() {
     let ann = console.sign_in().await;
     let page = console.get(&ann, "/").await;
     assert_eq!(page.status, 200);
-    assert!(page.text.contains("role=\"alert\"") && page.text.contains("open letters"), "{page:?}");
+    assert!(
+        page.text.contains("role=\"alert\"") && page.text.contains("open letters"),
+        "{page:?}"
+    );
     let nowhere = format!("postgres://a:b@{}/x", crate::kit::command::NOWHERE);
     let console = Console::start(&place, &[("SETTLED_DATABASE_URL", &nowhere)]).await;
     let ann = console.sign_in_without_pages().await;
     let page = console.get(&ann, "/").await;
     assert_eq!(page.status, 200);
-    assert!(page.text.contains("in the queue") && page.text.contains("role=\"alert\""), "{page:?}");
+    assert!(
+        page.text.contains("in the queue") && page.text.contains("role=\"alert\""),
+        "{page:?}"
+    );
     let page = console.get(&ann, "/letters").await;
     assert_eq!(page.status, 503);
-    assert!(page.text.contains("Not now") && page.text.contains("href=\"/audit\""), "{page:?}");
+    assert!(
+        page.text.contains("Not now") && page.text.contains("href=\"/audit\""),
+        "{page:?}"
+    );
 }

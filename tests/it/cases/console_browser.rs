@@ -150,7 +150,8 @@ async fn hostile_text_is_shown_and_does_nothing() {
         Ok(browser) => browser,
         Err(why) => return skip("hostile_text_is_shown_and_does_nothing", &why),
     };
-    const HOSTILE: &str = "<img src=x onerror='window.pwned=1'>\"><script>window.pwned=1</script>\u{202e}\u{200b}{{7*7}}";
+    const HOSTILE: &str =
+        "<img src=x onerror='window.pwned=1'>\"><script>window.pwned=1</script>\u{202e}\u{200b}{{7*7}}";
     let place = Place::new("console_hostile").await;
     let partner = Partner::new("acme");
     let add = ["partner", "add", "--enterprise-id", "acme", "--name", HOSTILE];
@@ -177,7 +178,16 @@ async fn hostile_text_is_shown_and_does_nothing() {
         .await
         .expect("a letter")
         .get(0);
-    let why = ["partner", "suspend", "--enterprise-id", "acme", "--operator", HOSTILE, "--reason", HOSTILE];
+    let why = [
+        "partner",
+        "suspend",
+        "--enterprise-id",
+        "acme",
+        "--operator",
+        HOSTILE,
+        "--reason",
+        HOSTILE,
+    ];
     assert!(place.run(&why).await.status.success());
     let console = Console::behind_proxy(&place, &[]).await;
     let more = json!({"letter": letter, "nonce": HOSTILE});

@@ -269,7 +269,17 @@ fn the_console_asks_the_desk() {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("UTF-8");
         read += 1;
-        for word in ["|safe", "| safe", "style=", "<style", "javascript:", " onclick", "http://", "https://", "//cdn"] {
+        for word in [
+            "|safe",
+            "| safe",
+            "style=",
+            "<style",
+            "javascript:",
+            " onclick",
+            "http://",
+            "https://",
+            "//cdn",
+        ] {
             assert!(!text.contains(word), "{} has {word:?}", path.display());
         }
         let scripts = text.matches("<script").count();

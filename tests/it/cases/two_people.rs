@@ -34,9 +34,7 @@ impl Login {
 
     async fn says(&self, place: &Place, above: (&str, &str), words: &[&str], operator: &str) -> Answer {
         let mut command = place.command(&[&["dead-letters"], words, &["--json", "--operator", operator]].concat());
-        command
-            .env("SETTLED_DATABASE_URL", &self.url)
-            .env(above.0, above.1);
+        command.env("SETTLED_DATABASE_URL", &self.url).env(above.0, above.1);
         Answer::of(&command.output().await.expect("settled runs"))
     }
 
@@ -81,23 +79,35 @@ async fn a_large_act_takes_two_people() {
     let cheap = ("SETTLED_DEAD_LETTERS__APPROVE_AMOUNTS", "BTC=42,ETH=0");
 
     // One is enough where nothing is large.
-    let planned = ann.says(&place, cheap, &["plan", "--partner", "acme"], "ann").await.document(0);
+    let planned = ann
+        .says(&place, cheap, &["plan", "--partner", "acme"], "ann")
+        .await
+        .document(0);
     assert_eq!((&planned["twoPeople"], &planned["messages"]), (&Value::Null, &6.into()));
     // By messages, and by money.
     for large in [many, dear] {
-        let shown = place.command(&["dead-letters", "plan", "show", "1", "--json"]).env(large.0, large.1).output();
+        let shown = place
+            .command(&["dead-letters", "plan", "show", "1", "--json"])
+            .env(large.0, large.1)
+            .output();
         let shown = Answer::of(&shown.await.expect("settled runs")).document(0);
         assert!(shown["twoPeople"].as_str().is_some(), "{shown}");
         let (message, hint) = ann
             .says(&place, large, &["replay", "1", "--reason", "why"], "ann")
             .await
             .refusal(1);
-        assert!(message.contains("takes two people") && hint.contains("plan approve 1"), "{message} {hint}");
+        assert!(
+            message.contains("takes two people") && hint.contains("plan approve 1"),
+            "{message} {hint}"
+        );
     }
     // What is selected by filters can not be approved: it is planned first.
     let by_filter = ["discard", "--partner", "acme", "--reason", "why"];
     let (message, hint) = ann.says(&place, many, &by_filter, "ann").await.refusal(1);
-    assert!(message.contains("a plan") && hint.contains("dead-letters plan"), "{message}");
+    assert!(
+        message.contains("a plan") && hint.contains("dead-letters plan"),
+        "{message}"
+    );
 
     // Neither another name nor another login alone makes two of one.
     let approve = ["plan", "approve", "1", "--reason", "I looked"];
@@ -109,12 +119,18 @@ async fn a_large_act_takes_two_people() {
         (&bob, ann_login.as_str(), ann_login.as_str()),
     ] {
         let (message, _) = login.says(&place, many, &approve, operator).await.refusal(1);
-        assert!(message.contains(&format!("{shared} can not be both")), "{operator}: {message}");
+        assert!(
+            message.contains(&format!("{shared} can not be both")),
+            "{operator}: {message}"
+        );
     }
     // For another act it does not count, nor once it is over.
     let for_discard = ["plan", "approve", "1", "--for", "discard", "--reason", "I looked"];
     let approved = bob.says(&place, many, &for_discard, "bob").await.document(0);
-    assert_eq!((&approved["act"], &approved["operator"]), (&"discard".into(), &"bob".into()));
+    assert_eq!(
+        (&approved["act"], &approved["operator"]),
+        (&"discard".into(), &"bob".into())
+    );
     let replay = ["replay", "1", "--reason", "the key is there"];
     let (message, _) = ann.says(&place, many, &replay, "ann").await.refusal(1);
     assert!(message.contains("nobody else has approved"), "{message}");
@@ -122,14 +138,21 @@ async fn a_large_act_takes_two_people() {
     bob.says(&place, short, &approve, "bob").await.document(0);
     until("it is over", PATIENCE, async || {
         let sql = "SELECT bool_and(expires_at < clock_timestamp()) FROM settled.approvals WHERE act = 'replay'";
-        db.query_one(sql, &[]).await.expect("approvals").get::<_, bool>(0).then_some(())
+        db.query_one(sql, &[])
+            .await
+            .expect("approvals")
+            .get::<_, bool>(0)
+            .then_some(())
     })
     .await;
     let (message, _) = ann.says(&place, many, &replay, "ann").await.refusal(1);
     assert!(message.contains("the approval was over at"), "{message}");
     // Who approved can not act; another, even a third one, can.
     let approved = bob.says(&place, many, &approve, "bob").await.document(0);
-    assert_eq!(approved["wouldMove"], serde_json::json!([{"currency": "BTC", "quantity": "42"}]));
+    assert_eq!(
+        approved["wouldMove"],
+        serde_json::json!([{"currency": "BTC", "quantity": "42"}])
+    );
     let (message, _) = bob.says(&place, many, &replay, "carl").await.refusal(1);
     assert!(message.contains("can not be both"), "{message}");
     let run = ann.says(&place, many, &replay, "ann").await.document(0);
@@ -139,11 +162,17 @@ async fn a_large_act_takes_two_people() {
     assert_eq!(acts.len(), 3);
     let bob_login = format!("{}_bob", place.name);
     for act in acts {
-        assert_eq!((&act["operator"], &act["sessionUser"]), (&"bob".into(), &bob_login.as_str().into()));
+        assert_eq!(
+            (&act["operator"], &act["sessionUser"]),
+            (&"bob".into(), &bob_login.as_str().into())
+        );
         assert_eq!(act["filters"]["plan"], 1);
     }
     // What was approved stays written.
-    for change in ["UPDATE settled.approvals SET why = 'x'", "DELETE FROM settled.approvals"] {
+    for change in [
+        "UPDATE settled.approvals SET why = 'x'",
+        "DELETE FROM settled.approvals",
+    ] {
         assert!(db.execute(change, &[]).await.is_err(), "{change}");
     }
     ann.forget(&place).await;

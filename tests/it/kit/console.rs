@@ -98,7 +98,11 @@ impl Console {
             console.lines().last().cloned()
         })
         .await;
-        let url = url["link"].as_str().or(url["listens"].as_str()).expect("where").to_owned();
+        let url = url["link"]
+            .as_str()
+            .or(url["listens"].as_str())
+            .expect("where")
+            .to_owned();
         let rest = url.strip_prefix("http://").expect("in the clear");
         console.address = rest.split('/').next().expect("an address").to_owned();
         console
@@ -119,7 +123,9 @@ impl Console {
 
     fn lines(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.told).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// The newest link's secret.
@@ -235,7 +241,10 @@ impl Console {
         if !headers.iter().any(|(name, _)| *name == "host") {
             head.push_str(&format!("host: {}\r\n", self.address));
         }
-        let own = visitor.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let own = visitor
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in headers.iter().copied().chain(own) {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
