@@ -285,7 +285,7 @@ async fn an_incident_is_drained_by_two_people_with_forms_alone() {
     assert!(overview.text.contains("open letters"), "{overview:?}");
     let partners = console.get(&ann, "/partners").await;
     assert!(
-        partners.text.contains("&lt;b&gt;Acme&lt;/b&gt; \\u{202e}"),
+        !partners.text.contains("<b>Acme") && partners.text.contains("\\u{202e}"),
         "{partners:?}"
     );
     let letters = console.get(&ann, "/letters?partner=acme").await;

@@ -141,6 +141,7 @@ async fn the_keyboard_alone_will_do() {
     let (place, worker, _) = staged("console_keyboard", 3).await;
     let console = Console::behind_proxy(&place, &[]).await;
     browser.play(&console, "keyboard", true, json!({})).await;
+    console.stop().await;
     place.settle_up(worker).await;
 }
 
@@ -192,5 +193,6 @@ async fn hostile_text_is_shown_and_does_nothing() {
     let console = Console::behind_proxy(&place, &[]).await;
     let more = json!({"letter": letter, "nonce": HOSTILE});
     browser.play(&console, "hostile", true, more).await;
+    console.stop().await;
     place.settle_up(worker).await;
 }
