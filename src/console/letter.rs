@@ -126,7 +126,13 @@ fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
     );
     fact("failed first", Some(Markup(At(letter.first_failed_at).to_string())));
     fact("failed last", Some(Markup(At(letter.last_failed_at).to_string())));
-    fact("seen", Some(Markup(format!("{} times", letter.times_seen))));
+    fact(
+        "seen",
+        Some(Markup(match letter.times_seen {
+            1 => "once".to_owned(),
+            times => format!("{times} times"),
+        })),
+    );
     fact("discarded", letter.discarded_at.map(|at| Markup(At(at).to_string())));
     fact("note", letter.note.as_deref().map(text));
     fact(

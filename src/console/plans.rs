@@ -168,7 +168,7 @@ fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
         why: "why".to_owned(),
     };
     let replayed = shown.replayed(false);
-    let canary = CANARY.min(replayed.max(1));
+    let canary = CANARY.min((replayed / 4).max(1));
     let replay = Replay {
         plan: record.id,
         canary: i32::try_from(canary).ok(),
