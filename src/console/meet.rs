@@ -27,7 +27,11 @@ use super::{
     sessions::{Found, Viewer, WayIn, is_same},
     timeline, trail,
 };
-use crate::{desk::Desk, http::door::Pulse, telemetry::Signal};
+use crate::{
+    desk::{Desk, PartnerAct},
+    http::door::Pulse,
+    telemetry::Signal,
+};
 
 /// What is asked, and by whom.
 pub(super) struct Ask {
@@ -327,8 +331,9 @@ impl Site {
             Screen::Timeline => timeline::timeline(ask).await,
             Screen::Partners => partners::partners(ask).await,
             Screen::Partner => partners::partner(ask, None).await,
-            Screen::Suspend => partners::suspend(ask, true).await,
-            Screen::ResumePartner => partners::suspend(ask, false).await,
+            Screen::Suspend => partners::act(ask, PartnerAct::Suspend).await,
+            Screen::Quarantine => partners::act(ask, PartnerAct::Quarantine).await,
+            Screen::ResumePartner => partners::act(ask, PartnerAct::Resume).await,
             Screen::Ledger => money::ledger(ask).await,
             Screen::Check => money::check(self, ask).await,
             Screen::Outbox => trail::outbox(self, ask, None).await,

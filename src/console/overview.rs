@@ -293,10 +293,7 @@ impl Fragment {
             .partners
             .into_iter()
             .map(|line| PartnerLine {
-                chip: match line.partner.suspended_at {
-                    Some(_) => Chip::warn("suspended"),
-                    None => Chip::good("active"),
-                },
+                chip: super::partners::state(&line.partner),
                 id: line.partner.enterprise_id,
                 open: Digits::of(line.open),
                 parked: Digits::of(line.parked),

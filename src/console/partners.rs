@@ -14,7 +14,7 @@ use super::{
     shown::{At, Chip, Digits, Markup, MaybeAt, at, escaped},
 };
 use crate::{
-    desk::{By, PartnerRecord, RefusalKind, Which},
+    desk::{Author, PartnerAct, PartnerRecord, RefusalKind, Which},
     domain::reason::Reason,
 };
 
@@ -38,10 +38,12 @@ struct PartnerListLine {
     at: At,
 }
 
-fn state(partner: &PartnerRecord) -> Chip {
-    match partner.suspended_at {
-        Some(_) => Chip::warn("suspended"),
-        None => Chip::good("active"),
+pub(super) fn state(partner: &PartnerRecord) -> Chip {
+    match (partner.quarantined_at, partner.suspended_at) {
+        (Some(_), Some(_)) => Chip::warn("suspended, in quarantine"),
+        (Some(_), None) => Chip::warn("in quarantine"),
+        (None, Some(_)) => Chip::warn("suspended"),
+        (None, None) => Chip::good("active"),
     }
 }
 
@@ -93,9 +95,14 @@ struct PartnerPage {
     connections: Vec<ConnectionLine>,
     more_connections: usize,
     balances: Vec<(String, Digits, Digits)>,
-    act: &'static str,
+    forms: Vec<PartnerForm>,
+}
+
+/// What may be done to it.
+struct PartnerForm {
+    key: &'static str,
+    word: &'static str,
     about: &'static str,
-    action: String,
     mood: &'static str,
     barred: Option<String>,
     command: String,
@@ -150,8 +157,7 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
         Some(notice) if !notice.good => StatusCode::CONFLICT,
         _ => StatusCode::OK,
     };
-    let suspended = record.suspended_at.is_some();
-    let word = if suspended { "resume" } else { "suspend" };
+    let forms = forms(ask, &record);
     let text = |text: &str| Markup(escaped(text));
     let facts = vec![
         ("name", text(&record.name)),
@@ -159,6 +165,8 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
         ("queue", text(queue(&record))),
         ("broker user", text(record.broker_user.as_deref().unwrap_or("any"))),
         ("suspended", Markup(MaybeAt(record.suspended_at).to_string())),
+        ("in quarantine", Markup(MaybeAt(record.quarantined_at).to_string())),
+        ("because", text(record.quarantine_reason.as_deref().unwrap_or("–"))),
         ("registered", Markup(At(record.created_at).to_string())),
     ];
     Ok(page(
@@ -207,38 +215,68 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
                 .into_iter()
                 .map(|(currency, (held, allocated))| (currency, Digits::of(held), Digits::of(allocated)))
                 .collect(),
-            act: if suspended { "Resume" } else { "Suspend" },
-            about: if suspended {
-                "Its updates are taken again, from the worker's next batch on. What was refused meanwhile can be replayed."
-            } else {
-                "Its updates are refused from the worker's next batch on (partner_inactive), and can be replayed later."
-            },
-            action: format!("/partners/{}/{word}", record.enterprise_id),
-            mood: if suspended { "main" } else { "danger" },
-            barred: ask.barred(if suspended {
-                Screen::ResumePartner
-            } else {
-                Screen::Suspend
-            }),
-            command: format!(
-                "settled partner {word} --enterprise-id {} --reason why",
-                record.enterprise_id
-            ),
+            forms,
             id: record.enterprise_id,
         },
     ))
 }
 
-pub(super) async fn suspend(ask: &Ask, suspend: bool) -> Result<Response, NotDone> {
+/// What is done to a partner as it is.
+fn forms(ask: &Ask, record: &PartnerRecord) -> Vec<PartnerForm> {
+    let author = Author {
+        operator: ask.viewer.name.clone(),
+        why: "why".to_owned(),
+    };
+    let form = |act: PartnerAct, screen, word, mood, about| PartnerForm {
+        key: act.as_str(),
+        word,
+        about,
+        mood,
+        barred: ask.barred(screen),
+        command: act.command(&record.enterprise_id, &author).to_string(),
+    };
+    let mut forms = Vec::new();
+    if record.suspended_at.is_some() || record.quarantined_at.is_some() {
+        forms.push(form(
+            PartnerAct::Resume,
+            Screen::ResumePartner,
+            "Resume",
+            "main",
+            "Its updates are taken again, from the worker's next batch on; what was held is judged then, oldest first. What was \
+             refused meanwhile can be replayed.",
+        ));
+    }
+    if record.quarantined_at.is_none() {
+        forms.push(form(
+            PartnerAct::Quarantine,
+            Screen::Quarantine,
+            "Quarantine",
+            "danger",
+            "Its updates are held from the worker's next batch on, instead of being judged, until somebody resumes it.",
+        ));
+    }
+    if record.suspended_at.is_none() {
+        forms.push(form(
+            PartnerAct::Suspend,
+            Screen::Suspend,
+            "Suspend",
+            "danger",
+            "Its updates are refused from the worker's next batch on (partner_inactive), and can be replayed later.",
+        ));
+    }
+    forms
+}
+
+pub(super) async fn act(ask: &Ask, act: PartnerAct) -> Result<Response, NotDone> {
     let done = async {
         let author = ask.fields.author(&ask.viewer.name)?;
-        let by = By {
-            operator: &author.operator,
-            why: Some(&author.why),
-        };
-        Ok::<_, NotDone>(ask.desk.suspend_partner(&ask.part, suspend, by).await?)
+        Ok::<_, NotDone>(ask.desk.act_on_partner(&ask.part, act, &author).await?)
     };
-    let word = if suspend { "suspended" } else { "resumed" };
+    let word = match act {
+        PartnerAct::Suspend => "suspended",
+        PartnerAct::Quarantine => "in quarantine",
+        PartnerAct::Resume => "resumed",
+    };
     let notice = match done.await {
         Ok((record, true)) => Notice::good(format!("{} is {word}", record.enterprise_id)),
         Ok((record, false)) => Notice::good(format!("{} was so already; nothing was changed", record.enterprise_id)),

@@ -174,6 +174,7 @@ fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
         canary: i32::try_from(canary).ok(),
         rate: None,
         all_verdicts: false,
+        yes_again: false,
         author: author(),
     };
     let approve = Approve {
@@ -299,6 +300,7 @@ pub(super) async fn replay(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
             canary: ask.fields.number("canary")?.filter(|canary| *canary > 0),
             rate: super::runs::rate(ask)?,
             all_verdicts: ask.fields.is_on("all_verdicts"),
+            yes_again: ask.fields.is_on("yes_again"),
             author: ask.fields.author(&ask.viewer.name)?,
         };
         let place = site.drivers.place()?;

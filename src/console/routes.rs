@@ -50,6 +50,7 @@ pub(super) enum Screen {
     Partners,
     Partner,
     Suspend,
+    Quarantine,
     ResumePartner,
     Ledger,
     Check,
@@ -98,7 +99,7 @@ const fn post(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
     }
 }
 
-const TABLE: [RouteLine; 41] = [
+const TABLE: [RouteLine; 42] = [
     get("/", Look(Reader), Screen::Overview),
     get("/live", Look(Reader), Screen::Live),
     get("/groups", Look(Reader), Screen::Groups),
@@ -128,6 +129,7 @@ const TABLE: [RouteLine; 41] = [
     get("/partners", Look(Reader), Screen::Partners),
     get("/partners/{id}", Look(Reader), Screen::Partner),
     post("/partners/{id}/suspend", Change(Operator), Screen::Suspend),
+    post("/partners/{id}/quarantine", Change(Operator), Screen::Quarantine),
     post("/partners/{id}/resume", Change(Operator), Screen::ResumePartner),
     get("/ledger", Look(Reader), Screen::Ledger),
     get("/ledger/check", Look(Reader), Screen::Check),

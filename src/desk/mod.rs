@@ -54,7 +54,7 @@ pub use self::{
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
     signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
-    standing::{PartnerStanding, QueueStanding, QueueWatch, Standing},
+    standing::{PartnerAct, PartnerStanding, QueueStanding, QueueWatch, Standing},
     timeline::{LifeMoment, Timeline},
     which::Which,
 };

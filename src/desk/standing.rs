@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 
 use super::{
-    Backlog, By, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, PartnerRecord, Refusal, TrendOfGroup, Which,
+    Author, Backlog, By, Command, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, PartnerRecord, Refusal,
+    TrendOfGroup, Which,
 };
 use crate::{
     broker::{BrokerSettings, Connection, topology},
@@ -209,6 +210,35 @@ impl Desk {
     }
 }
 
+/// What is done to a partner, from the worker's next batch on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartnerAct {
+    /// Refuse its updates.
+    Suspend,
+    /// Hold them instead of judging them.
+    Quarantine,
+    /// Take them again, and judge what was held.
+    Resume,
+}
+
+impl PartnerAct {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PartnerAct::Suspend => "suspend",
+            PartnerAct::Quarantine => "quarantine",
+            PartnerAct::Resume => "resume",
+        }
+    }
+
+    /// The command line that does it.
+    pub fn command(self, enterprise_id: &str, author: &Author) -> Command {
+        let mut command = Command::new(&["partner", self.as_str()]);
+        command.flag("--enterprise-id", Some(enterprise_id));
+        author.add_to(&mut command);
+        command
+    }
+}
+
 // Partners -----------------------------------------------------------------------------------------------------------
 
 impl Desk {
@@ -245,18 +275,30 @@ impl Desk {
         Ok(self.store.connections(enterprise_id).await?)
     }
 
-    /// Refuses a partner's updates from now on, or takes them again. Says whether that changed anything.
+    /// Suspends a partner, puts it in quarantine, or lets it go on. Says whether that changed anything.
     ///
     /// # Errors
     /// There is no such partner; the database is away.
-    pub async fn suspend_partner(
+    pub async fn act_on_partner(
         &self,
         enterprise_id: &str,
-        suspend: bool,
-        by: By<'_>,
+        act: PartnerAct,
+        author: &Author,
     ) -> Result<(PartnerRecord, bool), Refusal> {
+        let by = By {
+            operator: &author.operator,
+            why: Some(&author.why),
+        };
         let done = self
-            .patiently(async || self.store.suspend_partner(enterprise_id, suspend, by).await)
+            .patiently(async || match act {
+                PartnerAct::Suspend => self.store.suspend_partner(enterprise_id, by).await,
+                PartnerAct::Quarantine => {
+                    self.store
+                        .quarantine_partner(enterprise_id, &author.why, &author.operator)
+                        .await
+                }
+                PartnerAct::Resume => self.store.resume_partner(enterprise_id, by).await,
+            })
             .await?;
         match done {
             None => Err(no_such_partner(enterprise_id)),
@@ -265,10 +307,11 @@ impl Desk {
                 Registered::Added(record)
                 | Registered::Exists(record)
                 | Registered::Revoked(record)
-                | Registered::Conflict(record),
+                | Registered::Conflict(record)
+                | Registered::Unproven(record),
             ) => Ok((record, false)),
             Some(Registered::NoPartner | Registered::NeverValid) => {
-                Err(Refusal::ours("a partner was suspended as no partner can be"))
+                Err(Refusal::ours("a partner was changed as no partner can be"))
             }
         }
     }

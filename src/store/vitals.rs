@@ -58,7 +58,7 @@ const KEPT_OF_RECEIPTS: [&str; 12] = [
 ];
 
 /// What the program's user must be allowed, of tables and then of functions.
-const TABLE_GRANTS: [(&str, &str); 27] = [
+const TABLE_GRANTS: [(&str, &str); 28] = [
     ("refinery_schema_history", "SELECT"),
     ("partners", "SELECT"),
     ("partner_keys", "SELECT"),
