@@ -11,12 +11,17 @@ build: ## the release binary, target/release/settled
 	@dev/prerequisites compiler
 	cargo build --release --locked
 
-demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS=1: with faults)
+# With CONSOLE=1 a worker and a console stay on what was played, until Ctrl-C.
+demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS=1: with faults; CONSOLE=1: then open a console on it)
 	@dev/prerequisites compiler
 	cargo build --profile demo --locked
 	@set -e; dev/services up >/dev/null; urls=$$(dev/services fresh demo); \
 	set -a; eval "$$urls"; set +a; \
-	exec "$${CARGO_TARGET_DIR:-target}/demo/settled" demo $(if $(filter-out 0,$(CHAOS)),--chaos --services dev/services) $(ARGS)
+	program="$${CARGO_TARGET_DIR:-target}/demo/settled"; \
+	"$$program" demo $(if $(filter-out 0,$(CHAOS)),--chaos --services dev/services) $(ARGS); \
+	$(if $(filter-out 0,$(CONSOLE)),export SETTLED_LOG__LEVEL=warn SETTLED_HTTP__LISTEN=127.0.0.1:0; \
+	"$$program" worker & worker=$$!; trap 'kill $$worker 2>/dev/null || true' EXIT; trap : INT TERM; \
+	"$$program" console,:)
 
 test: ## every test, against real services (ARGS go to the test runner)
 	@dev/test $(ARGS)

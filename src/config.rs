@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::secret::repeated;
 use self::{
-    fields::{address, lasting, optional_address, optional_path, short_text, tenths, texts, whole_seconds, within},
+    fields::{
+        address, addresses, amounts, header_name, lasting, optional_address, optional_path, short_text, tenths, texts,
+        whole_seconds, within,
+    },
     layers::{Layers, SEE_LIST, host_name, split},
 };
 pub use self::{
@@ -43,6 +46,7 @@ pub struct Settings {
     pub api: ApiSettings,
     pub registry: RegistrySettings,
     pub dead_letters: DeadLetterSettings,
+    pub console: ConsoleSettings,
     pub log: LogSettings,
 }
 
@@ -325,12 +329,91 @@ pub struct DeadLetterSettings {
     pub confirm_above: usize,
     #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
     pub plan_max: usize,
+    #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
+    pub approve_above: usize,
+    /// Currency and base units; neither is checked further than that it could be one.
+    #[serde(deserialize_with = "amounts::<100, _>")]
+    pub approve_amounts: Vec<(String, String)>,
+    #[serde(deserialize_with = "lasting::<1000, { 720 * HOUR }, _>")]
+    pub approval_lasts: Duration,
     #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
     pub due_max: usize,
     #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
     pub verdict_deadline: Duration,
     #[serde(deserialize_with = "lasting::<1000, HOUR, _>")]
     pub driver_lease: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSettings {
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    pub read_only: bool,
+    #[serde(deserialize_with = "optional_path")]
+    pub proxy_secret_file: Option<PathBuf>,
+    #[serde(deserialize_with = "header_name")]
+    pub proxy_secret_header: String,
+    #[serde(deserialize_with = "header_name")]
+    pub proxy_user_header: String,
+    #[serde(deserialize_with = "header_name")]
+    pub proxy_groups_header: String,
+    #[serde(deserialize_with = "texts::<1000, 255, _>")]
+    pub readers: Vec<String>,
+    #[serde(deserialize_with = "texts::<1000, 255, _>")]
+    pub operators: Vec<String>,
+    #[serde(deserialize_with = "texts::<1000, 255, _>")]
+    pub approvers: Vec<String>,
+    pub link_role: LinkRole,
+    #[serde(deserialize_with = "lasting::<10_000, { 24 * HOUR }, _>")]
+    pub link_lasts: Duration,
+    #[serde(deserialize_with = "lasting::<MINUTE, { 24 * HOUR }, _>")]
+    pub session_idle: Duration,
+    #[serde(deserialize_with = "lasting::<MINUTE, { 168 * HOUR }, _>")]
+    pub session_lasts: Duration,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub sessions_max: usize,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub rate_per_session: u32,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub rate_of_strangers: u32,
+    #[serde(deserialize_with = "within::<1, 500, _, _>")]
+    pub page: u32,
+    #[serde(deserialize_with = "lasting::<500, { 5 * MINUTE }, _>")]
+    pub live_interval: Duration,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub viewers_max: usize,
+    #[serde(deserialize_with = "addresses::<32, _>")]
+    pub workers: Vec<SocketAddr>,
+    #[serde(deserialize_with = "within::<1, 100, _, _>")]
+    pub runs_max: usize,
+    #[serde(deserialize_with = "within::<1024, 262_144, _, _>")]
+    pub body_max: usize,
+    #[serde(deserialize_with = "optional_path")]
+    pub certificate_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub key_file: Option<PathBuf>,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub head_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub body_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub idle_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<10_000, { 24 * HOUR }, _>")]
+    pub answer_timeout: Duration,
+    #[serde(deserialize_with = "within::<8, 100_000, _, _>")]
+    pub connections_max: usize,
+    #[serde(deserialize_with = "within::<4, 100_000, _, _>")]
+    pub connections_per_address_max: usize,
+}
+
+/// Who opens the console's one-time link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkRole {
+    Reader,
+    Operator,
+    Approver,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -33,6 +33,7 @@
 //! | [`worker`] | the consumer pool: the order of steps, patience, shutdown. Lanes, publishing, relay, due and held messages, collector |
 //! | [`desk`] | what an operator may ask and do, typed: look, plan, replay, act, life, books |
 //! | [`api`] | what partners and clients ask over HTTP: tokens, updates, allocations, balances, receipts |
+//! | [`console`] | the operator's console in the browser: pages on the desk, and who may see and do what |
 //! | [`cli`] | what an operator types: it parses, asks the desk, and prints |
 //! | [`partner`] | the other side: a partner that signs and publishes |
 //! | [`telemetry`], [`health`], [`http`] | what a person watches: every signal is a type |
@@ -65,6 +66,7 @@ pub mod api;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod desk;
 pub mod domain;
 pub mod fail;

@@ -22,7 +22,7 @@ pub(super) struct List {
     operator: Option<String>,
     /// Only this act: partner add, partner set, partner suspend, partner quarantine, partner resume, key add, key rotate,
     /// key challenge, key revoke, key reinstate, nonce void, connection add, client add, token add, token revoke, deposit,
-    /// reserve, plan, replay, replay ended, resume, cancel, discard, restore, export, show body, purge, outbox retry
+    /// reserve, plan, plan approve, replay, replay ended, resume, cancel, discard, restore, export, show body, purge, outbox retry
     #[arg(long)]
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h

@@ -10,7 +10,7 @@ mod replay;
 use clap::Subcommand;
 
 #[cfg(test)]
-pub(super) use self::replay::RunsCommand;
+pub(super) use self::{plan::OfPlan, replay::RunsCommand};
 use super::{Context, Exit, Failure};
 use crate::desk::StateChange;
 
@@ -27,7 +27,7 @@ pub(super) enum DeadLettersCommand {
     /// How many there are, by state, reason and partner
     Stats(look::Stats),
     /// Freeze a selection and judge it again, without effect
-    Plan(plan::PlanWish),
+    Plan(plan::PlanQuestion),
     /// Have the messages of a plan judged again by the worker, with effect
     Replay(replay::Replay),
     /// Replays: look at them, cancel one, go on with one

@@ -32,11 +32,11 @@ pub(super) const POSTGRES_MIN: i32 = 150_000;
 
 /// One line. The name is stable.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Check {
-    name: String,
-    ok: bool,
-    detail: String,
-    hint: Option<String>,
+pub(super) struct Check {
+    pub(super) name: String,
+    pub(super) ok: bool,
+    pub(super) detail: String,
+    pub(super) hint: Option<String>,
 }
 
 impl Check {
@@ -79,19 +79,25 @@ impl Check {
 pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output, wish: &Doctor) -> Result<Exit, Failure> {
     let checks = match settings {
         Err(error) => vec![Check::bad("settings", error.message()).hint(error.hint())],
-        Ok(settings) => {
-            let mut checks = vec![known(&settings)];
-            if let Some(role) = wish.role {
+        Ok(settings) => match wish.role {
+            Some(role) => {
+                let mut checks = vec![known(&settings)];
                 checks.extend(role::checks(&settings, role).await);
-                return report(&checks, out);
+                checks
             }
-            let (database, broker) = tokio::join!(database::checks(&settings), broker::checks(&settings));
-            checks.extend(database);
-            checks.extend(broker);
-            checks
-        }
+            None => checks(&settings).await,
+        },
     };
     report(&checks, out)
+}
+
+/// Every line, with settings that are right.
+pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
+    let mut checks = vec![known(settings)];
+    let (database, broker) = tokio::join!(database::checks(settings), broker::checks(settings));
+    checks.extend(database);
+    checks.extend(broker);
+    checks
 }
 
 fn known(settings: &Settings) -> Check {

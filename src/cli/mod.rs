@@ -6,6 +6,7 @@ mod api;
 mod audit;
 mod client;
 mod config;
+mod console;
 mod currency;
 mod dead_letters;
 mod demo;
@@ -110,6 +111,8 @@ enum Command {
     Worker,
     /// Answer partners and clients over HTTP until SIGTERM
     Api,
+    /// The operator's console in the browser, until SIGTERM
+    Console(console::Console),
     /// Partners: who may send updates
     #[command(subcommand)]
     Partner(registry::PartnerCommand),
@@ -231,6 +234,7 @@ impl Cli {
             | Command::Man(_) => Ok(Exit::Done),
             Command::Worker => worker::run(context).await,
             Command::Api => api::run(context).await,
+            Command::Console(wish) => console::run(context, &wish).await,
             Command::Client(command) => client::run(context, command).await,
             Command::Token(command) => token::run(context, command).await,
             Command::Partner(command) => registry::partner(context, command).await,
@@ -560,7 +564,19 @@ mod tests {
             limit: Some(3),
             operator: author.operator.clone(),
         };
-        assert!(matches!(dead(&plan.command()), Dead::Plan(read) if read.typed() == plan));
+        assert!(matches!(dead(&plan.command()), Dead::Plan(read) if read.typed() == Some(plan.clone())));
+        for for_act in crate::desk::PlanAct::ALL {
+            let approve = crate::desk::Approve {
+                plan: 7,
+                for_act,
+                author: author.clone(),
+            };
+            use dead_letters::OfPlan;
+            let Dead::Plan(read) = dead(&approve.command()) else {
+                panic!("{for_act}");
+            };
+            assert!(matches!(read.of_one(), Some(OfPlan::Approve(read)) if read.typed() == approve));
+        }
         let export = crate::desk::Export {
             which,
             operator: author.operator.clone(),

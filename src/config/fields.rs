@@ -141,3 +141,50 @@ pub(super) fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Re
         .map(Some)
         .map_err(|_| D::Error::custom("must be empty, or an IP address and a port, such as 127.0.0.1:9466"))
 }
+
+/// A list of addresses with ports.
+pub(super) fn addresses<'de, const MOST: usize, D>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let texts = texts::<MOST, 64, _>(deserializer)?;
+    let read = |text: String| {
+        text.parse()
+            .map_err(|_| D::Error::custom("must have IP addresses with a port, such as 127.0.0.1:9464"))
+    };
+    texts.into_iter().map(read).collect()
+}
+
+/// A list of `CURRENCY=QUANTITY`.
+pub(super) fn amounts<'de, const MOST: usize, D>(deserializer: D) -> Result<Vec<(String, String)>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let read = |text: String| {
+        let (currency, quantity) = text.split_once('=')?;
+        let fits = (1..=64).contains(&currency.len())
+            && currency
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b":._-".contains(&byte))
+            && (1..=78).contains(&quantity.len())
+            && quantity.bytes().all(|byte| byte.is_ascii_digit());
+        fits.then(|| (currency.to_owned(), quantity.to_owned()))
+    };
+    let texts = texts::<MOST, 255, _>(deserializer)?;
+    let amounts = texts.into_iter().map(read).collect::<Option<Vec<_>>>();
+    amounts.ok_or_else(|| D::Error::custom("must have entries such as BTC=100000000, in base units"))
+}
+
+/// The name of an HTTP header, in lower case.
+pub(super) fn header_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = short_text::<1, 64, _>(deserializer)?;
+    let fits = name
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if fits {
+        return Ok(name);
+    }
+    Err(D::Error::custom(
+        "must be a header's name: lower-case letters, digits and -",
+    ))
+}

@@ -56,6 +56,7 @@ fn the_defaults() {
         api,
         registry,
         dead_letters,
+        console,
         log,
     } = &settings;
     assert!(!registry.key_proof_required);
@@ -106,6 +107,22 @@ fn the_defaults() {
     assert_eq!((dead_letters.plan_max, dead_letters.due_max), (100_000, 1_000));
     assert_eq!(dead_letters.verdict_deadline, Duration::from_secs(60));
     assert_eq!(dead_letters.driver_lease, Duration::from_secs(15));
+    assert_eq!((dead_letters.approve_above, dead_letters.approve_amounts.len()), (0, 0));
+    assert_eq!(dead_letters.approval_lasts, Duration::from_secs(3_600));
+    assert!(console.listen.ip().is_loopback() && console.proxy_secret_file.is_none() && !console.read_only);
+    assert_eq!(
+        (console.readers.len(), console.operators.len(), console.approvers.len()),
+        (1, 0, 0)
+    );
+    assert_eq!((console.link_role, console.page), (LinkRole::Approver, 50));
+    assert_eq!(
+        (console.link_lasts, console.session_idle, console.session_lasts),
+        (
+            Duration::from_secs(600),
+            Duration::from_secs(1_800),
+            Duration::from_secs(28_800)
+        )
+    );
     assert_eq!((log.format, log.level), (LogFormat::Auto, LogLevel::Info));
     assert!(
         worker.name.ends_with(&format!("-{}", std::process::id())),
@@ -678,4 +695,32 @@ fn every_setting_is_told_with_its_origin_and_without_a_password() {
     }
     assert_eq!(of("database.pool_size").derived, Some("worker.lanes + 4"));
     assert!(!serde_json::to_string(&told).expect("JSON").contains("hunter2"));
+}
+
+#[test]
+fn amounts_addresses_and_headers_are_read_or_refused() {
+    let list = |setting: &str, text: &str| load(None, &[], &[(setting, text)]);
+    let settings = list("dead_letters.approve_amounts", "BTC=100000000,eth:x=0").expect("amounts");
+    assert_eq!(
+        settings.dead_letters.approve_amounts,
+        [
+            ("BTC".to_owned(), "100000000".to_owned()),
+            ("eth:x".to_owned(), "0".to_owned())
+        ]
+    );
+    let settings = list("console.workers", "127.0.0.1:9464").expect("addresses");
+    assert_eq!(settings.console.workers, [SocketAddr::from(([127, 0, 0, 1], 9464))]);
+    for (setting, wrong) in [
+        ("dead_letters.approve_amounts", "BTC"),
+        ("dead_letters.approve_amounts", "BTC=1.5"),
+        ("dead_letters.approve_amounts", "BTC=-1"),
+        ("dead_letters.approve_amounts", "=1"),
+        ("console.workers", "localhost"),
+        ("console.proxy_user_header", "X-User"),
+        ("console.proxy_user_header", ""),
+        ("console.link_role", "owner"),
+    ] {
+        let error = list(setting, wrong).expect_err(wrong);
+        assert!(error.message().contains(setting), "{wrong}: {}", error.message());
+    }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Command, Desk, Moment, Refusal, Which, cut, which::said};
+use super::{Command, Desk, Moment, PlanAct, Refusal, Which, cut, which::said};
 use crate::{
     domain::{calendar::rfc3339, dead_letter::State, reason::Reason},
     plain::counted,
@@ -164,6 +164,14 @@ impl StateChange {
         }
     }
 
+    /// The same as what is done with a plan.
+    pub fn act(self) -> PlanAct {
+        match self {
+            StateChange::Discard => PlanAct::Discard,
+            StateChange::Restore => PlanAct::Restore,
+        }
+    }
+
     /// The messages that it changes.
     fn state(self) -> State {
         match self {
@@ -189,6 +197,7 @@ impl StateChange {
 pub struct Selected {
     ids: Vec<Uuid>,
     filters: Value,
+    plan: Option<i64>,
     /// There are more than one act may take.
     pub more: bool,
 }
@@ -231,6 +240,7 @@ impl Desk {
                 Ok(Selected {
                     ids: self.store.plan_messages(plan).await?,
                     filters: json!({ "plan": plan }),
+                    plan: Some(plan),
                     more: false,
                 })
             }
@@ -242,6 +252,7 @@ impl Desk {
                 Ok(Selected {
                     ids,
                     filters: filters_of(&filter),
+                    plan: None,
                     more,
                 })
             }
@@ -251,7 +262,7 @@ impl Desk {
     /// Discards or restores what is selected, so far as it is in the state for it.
     ///
     /// # Errors
-    /// There are many and nobody consented; the database is away.
+    /// There are many and nobody consented, or nobody else approved it; the database is away.
     pub async fn change(
         &self,
         change: StateChange,
@@ -260,6 +271,9 @@ impl Desk {
         consent: Consent,
     ) -> Result<Changed, Refusal> {
         self.need(consent, selected.messages(), change.doing())?;
+        let size = i64::try_from(selected.messages()).unwrap_or(i64::MAX);
+        self.second_person(selected.plan, change.act(), author, (size, &[]))
+            .await?;
         let act = author.act(change.as_str(), &selected.filters);
         let done = self
             .patiently(async || match change {

@@ -134,5 +134,6 @@ fn nowhere(settings: &Settings) -> Result<Desk, Refusal> {
     Ok(Desk {
         store: Store::new(&settings).map_err(Refusal::ours)?,
         settings,
+        voucher: None,
     })
 }

@@ -7,6 +7,7 @@
 
 mod access;
 mod act;
+mod approval;
 mod ask;
 mod books;
 mod command;
@@ -24,14 +25,18 @@ mod refusal;
 mod replay;
 mod roles;
 mod signatures;
+mod standing;
 mod timeline;
 mod which;
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 pub use self::{
     access::{ClientAdded, ClientRecord, Role, Token, TokenHolder, TokenMade, TokenRecord, TokenWish},
     act::{Author, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded},
+    approval::{Approve, Approved, PlanAct, PlanShown, StateNow},
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, FullLetter, Groups, LetterName, Stats,
         ToldEvent,
@@ -50,19 +55,25 @@ pub use self::{
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
     signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
+    standing::{PartnerAct, PartnerStanding, QueueStanding, QueueWatch, Standing},
     timeline::{LifeMoment, Timeline},
     which::Which,
 };
 // Answers that are rows as the store keeps them.
 pub use crate::store::{
+    approvals::ApprovalRecord,
     audit::AuditRecord,
     books::{BalanceRecord, Books},
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
+    outbox::Backlog,
+    plans::PlanRecord,
     reconcile::{Moment, ReconcileLine, Reconciliation},
     refused::{Pending, PublicationStanding},
+    registry::{By, ConnectionRecord, KeyRecord, PartnerRecord},
     roles::{DatabaseRole, MissingRight, RoleFound, RoleStanding, grant_line, quoted, statements},
     runs::{Came, Moved, Run},
+    standing::{MinuteOfBatches, TrendOfGroup},
 };
 use crate::{
     config::Settings,
@@ -75,6 +86,8 @@ use crate::{
 pub struct Desk {
     store: Store,
     settings: Settings,
+    /// Who vouches for the name of whoever acts here; none: they typed it.
+    voucher: Option<Arc<str>>,
 }
 
 /// A part of a longer list.
@@ -111,6 +124,7 @@ impl Desk {
         Ok(Self {
             store,
             settings: settings.clone(),
+            voucher: None,
         })
     }
 

@@ -60,6 +60,8 @@ pub struct Planned {
     pub replayed_often: i64,
     pub verdicts: Vec<PlanLine>,
     pub would_move: Vec<Sum>,
+    /// Why a replay takes two people; none where one is enough.
+    pub two_people: Option<String>,
     /// How to go on; none where there is nothing to replay.
     pub replay: Option<String>,
 }
@@ -133,19 +135,25 @@ impl Desk {
             why: None,
             filters: &filters,
         };
-        let plan = self.patiently(async || self.store.save_plan(act, &items).await).await?;
+        let plan = self
+            .patiently(async || self.store.save_plan(act, self.voucher.as_deref(), &items).await)
+            .await?;
         let most = self.settings.dead_letters.max_replays;
         let replayed_often = self.store.count_replayed(plan, true, most).await?;
         let verdicts = verdicts(&items);
         let would_settle = verdicts.iter().any(|line| line.verdict == VerdictKind::Settled);
+        let would_move = moves(&items);
+        let settles = items.iter().filter(|item| item.verdict == VerdictKind::Settled);
+        let settles = i64::try_from(settles.count()).unwrap_or(i64::MAX);
         Ok(Planned {
+            two_people: self.two_people(settles, &would_move),
             plan,
             operator: wish.operator.clone(),
             messages: items.len(),
             more,
             left_out,
             replayed_often,
-            would_move: moves(&items),
+            would_move,
             replay: would_settle.then(|| format!("settled dead-letters replay {plan} --canary 10 --reason \"why\"")),
             verdicts,
             filters,

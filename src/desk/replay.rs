@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Author, Came, Command, Consent, Desk, Moved, Page, Refusal, Run,
+    Author, Came, Command, Consent, Desk, Moved, Page, PlanAct, Refusal, Run,
     act::no_such_plan,
     drive::{self, Ended, RunNews},
 };
@@ -152,11 +152,15 @@ impl Desk {
     /// Begins a run. Whoever does drives it.
     ///
     /// # Errors
-    /// As [`Desk::replay_size`]; there are many and nobody consented.
+    /// As [`Desk::replay_size`]; there are many and nobody consented, or nobody else approved it.
     pub async fn begin(&self, wish: &Replay, consent: Consent) -> Result<Begun, Refusal> {
         let messages = self.replay_size(wish).await?;
         self.mind_circles(wish).await?;
         self.need(consent, messages, "replaying")?;
+        let money = self.money_of(wish.plan).await?;
+        let size = (i64::try_from(messages).unwrap_or(i64::MAX), money.as_slice());
+        self.second_person(Some(wish.plan), PlanAct::Replay, &wish.author, size)
+            .await?;
         let filters = json!({"plan": wish.plan, "canary": wish.canary, "rate": wish.rate, "allVerdicts": wish.all_verdicts,
                    "yesAgain": wish.yes_again});
         let act = wish.author.act("replay", &filters);

@@ -29,6 +29,7 @@ pub mod kept;
 pub mod ledger;
 pub mod message;
 pub mod names;
+pub mod person;
 pub mod public_key;
 pub mod publications;
 pub mod reason;

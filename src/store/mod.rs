@@ -1,5 +1,6 @@
 //! The only room with SQL: the pool, named transactions, and what an error of the database means for the work in hand.
 
+pub mod approvals;
 pub mod audit;
 pub mod batch;
 pub mod books;
@@ -26,6 +27,7 @@ pub mod runs;
 mod servers;
 mod session;
 pub mod signatures;
+pub mod standing;
 pub mod tokens;
 pub mod told;
 pub mod trouble;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -16,6 +17,7 @@ use super::{
 use crate::domain::{
     delivery::{Delivery, Source},
     ledger::Amount,
+    person::Person,
     reason::Reason,
     verdict::VerdictKind,
 };
@@ -45,6 +47,40 @@ pub struct PlanRecord {
     pub messages: i32,
     /// Those that would settle.
     pub settled: i64,
+    /// Who made it.
+    #[serde(skip)]
+    pub by: Person,
+}
+
+/// How many of a plan would come to what, when it was made.
+#[derive(Clone, Debug)]
+pub struct PlannedVerdicts {
+    pub verdict: VerdictKind,
+    pub reason: Option<Reason>,
+    pub messages: i64,
+}
+
+const PLAN: &str = "\
+    SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages, p.voucher, p.session_name,
+           (SELECT count(*)
+            FROM settled.plan_items AS i
+            WHERE i.plan_id = p.id AND i.verdict = 'settled') AS settled
+    FROM settled.plans AS p";
+
+fn plan_record(row: &Row) -> PlanRecord {
+    PlanRecord {
+        id: row.get("id"),
+        at: row.get("at"),
+        operator: row.get("operator"),
+        filters: serde_json::from_str(row.get("filters")).unwrap_or_default(),
+        messages: row.get("messages"),
+        settled: row.get("settled"),
+        by: Person {
+            operator: row.get("operator"),
+            voucher: row.get("voucher"),
+            session: row.get("session_name"),
+        },
+    }
 }
 
 /// A stored message for judgement: none where this version does not read its format.
@@ -81,17 +117,17 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses; nothing is kept then, unless `at_commit` says that it is unknown.
-    pub async fn save_plan(&self, act: Act<'_>, items: &[PlanItem]) -> Result<i64, StoreError> {
+    pub async fn save_plan(&self, act: Act<'_>, voucher: Option<&str>, items: &[PlanItem]) -> Result<i64, StoreError> {
         let session = self.session("save_plan").await?;
         session.begin().await?;
         let messages = i32::try_from(items.len()).unwrap_or(i32::MAX);
         let rows = session
             .query(
                 "/* plans::save_plan */
-                INSERT INTO settled.plans (at, operator, filters, messages)
-                VALUES (date_trunc('milliseconds', now()), $1, $2::text::jsonb, $3)
+                INSERT INTO settled.plans (at, operator, filters, messages, voucher)
+                VALUES (date_trunc('milliseconds', now()), $1, $2::text::jsonb, $3, $4)
                 RETURNING id",
-                &[&act.operator, &act.filters.to_string(), &messages],
+                &[&act.operator, &act.filters.to_string(), &messages, &voucher],
             )
             .await?;
         let plan_id: i64 = session.one(&rows)?.get("id");
@@ -150,25 +186,104 @@ impl Store {
         let rows = self
             .session("plan")
             .await?
+            .query(&format!("/* plans::plan */ {PLAN} WHERE p.id = $1"), &[&id])
+            .await?;
+        Ok(rows.first().map(plan_record))
+    }
+
+    /// A page of plans, the newest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plans(&self, before: i64, limit: i64) -> Result<Vec<PlanRecord>, StoreError> {
+        let rows = self
+            .session("plans")
+            .await?
             .query(
-                "/* plans::plan */
-                SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages,
-                       (SELECT count(*)
-                        FROM settled.plan_items AS i
-                        WHERE i.plan_id = p.id AND i.verdict = 'settled') AS settled
-                FROM settled.plans AS p
-                WHERE p.id = $1",
+                &format!("/* plans::plans */ {PLAN} WHERE p.id < $1 ORDER BY p.id DESC LIMIT $2"),
+                &[&before, &limit],
+            )
+            .await?;
+        Ok(rows.iter().map(plan_record).collect())
+    }
+
+    /// What a plan's messages would have come to when it was made; and the money, by currency.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plan_verdicts(&self, id: i64) -> Result<(Vec<PlannedVerdicts>, Vec<(String, String)>), StoreError> {
+        let session = self.session("plan_verdicts").await?;
+        let rows = session
+            .query(
+                "/* plans::plan_verdicts */
+                SELECT verdict, reason, count(*) AS messages
+                FROM settled.plan_items
+                WHERE plan_id = $1
+                GROUP BY verdict, reason",
                 &[&id],
             )
             .await?;
-        Ok(rows.first().map(|row| PlanRecord {
-            id: row.get("id"),
-            at: row.get("at"),
-            operator: row.get("operator"),
-            filters: serde_json::from_str(row.get("filters")).unwrap_or_default(),
+        let verdicts = rows.iter().map(|row| PlannedVerdicts {
+            verdict: VerdictKind::parse(row.get("verdict")).unwrap_or(VerdictKind::Rejected),
+            reason: row.get::<_, Option<&str>>("reason").map(Reason::written),
             messages: row.get("messages"),
-            settled: row.get("settled"),
-        }))
+        });
+        let verdicts = verdicts.collect();
+        let rows = session
+            .query(
+                "/* plans::plan_verdicts money */
+                SELECT currency, sum(quantity)::text AS quantity
+                FROM settled.plan_items
+                WHERE plan_id = $1 AND quantity IS NOT NULL
+                GROUP BY currency
+                ORDER BY currency",
+                &[&id],
+            )
+            .await?;
+        let money = rows
+            .iter()
+            .map(|row| (row.get("currency"), row.get("quantity")))
+            .collect();
+        Ok((verdicts, money))
+    }
+
+    /// How the messages of a plan stand now, by state; `purged` for those that are gone.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plan_now(&self, id: i64) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = self
+            .session("plan_now")
+            .await?
+            .query(
+                "/* plans::plan_now */
+                SELECT coalesce(d.state, 'purged') AS state, count(*)
+                FROM settled.plan_items AS i
+                LEFT JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+                WHERE i.plan_id = $1
+                GROUP BY 1
+                ORDER BY 1",
+                &[&id],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// The replays of a plan, the newest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plan_runs(&self, id: i64) -> Result<Vec<i64>, StoreError> {
+        const MOST: i64 = 100;
+        let rows = self
+            .session("plan_runs")
+            .await?
+            .query(
+                "/* plans::plan_runs */ SELECT id FROM settled.runs WHERE plan_id = $1 ORDER BY id DESC LIMIT $2",
+                &[&id, &MOST],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// The messages of a plan, in its order.

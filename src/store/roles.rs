@@ -93,6 +93,7 @@ const OPERATOR: &[Grant] = &[
     // To lock a row is an UPDATE to the server, of any column; an identity can not be changed.
     ("plans", &["SELECT", "INSERT", "UPDATE (id)", "DELETE"]),
     ("plan_items", &["SELECT", "INSERT"]),
+    ("approvals", &["SELECT", "INSERT"]),
     (
         "runs",
         &[

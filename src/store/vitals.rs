@@ -27,7 +27,7 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 21] = [
+const GUARDS: [(&str, &str, i16); 22] = [
     ("transfers", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
@@ -36,6 +36,7 @@ const GUARDS: [(&str, &str, i16); 21] = [
     ("receipts", "never_forgotten", 42),
     ("audit", "append_only", 58),
     ("audit_subjects", "append_only", 58),
+    ("approvals", "append_only", 58),
     ("distrusted", "append_only", 58),
     ("told", "never_changed", 50),
     ("allocations", "fixed", 18),

@@ -52,6 +52,20 @@ impl Signal<'_> {
                     }
                 }
             }
+            Signal::ConsoleListening {
+                address,
+                encrypted,
+                version,
+            } => {
+                info!(%address, encrypted, version, "the console listens");
+            }
+            Signal::ConsoleSignedIn { name, role, entrance } => {
+                info!(name, role, by = entrance, "signed in to the console");
+            }
+            Signal::ConsoleAnswered { path, status, elapsed } => {
+                // No louder: anybody who can connect could fill the log.
+                debug!(path, status, elapsed_ms = millis(elapsed), "the console answered");
+            }
             Signal::Ready => {
                 metric::READY.set([], 1.0);
                 info!("ready");

@@ -38,6 +38,24 @@ pub enum Signal<'a> {
         elapsed: Duration,
         error: Option<&'a str>,
     },
+    /// The operator's console answers here.
+    ConsoleListening {
+        address: SocketAddr,
+        encrypted: bool,
+        version: &'a str,
+    },
+    /// Somebody has a session of the console.
+    ConsoleSignedIn {
+        name: &'a str,
+        role: &'static str,
+        entrance: &'static str,
+    },
+    /// A request to the console was answered.
+    ConsoleAnswered {
+        path: &'static str,
+        status: u16,
+        elapsed: Duration,
+    },
     /// Consumers are attached and the database answers.
     Ready,
     /// It was ready, or never became so.

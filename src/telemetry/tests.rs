@@ -72,6 +72,21 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             elapsed: milli,
             error: Some("the database is away"),
         },
+        Signal::ConsoleListening {
+            address: listening,
+            encrypted: false,
+            version: "0.1.0",
+        },
+        Signal::ConsoleSignedIn {
+            name: "ann",
+            role: "operator",
+            entrance: "proxy",
+        },
+        Signal::ConsoleAnswered {
+            path: "/letters",
+            status: 200,
+            elapsed: milli,
+        },
         Signal::NotReady { reasons: &reasons },
         Signal::Ready,
         Signal::ConsumerAttached { lane: 0, queue },

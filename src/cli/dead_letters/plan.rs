@@ -2,21 +2,80 @@
 
 use std::io::IsTerminal;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
-use super::{acts::Operator, filters::Looking, look::progress};
+use super::{
+    acts::{Author, Operator},
+    filters::Looking,
+    look::progress,
+};
 use crate::{
     cli::{Context, Exit, Failure, output::Output},
-    desk::{self, LEFT_OUT, PlanLine, Planned},
-    domain::verdict::VerdictKind,
+    desk::{self, ApprovalRecord, LEFT_OUT, PlanAct, PlanLine, PlanShown, Planned, Sum},
+    domain::{calendar::rfc3339, verdict::VerdictKind},
     plain::counted,
 };
 
+/// A plan to make; or what is asked of one that was made.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 The selection is frozen: `replay` takes these messages and no others, whatever fails meanwhile. Each is judged as the worker
 would judge it now, in order of arrival, and sees what those before it would have changed. Nothing is written but the plan.
-What nobody known put into settlement.dead is left out, unless --made-by unknown asks for it.")]
+What nobody known put into settlement.dead is left out, unless --made-by unknown asks for it."
+)]
+pub(in crate::cli) struct PlanQuestion {
+    #[command(subcommand)]
+    of_one: Option<OfPlan>,
+    #[command(flatten)]
+    wish: PlanWish,
+}
+
+#[derive(Subcommand)]
+pub(in crate::cli) enum OfPlan {
+    /// One plan: what it came to, how its messages stand now, who approved it
+    Show(OnePlan),
+    /// Approve a plan that somebody else made
+    #[command(after_help = "\
+What is larger than dead_letters.approve_above or dead_letters.approve_amounts takes two people. Who approves can be neither
+who made the plan nor who acts on it: not by the operator's name, and not by the login of the database. It counts for
+dead_letters.approval_lasts.")]
+    Approve(Approve),
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct OnePlan {
+    /// The plan's number
+    plan: i64,
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct Approve {
+    /// The plan's number
+    plan: i64,
+    /// What may be done with it: replay, discard or restore
+    #[arg(long = "for", value_name = "ACT", default_value_t = PlanAct::Replay, value_parser = plan_act)]
+    for_act: PlanAct,
+    #[command(flatten)]
+    author: Author,
+}
+
+fn plan_act(text: &str) -> Result<PlanAct, String> {
+    PlanAct::parse(text).ok_or_else(|| "one of replay, discard, restore".to_owned())
+}
+
+impl Approve {
+    pub(in crate::cli) fn typed(&self) -> desk::Approve {
+        desk::Approve {
+            plan: self.plan,
+            for_act: self.for_act,
+            author: self.author.typed(),
+        }
+    }
+}
+
+#[derive(Args)]
 pub(in crate::cli) struct PlanWish {
     #[command(flatten)]
     filters: Looking,
@@ -37,7 +96,85 @@ impl PlanWish {
     }
 }
 
-pub(super) async fn run(context: &Context, wish: &PlanWish) -> Result<Exit, Failure> {
+impl PlanQuestion {
+    #[cfg(test)]
+    pub(in crate::cli) fn typed(&self) -> Option<desk::Plan> {
+        self.of_one.is_none().then(|| self.wish.typed())
+    }
+
+    #[cfg(test)]
+    pub(in crate::cli) fn of_one(&self) -> Option<&OfPlan> {
+        self.of_one.as_ref()
+    }
+}
+
+pub(super) async fn run(context: &Context, question: &PlanQuestion) -> Result<Exit, Failure> {
+    match &question.of_one {
+        None => make(context, &question.wish).await,
+        Some(OfPlan::Show(one)) => {
+            let shown = context.desk()?.plan_shown(one.plan).await?;
+            context.out.say(&shown, |out| print_shown(out, &shown))?;
+            Ok(Exit::Done)
+        }
+        Some(OfPlan::Approve(wish)) => {
+            let approved = context.desk()?.approve(&wish.typed()).await?;
+            context.out.say(&approved, |out| {
+                out.line(format!(
+                    "{} of plan {} ({} messages) is approved until {} (audit {})",
+                    approved.approval.act,
+                    approved.plan,
+                    approved.messages,
+                    rfc3339(approved.approval.expires_at),
+                    approved.audit_id
+                ))?;
+                money(out, &approved.would_move)
+            })?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn money(out: &Output, sums: &[Sum]) -> Result<(), Failure> {
+    sums.iter()
+        .try_for_each(|sum| out.line(format!("would move {} {}", sum.quantity, sum.currency)))
+}
+
+fn print_shown(out: &Output, shown: &PlanShown) -> Result<(), Failure> {
+    let record = &shown.record;
+    out.line(format!(
+        "plan {}: {} messages, made by {} at {}",
+        record.id,
+        record.messages,
+        record.operator,
+        rfc3339(record.at)
+    ))?;
+    lines(out, &shown.verdicts)?;
+    money(out, &shown.would_move)?;
+    let now: Vec<String> = shown
+        .now
+        .iter()
+        .map(|now| format!("{} {}", now.messages, now.state))
+        .collect();
+    out.line(format!("now: {}", now.join(", ")))?;
+    match &shown.two_people {
+        Some(why) => out.line(format!("a replay takes two people: {why}"))?,
+        None => out.line("one person is enough for a replay")?,
+    }
+    let row = |approval: &ApprovalRecord| {
+        vec![
+            approval.act.clone(),
+            approval.operator.clone(),
+            approval.why.clone(),
+            rfc3339(approval.at),
+            if approval.valid { "until" } else { "over since" }.to_owned(),
+            rfc3339(approval.expires_at),
+        ]
+    };
+    let header = ["approved", "by", "why", "at", "", "time"];
+    out.table(&header, shown.approvals.iter().map(row).collect(), "nobody approved it")
+}
+
+async fn make(context: &Context, wish: &PlanWish) -> Result<Exit, Failure> {
     let wanted = std::io::stderr().is_terminal() && !context.out.json;
     let bar = progress(wanted, "judging");
     let judged = |done: usize, of: usize| {
@@ -67,22 +204,10 @@ fn print(out: &Output, planned: &Planned) -> Result<(), Failure> {
         planned.plan,
         counted(planned.messages, "message")
     ))?;
-    let row = |line: &PlanLine| {
-        let reason = match (line.verdict, line.reason, line.is_final) {
-            (VerdictKind::Rejected, Some(reason), Some(true)) => format!("{reason}, final"),
-            (VerdictKind::Rejected, Some(reason), _) => reason.to_string(),
-            _ => String::new(),
-        };
-        vec![
-            would(line.verdict.as_str()).to_owned(),
-            reason,
-            line.messages.to_string(),
-        ]
-    };
-    let header = ["verdict", "because", "messages"];
-    out.numbers(&header, planned.verdicts.iter().map(row).collect(), "")?;
-    for amount in &planned.would_move {
-        out.line(format!("would move {} {}", amount.quantity, amount.currency))?;
+    lines(out, &planned.verdicts)?;
+    money(out, &planned.would_move)?;
+    if let Some(why) = &planned.two_people {
+        out.line(format!("a replay takes two people: {why}"))?;
     }
     if planned.more {
         out.line("there are more: a plan holds dead_letters.plan_max messages, the oldest; plan again after this one")?;
@@ -101,4 +226,22 @@ fn print(out: &Output, planned: &Planned) -> Result<(), Failure> {
         Some(replay) => out.line(format!("go on with: {replay}")),
         None => out.line("nothing of it would settle: there is nothing to replay"),
     }
+}
+
+/// How many would come to what.
+fn lines(out: &Output, verdicts: &[PlanLine]) -> Result<(), Failure> {
+    let row = |line: &PlanLine| {
+        let reason = match (line.verdict, line.reason, line.is_final) {
+            (VerdictKind::Rejected, Some(reason), Some(true)) => format!("{reason}, final"),
+            (VerdictKind::Rejected, Some(reason), _) => reason.to_string(),
+            _ => String::new(),
+        };
+        vec![
+            would(line.verdict.as_str()).to_owned(),
+            reason,
+            line.messages.to_string(),
+        ]
+    };
+    let header = ["verdict", "because", "messages"];
+    out.numbers(&header, verdicts.iter().map(row).collect(), "")
 }

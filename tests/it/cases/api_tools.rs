@@ -23,7 +23,7 @@ const SCHEMATHESIS: &str = "4.32.5";
 const SIGNER: &str = "1.11.0";
 
 /// Where CI keeps its tools.
-fn tools() -> PathBuf {
+pub(super) fn tools() -> PathBuf {
     let of = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -36,7 +36,7 @@ fn tools() -> PathBuf {
 }
 
 /// Runs a program; what it said where it did not succeed.
-async fn run(program: &Path, arguments: &[&str], directory: &Path) -> Result<String, String> {
+pub(super) async fn run(program: &Path, arguments: &[&str], directory: &Path) -> Result<String, String> {
     let mut command = Command::new(program);
     command
         .args(arguments)

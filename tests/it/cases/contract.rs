@@ -70,8 +70,9 @@ fn every_command_with_json_has_its_schema() {
             .get_subcommands()
             .filter(|inner| inner.get_name() != "help")
             .collect();
-        // What has commands below it may be one by itself.
-        if inner.is_empty() || !(path.is_empty() || command.is_subcommand_required_set()) {
+        // One that does something by itself, besides what those below it do, is a command of its own.
+        let by_itself = !(path.is_empty() || command.is_subcommand_required_set());
+        if inner.is_empty() || by_itself || command.is_args_conflicts_with_subcommands_set() {
             found.insert(path.to_owned());
         }
         for inner in inner {

@@ -175,7 +175,7 @@ fn no_file_of_the_domain_asks_one_that_asks_it() {
 }
 
 /// Who may ask whom: [the rooms](../../../docs/architecture.md#the-rooms). Who is not named may ask what lies beside.
-const MAY_ASK: [(&str, &[&str]); 19] = [
+const MAY_ASK: [(&str, &[&str]); 20] = [
     ("race", &[]),
     ("redact", &[]),
     ("domain", &[]),
@@ -231,6 +231,7 @@ const MAY_ASK: [(&str, &[&str]); 19] = [
             "api",
             "broker",
             "config",
+            "console",
             "desk",
             "domain",
             "partner",
@@ -254,6 +255,20 @@ const MAY_ASK: [(&str, &[&str]); 19] = [
             "plain",
             "retry",
             "store",
+            "telemetry",
+            "tls",
+            "worker",
+        ],
+    ),
+    (
+        "console",
+        &[
+            "config",
+            "desk",
+            "domain",
+            "http",
+            "plain",
+            "retry",
             "telemetry",
             "tls",
             "worker",

@@ -236,9 +236,56 @@ fn the_api_asks_the_desk() {
     let mut found = trespassers(&["crate::api", "api::run"], &["src/api/", "src/cli/"]);
     found.extend(trespassers(
         &["tokio_rustls"],
-        &["src/api/", "src/http/", "src/store/", "src/broker/"],
+        &["src/api/", "src/console/", "src/http/", "src/store/", "src/broker/"],
     ));
     assert_none(&found, "only the command line starts the API");
+}
+
+/// So does the console: it knows nothing of the store, of SQL or of the broker, and what it shows is markup of templates.
+#[test]
+fn the_console_asks_the_desk() {
+    let words = [
+        "crate::store",
+        "store::",
+        "Store",
+        "StoreError",
+        "crate::broker",
+        "crate::settle",
+        "clap",
+        "cli",
+        "println!",
+        "eprintln!",
+    ];
+    for (name, text) in sources("src/console") {
+        assert!(text.lines().count() < 600, "{name} is too long");
+    }
+    assert_none(&named_in("src/console", &words), "src/console asks src/desk");
+    let found = trespassers(&["crate::console", "console::run"], &["src/console/", "src/cli/"]);
+    assert_none(&found, "only the command line starts the console");
+    // Nothing of a template is taken as it is, no script or style stands in a page, and nothing comes from elsewhere.
+    let templates = root().join("src/console/templates");
+    let mut read = 0;
+    for entry in std::fs::read_dir(templates).expect("templates") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("UTF-8");
+        read += 1;
+        for word in [
+            "|safe",
+            "| safe",
+            "style=",
+            "<style",
+            "javascript:",
+            " onclick",
+            "http://",
+            "https://",
+            "//cdn",
+        ] {
+            assert!(!text.contains(word), "{} has {word:?}", path.display());
+        }
+        let scripts = text.matches("<script").count();
+        assert_eq!(scripts, text.matches("<script src=\"{{").count(), "{}", path.display());
+    }
+    assert!(read > 20, "templates are read: {read}");
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub(crate) const ANSWERS: [(&str, Form); 60] = [
     ("dead-letters groups", Form::Document),
     ("dead-letters list", Form::Lines),
     ("dead-letters plan", Form::Document),
+    ("dead-letters plan approve", Form::Document),
+    ("dead-letters plan show", Form::Document),
     ("dead-letters purge", Form::Document),
     ("dead-letters replay", Form::Document),
     ("dead-letters restore", Form::Document),
@@ -100,12 +102,13 @@ pub(crate) const ANSWERS: [(&str, Form); 60] = [
 ];
 
 /// Commands that answer no program, and why.
-pub(crate) const SILENT: [(&str, &str); 4] = [
+pub(crate) const SILENT: [(&str, &str); 5] = [
     ("worker", "it runs until it is stopped, and speaks in its log"),
     (
         "api",
         "it runs until it is stopped, and its document is docs/openapi.json",
     ),
+    ("console", "it runs until it is stopped; its line says where to open it"),
     ("completions", "a shell reads it"),
     ("man", "man reads it"),
 ];

@@ -4,6 +4,7 @@ pub(crate) mod amqp;
 pub(crate) mod api;
 pub(crate) mod auditor;
 pub(crate) mod command;
+pub(crate) mod console;
 pub(crate) mod contract;
 pub(crate) mod in_process;
 pub(crate) mod partner;

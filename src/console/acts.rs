@@ -1,0 +1,248 @@
+//! Discard, restore, purge: asked on a page that says exactly how many, done by a form that says the same number again.
+
+use askama::Template;
+use axum::response::Response;
+use hyper::StatusCode;
+
+use super::{
+    answer::{NotDone, Notice, page},
+    fields::pairs_of,
+    meet::{Ask, Frame},
+    routes::Screen,
+};
+use crate::{
+    desk::{Author, Changed, Consent, Desk, Purge, Selection, StateChange, moment},
+    domain::calendar::rfc3339,
+};
+
+#[derive(Template)]
+#[template(path = "act.html")]
+struct ActPage {
+    frame: Frame,
+    heading: &'static str,
+    about: &'static str,
+    nothing: Option<String>,
+    chosen: Vec<(&'static str, String)>,
+    pairs: Vec<(&'static str, String)>,
+    action: &'static str,
+    messages: usize,
+    why: String,
+    button: String,
+    button_mood: &'static str,
+    barred: Option<String>,
+    command: String,
+}
+
+/// Whoever only looks has no why yet.
+fn author(ask: &Ask) -> Author {
+    Author {
+        operator: ask.viewer.name.clone(),
+        why: ask.fields.get("why").unwrap_or("why").to_owned(),
+    }
+}
+
+/// Why what was seen is not what there is; none where it is.
+pub(super) fn must_be_seen(ask: &Ask, messages: usize) -> Result<Consent, NotDone> {
+    let seen: usize = ask
+        .fields
+        .number("seen")?
+        .ok_or_else(|| NotDone::wrong("the form does not say how many messages were seen; nothing was done"))?;
+    if seen != messages {
+        return Err(NotDone::changed(format!(
+            "there are {messages} messages now, and the page said {seen}; nothing was done"
+        ))
+        .hint("look again, and decide again"));
+    }
+    // The number on the button is the number that was typed.
+    Ok(Consent::Typed(Some(messages)))
+}
+
+pub(super) async fn ask(ask: &Ask, change: StateChange, notice: Option<Notice>) -> Result<Response, NotDone> {
+    let mut which = ask.fields.which()?;
+    // What such an act changes is in one state: what is in another would only be counted.
+    which.states.clear();
+    let selection = Selection { plan: None, which };
+    let pairs = pairs_of(&selection.which);
+    let (messages, nothing) = if selection.which.is_given() {
+        let selected = ask.desk.select(change, &selection).await?;
+        let more = selected
+            .more
+            .then(|| "There are more than one act may take (dead_letters.plan_max): these are the oldest.".to_owned());
+        (selected.messages(), more)
+    } else {
+        (0, Some("Choose some first: filter the letters.".to_owned()))
+    };
+    let (heading, about, action, word, mood, screen) = match change {
+        StateChange::Discard => (
+            "Discard",
+            "Be done with open messages. They are kept, are not listed, planned or counted as open, and can be restored.",
+            "/discard",
+            "Discard",
+            "danger",
+            Screen::Discard,
+        ),
+        StateChange::Restore => (
+            "Restore",
+            "Open discarded messages again.",
+            "/restore",
+            "Restore",
+            "main",
+            Screen::Restore,
+        ),
+    };
+    let status = if notice.is_some() {
+        StatusCode::CONFLICT
+    } else {
+        StatusCode::OK
+    };
+    Ok(page(
+        status,
+        &ActPage {
+            frame: ask.frame("letters", heading).with(notice),
+            heading,
+            about,
+            nothing,
+            chosen: pairs.clone(),
+            pairs,
+            action,
+            messages,
+            why: ask.fields.get("why").unwrap_or_default().to_owned(),
+            button: format!("{word} {messages} messages"),
+            button_mood: mood,
+            barred: ask.barred(screen),
+            command: change.command(&selection, &author(ask)).to_string(),
+        },
+    ))
+}
+
+pub(super) async fn change(ask: &Ask, change: StateChange) -> Result<Response, NotDone> {
+    let mut which = ask.fields.which()?;
+    which.states.clear();
+    let selection = Selection { plan: None, which };
+    match changed(ask, change, &selection).await {
+        Ok(done) => Ok(done_page(ask, change, &done)),
+        // The same page again, with why not.
+        Err(not_done) => self::ask(ask, change, Some(not_done.notice)).await,
+    }
+}
+
+/// Does it, if there are as many as the form says.
+pub(super) async fn changed(ask: &Ask, change: StateChange, selection: &Selection) -> Result<Changed, NotDone> {
+    let author = ask.fields.author(&ask.viewer.name)?;
+    let selected = ask.desk.select(change, selection).await?;
+    let consent = must_be_seen(ask, selected.messages())?;
+    Ok(ask.desk.change(change, &selected, &author, consent).await?)
+}
+
+/// What an act came to, in words.
+pub(super) fn said(change: StateChange, done: &Changed) -> Notice {
+    let word = match change {
+        StateChange::Discard => "discarded",
+        StateChange::Restore => "restored",
+    };
+    let mut notice = Notice::good(format!("{word} {} messages (audit {})", done.changed, done.audit_id));
+    if done.unchanged > 0 {
+        notice.hint = Some(format!(
+            "{} were not in the state for it, and are as they were",
+            done.unchanged
+        ));
+    }
+    notice
+}
+
+#[derive(Template)]
+#[template(path = "message.html")]
+struct DonePage {
+    frame: Frame,
+    heading: &'static str,
+}
+
+fn done_page(ask: &Ask, change: StateChange, done: &Changed) -> Response {
+    page(
+        StatusCode::OK,
+        &DonePage {
+            frame: ask.frame("letters", "Done").with(Some(said(change, done))),
+            heading: "Done",
+        },
+    )
+}
+
+// Purge --------------------------------------------------------------------------------------------------------------
+
+#[derive(Template)]
+#[template(path = "purge.html")]
+struct PurgePage {
+    frame: Frame,
+    before: String,
+    settled: bool,
+    messages: Option<usize>,
+    /// The moment that was counted, as it is.
+    exactly: String,
+    barred: Option<String>,
+    command: String,
+}
+
+async fn wish(ask: &Ask, desk: &Desk, author: Author) -> Result<Option<Purge>, NotDone> {
+    let Some(text) = ask.fields.get("before") else {
+        return Ok(None);
+    };
+    let before = moment(text.trim()).map_err(|why| NotDone::wrong(format!("discarded before: {why}")))?;
+    // A moment, so that what is counted now is what is deleted then.
+    let before = match before {
+        crate::desk::Moment::Ago(ago) => {
+            let now = desk.clock().await?;
+            crate::desk::Moment::At(now.saturating_sub(ago).unwrap_or(jiff::Timestamp::MIN))
+        }
+        at @ crate::desk::Moment::At(_) => at,
+    };
+    Ok(Some(Purge {
+        discarded_before: before,
+        settled: ask.fields.is_on("settled"),
+        author,
+    }))
+}
+
+pub(super) async fn ask_purge(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+    let wish = wish(ask, &ask.desk, author(ask)).await?;
+    let messages = match &wish {
+        Some(wish) => Some(ask.desk.purgeable(wish).await?.messages),
+        None => None,
+    };
+    let exactly = wish.as_ref().map(|wish| match wish.discarded_before {
+        crate::desk::Moment::At(at) => rfc3339(at),
+        crate::desk::Moment::Ago(_) => String::new(),
+    });
+    Ok(page(
+        StatusCode::OK,
+        &PurgePage {
+            frame: ask.frame("letters", "Purge").with(notice),
+            before: ask.fields.get("before").unwrap_or_default().to_owned(),
+            settled: ask.fields.is_on("settled"),
+            messages,
+            exactly: exactly.unwrap_or_default(),
+            barred: ask.barred(Screen::Purge),
+            command: wish.map(|wish| wish.command().to_string()).unwrap_or_default(),
+        },
+    ))
+}
+
+pub(super) async fn purge(ask: &Ask) -> Result<Response, NotDone> {
+    let author = ask.fields.author(&ask.viewer.name)?;
+    let wish = wish(ask, &ask.desk, author)
+        .await?
+        .ok_or_else(|| NotDone::wrong("say before when; nothing was done"))?;
+    let purgeable = ask.desk.purgeable(&wish).await?;
+    let consent = must_be_seen(ask, purgeable.messages)?;
+    let done = ask.desk.purge(&wish, purgeable, consent).await?;
+    let notice = Notice::good(format!(
+        "purged {} messages and {} plans for ever (audit {})",
+        done.purged, done.plans, done.audit_id
+    ));
+    Ok(page(
+        StatusCode::OK,
+        &DonePage {
+            frame: ask.frame("letters", "Done").with(Some(notice)),
+            heading: "Done",
+        },
+    ))
+}

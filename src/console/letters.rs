@@ -1,0 +1,288 @@
+//! Letters: a list by filters, in pages, frozen until somebody asks to see what came since; and what is done with all of it.
+
+use std::{convert::Infallible, ops::ControlFlow};
+
+use askama::Template;
+use axum::{
+    body::{Body, Bytes},
+    response::Response,
+};
+use futures_util::stream;
+use hyper::{
+    StatusCode,
+    header::{CONTENT_DISPOSITION, HeaderValue},
+};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    Site,
+    answer::{NotDone, page, with_headers},
+    aside,
+    fields::{pairs_of, query_of},
+    meet::{Ask, Frame},
+    routes::Screen,
+    shown::{At, Chip, Digits, short},
+};
+use crate::{
+    desk::{Export, Moment, Plan, Refusal, Which},
+    domain::{
+        dead_letter::{MadeBy, State},
+        reason::Reason,
+    },
+};
+
+/// New ones that are counted at most.
+const ARRIVED_MOST: i64 = 1_000;
+
+struct Choice {
+    value: String,
+    label: String,
+    on: bool,
+}
+
+#[derive(Template)]
+#[template(path = "letters.html")]
+struct LettersPage {
+    frame: Frame,
+    states: Vec<Choice>,
+    reasons: Vec<Choice>,
+    finals: Vec<Choice>,
+    makers: Vec<Choice>,
+    partner: String,
+    nonce: String,
+    allocation: String,
+    group: String,
+    since: String,
+    until: String,
+    lines: Vec<LetterLine>,
+    arrived: i64,
+    arrived_most: i64,
+    /// The same question of this moment.
+    fresh: String,
+    first: Option<String>,
+    next: Option<String>,
+    count: i64,
+    plannable: i64,
+    planned_states: String,
+    frozen: Vec<(&'static str, String)>,
+    act_query: String,
+    plan_barred: Option<String>,
+    export_barred: Option<String>,
+    plan_command: String,
+}
+
+struct LetterLine {
+    id: Uuid,
+    short: String,
+    at: At,
+    partner: String,
+    reason: Reason,
+    detail: String,
+    nonce: String,
+    state: Chip,
+    seen: Digits,
+}
+
+/// Text that a line of a table has room for.
+fn head(text: &str) -> String {
+    const MOST: usize = 200;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    let mut head: String = text.chars().take(MOST).collect();
+    head.push('…');
+    head
+}
+
+pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let which = ask.fields.which()?;
+    let after: i64 = ask.fields.number("after")?.unwrap_or_default();
+    let newest = ask.desk.newest_letter().await?;
+    // A page is of the moment when its question was asked first: what came since is counted, and not mixed in.
+    let upto: i64 = ask.fields.number("upto")?.unwrap_or(newest);
+    let asked_at = match ask.fields.get("at") {
+        Some(text) => text
+            .parse::<Timestamp>()
+            .map_err(|_| NotDone::wrong(format!("at: {text:?} is no time")))?,
+        None => ask.desk.clock().await?,
+    };
+    let limit = i64::from(site.settings.page);
+    let mut found = ask.desk.letters(&which, after, limit).await?;
+    let before = found.items.len();
+    found.items.retain(|letter| letter.cursor <= upto);
+    let more = found.more && found.items.len() == before;
+    let arrived = ask.desk.letters_after(upto, ARRIVED_MOST).await?;
+    let frozen = frozen(&which, asked_at);
+    let (count, plannable) = ask.desk.count_letters(&frozen).await?;
+    let pairs = pairs_of(&which);
+    let place = |after: Option<i64>| {
+        let mut pairs = pairs.clone();
+        pairs.push(("upto", upto.to_string()));
+        pairs.push(("at", asked_at.to_string()));
+        pairs.extend(after.map(|after| ("after", after.to_string())));
+        query_of(&pairs)
+    };
+    let next = found.items.last().filter(|_| more).map(|last| place(Some(last.cursor)));
+    let field = |name: &str| ask.fields.get(name).unwrap_or_default().to_owned();
+    let lines = found.items.into_iter().map(|letter| LetterLine {
+        short: short(letter.id),
+        id: letter.id,
+        at: At(letter.last_failed_at),
+        partner: letter.enterprise_id.unwrap_or_else(|| "–".to_owned()),
+        reason: letter.why.reason,
+        detail: head(&letter.why.detail),
+        nonce: letter.nonce.map_or_else(|| "–".to_owned(), |nonce| head(&nonce)),
+        state: Chip::of_letter(&letter.state),
+        seen: Digits::of(letter.times_seen),
+    });
+    let wish = Plan {
+        which: frozen.clone(),
+        limit: None,
+        operator: ask.viewer.name.clone(),
+    };
+    Ok(page(
+        StatusCode::OK,
+        &LettersPage {
+            states: states(&which),
+            reasons: Reason::ALL
+                .into_iter()
+                .map(|reason| Choice {
+                    value: reason.to_string(),
+                    label: reason.to_string(),
+                    on: which.reasons.first() == Some(&reason),
+                })
+                .collect(),
+            finals: [
+                ("", "either"),
+                ("no", "no: may settle later"),
+                ("yes", "yes: never settles"),
+            ]
+            .into_iter()
+            .map(|(value, label)| Choice {
+                value: value.to_owned(),
+                label: label.to_owned(),
+                on: ask.fields.get("final").unwrap_or_default() == value,
+            })
+            .collect(),
+            makers: std::iter::once(("", "anybody"))
+                .chain(MadeBy::ALL.into_iter().map(|maker| (maker.as_str(), maker.as_str())))
+                .map(|(value, label)| Choice {
+                    value: value.to_owned(),
+                    label: label.to_owned(),
+                    on: ask.fields.get("made_by").unwrap_or_default() == value,
+                })
+                .collect(),
+            partner: field("partner"),
+            nonce: field("nonce"),
+            allocation: field("allocation"),
+            group: field("group"),
+            since: field("since"),
+            until: field("until"),
+            lines: lines.collect(),
+            arrived,
+            arrived_most: ARRIVED_MOST,
+            fresh: query_of(&pairs),
+            first: (after > 0).then(|| place(None)),
+            next,
+            count,
+            plannable,
+            planned_states: if which.states.is_empty() {
+                "open".to_owned()
+            } else if which.states.len() == State::ALL.len() {
+                "in any state".to_owned()
+            } else {
+                let states: Vec<&str> = which.states.iter().map(|state| state.as_str()).collect();
+                states.join(" or ")
+            },
+            act_query: query_of(&pairs_of(&frozen)),
+            frozen: pairs_of(&frozen),
+            plan_barred: ask.barred(Screen::MakePlan),
+            export_barred: ask.barred(Screen::Export),
+            plan_command: wish.command().to_string(),
+            frame: ask.frame("letters", "Letters"),
+        },
+    ))
+}
+
+/// The question as it was asked at a moment: what fails later is none of it.
+fn frozen(which: &Which, at: Timestamp) -> Which {
+    Which {
+        until: Some(which.until.unwrap_or(Moment::At(at))),
+        ..which.clone()
+    }
+}
+
+fn states(which: &Which) -> Vec<Choice> {
+    let one = match which.states.as_slice() {
+        [] => "",
+        [one] => one.as_str(),
+        several if several.len() == State::ALL.len() => "all",
+        _ => "",
+    };
+    [("", "waiting (open, due)")]
+        .into_iter()
+        .chain(State::ALL.into_iter().map(|state| (state.as_str(), state.as_str())))
+        .chain([("all", "all")])
+        .map(|(value, label)| Choice {
+            value: value.to_owned(),
+            label: label.to_owned(),
+            on: value == one,
+        })
+        .collect()
+}
+
+/// Messages with their bodies, one a line. Who exported what stands in the audit before the first byte leaves.
+pub(super) async fn export(ask: &Ask) -> Result<Response, NotDone> {
+    /// Lines under way.
+    const AHEAD: usize = 64;
+    let wish = Export {
+        which: ask.fields.which()?,
+        operator: ask.viewer.name.clone(),
+    };
+    let (lines, mut receiver) = mpsc::channel::<Bytes>(AHEAD);
+    let desk = ask.desk.clone();
+    let (begun, beginning) = tokio::sync::oneshot::channel::<Result<(), Refusal>>();
+    let _exported = aside::lasting(move || async move {
+        let mut begun = Some(begun);
+        let mut pending: Vec<Bytes> = Vec::new();
+        // The callback can not wait: a page of lines is handed over when the next one is asked for.
+        let exported = desk
+            .export(&wish, |line, _| {
+                if let Some(begun) = begun.take() {
+                    drop(begun.send(Ok(())));
+                }
+                let mut text = serde_json::to_vec(line).map_err(|error| Refusal::ours(error.to_string()))?;
+                text.push(b'\n');
+                pending.push(text.into());
+                let full = pending.len() >= AHEAD;
+                if full {
+                    let some = std::mem::take(&mut pending);
+                    let sent =
+                        tokio::task::block_in_place(|| some.into_iter().try_for_each(|line| lines.blocking_send(line)));
+                    if sent.is_err() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                Ok::<_, Refusal>(ControlFlow::Continue(()))
+            })
+            .await;
+        if let Some(begun) = begun.take() {
+            drop(begun.send(exported.map(drop)));
+        }
+        for line in pending {
+            if lines.send(line).await.is_err() {
+                return;
+            }
+        }
+    });
+    beginning
+        .await
+        .unwrap_or_else(|_| Err(Refusal::ours("the export ended before it began")))?;
+    let stream = stream::poll_fn(move |context| receiver.poll_recv(context).map(|line| line.map(Ok::<_, Infallible>)));
+    let mut response = with_headers(StatusCode::OK, "application/x-ndjson", Body::from_stream(stream));
+    let name = HeaderValue::from_static("attachment; filename=\"dead-letters.ndjson\"");
+    response.headers_mut().insert(CONTENT_DISPOSITION, name);
+    Ok(response)
+}

@@ -1,0 +1,320 @@
+//! The overview: how things stand, at three in the morning.
+
+use std::time::Duration;
+
+use askama::Template;
+use axum::response::Response;
+use hyper::StatusCode;
+
+use super::{
+    Site,
+    answer::{NotDone, Notice, page},
+    chart,
+    meet::{Ask, Frame},
+    shown::{Chip, Digits, Markup, fit, lasting},
+    workers::{WorkerLine, Workers},
+};
+use crate::{
+    config::ConsoleSettings,
+    desk::{Desk, MinuteOfBatches, QueueStanding, QueueWatch, Standing},
+    domain::reason::Reason,
+};
+
+/// One number, large.
+struct Tile {
+    mood: &'static str,
+    label: &'static str,
+    value: Markup,
+    note: String,
+    path: Option<&'static str>,
+}
+
+struct ReasonLine {
+    reason: Reason,
+    who: &'static str,
+    messages: Digits,
+}
+
+struct PartnerLine {
+    id: String,
+    chip: Chip,
+    open: Digits,
+    parked: Digits,
+}
+
+/// Everything that is seen anew.
+#[derive(Template)]
+#[template(path = "standing.html")]
+struct Fragment {
+    aways: Vec<Notice>,
+    tiles: Vec<Tile>,
+    chart: Option<Markup>,
+    workers: Vec<WorkerLine>,
+    reasons: Vec<ReasonLine>,
+    partners: Vec<PartnerLine>,
+    more_partners: usize,
+}
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Overview {
+    frame: Frame,
+    aways: Vec<Notice>,
+    tiles: Vec<Tile>,
+    chart: Option<Markup>,
+    workers: Vec<WorkerLine>,
+    reasons: Vec<ReasonLine>,
+    partners: Vec<PartnerLine>,
+    more_partners: usize,
+}
+
+/// Whoever looks.
+pub(super) struct Look {
+    desk: Desk,
+    queues: QueueWatch,
+    workers: Workers,
+}
+
+impl Look {
+    pub(super) fn new(desk: &Desk, settings: &ConsoleSettings) -> Self {
+        Self {
+            desk: desk.clone(),
+            queues: desk.queue_watch(),
+            workers: Workers::new(&settings.workers),
+        }
+    }
+
+    /// What is away is said; what is not is shown.
+    async fn look(&mut self) -> Fragment {
+        let own = self.desk.own_queues().await.unwrap_or_default();
+        let (standing, queues, workers) =
+            tokio::join!(self.desk.standing(), self.queues.look(&own), self.workers.look());
+        let mut aways = Vec::new();
+        if let Err(refusal) = &standing {
+            aways.push(Notice::from(refusal));
+        }
+        if let Err(refusal) = &queues {
+            aways.push(Notice::from(refusal));
+        }
+        let mut fragment = Fragment {
+            aways,
+            tiles: Vec::new(),
+            chart: None,
+            workers,
+            reasons: Vec::new(),
+            partners: Vec::new(),
+            more_partners: 0,
+        };
+        fragment
+            .tiles
+            .extend(queue_tiles(queues.as_deref().unwrap_or_default()));
+        if let Ok(standing) = standing {
+            fragment.add(standing);
+        }
+        fragment
+    }
+}
+
+/// The part of the page that is seen anew.
+pub(super) async fn fragment(look: &mut Look) -> String {
+    fit(&look.look().await.render().unwrap_or_default())
+}
+
+pub(super) async fn overview(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let Fragment {
+        aways,
+        tiles,
+        chart,
+        workers,
+        reasons,
+        partners,
+        more_partners,
+    } = Look::new(&ask.desk, &site.settings).look().await;
+    Ok(page(
+        StatusCode::OK,
+        &Overview {
+            frame: ask.frame("overview", "Overview"),
+            aways,
+            tiles,
+            chart,
+            workers,
+            reasons,
+            partners,
+            more_partners,
+        },
+    ))
+}
+
+fn tile(mood: &'static str, label: &'static str, value: impl ToString, note: impl Into<String>) -> Tile {
+    Tile {
+        mood,
+        label,
+        value: Markup(Digits::of(value).to_string()),
+        note: note.into(),
+        path: None,
+    }
+}
+
+/// What waits at the broker: the common queue with partners' own, dead letters, and what nobody can read.
+fn queue_tiles(queues: &[QueueStanding]) -> Vec<Tile> {
+    if queues.is_empty() {
+        return Vec::new();
+    }
+    let sum = |of: &dyn Fn(&str) -> bool| -> (u64, Option<String>) {
+        let mut sum = 0;
+        let mut unseen = None;
+        for queue in queues.iter().filter(|queue| of(&queue.queue)) {
+            match &queue.messages {
+                Ok(messages) => sum += u64::from(*messages),
+                Err(why) => unseen = Some(format!("{}: {why}", queue.queue)),
+            }
+        }
+        (sum, unseen)
+    };
+    let (waiting, unseen) = sum(&|name| name.starts_with("settlement.updates"));
+    let note = |unseen: Option<String>, said: &str| unseen.unwrap_or_else(|| said.to_owned());
+    let (dead, dead_unseen) = sum(&|name| name == "settlement.dead");
+    let (unreadable, unreadable_unseen) = sum(&|name| name == "settlement.unreadable");
+    let mut tiles = vec![
+        tile(
+            if waiting > 0 { "busy" } else { "good" },
+            "in the queue",
+            waiting,
+            note(unseen, "messages wait to be settled"),
+        ),
+        tile(
+            if dead > 0 { "busy" } else { "good" },
+            "dead, not collected",
+            dead,
+            note(dead_unseen, "wait in settlement.dead"),
+        ),
+    ];
+    if unreadable > 0 || unreadable_unseen.is_some() {
+        tiles.push(tile(
+            "bad",
+            "unreadable",
+            unreadable,
+            note(unreadable_unseen, "look at settlement.unreadable"),
+        ));
+    }
+    tiles
+}
+
+/// Messages a second, over the whole minutes of the last five.
+fn rate(standing: &Standing) -> (String, i64) {
+    const SECONDS: i64 = 300;
+    let this_minute = standing.at.as_second().div_euclid(60);
+    let recent = |minute: &&MinuteOfBatches| (1..=5).contains(&(this_minute - minute.at.as_second().div_euclid(60)));
+    let received: i64 = standing
+        .minutes
+        .iter()
+        .filter(recent)
+        .map(|minute| minute.received)
+        .sum();
+    let tenths = received * 10 / SECONDS;
+    (format!("{}.{}", tenths / 10, tenths % 10), received)
+}
+
+impl Fragment {
+    fn add(&mut self, standing: Standing) {
+        let (rate, received) = rate(&standing);
+        self.tiles.push(Tile {
+            mood: "calm",
+            label: "a second",
+            value: Markup(format!("<span class=\"num\">{rate}</span>")),
+            note: format!("{received} in five minutes"),
+            path: None,
+        });
+        let open: u64 = standing.open.iter().map(|(_, messages)| messages).sum();
+        let oldest = standing.oldest_open.map(lasting);
+        self.tiles.push(Tile {
+            path: Some("/groups"),
+            ..tile(
+                if open > 0 { "warn" } else { "good" },
+                "open letters",
+                open,
+                oldest.map_or_else(
+                    || "nothing waits for anybody".to_owned(),
+                    |ago| format!("the oldest for {ago}"),
+                ),
+            )
+        });
+        self.tiles.push(tile(
+            if standing.parked > 0 { "busy" } else { "good" },
+            "parked",
+            standing.parked,
+            "wait for their reservation",
+        ));
+        let outbox = &standing.outbox;
+        let late = outbox.rows > 0 && outbox.oldest >= Duration::from_secs(10);
+        self.tiles.push(Tile {
+            path: Some("/outbox"),
+            ..tile(
+                match (outbox.refused, late) {
+                    (0, false) => "good",
+                    (0, true) => "warn",
+                    _ => "bad",
+                },
+                "to be told",
+                outbox.publications,
+                match (outbox.refused, outbox.rows) {
+                    (0, 0) => "everything is published".to_owned(),
+                    (0, _) => format!("the oldest for {}", lasting(outbox.oldest)),
+                    (refused, _) => format!("and {refused} refused by the broker"),
+                },
+            )
+        });
+        let of = |state: &str| {
+            let found = standing.runs.iter().find(|(other, _)| other == state);
+            found.map_or(0, |(_, runs)| *runs)
+        };
+        let (running, stopped) = (of("running"), of("stopped") + of("cancelled"));
+        self.tiles.push(Tile {
+            path: Some("/runs"),
+            ..tile(
+                if running > 0 { "busy" } else { "calm" },
+                "replays running",
+                running,
+                format!("{stopped} stopped or cancelled"),
+            )
+        });
+        self.chart = chart::minutes(standing.at, &standing.minutes);
+        self.reasons = standing
+            .open
+            .into_iter()
+            .map(|(reason, messages)| ReasonLine {
+                who: who_must_act(reason),
+                messages: Digits::of(messages),
+                reason,
+            })
+            .collect();
+        self.more_partners = standing.more_partners;
+        self.partners = standing
+            .partners
+            .into_iter()
+            .map(|line| PartnerLine {
+                chip: super::partners::state(&line.partner),
+                id: line.partner.enterprise_id,
+                open: Digits::of(line.open),
+                parked: Digits::of(line.parked),
+            })
+            .collect();
+    }
+}
+
+/// Whose turn it is with what was refused for a reason.
+pub(super) fn who_must_act(reason: Reason) -> &'static str {
+    if reason.is_final() {
+        return "the partner";
+    }
+    match reason {
+        Reason::Internal
+        | Reason::DeliveryLimit
+        | Reason::UnknownPartner
+        | Reason::SenderMismatch
+        | Reason::SignatureMismatch
+        | Reason::PartnerInactive => "you",
+        Reason::AllocationNotFound => "custody",
+        _ => "the partner, or you",
+    }
+}

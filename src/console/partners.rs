@@ -1,0 +1,286 @@
+//! Partners: who may speak, with which keys, for which connections; and refusing one's updates, or taking them again.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use axum::response::Response;
+use hyper::StatusCode;
+use uuid::Uuid;
+
+use super::{
+    answer::{NotDone, Notice, page},
+    meet::{Ask, Frame},
+    routes::Screen,
+    shown::{At, Chip, Digits, Markup, MaybeAt, at, escaped},
+};
+use crate::{
+    desk::{Author, PartnerAct, PartnerRecord, RefusalKind, Which},
+    domain::reason::Reason,
+};
+
+/// Connections that a page shows.
+const CONNECTIONS_MAX: usize = 50;
+
+#[derive(Template)]
+#[template(path = "partners.html")]
+struct PartnersPage {
+    frame: Frame,
+    lines: Vec<PartnerListLine>,
+}
+
+struct PartnerListLine {
+    id: String,
+    name: String,
+    state: Chip,
+    later: String,
+    queue: &'static str,
+    user: String,
+    at: At,
+}
+
+pub(super) fn state(partner: &PartnerRecord) -> Chip {
+    match (partner.quarantined_at, partner.suspended_at) {
+        (Some(_), Some(_)) => Chip::warn("suspended, in quarantine"),
+        (Some(_), None) => Chip::warn("in quarantine"),
+        (None, Some(_)) => Chip::warn("suspended"),
+        (None, None) => Chip::good("active"),
+    }
+}
+
+fn later(partner: &PartnerRecord) -> String {
+    let kinds = [
+        (partner.async_allocations, "allocations"),
+        (partner.async_deallocations, "deallocations"),
+    ];
+    let said: Vec<&str> = kinds.into_iter().filter(|(on, _)| *on).map(|(_, kind)| kind).collect();
+    if said.is_empty() {
+        return "nothing".to_owned();
+    }
+    said.join(", ")
+}
+
+fn queue(partner: &PartnerRecord) -> &'static str {
+    if partner.own_queue { "its own" } else { "the common one" }
+}
+
+pub(super) async fn partners(ask: &Ask) -> Result<Response, NotDone> {
+    let found = ask.desk.partners().await?;
+    let lines = found.into_iter().map(|partner| PartnerListLine {
+        state: state(&partner),
+        later: later(&partner),
+        queue: queue(&partner),
+        at: At(partner.created_at),
+        user: partner.broker_user.unwrap_or_else(|| "any".to_owned()),
+        name: partner.name,
+        id: partner.enterprise_id,
+    });
+    Ok(page(
+        StatusCode::OK,
+        &PartnersPage {
+            frame: ask.frame("partners", "Partners"),
+            lines: lines.collect(),
+        },
+    ))
+}
+
+#[derive(Template)]
+#[template(path = "partner.html")]
+struct PartnerPage {
+    frame: Frame,
+    id: String,
+    state: Chip,
+    facts: Vec<(&'static str, Markup)>,
+    letters: Vec<ReasonCount>,
+    keys: Vec<KeyLine>,
+    connections: Vec<ConnectionLine>,
+    more_connections: usize,
+    balances: Vec<(String, Digits, Digits)>,
+    forms: Vec<PartnerForm>,
+}
+
+/// What may be done to it.
+struct PartnerForm {
+    key: &'static str,
+    word: &'static str,
+    about: &'static str,
+    mood: &'static str,
+    barred: Option<String>,
+    command: String,
+}
+
+struct ReasonCount {
+    reason: Reason,
+    first: Markup,
+    last: Markup,
+    messages: Digits,
+}
+
+struct KeyLine {
+    key: String,
+    state: Chip,
+    from: Markup,
+    until: Markup,
+    revoked: MaybeAt,
+}
+
+struct ConnectionLine {
+    id: Uuid,
+    client: Uuid,
+    partners_client: String,
+    partners_connection: String,
+    at: At,
+}
+
+pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+    let id = ask.part.as_str();
+    let record = ask.desk.partner(id).await.map_err(|refusal| NotDone {
+        status: match refusal.kind {
+            RefusalKind::Refused => StatusCode::NOT_FOUND,
+            _ => NotDone::from(refusal.clone()).status,
+        },
+        ..NotDone::from(refusal)
+    })?;
+    let which = Which {
+        partner: Some(record.enterprise_id.clone()),
+        ..Which::default()
+    };
+    let letters = ask.desk.stats(&which).await?.reasons;
+    let keys = ask.desk.keys(Some(id)).await?;
+    let mut connections = ask.desk.connections(Some(id)).await?;
+    let more_connections = connections.len().saturating_sub(CONNECTIONS_MAX);
+    connections.truncate(CONNECTIONS_MAX);
+    let mut balances = BTreeMap::<String, (String, String)>::new();
+    for balance in ask.desk.partner_balances(id, None, 1).await?.all {
+        balances.insert(balance.currency, (balance.held, balance.allocated));
+    }
+    let status = match &notice {
+        Some(notice) if !notice.good => StatusCode::CONFLICT,
+        _ => StatusCode::OK,
+    };
+    let forms = forms(ask, &record);
+    let text = |text: &str| Markup(escaped(text));
+    let facts = vec![
+        ("name", text(&record.name)),
+        ("settles later", text(&later(&record))),
+        ("queue", text(queue(&record))),
+        ("broker user", text(record.broker_user.as_deref().unwrap_or("any"))),
+        ("suspended", Markup(MaybeAt(record.suspended_at).to_string())),
+        ("in quarantine", Markup(MaybeAt(record.quarantined_at).to_string())),
+        ("because", text(record.quarantine_reason.as_deref().unwrap_or("–"))),
+        ("registered", Markup(At(record.created_at).to_string())),
+    ];
+    Ok(page(
+        status,
+        &PartnerPage {
+            frame: ask.frame("partners", record.enterprise_id.clone()).with(notice),
+            state: state(&record),
+            facts,
+            letters: letters
+                .into_iter()
+                .map(|line| ReasonCount {
+                    reason: line.reason,
+                    first: at(&line.first_failed_at),
+                    last: at(&line.last_failed_at),
+                    messages: Digits::of(line.messages),
+                })
+                .collect(),
+            keys: keys
+                .into_iter()
+                .map(|key| KeyLine {
+                    state: match (key.valid, key.revoked_at) {
+                        (true, _) => Chip::good("valid"),
+                        (false, Some(_)) => Chip::bad("revoked"),
+                        (false, None) => Chip::calm("not valid now"),
+                    },
+                    from: at(&key.valid_from.to_string()),
+                    until: key
+                        .valid_until
+                        .map_or_else(|| Markup("–".to_owned()), |until| at(&until.to_string())),
+                    revoked: MaybeAt(key.revoked_at),
+                    key: key.public_key,
+                })
+                .collect(),
+            connections: connections
+                .into_iter()
+                .map(|line| ConnectionLine {
+                    id: line.connection_id,
+                    client: line.client_id,
+                    at: At(line.created_at),
+                    partners_client: line.partners_client_id,
+                    partners_connection: line.partners_connection_id,
+                })
+                .collect(),
+            more_connections,
+            balances: balances
+                .into_iter()
+                .map(|(currency, (held, allocated))| (currency, Digits::of(held), Digits::of(allocated)))
+                .collect(),
+            forms,
+            id: record.enterprise_id,
+        },
+    ))
+}
+
+/// What is done to a partner as it is.
+fn forms(ask: &Ask, record: &PartnerRecord) -> Vec<PartnerForm> {
+    let author = Author {
+        operator: ask.viewer.name.clone(),
+        why: "why".to_owned(),
+    };
+    let form = |act: PartnerAct, screen, word, mood, about| PartnerForm {
+        key: act.as_str(),
+        word,
+        about,
+        mood,
+        barred: ask.barred(screen),
+        command: act.command(&record.enterprise_id, &author).to_string(),
+    };
+    let mut forms = Vec::new();
+    if record.suspended_at.is_some() || record.quarantined_at.is_some() {
+        forms.push(form(
+            PartnerAct::Resume,
+            Screen::ResumePartner,
+            "Resume",
+            "main",
+            "Its updates are taken again, from the worker's next batch on; what was held is judged then, oldest first. What was \
+             refused meanwhile can be replayed.",
+        ));
+    }
+    if record.quarantined_at.is_none() {
+        forms.push(form(
+            PartnerAct::Quarantine,
+            Screen::Quarantine,
+            "Quarantine",
+            "danger",
+            "Its updates are held from the worker's next batch on, instead of being judged, until somebody resumes it.",
+        ));
+    }
+    if record.suspended_at.is_none() {
+        forms.push(form(
+            PartnerAct::Suspend,
+            Screen::Suspend,
+            "Suspend",
+            "danger",
+            "Its updates are refused from the worker's next batch on (partner_inactive), and can be replayed later.",
+        ));
+    }
+    forms
+}
+
+pub(super) async fn act(ask: &Ask, act: PartnerAct) -> Result<Response, NotDone> {
+    let done = async {
+        let author = ask.fields.author(&ask.viewer.name)?;
+        Ok::<_, NotDone>(ask.desk.act_on_partner(&ask.part, act, &author).await?)
+    };
+    let word = match act {
+        PartnerAct::Suspend => "suspended",
+        PartnerAct::Quarantine => "in quarantine",
+        PartnerAct::Resume => "resumed",
+    };
+    let notice = match done.await {
+        Ok((record, true)) => Notice::good(format!("{} is {word}", record.enterprise_id)),
+        Ok((record, false)) => Notice::good(format!("{} was so already; nothing was changed", record.enterprise_id)),
+        Err(not_done) => not_done.notice,
+    };
+    partner(ask, Some(notice)).await
+}

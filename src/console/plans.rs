@@ -1,0 +1,330 @@
+//! Plans: what would come of a selection, who else has to want it, and what is done with it.
+
+use askama::Template;
+use axum::response::Response;
+use hyper::StatusCode;
+
+use super::{
+    Site,
+    acts::{changed, must_be_seen, said},
+    answer::{NotDone, Notice, page, see},
+    fields::query_of,
+    meet::{Ask, Frame},
+    routes::Screen,
+    shown::{At, Chip, Digits},
+    trail::brief,
+};
+use crate::{
+    desk::{Approve, Author, Plan, PlanAct, PlanShown, Replay, Selection, StateChange},
+    domain::verdict::VerdictKind,
+};
+
+/// The canary that a form begins with.
+const CANARY: i64 = 10;
+
+#[derive(Template)]
+#[template(path = "plans.html")]
+struct PlansPage {
+    frame: Frame,
+    lines: Vec<PlanListLine>,
+    next: Option<String>,
+}
+
+struct PlanListLine {
+    id: i64,
+    at: At,
+    operator: String,
+    filters: String,
+    settles: Digits,
+    messages: Digits,
+}
+
+pub(super) async fn plans(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let after = ask.fields.number("after")?;
+    let found = ask.desk.plans(after, i64::from(site.settings.page)).await?;
+    let next = found.items.last().filter(|_| found.more);
+    let next = next.map(|last| query_of(&[("after", last.id.to_string())]));
+    let lines = found.items.into_iter().map(|plan| PlanListLine {
+        id: plan.id,
+        at: At(plan.at),
+        operator: plan.operator,
+        filters: brief(&plan.filters),
+        settles: Digits::of(plan.settled),
+        messages: Digits::of(plan.messages),
+    });
+    Ok(page(
+        StatusCode::OK,
+        &PlansPage {
+            lines: lines.collect(),
+            next,
+            frame: ask.frame("plans", "Plans"),
+        },
+    ))
+}
+
+/// Freezes a selection, and shows what would come of it.
+pub(super) async fn make(ask: &Ask) -> Result<Response, NotDone> {
+    let wish = Plan {
+        which: ask.fields.which()?,
+        limit: None,
+        operator: ask.viewer.name.clone(),
+    };
+    let planned = ask.desk.plan(&wish, |_, _| {}).await?;
+    let seen: Option<usize> = ask.fields.number("seen")?;
+    let mut place = format!("/plans/{}?", planned.plan);
+    if let Some(seen) = seen.filter(|seen| *seen != planned.messages) {
+        place.push_str(&query_of(&[("seen", seen.to_string())]));
+    }
+    if planned.left_out > 0 {
+        place.push_str(&format!("&left_out={}", planned.left_out));
+    }
+    Ok(see(place.trim_end_matches('?')))
+}
+
+#[derive(Template)]
+#[template(path = "plan.html")]
+struct PlanPage {
+    frame: Frame,
+    id: i64,
+    at: At,
+    operator: String,
+    filters: String,
+    messages: Digits,
+    verdicts: Vec<VerdictLine>,
+    money: Vec<(String, Digits)>,
+    changed: i64,
+    now: Vec<(Digits, String)>,
+    runs: Vec<i64>,
+    two_people: Option<String>,
+    approvals: Vec<ApprovalLine>,
+    plan_acts: [&'static str; 3],
+    approve_barred: Option<String>,
+    approve_command: String,
+    replayed: i64,
+    all: i64,
+    canary: i64,
+    replay_barred: Option<String>,
+    replay_command: String,
+    changes: Vec<ChangeForm>,
+}
+
+struct VerdictLine {
+    chip: Chip,
+    because: String,
+    messages: Digits,
+}
+
+struct ApprovalLine {
+    act: String,
+    operator: String,
+    why: String,
+    at: At,
+    until: At,
+    chip: Chip,
+}
+
+struct ChangeForm {
+    act: &'static str,
+    word: &'static str,
+    mood: &'static str,
+    messages: i64,
+    barred: Option<String>,
+    command: String,
+}
+
+pub(super) async fn plan(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+    let id = ask.number("plan")?;
+    let shown = ask.desk.plan_shown(id).await.map_err(|refusal| NotDone {
+        status: match refusal.kind {
+            crate::desk::RefusalKind::Refused => StatusCode::NOT_FOUND,
+            _ => NotDone::from(refusal.clone()).status,
+        },
+        ..NotDone::from(refusal)
+    })?;
+    let status = match &notice {
+        Some(notice) if !notice.good => StatusCode::CONFLICT,
+        _ => StatusCode::OK,
+    };
+    let notice = notice.or_else(|| made_otherwise(ask, &shown));
+    Ok(page(status, &page_of(ask, shown, notice)))
+}
+
+/// What is to be said of a plan that was made a moment ago.
+fn made_otherwise(ask: &Ask, shown: &PlanShown) -> Option<Notice> {
+    let number = |name: &str| ask.fields.number::<i64>(name).ok().flatten();
+    if let Some(seen) = number("seen") {
+        return Some(Notice::bad(format!(
+            "the page said {seen}, and {} were planned: some changed meanwhile, or nobody known made them",
+            shown.record.messages
+        )));
+    }
+    number("left_out").map(|left_out| Notice::bad(format!("left out: {left_out}; {}", crate::desk::LEFT_OUT)))
+}
+
+fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
+    let record = &shown.record;
+    let author = || Author {
+        operator: ask.viewer.name.clone(),
+        why: "why".to_owned(),
+    };
+    let replayed = shown.replayed(false);
+    let canary = CANARY.min((replayed / 4).max(1));
+    let replay = Replay {
+        plan: record.id,
+        canary: i32::try_from(canary).ok(),
+        rate: None,
+        all_verdicts: false,
+        yes_again: false,
+        author: author(),
+    };
+    let approve = Approve {
+        plan: record.id,
+        for_act: PlanAct::Replay,
+        author: author(),
+    };
+    let selection = Selection {
+        plan: Some(record.id),
+        which: crate::desk::Which::default(),
+    };
+    let change = |change: StateChange, word, mood, screen| ChangeForm {
+        act: change.as_str(),
+        word,
+        mood,
+        messages: i64::from(record.messages),
+        barred: ask.barred(screen),
+        command: change.command(&selection, &author()).to_string(),
+    };
+    let because = |line: &crate::desk::PlanLine| match (line.verdict, line.reason, line.is_final) {
+        (VerdictKind::Rejected, Some(reason), Some(true)) => format!("{reason}, final"),
+        (VerdictKind::Rejected, Some(reason), _) => reason.to_string(),
+        _ => String::new(),
+    };
+    let would = |verdict: VerdictKind| match verdict {
+        VerdictKind::Settled => Chip::good("would settle"),
+        VerdictKind::Duplicate => Chip::calm("already settled"),
+        VerdictKind::Parked => Chip::busy("would park"),
+        VerdictKind::Rejected => Chip::bad("would be rejected"),
+    };
+    PlanPage {
+        frame: ask.frame("plans", format!("Plan {}", record.id)).with(notice),
+        id: record.id,
+        at: At(record.at),
+        operator: record.operator.clone(),
+        filters: brief(&record.filters),
+        messages: Digits::of(record.messages),
+        verdicts: shown
+            .verdicts
+            .iter()
+            .map(|line| VerdictLine {
+                chip: would(line.verdict),
+                because: because(line),
+                messages: Digits::of(line.messages),
+            })
+            .collect(),
+        money: shown
+            .would_move
+            .iter()
+            .map(|sum| (sum.currency.clone(), Digits::of(&sum.quantity)))
+            .collect(),
+        changed: i64::from(record.messages) - shown.in_state("open"),
+        now: shown
+            .now
+            .iter()
+            .map(|now| (Digits::of(now.messages), now.state.clone()))
+            .collect(),
+        runs: shown.runs.clone(),
+        two_people: shown.two_people.clone(),
+        approvals: shown
+            .approvals
+            .iter()
+            .map(|approval| ApprovalLine {
+                act: approval.act.clone(),
+                operator: approval.operator.clone(),
+                why: approval.why.clone(),
+                at: At(approval.at),
+                until: At(approval.expires_at),
+                chip: if approval.valid {
+                    Chip::good("counts")
+                } else {
+                    Chip::warn("is over")
+                },
+            })
+            .collect(),
+        plan_acts: PlanAct::ALL.map(PlanAct::as_str),
+        approve_barred: ask.barred(Screen::Approve).or_else(|| own_plan(ask, &shown)),
+        approve_command: approve.command().to_string(),
+        replayed,
+        all: i64::from(record.messages),
+        canary,
+        replay_barred: ask.barred(Screen::Replay),
+        replay_command: replay.command().to_string(),
+        changes: vec![
+            change(StateChange::Discard, "Discard", "danger", Screen::DiscardPlan),
+            change(StateChange::Restore, "Restore", "", Screen::RestorePlan),
+        ],
+    }
+}
+
+/// One's own plan is for somebody else to approve; the desk says it too.
+fn own_plan(ask: &Ask, shown: &PlanShown) -> Option<String> {
+    let is_own = shown.record.operator.eq_ignore_ascii_case(&ask.viewer.name);
+    is_own.then(|| "you made this plan: somebody else approves it".to_owned())
+}
+
+pub(super) async fn approve(ask: &Ask) -> Result<Response, NotDone> {
+    let id = ask.number("plan")?;
+    let done = async {
+        let for_act = ask.fields.get("for").unwrap_or(PlanAct::Replay.as_str());
+        let wish = Approve {
+            plan: id,
+            for_act: PlanAct::parse(for_act).ok_or_else(|| NotDone::wrong(format!("for: {for_act:?} is no act")))?,
+            author: ask.fields.author(&ask.viewer.name)?,
+        };
+        Ok::<_, NotDone>(ask.desk.approve(&wish).await?)
+    };
+    let notice = match done.await {
+        Ok(approved) => Notice::good(format!(
+            "you approved the {} of plan {id} (audit {})",
+            approved.approval.act, approved.audit_id
+        )),
+        Err(not_done) => not_done.notice,
+    };
+    plan(ask, Some(notice)).await
+}
+
+pub(super) async fn replay(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let id = ask.number("plan")?;
+    let begun = async {
+        let wish = Replay {
+            plan: id,
+            canary: ask.fields.number("canary")?.filter(|canary| *canary > 0),
+            rate: super::runs::rate(ask)?,
+            all_verdicts: ask.fields.is_on("all_verdicts"),
+            yes_again: ask.fields.is_on("yes_again"),
+            author: ask.fields.author(&ask.viewer.name)?,
+        };
+        let place = site.drivers.place()?;
+        let messages = ask.desk.replay_size(&wish).await?;
+        let consent = must_be_seen(ask, messages)?;
+        let begun = ask.desk.begin(&wish, consent).await?;
+        let run = begun.run;
+        site.drivers.drive(&ask.desk, begun, place);
+        Ok::<_, NotDone>(run)
+    };
+    match begun.await {
+        Ok(run) => Ok(see(&format!("/runs/{run}"))),
+        Err(not_done) => plan(ask, Some(not_done.notice)).await,
+    }
+}
+
+pub(super) async fn change(ask: &Ask, change: StateChange) -> Result<Response, NotDone> {
+    let selection = Selection {
+        plan: Some(ask.number("plan")?),
+        which: crate::desk::Which::default(),
+    };
+    let notice = match changed(ask, change, &selection).await {
+        Ok(done) => said(change, &done),
+        Err(not_done) => not_done.notice,
+    };
+    plan(ask, Some(notice)).await
+}

@@ -1,0 +1,244 @@
+//! Everything that can be asked for: one table, each with the role that it needs. What stands in no line of it can not be
+//! asked for, and a line without its role is no line.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    routing::{MethodFilter, MethodRouter},
+};
+use percent_encoding::percent_decode_str;
+
+use super::{
+    Site,
+    access::{
+        ConsoleRole::{Approver, Operator, Reader},
+        Needs::{self, Change, Look, Nobody},
+    },
+    aside,
+};
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Screen {
+    Overview,
+    Live,
+    Groups,
+    Letters,
+    Letter,
+    LetterBody,
+    Export,
+    AskDiscard,
+    Discard,
+    AskRestore,
+    Restore,
+    AskPurge,
+    Purge,
+    Plans,
+    MakePlan,
+    Plan,
+    Approve,
+    Replay,
+    DiscardPlan,
+    RestorePlan,
+    Runs,
+    Run,
+    Cancel,
+    Resume,
+    Timeline,
+    Partners,
+    Partner,
+    Suspend,
+    Quarantine,
+    ResumePartner,
+    Ledger,
+    Check,
+    Outbox,
+    Retry,
+    Audit,
+    Doctor,
+    Sessions,
+    EndSession,
+    SignOut,
+    Enter,
+    SignIn,
+    Asset,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    Get,
+    Post,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RouteLine {
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    pub(super) needs: Needs,
+    pub(super) screen: Screen,
+}
+
+const fn get(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
+    RouteLine {
+        method: Method::Get,
+        path,
+        needs,
+        screen,
+    }
+}
+
+const fn post(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
+    RouteLine {
+        method: Method::Post,
+        path,
+        needs,
+        screen,
+    }
+}
+
+const TABLE: [RouteLine; 42] = [
+    get("/", Look(Reader), Screen::Overview),
+    get("/live", Look(Reader), Screen::Live),
+    get("/groups", Look(Reader), Screen::Groups),
+    get("/letters", Look(Reader), Screen::Letters),
+    get("/letters/{id}", Look(Reader), Screen::Letter),
+    // It changes nothing but the audit, where it stands who has seen what.
+    post("/letters/{id}", Look(Reader), Screen::LetterBody),
+    post("/export", Look(Operator), Screen::Export),
+    get("/discard", Look(Reader), Screen::AskDiscard),
+    post("/discard", Change(Operator), Screen::Discard),
+    get("/restore", Look(Reader), Screen::AskRestore),
+    post("/restore", Change(Operator), Screen::Restore),
+    get("/purge", Look(Reader), Screen::AskPurge),
+    post("/purge", Change(Operator), Screen::Purge),
+    get("/plans", Look(Reader), Screen::Plans),
+    post("/plans", Change(Operator), Screen::MakePlan),
+    get("/plans/{id}", Look(Reader), Screen::Plan),
+    post("/plans/{id}/approve", Change(Approver), Screen::Approve),
+    post("/plans/{id}/replay", Change(Operator), Screen::Replay),
+    post("/plans/{id}/discard", Change(Operator), Screen::DiscardPlan),
+    post("/plans/{id}/restore", Change(Operator), Screen::RestorePlan),
+    get("/runs", Look(Reader), Screen::Runs),
+    get("/runs/{id}", Look(Reader), Screen::Run),
+    post("/runs/{id}/cancel", Change(Operator), Screen::Cancel),
+    post("/runs/{id}/resume", Change(Operator), Screen::Resume),
+    get("/timeline", Look(Reader), Screen::Timeline),
+    get("/partners", Look(Reader), Screen::Partners),
+    get("/partners/{id}", Look(Reader), Screen::Partner),
+    post("/partners/{id}/suspend", Change(Operator), Screen::Suspend),
+    post("/partners/{id}/quarantine", Change(Operator), Screen::Quarantine),
+    post("/partners/{id}/resume", Change(Operator), Screen::ResumePartner),
+    get("/ledger", Look(Reader), Screen::Ledger),
+    get("/ledger/check", Look(Reader), Screen::Check),
+    get("/outbox", Look(Reader), Screen::Outbox),
+    post("/outbox/retry", Change(Operator), Screen::Retry),
+    get("/audit", Look(Reader), Screen::Audit),
+    get("/doctor", Look(Reader), Screen::Doctor),
+    get("/sessions", Look(Reader), Screen::Sessions),
+    post("/sessions/{id}/end", Look(Approver), Screen::EndSession),
+    post("/sign-out", Look(Reader), Screen::SignOut),
+    get("/enter", Nobody, Screen::Enter),
+    post("/enter", Nobody, Screen::SignIn),
+    get("/assets/{id}", Nobody, Screen::Asset),
+];
+
+/// A line of the table, for who walks it.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsoleRoute {
+    pub method: &'static str,
+    /// `{id}` stands for one of many.
+    pub path: &'static str,
+    pub needs: Needs,
+}
+
+/// Everything that can be asked for, with what it needs.
+pub fn table() -> impl Iterator<Item = ConsoleRoute> {
+    TABLE.into_iter().map(|line| ConsoleRoute {
+        method: match line.method {
+            Method::Get => "GET",
+            Method::Post => "POST",
+        },
+        path: line.path,
+        needs: line.needs,
+    })
+}
+
+impl Screen {
+    /// What it needs of whoever asks.
+    pub(super) fn needs(self) -> Needs {
+        TABLE
+            .iter()
+            .find(|line| line.screen == self)
+            .map_or(Change(Approver), |line| line.needs)
+    }
+}
+
+impl RouteLine {
+    /// What stands in a path where this line has `{id}`.
+    pub(super) fn part_of(&self, path: &str) -> Option<String> {
+        let (before, after) = self.path.split_once("{id}")?;
+        let part = path.strip_prefix(before)?.strip_suffix(after)?;
+        percent_decode_str(part)
+            .decode_utf8()
+            .ok()
+            .map(std::borrow::Cow::into_owned)
+    }
+}
+
+pub(super) fn routes(site: Arc<Site>) -> Router {
+    let mut router = Router::new();
+    for line in TABLE {
+        let filter = match line.method {
+            Method::Get => MethodFilter::GET,
+            Method::Post => MethodFilter::POST,
+        };
+        let answer = async move |State(site): State<Arc<Site>>, request: Request| {
+            let busy = Arc::clone(&site);
+            aside::soon(move || async move { site.meet(&line, request).await })
+                .await
+                .unwrap_or_else(|| busy.broke())
+        };
+        router = router.route(line.path, MethodRouter::new().on(filter, answer));
+    }
+    router
+        .method_not_allowed_fallback(async |State(site): State<Arc<Site>>, request: Request| {
+            site.wrong_method(&request)
+        })
+        .fallback(async |State(site): State<Arc<Site>>, request: Request| site.nothing_here(&request))
+        .with_state(site)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_screen_stands_in_the_table_once() {
+        for (at, line) in TABLE.iter().enumerate() {
+            let same = |other: &&RouteLine| {
+                other.screen == line.screen || (other.method, other.path) == (line.method, line.path)
+            };
+            assert_eq!(TABLE.iter().filter(same).count(), 1, "{line:?}");
+            // What changes something is never a link.
+            assert!(line.method == Method::Post || !matches!(line.needs, Change(_)), "{at}");
+        }
+        let open: Vec<&str> = TABLE
+            .iter()
+            .filter(|line| line.needs == Nobody)
+            .map(|line| line.path)
+            .collect();
+        assert_eq!(open, ["/enter", "/enter", "/assets/{id}"]);
+    }
+
+    #[test]
+    fn a_part_of_a_path_is_read() {
+        let line = |screen| *TABLE.iter().find(|line| line.screen == screen).expect("a line");
+        assert_eq!(line(Screen::Approve).part_of("/plans/7/approve").as_deref(), Some("7"));
+        assert_eq!(line(Screen::Partner).part_of("/partners/a%20b").as_deref(), Some("a b"));
+        assert_eq!(line(Screen::Partner).part_of("/partners/%ff"), None);
+        assert_eq!(line(Screen::Overview).part_of("/"), None);
+    }
+}

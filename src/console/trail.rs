@@ -1,0 +1,266 @@
+//! What was done (audit), what is still to be told (outbox), and what the doctor finds.
+
+use askama::Template;
+use axum::response::Response;
+use hyper::StatusCode;
+use serde_json::Value;
+
+use super::{
+    Site,
+    acts::must_be_seen,
+    answer::{NotDone, Notice, page},
+    fields::query_of,
+    meet::{Ask, Frame},
+    routes::Screen,
+    shown::{At, Chip, Digits},
+};
+use crate::desk::{AuditQuestion, AuditRecord, Author, Consent, PublicationStanding, Refused, Retry, moment};
+
+/// An act, as a line of a table.
+pub(super) struct ActLine {
+    pub(super) id: i64,
+    pub(super) at: At,
+    pub(super) operator: String,
+    pub(super) act: String,
+    pub(super) why: String,
+    pub(super) filters: String,
+    pub(super) outcome: String,
+    pub(super) user: String,
+}
+
+pub(super) fn act_lines(acts: Vec<AuditRecord>) -> Vec<ActLine> {
+    acts.into_iter()
+        .map(|act| ActLine {
+            id: act.id,
+            at: At(act.at),
+            operator: act.operator,
+            act: act.act,
+            why: act.why.unwrap_or_default(),
+            filters: brief(&act.filters),
+            outcome: brief(&act.outcome),
+            user: match (act.session_user, act.client_address) {
+                (Some(user), Some(address)) => format!("{user}@{address}"),
+                (Some(user), None) => user,
+                (None, _) => "–".to_owned(),
+            },
+        })
+        .collect()
+}
+
+/// An object as `name value, name value`.
+pub(super) fn brief(value: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) if values.iter().all(Value::is_string) => {
+            let texts: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
+            texts.join("+")
+        }
+        other => other.to_string(),
+    };
+    value.as_object().map_or_else(String::new, |object| {
+        let members: Vec<String> = object
+            .iter()
+            .map(|(name, value)| format!("{name} {}", text(value)))
+            .collect();
+        members.join(", ")
+    })
+}
+
+#[derive(Template)]
+#[template(path = "audit.html")]
+struct AuditPage {
+    frame: Frame,
+    operator: String,
+    act: String,
+    since: String,
+    until: String,
+    lines: Vec<ActLine>,
+    next: Option<String>,
+    command: String,
+}
+
+pub(super) async fn audit(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let field = |name: &str| ask.fields.get(name).map(str::to_owned);
+    let time = |name: &str| match ask.fields.get(name) {
+        None => Ok(None),
+        Some(text) => moment(text.trim())
+            .map(Some)
+            .map_err(|why| NotDone::wrong(format!("{name}: {why}"))),
+    };
+    let question = AuditQuestion {
+        operator: field("operator"),
+        act: field("act"),
+        since: time("since")?,
+        until: time("until")?,
+    };
+    let limit = i64::from(site.settings.page);
+    let found = ask.desk.acts(&question, ask.fields.number("after")?, limit).await?;
+    let next = found.items.last().filter(|_| found.more).map(|last| {
+        let mut pairs = vec![("after", last.id.to_string())];
+        for name in ["operator", "act", "since", "until"] {
+            pairs.extend(field(name).map(|value| (name, value)));
+        }
+        query_of(&pairs)
+    });
+    let said = |name: &str| field(name).unwrap_or_default();
+    Ok(page(
+        StatusCode::OK,
+        &AuditPage {
+            frame: ask.frame("audit", "Audit"),
+            operator: said("operator"),
+            act: said("act"),
+            since: said("since"),
+            until: said("until"),
+            lines: act_lines(found.items),
+            next,
+            command: question.command().to_string(),
+        },
+    ))
+}
+
+// Outbox -------------------------------------------------------------------------------------------------------------
+
+#[derive(Template)]
+#[template(path = "outbox.html")]
+struct OutboxPage {
+    frame: Frame,
+    lines: Vec<PublicationLine>,
+    refused: usize,
+    ids: Vec<i64>,
+    barred: Option<String>,
+    command: String,
+}
+
+struct PublicationLine {
+    id: String,
+    state: Chip,
+    routing_key: String,
+    message: String,
+    at: At,
+    why: String,
+    bytes: Digits,
+}
+
+pub(super) async fn outbox(site: &Site, ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+    let found = ask.desk.unpublished(i64::from(site.settings.page)).await?.items;
+    let ids: Vec<i64> = found
+        .iter()
+        .filter(|pending| pending.state == PublicationStanding::Refused)
+        .filter_map(|pending| pending.id)
+        .collect();
+    let status = match &notice {
+        Some(notice) if !notice.good => StatusCode::CONFLICT,
+        _ => StatusCode::OK,
+    };
+    let dash = || "–".to_owned();
+    let lines = found.into_iter().map(|pending| PublicationLine {
+        id: pending.id.map_or_else(dash, |id| id.to_string()),
+        state: match pending.state {
+            PublicationStanding::Waiting => Chip::busy("waiting"),
+            PublicationStanding::Refused => Chip::bad("refused"),
+        },
+        routing_key: pending.routing_key.unwrap_or_else(dash),
+        message: pending.message_id.unwrap_or_else(dash),
+        at: At(pending.since),
+        why: pending.why.unwrap_or_default(),
+        bytes: Digits::of(pending.bytes),
+    });
+    let retry = Retry {
+        which: Refused::Ids(ids.clone()),
+        author: Author {
+            operator: ask.viewer.name.clone(),
+            why: "why".to_owned(),
+        },
+    };
+    Ok(page(
+        status,
+        &OutboxPage {
+            frame: ask.frame("outbox", "Outbox").with(notice),
+            lines: lines.collect(),
+            refused: ids.len(),
+            ids,
+            barred: ask.barred(Screen::Retry),
+            command: retry.command().to_string(),
+        },
+    ))
+}
+
+/// Publishes again exactly those that the page showed.
+pub(super) async fn retry(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let done = async {
+        let ids = ask
+            .fields
+            .all("id")
+            .map(str::parse)
+            .collect::<Result<Vec<i64>, _>>()
+            .map_err(|_| NotDone::wrong("id: no number; nothing was done"))?;
+        match must_be_seen(ask, ids.len())? {
+            Consent::Typed(Some(0)) => return Err(NotDone::wrong("none is chosen; nothing was done")),
+            Consent::Typed(_) | Consent::NotAsked | Consent::Given => {}
+        }
+        let wish = Retry {
+            which: Refused::Ids(ids),
+            author: ask.fields.author(&ask.viewer.name)?,
+        };
+        Ok::<_, NotDone>(ask.desk.retry(&wish, |_, _| {}).await?)
+    };
+    let notice = match done.await {
+        Ok(retried) => {
+            let text = format!(
+                "{} published, {} refused again, {} wait for a worker, {} left",
+                retried.published, retried.refused, retried.waiting, retried.left
+            );
+            if retried.is_done() {
+                Notice::good(text)
+            } else {
+                Notice::bad(text)
+            }
+        }
+        Err(not_done) => not_done.notice,
+    };
+    outbox(site, ask, Some(notice)).await
+}
+
+// Doctor -------------------------------------------------------------------------------------------------------------
+
+#[derive(Template)]
+#[template(path = "doctor.html")]
+struct DoctorPage {
+    frame: Frame,
+    state: Chip,
+    lines: Vec<CheckLine>,
+}
+
+struct CheckLine {
+    name: String,
+    chip: Chip,
+    detail: String,
+    hint: String,
+}
+
+pub(super) async fn doctor(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    let _alone = site.alone()?;
+    let checks = (site.starter.examine)().await;
+    let wrong = checks.iter().filter(|check| !check.ok).count();
+    let lines = checks.into_iter().map(|check| CheckLine {
+        chip: if check.ok {
+            Chip::good("ok")
+        } else {
+            Chip::bad("problem")
+        },
+        name: check.name,
+        detail: check.detail,
+        hint: check.hint.unwrap_or_default(),
+    });
+    Ok(page(
+        StatusCode::OK,
+        &DoctorPage {
+            frame: ask.frame("doctor", "Doctor"),
+            state: match wrong {
+                0 => Chip::good("all well"),
+                wrong => Chip::bad(format!("{wrong} with a problem")),
+            },
+            lines: lines.collect(),
+        },
+    ))
+}

@@ -1,0 +1,306 @@
+//! Two people for what is large: what needs a second one, who may be it, and that they say so.
+
+use std::{fmt, sync::Arc};
+
+use num_bigint::BigInt;
+use serde::Serialize;
+
+use super::{ApprovalRecord, Author, Command, Desk, PlanLine, Refusal, Sum, act::no_such_plan};
+use crate::{
+    domain::{calendar::rfc3339, person::Person},
+    store::{approvals::NewApproval, plans::PlanRecord},
+};
+
+/// What may be done with the messages of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanAct {
+    Replay,
+    Discard,
+    Restore,
+}
+
+impl PlanAct {
+    pub const ALL: [PlanAct; 3] = [PlanAct::Replay, PlanAct::Discard, PlanAct::Restore];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PlanAct::Replay => "replay",
+            PlanAct::Discard => "discard",
+            PlanAct::Restore => "restore",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|act| act.as_str() == text)
+    }
+}
+
+impl fmt::Display for PlanAct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Approving what somebody else planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approve {
+    pub plan: i64,
+    pub for_act: PlanAct,
+    pub author: Author,
+}
+
+impl Approve {
+    /// The command line that does it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&["dead-letters", "plan", "approve"]);
+        command.word(self.plan);
+        if self.for_act != PlanAct::Replay {
+            command.flag("--for", Some(self.for_act));
+        }
+        self.author.add_to(&mut command);
+        command
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Approved {
+    pub plan: i64,
+    #[serde(flatten)]
+    pub approval: ApprovalRecord,
+    pub messages: i32,
+    pub would_move: Vec<Sum>,
+    pub audit_id: i64,
+}
+
+/// A plan as it was made, and as it stands now.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanShown {
+    #[serde(flatten)]
+    pub record: PlanRecord,
+    pub verdicts: Vec<PlanLine>,
+    pub would_move: Vec<Sum>,
+    /// How many of its messages are in which state now.
+    pub now: Vec<StateNow>,
+    /// The replays of it, the newest first.
+    pub runs: Vec<i64>,
+    /// Why a replay of it takes two people; none where one is enough.
+    pub two_people: Option<String>,
+    pub approvals: Vec<ApprovalRecord>,
+}
+
+/// Messages of a plan that are in a state now.
+#[derive(Clone, Debug, Serialize)]
+pub struct StateNow {
+    pub state: String,
+    pub messages: i64,
+}
+
+impl PlanShown {
+    /// Messages that a replay would take: what would settle, or all of them.
+    pub fn replayed(&self, all_verdicts: bool) -> i64 {
+        if all_verdicts {
+            i64::from(self.record.messages)
+        } else {
+            self.record.settled
+        }
+    }
+
+    /// Messages that are in a state now.
+    pub fn in_state(&self, state: &str) -> i64 {
+        self.now
+            .iter()
+            .find(|now| now.state == state)
+            .map_or(0, |now| now.messages)
+    }
+}
+
+impl Desk {
+    /// The same desk for somebody whose name is vouched for: by a proxy that signed them in, and not by a command line.
+    #[must_use]
+    pub fn vouched_for(&self, name: &str) -> Self {
+        Self {
+            voucher: Some(Arc::from(name)),
+            ..self.clone()
+        }
+    }
+
+    /// Who acts here.
+    async fn person(&self, operator: &str) -> Result<Person, Refusal> {
+        Ok(Person {
+            operator: operator.to_owned(),
+            voucher: self.voucher.as_deref().map(str::to_owned),
+            session: Some(self.store.session_user().await?),
+        })
+    }
+
+    /// Why so much takes two people; none: one is enough.
+    pub fn two_people(&self, messages: i64, money: &[Sum]) -> Option<String> {
+        let settings = &self.settings.dead_letters;
+        let most = settings.approve_above;
+        if most > 0 && usize::try_from(messages).is_ok_and(|messages| messages > most) {
+            return Some(format!(
+                "{messages} messages are more than dead_letters.approve_above ({most})"
+            ));
+        }
+        let number = |text: &str| text.parse::<BigInt>().unwrap_or_default();
+        settings.approve_amounts.iter().find_map(|(currency, most)| {
+            let moved = money.iter().find(|sum| sum.currency == *currency)?;
+            (number(&moved.quantity) > number(most)).then(|| {
+                format!(
+                    "{} {currency} is more than dead_letters.approve_amounts has ({most})",
+                    moved.quantity
+                )
+            })
+        })
+    }
+
+    /// Refuses what takes two people, unless somebody who is neither who made the plan nor who acts has approved it.
+    pub(super) async fn second_person(
+        &self,
+        plan: Option<i64>,
+        act: PlanAct,
+        author: &Author,
+        (messages, money): (i64, &[Sum]),
+    ) -> Result<(), Refusal> {
+        let Some(why) = self.two_people(messages, money) else {
+            return Ok(());
+        };
+        let Some(plan) = plan else {
+            return Err(
+                Refusal::refused(format!("this takes two people, and a plan: {why}; nothing was done"))
+                    .hint("`settled dead-letters plan` makes one; somebody else approves it with `settled dead-letters plan approve`"),
+            );
+        };
+        let made = self.store.plan(plan).await?.ok_or_else(|| no_such_plan(plan))?;
+        let acting = self.person(&author.operator).await?;
+        let approvals = self.store.approvals(plan).await?;
+        let (mut over, mut same) = (None, None);
+        for approval in approvals.iter().rev().filter(|approval| approval.act == act.as_str()) {
+            if !approval.valid {
+                over = over.or(Some(rfc3339(approval.expires_at)));
+                continue;
+            }
+            match approval
+                .by
+                .shared_with(&acting)
+                .or_else(|| approval.by.shared_with(&made.by))
+            {
+                None => return Ok(()),
+                Some(name) => same = Some(name.to_owned()),
+            }
+        }
+        let found = match (same, over) {
+            (Some(name), _) => format!("{name} can not be both of them"),
+            (None, Some(when)) => format!("the approval was over at {when}"),
+            (None, None) => format!("nobody else has approved the {act} of plan {plan} yet"),
+        };
+        let flag = match act {
+            PlanAct::Replay => String::new(),
+            PlanAct::Discard | PlanAct::Restore => format!(" --for {act}"),
+        };
+        Err(
+            Refusal::refused(format!("this takes two people: {why}; {found}; nothing was done")).hint(format!(
+                "somebody else looks at it with `settled dead-letters plan show {plan}`, and says `settled dead-letters plan \
+                 approve {plan}{flag} --reason ...`, with their own login"
+            )),
+        )
+    }
+
+    /// Approves a plan that somebody else made. It counts for `dead_letters.approval_lasts`.
+    ///
+    /// # Errors
+    /// There is no such plan, or it is one's own; the database is away.
+    pub async fn approve(&self, wish: &Approve) -> Result<Approved, Refusal> {
+        let plan = wish.plan;
+        let made = self.store.plan(plan).await?.ok_or_else(|| no_such_plan(plan))?;
+        let me = self.person(&wish.author.operator).await?;
+        if let Some(name) = me.shared_with(&made.by) {
+            return Err(Refusal::refused(format!(
+                "plan {plan} was made by {}, and {name} can not be both of two people; nothing was approved",
+                made.operator
+            ))
+            .hint("somebody else approves it: with another operator's name, and another login of the database or of the console"));
+        }
+        let (_, money) = self.store.plan_verdicts(plan).await?;
+        let would_move = sums(money);
+        let lasts = self.settings.dead_letters.approval_lasts;
+        let new = NewApproval {
+            plan,
+            for_act: wish.for_act.as_str(),
+            lasts_ms: i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX),
+            voucher: self.voucher.as_deref(),
+        };
+        let filters = serde_json::json!({"plan": plan, "for": wish.for_act.as_str()});
+        let act = wish.author.act("plan approve", &filters);
+        let outcome = serde_json::json!({
+            "messages": made.messages,
+            "wouldMove": would_move,
+            "lastsMs": new.lasts_ms,
+        });
+        let (approval, audit_id) = self.store.approve(act, new, &outcome).await?;
+        Ok(Approved {
+            plan,
+            approval,
+            messages: made.messages,
+            would_move,
+            audit_id,
+        })
+    }
+
+    /// A plan as it was made, and as it stands now.
+    ///
+    /// # Errors
+    /// There is no such plan; the database is away.
+    pub async fn plan_shown(&self, plan: i64) -> Result<PlanShown, Refusal> {
+        let record = self.store.plan(plan).await?.ok_or_else(|| no_such_plan(plan))?;
+        let (verdicts, money) = self.store.plan_verdicts(plan).await?;
+        let mut verdicts: Vec<PlanLine> = verdicts
+            .into_iter()
+            .map(|line| PlanLine {
+                verdict: line.verdict,
+                reason: line.reason,
+                is_final: line.reason.map(crate::domain::reason::Reason::is_final),
+                messages: usize::try_from(line.messages).unwrap_or_default(),
+            })
+            .collect();
+        verdicts.sort_by_key(|line| (line.verdict, line.reason));
+        let would_move = sums(money);
+        let now = self.store.plan_now(plan).await?;
+        Ok(PlanShown {
+            two_people: self.two_people(record.settled, &would_move),
+            now: now
+                .into_iter()
+                .map(|(state, messages)| StateNow { state, messages })
+                .collect(),
+            runs: self.store.plan_runs(plan).await?,
+            approvals: self.store.approvals(plan).await?,
+            record,
+            verdicts,
+            would_move,
+        })
+    }
+
+    /// Plans, the newest first, after one of them.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn plans(&self, after: Option<i64>, limit: i64) -> Result<super::Page<PlanRecord>, Refusal> {
+        let plans = self.store.plans(after.unwrap_or(i64::MAX), limit + 1).await?;
+        Ok(super::Page::of(plans, limit))
+    }
+
+    /// The money that a replay of a plan would move.
+    pub(super) async fn money_of(&self, plan: i64) -> Result<Vec<Sum>, Refusal> {
+        Ok(sums(self.store.plan_verdicts(plan).await?.1))
+    }
+}
+
+fn sums(money: Vec<(String, String)>) -> Vec<Sum> {
+    money
+        .into_iter()
+        .map(|(currency, quantity)| Sum { currency, quantity })
+        .collect()
+}

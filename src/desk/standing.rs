@@ -1,0 +1,323 @@
+//! How things stand, for who watches.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+
+use super::{
+    Author, Backlog, By, Command, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, PartnerRecord, Refusal,
+    TrendOfGroup, Which,
+};
+use crate::{
+    broker::{BrokerSettings, Connection, topology},
+    domain::{dead_letter::State, reason::Reason},
+    store::registry::Registered,
+};
+
+/// Minutes that are looked back at.
+const MINUTES: u64 = 60;
+/// Partners with a line of their own.
+const PARTNERS_MAX: usize = 50;
+
+/// What the database says of how things stand.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// By the database's clock.
+    pub at: Timestamp,
+    /// The last hour; minutes without a batch are left out.
+    pub minutes: Vec<MinuteOfBatches>,
+    /// Open dead letters by reason, the most first.
+    pub open: Vec<(Reason, u64)>,
+    /// How long ago the oldest of them was collected.
+    pub oldest_open: Option<Duration>,
+    /// Replays by state.
+    pub runs: Vec<(String, u64)>,
+    pub parked: u64,
+    pub outbox: Backlog,
+    pub partners: Vec<PartnerStanding>,
+    /// More are registered than have a line here.
+    pub more_partners: usize,
+}
+
+/// How a partner stands.
+#[derive(Clone, Debug)]
+pub struct PartnerStanding {
+    pub partner: PartnerRecord,
+    pub open: i64,
+    pub parked: i64,
+}
+
+/// What waits in a queue; or why nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStanding {
+    pub queue: String,
+    pub messages: Result<u32, String>,
+}
+
+/// A connection to the broker, kept by who looks at queues again and again.
+pub struct QueueWatch {
+    desk: Desk,
+    connection: Option<Connection>,
+}
+
+impl QueueWatch {
+    /// What is ready in each queue.
+    ///
+    /// # Errors
+    /// The broker is away, or nobody said where it is.
+    pub async fn look(&mut self, own: &[String]) -> Result<Vec<QueueStanding>, Refusal> {
+        let link = match self.connection.take().filter(Connection::is_connected) {
+            Some(link) => link,
+            None => {
+                let broker = BrokerSettings::from_settings(&self.desk.settings)?;
+                Connection::open(&broker, "settled console")
+                    .await
+                    .map_err(Refusal::no_broker)?
+            }
+        };
+        let own = own.iter().map(|enterprise_id| topology::own_queue(enterprise_id));
+        let queues: Vec<String> = [topology::UPDATES, topology::DEAD, topology::UNREADABLE]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(own)
+            .collect();
+        let asked: Vec<&str> = queues.iter().map(String::as_str).collect();
+        let seen = topology::look_at_each(&link, &asked).await?;
+        // A refused question costs the connection a channel number for good.
+        let is_whole = seen.iter().all(|seen| matches!(seen, topology::Seen::Ready(_)));
+        self.connection = is_whole.then_some(link);
+        let standing = queues.into_iter().zip(seen).map(|(queue, seen)| QueueStanding {
+            queue,
+            messages: match seen {
+                topology::Seen::Ready(messages) => Ok(messages),
+                topology::Seen::Missing => Err("there is no such queue".to_owned()),
+                topology::Seen::Forbidden(why) => Err(why),
+            },
+        });
+        Ok(standing.collect())
+    }
+}
+
+impl Desk {
+    /// Whoever looks at queues again and again.
+    pub fn queue_watch(&self) -> QueueWatch {
+        QueueWatch {
+            desk: self.clone(),
+            connection: None,
+        }
+    }
+
+    /// How things stand, as far as the database says it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn standing(&self) -> Result<Standing, Refusal> {
+        let (at, minutes) = self.store.minutes_of_batches(Duration::from_secs(MINUTES * 60)).await?;
+        let letters = self.store.measure_letters().await?;
+        let mut open = letters.open;
+        open.sort_by_key(|(_, messages)| std::cmp::Reverse(*messages));
+        let parked: BTreeMap<String, i64> = self.store.parked_by_partner().await?.into_iter().collect();
+        let partners = self.store.partners().await?;
+        let stats = self.stats(&Which::default()).await?;
+        let open_of = |enterprise_id: &str| {
+            let line = stats
+                .partners
+                .iter()
+                .find(|line| line.enterprise_id.as_deref() == Some(enterprise_id));
+            line.map_or(0, |line| line.messages)
+        };
+        let mut standing: Vec<PartnerStanding> = partners
+            .into_iter()
+            .map(|partner| PartnerStanding {
+                open: open_of(&partner.enterprise_id),
+                parked: parked.get(&partner.enterprise_id).copied().unwrap_or_default(),
+                partner,
+            })
+            .collect();
+        standing.sort_by(|left, right| {
+            let place = |one: &PartnerStanding| (-one.open, -one.parked, one.partner.enterprise_id.clone());
+            place(left).cmp(&place(right))
+        });
+        let more_partners = standing.len().saturating_sub(PARTNERS_MAX);
+        standing.truncate(PARTNERS_MAX);
+        Ok(Standing {
+            at,
+            minutes,
+            open,
+            oldest_open: letters.oldest,
+            runs: letters.runs,
+            parked: self.store.count_parked().await?,
+            outbox: self.store.backlog().await?,
+            partners: standing,
+            more_partners,
+        })
+    }
+
+    /// The partners that have an input queue of their own.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn own_queues(&self) -> Result<Vec<String>, Refusal> {
+        Ok(self.store.own_queues().await?)
+    }
+
+    /// When the open messages of some groups failed last, by parts of the time until now.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn trend_of_groups(
+        &self,
+        groups: &[String],
+        last: Duration,
+        parts: i32,
+    ) -> Result<Vec<TrendOfGroup>, Refusal> {
+        Ok(self.store.trend_of_groups(groups, last, parts).await?)
+    }
+
+    /// How many dead letters a filter selects, of open ones unless states are named; and how many of them a plan would hold.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn count_letters(&self, which: &Which) -> Result<(i64, i64), Refusal> {
+        let filter = self.filter(which, &[State::Open]).await?;
+        let all = self.store.count_dead_letters(&filter).await?;
+        let most = i64::try_from(self.settings.dead_letters.plan_max).unwrap_or(i64::MAX);
+        Ok((all, all.min(most)))
+    }
+
+    /// The cursor of the newest dead letter: whoever goes on from there sees what comes.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn newest_letter(&self) -> Result<i64, Refusal> {
+        Ok(self.store.newest_dead_letter().await?)
+    }
+
+    /// Open dead letters that came after one, up to a number.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn letters_after(&self, cursor: i64, most: i64) -> Result<i64, Refusal> {
+        Ok(self.store.arrived_after(cursor, most).await?)
+    }
+
+    /// The database's clock.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn clock(&self) -> Result<Timestamp, Refusal> {
+        Ok(self.store.clock().await?)
+    }
+}
+
+/// What is done to a partner, from the worker's next batch on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartnerAct {
+    /// Refuse its updates.
+    Suspend,
+    /// Hold them instead of judging them.
+    Quarantine,
+    /// Take them again, and judge what was held.
+    Resume,
+}
+
+impl PartnerAct {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PartnerAct::Suspend => "suspend",
+            PartnerAct::Quarantine => "quarantine",
+            PartnerAct::Resume => "resume",
+        }
+    }
+
+    /// The command line that does it.
+    pub fn command(self, enterprise_id: &str, author: &Author) -> Command {
+        let mut command = Command::new(&["partner", self.as_str()]);
+        command.flag("--enterprise-id", Some(enterprise_id));
+        author.add_to(&mut command);
+        command
+    }
+}
+
+// Partners -----------------------------------------------------------------------------------------------------------
+
+impl Desk {
+    /// Every partner.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn partners(&self) -> Result<Vec<PartnerRecord>, Refusal> {
+        Ok(self.store.partners().await?)
+    }
+
+    /// One partner.
+    ///
+    /// # Errors
+    /// There is no such partner; the database is away.
+    pub async fn partner(&self, enterprise_id: &str) -> Result<PartnerRecord, Refusal> {
+        let found = self.store.partner(enterprise_id).await?;
+        found.ok_or_else(|| no_such_partner(enterprise_id))
+    }
+
+    /// The keys of a partner, or all.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn keys(&self, enterprise_id: Option<&str>) -> Result<Vec<KeyRecord>, Refusal> {
+        Ok(self.store.keys(enterprise_id).await?)
+    }
+
+    /// The connections of a partner, or all.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn connections(&self, enterprise_id: Option<&str>) -> Result<Vec<ConnectionRecord>, Refusal> {
+        Ok(self.store.connections(enterprise_id).await?)
+    }
+
+    /// Suspends a partner, puts it in quarantine, or lets it go on. Says whether that changed anything.
+    ///
+    /// # Errors
+    /// There is no such partner; the database is away.
+    pub async fn act_on_partner(
+        &self,
+        enterprise_id: &str,
+        act: PartnerAct,
+        author: &Author,
+    ) -> Result<(PartnerRecord, bool), Refusal> {
+        let by = By {
+            operator: &author.operator,
+            why: Some(&author.why),
+        };
+        let done = self
+            .patiently(async || match act {
+                PartnerAct::Suspend => self.store.suspend_partner(enterprise_id, by).await,
+                PartnerAct::Quarantine => {
+                    self.store
+                        .quarantine_partner(enterprise_id, &author.why, &author.operator)
+                        .await
+                }
+                PartnerAct::Resume => self.store.resume_partner(enterprise_id, by).await,
+            })
+            .await?;
+        match done {
+            None => Err(no_such_partner(enterprise_id)),
+            Some(Registered::Updated(record)) => Ok((record, true)),
+            Some(
+                Registered::Added(record)
+                | Registered::Exists(record)
+                | Registered::Revoked(record)
+                | Registered::Conflict(record)
+                | Registered::Unproven(record),
+            ) => Ok((record, false)),
+            Some(Registered::NoPartner | Registered::NeverValid) => {
+                Err(Refusal::ours("a partner was changed as no partner can be"))
+            }
+        }
+    }
+}
+
+fn no_such_partner(enterprise_id: &str) -> Refusal {
+    Refusal::refused(format!("no partner {enterprise_id} is registered"))
+        .hint("`settled partner list` shows who is; `settled partner add` registers one")
+}

@@ -1,0 +1,184 @@
+//! How things stand, for who watches: cheap enough to be asked every few seconds.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+
+/// What was settled in a minute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MinuteOfBatches {
+    pub at: Timestamp,
+    pub received: i64,
+    pub settled: i64,
+    pub duplicate: i64,
+    pub parked: i64,
+    pub rejected: i64,
+}
+
+/// Messages of a group in a part of a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrendOfGroup {
+    pub group: String,
+    /// Which part, from 0.
+    pub part: i32,
+    pub messages: i64,
+}
+
+/// The smallest id that a batch of this time may have: they begin with their time.
+fn first_id(at: Timestamp) -> Uuid {
+    let ms = u128::try_from(at.as_millisecond()).unwrap_or_default();
+    Uuid::from_u128(ms << 80)
+}
+
+impl Store {
+    /// What the batches of the last minutes came to, minute by minute; minutes without one are left out.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn minutes_of_batches(&self, last: Duration) -> Result<(Timestamp, Vec<MinuteOfBatches>), StoreError> {
+        // Workers' clocks make the ids, and may be a little off.
+        const SLACK: Duration = Duration::from_secs(120);
+        let session = self.session("minutes_of_batches").await?;
+        let rows = session
+            .query("/* standing::minutes_of_batches now */ SELECT clock_timestamp()", &[])
+            .await?;
+        let now: Timestamp = session.one(&rows)?.get(0);
+        let since = now.saturating_sub(last).unwrap_or(Timestamp::MIN);
+        let first = first_id(since.saturating_sub(SLACK).unwrap_or(Timestamp::MIN));
+        let rows = session
+            .query(
+                "/* standing::minutes_of_batches */
+                SELECT date_trunc('minute', at) AS minute, sum(received)::bigint AS received,
+                       sum(settled)::bigint AS settled, sum(duplicate)::bigint AS duplicate,
+                       sum(parked)::bigint AS parked, sum(rejected)::bigint AS rejected
+                FROM settled.batches
+                WHERE id >= $1 AND at >= date_trunc('minute', $2::timestamptz)
+                GROUP BY 1
+                ORDER BY 1",
+                &[&first, &since],
+            )
+            .await?;
+        let minutes = rows.iter().map(|row| MinuteOfBatches {
+            at: row.get("minute"),
+            received: row.get("received"),
+            settled: row.get("settled"),
+            duplicate: row.get("duplicate"),
+            parked: row.get("parked"),
+            rejected: row.get("rejected"),
+        });
+        Ok((now, minutes.collect()))
+    }
+
+    /// The cursor of the newest dead letter.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn newest_dead_letter(&self) -> Result<i64, StoreError> {
+        let session = self.session("newest_dead_letter").await?;
+        let rows = session
+            .query(
+                "/* standing::newest_dead_letter */
+                SELECT coalesce(max(m.seq), 0)
+                FROM unnest(ARRAY['open', 'due', 'parked', 'settled', 'discarded']) AS s (state)
+                CROSS JOIN LATERAL (
+                    SELECT d.seq FROM settled.dead_letters AS d WHERE d.state = s.state ORDER BY d.seq DESC LIMIT 1
+                ) AS m",
+                &[],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
+    /// Open dead letters that came after one, up to a number.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn arrived_after(&self, cursor: i64, most: i64) -> Result<i64, StoreError> {
+        let session = self.session("arrived_after").await?;
+        let rows = session
+            .query(
+                "/* standing::arrived_after */
+                SELECT count(*)
+                FROM (SELECT FROM settled.dead_letters WHERE state = 'open' AND seq > $1 LIMIT $2) AS a",
+                &[&cursor, &most],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
+    /// When the open messages of some groups failed last, by parts of the time until now.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn trend_of_groups(
+        &self,
+        groups: &[String],
+        last: Duration,
+        parts: i32,
+    ) -> Result<Vec<TrendOfGroup>, StoreError> {
+        let rows = self
+            .session("trend_of_groups")
+            .await?
+            .query(
+                "/* standing::trend_of_groups */
+                SELECT d.group_id, least(t.part, $3::integer - 1) AS part, count(*) AS messages
+                FROM settled.dead_letters AS d
+                CROSS JOIN LATERAL (
+                    SELECT floor(
+                        extract(epoch FROM d.last_failed_at - now())::float8 * $3::integer / $2::float8 + $3::integer
+                    )::integer AS part
+                ) AS t
+                WHERE d.state = 'open'
+                  AND d.group_id = ANY ($1)
+                  AND d.last_failed_at >= now() - make_interval(secs => $2::float8)
+                  AND t.part >= 0
+                GROUP BY 1, 2",
+                &[&groups, &last.as_secs_f64(), &parts],
+            )
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| TrendOfGroup {
+                group: row.get("group_id"),
+                part: row.get("part"),
+                messages: row.get("messages"),
+            })
+            .collect())
+    }
+
+    /// Parked messages by partner.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn parked_by_partner(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = self
+            .session("parked_by_partner")
+            .await?
+            .query(
+                "/* standing::parked_by_partner */
+                SELECT enterprise_id, count(*) FROM settled.parked GROUP BY enterprise_id",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_begin_with_their_time() {
+        let at = Timestamp::from_millisecond(1_700_000_000_123).expect("a time");
+        let id = first_id(at);
+        let seconds = 1_700_000_000;
+        let context = uuid::ContextV7::new();
+        let made = Uuid::new_v7(uuid::Timestamp::from_unix(&context, seconds, 123_000_000));
+        let before = Uuid::new_v7(uuid::Timestamp::from_unix(&context, seconds, 122_000_000));
+        assert!(before < id && id <= made, "{before} {id} {made}");
+    }
+}

@@ -1,0 +1,289 @@
+//! `settled console` as a browser meets it, without one.
+
+use std::{
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Child,
+};
+
+use crate::kit::support::{Ground, PATIENCE, until};
+
+/// What the proxy of these tests knows.
+pub(crate) const PROXY_SECRET: &str = "what only the proxy knows";
+
+/// A running console.
+pub(crate) struct Console {
+    child: Mutex<Child>,
+    log: PathBuf,
+    told: PathBuf,
+    address: String,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub(crate) struct PageSeen {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) text: String,
+}
+
+impl PageSeen {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(other, _)| other == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The cookie that the browser is to keep.
+    pub(crate) fn cookie(&self) -> Option<String> {
+        let cookie = self.header("set-cookie")?.split(';').next()?;
+        Some(cookie.to_owned())
+    }
+
+    /// What a hidden field of the page holds.
+    pub(crate) fn hidden(&self, name: &str) -> Option<String> {
+        let field = format!("type=\"hidden\" name=\"{name}\" value=\"");
+        let (_, rest) = self.text.split_once(&field)?;
+        Some(rest.split_once('"')?.0.to_owned())
+    }
+}
+
+/// Somebody with a browser.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Visitor {
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) cookie: Option<String>,
+    pub(crate) token: String,
+}
+
+impl Console {
+    /// Starts one and waits until it says where it is.
+    pub(crate) async fn start(ground: &Ground, settings: &[(&str, &str)]) -> Self {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let (log, told) = (
+            ground.file(&format!("console-{name}.log")),
+            ground.file(&format!("console-{name}.out")),
+        );
+        let file = |path| std::fs::File::create(path).expect("a file");
+        let mut command = ground.command(&["console", "--json", "--operator", "ann"]);
+        command
+            .env("SETTLED_CONSOLE__LISTEN", "127.0.0.1:0")
+            // A test asks faster than a person.
+            .env("SETTLED_CONSOLE__RATE_OF_STRANGERS", "10000")
+            .env("SETTLED_CONSOLE__RATE_PER_SESSION", "10000")
+            .env("SETTLED_LOG__LEVEL", "debug")
+            .env("SETTLED_LOG__FORMAT", "json")
+            .stdin(Stdio::null())
+            .stdout(file(&told))
+            .stderr(file(&log));
+        for (name, value) in settings {
+            command.env(name, value);
+        }
+        let mut console = Self {
+            child: Mutex::new(command.spawn().expect("settled starts")),
+            log,
+            told,
+            address: String::new(),
+        };
+        let url = until("the console says where it is", PATIENCE, async || {
+            if let Some(status) = console.ended() {
+                panic!("the console ended with {status}: {}", console.said());
+            }
+            console.lines().last().cloned()
+        })
+        .await;
+        let url = url["link"]
+            .as_str()
+            .or(url["listens"].as_str())
+            .expect("where")
+            .to_owned();
+        let rest = url.strip_prefix("http://").expect("in the clear");
+        console.address = rest.split('/').next().expect("an address").to_owned();
+        console
+    }
+
+    /// The same behind a proxy: ann may act, bob approve, and everybody look.
+    pub(crate) async fn behind_proxy(ground: &Ground, settings: &[(&str, &str)]) -> Self {
+        let secret = ground.file("proxy-secret");
+        std::fs::write(&secret, PROXY_SECRET).expect("a secret");
+        let secret = secret.display().to_string();
+        let proxied = [
+            ("SETTLED_CONSOLE__PROXY_SECRET_FILE", secret.as_str()),
+            ("SETTLED_CONSOLE__OPERATORS", "ann"),
+            ("SETTLED_CONSOLE__APPROVERS", "bob"),
+        ];
+        Self::start(ground, &[&proxied, settings].concat()).await
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.told).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// The newest link's secret.
+    pub(crate) fn link(&self) -> String {
+        let lines = self.lines();
+        let link = lines.last().and_then(|line| line["link"].as_str()).expect("a link");
+        link.rsplit_once('=').expect("a secret").1.to_owned()
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).expect("its log")).into_owned()
+    }
+
+    fn ended(&self) -> Option<ExitStatus> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.try_wait().expect("a child")
+    }
+
+    /// SIGTERM, and an orderly end.
+    pub(crate) async fn stop(&self) {
+        let id = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+        let kill = format!("kill -TERM {}", id.expect("it runs"));
+        let status = std::process::Command::new("sh").args(["-c", &kill]).status();
+        assert!(status.expect("a shell").success());
+        let status = until("the console ends", PATIENCE, async || self.ended()).await;
+        assert_eq!(status.code(), Some(0), "SIGTERM ends the console in order");
+    }
+
+    /// Opens the link.
+    pub(crate) async fn sign_in(&self) -> Visitor {
+        let visitor = self.sign_in_without_pages().await;
+        self.known(visitor).await
+    }
+
+    /// The same where no page with a form can be had.
+    pub(crate) async fn sign_in_without_pages(&self) -> Visitor {
+        let stranger = Visitor::default();
+        let form = format!("link={}", self.link());
+        let page = self.post(&stranger, "/enter", &form).await;
+        assert_eq!(page.status, 303, "{page:?}");
+        Visitor {
+            cookie: Some(page.cookie().expect("a cookie")),
+            ..stranger
+        }
+    }
+
+    /// Comes through the proxy.
+    pub(crate) async fn visitor(&self, name: &str) -> Visitor {
+        let visitor = Visitor {
+            headers: vec![
+                ("x-settled-proxy-secret".to_owned(), PROXY_SECRET.to_owned()),
+                ("x-forwarded-user".to_owned(), name.to_owned()),
+            ],
+            ..Visitor::default()
+        };
+        let page = self.get(&visitor, "/plans").await;
+        assert_eq!(page.status, 200, "{page:?}");
+        let visitor = Visitor {
+            cookie: Some(page.cookie().expect("a cookie")),
+            ..visitor
+        };
+        self.known(visitor).await
+    }
+
+    /// With what its forms carry.
+    async fn known(&self, visitor: Visitor) -> Visitor {
+        let page = self.get(&visitor, "/plans").await;
+        assert_eq!(page.status, 200, "{page:?}");
+        Visitor {
+            token: page.hidden("form_token").expect("a form"),
+            ..visitor
+        }
+    }
+
+    pub(crate) async fn get(&self, visitor: &Visitor, path: &str) -> PageSeen {
+        self.ask(visitor, "GET", path, &[], "").await
+    }
+
+    /// A form, with the token of the visitor's session.
+    pub(crate) async fn act(&self, visitor: &Visitor, path: &str, fields: &[(&str, &str)]) -> PageSeen {
+        let mut form = format!("form_token={}", visitor.token);
+        for (name, value) in fields {
+            let value: String = value
+                .bytes()
+                .map(|byte| match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+                    byte => format!("%{byte:02X}"),
+                })
+                .collect();
+            form.push_str(&format!("&{name}={value}"));
+        }
+        self.post(visitor, path, &form).await
+    }
+
+    pub(crate) async fn post(&self, visitor: &Visitor, path: &str, form: &str) -> PageSeen {
+        let kind = [("content-type", "application/x-www-form-urlencoded")];
+        self.ask(visitor, "POST", path, &kind, form).await
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        visitor: &Visitor,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> PageSeen {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            head.push_str(&format!("host: {}\r\n", self.address));
+        }
+        let own = visitor
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in headers.iter().copied().chain(own) {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if let Some(cookie) = &visitor.cookie {
+            head.push_str(&format!("cookie: {cookie}\r\n"));
+        }
+        if method == "POST" {
+            head.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        let mut stream = TcpStream::connect(&self.address).await.expect("it listens");
+        let mut answer = Vec::new();
+        let both = async {
+            drop(stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await);
+            drop(stream.read_to_end(&mut answer).await);
+        };
+        let ended = tokio::time::timeout(PATIENCE, both).await;
+        assert!(ended.is_ok(), "no end: {}", String::from_utf8_lossy(&answer));
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap_or_default().split(' ').nth(1);
+        PageSeen {
+            status: status.and_then(|status| status.parse().ok()).unwrap_or_default(),
+            headers: lines
+                .filter_map(|line| line.split_once(':'))
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+                .collect(),
+            text: body.to_owned(),
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the console said:\n{}", self.said());
+        }
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(child.start_kill());
+    }
+}
