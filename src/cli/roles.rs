@@ -23,7 +23,7 @@ pub(super) struct Roles {
 
 /// As which role each command does its work with the database. What is not here asks no database, or needs no more than a
 /// login.
-pub(super) const COMMANDS: [(&str, DatabaseRole); 57] = [
+pub(super) const COMMANDS: [(&str, DatabaseRole); 59] = [
     ("migrate", DatabaseRole::Owner),
     ("roles", DatabaseRole::Owner),
     ("simulate", DatabaseRole::Owner),
@@ -36,6 +36,8 @@ pub(super) const COMMANDS: [(&str, DatabaseRole); 57] = [
     ("dead-letters groups", DatabaseRole::Operator),
     ("dead-letters list", DatabaseRole::Operator),
     ("dead-letters plan", DatabaseRole::Operator),
+    ("dead-letters plan approve", DatabaseRole::Operator),
+    ("dead-letters plan show", DatabaseRole::Operator),
     ("dead-letters purge", DatabaseRole::Operator),
     ("dead-letters replay", DatabaseRole::Operator),
     ("dead-letters restore", DatabaseRole::Operator),
@@ -146,7 +148,7 @@ pub(super) async fn mended(failure: Failure, settings: &Settings, words: &str) -
     let Ok(desk) = Desk::open(settings) else {
         return failure;
     };
-    match desk.standing(*role).await {
+    match desk.role_standing(*role).await {
         Ok(standing) => failure.hint(mending(*role, &standing)),
         // What can not be asked now is said by doctor.
         Err(_) => failure,

@@ -94,6 +94,7 @@ impl From<Refusal> for NotDone {
             RefusalKind::Refused => StatusCode::CONFLICT,
             RefusalKind::Usage => StatusCode::BAD_REQUEST,
             RefusalKind::Away => StatusCode::SERVICE_UNAVAILABLE,
+            RefusalKind::Right => StatusCode::FORBIDDEN,
             RefusalKind::Ours => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self {

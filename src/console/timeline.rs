@@ -73,7 +73,7 @@ pub(super) async fn timeline(ask: &Ask) -> Result<Response, NotDone> {
         Err(refusal) => {
             status = match refusal.kind {
                 RefusalKind::Refused | RefusalKind::Usage => StatusCode::NOT_FOUND,
-                RefusalKind::Away | RefusalKind::Ours => NotDone::from(refusal.clone()).status,
+                RefusalKind::Away | RefusalKind::Right | RefusalKind::Ours => NotDone::from(refusal.clone()).status,
             };
             timeline.frame.notice = Some(Notice::from(&refusal));
         }

@@ -32,7 +32,7 @@ impl Desk {
     ///
     /// # Errors
     /// The database is away.
-    pub async fn standing(&self, role: DatabaseRole) -> Result<RoleStanding, Refusal> {
+    pub async fn role_standing(&self, role: DatabaseRole) -> Result<RoleStanding, Refusal> {
         Ok(self.store.role_standing(role, false).await?)
     }
 

@@ -307,10 +307,9 @@ impl Desk {
                 Registered::Added(record)
                 | Registered::Exists(record)
                 | Registered::Revoked(record)
-                | Registered::Conflict(record)
-                | Registered::Unproven(record),
+                | Registered::Conflict(record),
             ) => Ok((record, false)),
-            Some(Registered::NoPartner | Registered::NeverValid) => {
+            Some(Registered::NoPartner | Registered::NeverValid | Registered::Unproven(_)) => {
                 Err(Refusal::ours("a partner was changed as no partner can be"))
             }
         }

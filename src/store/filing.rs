@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Fate, Session, Store, StoreError,
-    batch::Head,
+    batch::BatchHead,
     dead_letter_space::{self, SpaceBounds},
     outbox, told,
     write::{Rows, Write, params, write_all},
@@ -211,7 +211,7 @@ impl OpenFiling {
 fn writes<'a>(outcome: &'a FilingOutcome<'_>) -> Result<Vec<Write<'a>>, StoreError> {
     // What the broker gave up came to us here for the first time: it is received, and rejected. What it counts is in hand, and
     // is published to nobody's queue.
-    let head = Head {
+    let head = BatchHead {
         id: outcome.id,
         worker: outcome.worker,
         source: "dead",

@@ -38,7 +38,7 @@ const WRITE: &str = "\
     WHERE $5 > 0";
 
 /// How many messages came and to what, and everything that is published once this is committed.
-pub(in crate::store) struct Head<'a, 'b> {
+pub(in crate::store) struct BatchHead<'a, 'b> {
     pub(in crate::store) id: BatchId,
     pub(in crate::store) worker: &'a str,
     pub(in crate::store) source: &'static str,
@@ -55,7 +55,7 @@ pub(in crate::store) struct Head<'a, 'b> {
     pub(in crate::store) published: &'b [BatchId],
 }
 
-impl<'a> Head<'a, '_> {
+impl<'a> BatchHead<'a, '_> {
     /// # Errors
     /// What is to be published can not be written: a fault of ours.
     pub(in crate::store) fn write(self) -> Result<Write<'a>, StoreError> {

@@ -10,7 +10,7 @@ mod receipts;
 
 use jiff::Timestamp;
 
-pub(super) use self::head::Head;
+pub(super) use self::head::BatchHead;
 use self::load::load;
 pub(super) use self::load::{ALLOCATION_COLUMNS, allocation, select_allocations};
 use super::{
@@ -138,7 +138,7 @@ fn writes<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Vec<Write<'a>>, StoreError
     let changes = outcome.changes;
     let rulings = dead_letters::rulings(outcome);
     let verdicts: Vec<&Verdict> = outcome.judged.iter().map(|(_, judgement)| &judgement.verdict).collect();
-    let head = Head {
+    let head = BatchHead {
         id: outcome.id,
         worker: outcome.worker,
         source: outcome.source,

@@ -365,6 +365,12 @@ async fn operator(walk: &mut Walk<'_>) {
     )
     .await;
     let plan = walk.run(&[&dead[..], &["plan", "--state", "all"]].concat()).await["plan"].to_string();
+    walk.run(&[&dead[..], &["plan", "show", &plan]].concat()).await;
+    // Somebody else's is approved.
+    let theirs = ["dead-letters", "plan", "--state", "all", "--operator", "ann"];
+    let theirs = ask(&fixture.place, &theirs).await.document(0)["plan"].to_string();
+    let approve = ["plan", "approve", &theirs, "--operator", "bob", "--reason", "x"];
+    walk.run(&[&dead[..], &approve[..]].concat()).await;
     let replay = ["replay", &plan, "--all-verdicts", "--reason", "x", "--yes"];
     walk.with(&[0, 3], &[&dead[..], &replay[..]].concat(), "").await;
     let runs = [&dead[..], &["runs"]].concat();
