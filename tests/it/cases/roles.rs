@@ -542,7 +542,11 @@ async fn an_operator_has_what_it_needs_and_no_more() {
 
 /// Rights that are missed in silence, or seldom, and why.
 const MISSED_ELSEWHERE: [(&str, &str, &str); 6] = [
-    ("key_uses", "INSERT", "when a key was used last is written down now and then"),
+    (
+        "key_uses",
+        "INSERT",
+        "when a key was used last is written down now and then",
+    ),
     (
         "key_uses",
         "UPDATE (last_used_at)",
