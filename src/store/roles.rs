@@ -127,6 +127,9 @@ const REGISTRAR: &[Grant] = &[
             "UPDATE (valid_from, valid_until, revoked_at, reinstated_at, proven_at)",
         ],
     ),
+    // What waited for the end of a quarantine.
+    ("parked", &["SELECT", "UPDATE (until, due_at)"]),
+    ("held", &["SELECT", "UPDATE (due_at)"]),
     ("key_uses", &["SELECT"]),
     (
         "key_challenges",

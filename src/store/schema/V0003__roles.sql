@@ -17,7 +17,7 @@ CREATE TRIGGER fixed BEFORE UPDATE OF
     body_length, too_large
     ON settled.dead_letters FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change();
 CREATE TRIGGER fixed BEFORE UPDATE OF
-    key, enterprise_id, nonce, allocation_id, exchange, routing_key, format, properties, body, parked_at, until
+    key, enterprise_id, nonce, allocation_id, exchange, routing_key, format, properties, body, parked_at
     ON settled.parked FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change();
 CREATE TRIGGER fixed BEFORE UPDATE OF id, messages, bytes, format, content, digests, held_at
     ON settled.held FOR EACH STATEMENT EXECUTE FUNCTION settled.refuse_change();
