@@ -36,7 +36,7 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 60] = [
+pub(crate) const ANSWERS: [(&str, Form); 62] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
