@@ -52,7 +52,7 @@ const EVIL: &[&str] = &[
 ];
 
 /// Those that go on for ever, or take minutes when their arguments are right. Their arguments are read all the same.
-const LONG: [&str; 4] = ["worker", "demo", "simulate", "collect"];
+const LONG: [&str; 5] = ["worker", "console", "demo", "simulate", "collect"];
 
 /// Values that let a command be asked for at all.
 fn value_of(name: &str) -> String {

@@ -875,8 +875,10 @@ async fn what_waits_for_an_operator_is_measured() {
     .await;
     nothing_left(&place, worker).await;
     let db = place.db().await;
-    let sql = "UPDATE settled.dead_letters SET collected_at = collected_at - interval '1 hour' WHERE seq = 1;
-               UPDATE settled.dead_letters SET state = 'settled' WHERE seq = 5;
+    place
+        .tamper("UPDATE settled.dead_letters SET collected_at = collected_at - interval '1 hour' WHERE seq = 1")
+        .await;
+    let sql = "UPDATE settled.dead_letters SET state = 'settled' WHERE seq = 5;
                INSERT INTO settled.plans (at, operator, filters, messages) VALUES (now(), 'x', '{}', 0);
                INSERT INTO settled.runs (plan_id, state, operator, why, all_verdicts, started_at, changed_at)
                SELECT id, 'running', 'x', 'x', false, now(), now() FROM settled.plans";

@@ -600,7 +600,7 @@ async fn several_messages_of_one_beginning_are_not_guessed_at() {
     let sql = "
         UPDATE settled.dead_letters
         SET id = overlay(id::text PLACING 'abcdabcd' FROM 1)::uuid, digest = sha256('one body')";
-    db.execute(sql, &[]).await.expect("two of one beginning");
+    place.tamper(sql).await;
     for name in ["abcdabcd", &hex::encode(sha256(b"one body"))] {
         let (message, hint) = desk(&place, &["show", name]).await.refusal(1);
         assert!(
@@ -847,9 +847,7 @@ async fn a_plan_is_bounded_and_frozen() {
     let id = limited["plan"].as_i64().expect("a number");
     let oldest: bool = db.query_one(sql, &[&id]).await.expect("items").get(0);
     assert!(oldest, "the oldest, in order of arrival");
-    db.execute("UPDATE settled.dead_letters SET format = 99", &[])
-        .await
-        .expect("a later version's");
+    place.tamper("UPDATE settled.dead_letters SET format = 99").await;
     let unread = desk(&place, &["plan", "--state", "all"]).await.document(0);
     assert_eq!(verdicts(&unread), BTreeMap::from([("internal".to_owned(), 50)]));
     let nothing = desk(&place, &["replay", &limited["plan"].to_string(), "--reason", "why"])
@@ -1586,7 +1584,7 @@ async fn whatever_is_asked_an_index_answers() {
     seed(&db, 20_000).await;
     // As large as real ones are, and all visible.
     let sql = "UPDATE settled.dead_letters SET body = convert_to(repeat('x', 900), 'UTF8')";
-    db.execute(sql, &[]).await.expect("bodies");
+    place.tamper(sql).await;
     for sql in [
         "VACUUM (FULL, ANALYZE) settled.dead_letters",
         "VACUUM settled.dead_letters",

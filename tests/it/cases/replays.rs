@@ -366,10 +366,7 @@ async fn a_format_of_a_later_version_waits() {
         .collect();
     collected(&place, &messages).await;
     place.add_key(&partner).await;
-    let db = place.db().await;
-    db.batch_execute("UPDATE settled.dead_letters SET format = 2 WHERE seq = 1")
-        .await
-        .expect("a later format");
+    place.tamper("UPDATE settled.dead_letters SET format = 2 WHERE seq = 1").await;
     let run = replay_all(&place).await;
     let worker = place.ready_worker(&SETTINGS).await;
     in_state(&place, "settled", 1).await;
@@ -383,9 +380,7 @@ async fn a_format_of_a_later_version_waits() {
     })
     .await;
     assert_eq!(came_to(&place, run).await, "due 1, judged settled 1");
-    db.batch_execute("UPDATE settled.dead_letters SET format = 1")
-        .await
-        .expect("the version of now");
+    place.tamper("UPDATE settled.dead_letters SET format = 1").await;
     in_state(&place, "settled", 2).await;
     place.settle_up(worker).await;
 }

@@ -673,6 +673,14 @@ impl Ground {
         connect(&self.database_url).await
     }
 
+    /// Changes what the database's guards let nobody change: time passes, a later version wrote it, somebody had the owner's
+    /// rights.
+    pub(crate) async fn tamper(&self, sql: &str) {
+        let unguarded = format!("BEGIN; SET LOCAL session_replication_role = replica; {sql}; COMMIT");
+        let done = self.db().await.batch_execute(&unguarded).await;
+        done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
     /// A file of this test's own.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
