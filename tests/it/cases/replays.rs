@@ -366,7 +366,9 @@ async fn a_format_of_a_later_version_waits() {
         .collect();
     collected(&place, &messages).await;
     place.add_key(&partner).await;
-    place.tamper("UPDATE settled.dead_letters SET format = 2 WHERE seq = 1").await;
+    place
+        .tamper("UPDATE settled.dead_letters SET format = 2 WHERE seq = 1")
+        .await;
     let run = replay_all(&place).await;
     let worker = place.ready_worker(&SETTINGS).await;
     in_state(&place, "settled", 1).await;
