@@ -140,9 +140,9 @@ async fn a_row_whose_record_is_gone_stays() {
         .await
         .expect("settled");
     let db = place.db().await;
-    db.batch_execute("UPDATE settled.outbox SET leased_until = '-infinity'; DELETE FROM settled.allocations")
-        .await
-        .expect("gone");
+    place
+        .tamper("UPDATE settled.outbox SET leased_until = '-infinity'; DELETE FROM settled.allocations")
+        .await;
     let error = clerk
         .store
         .take_abandoned(LEASE)
