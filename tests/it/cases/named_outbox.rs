@@ -139,7 +139,6 @@ async fn a_row_whose_record_is_gone_stays() {
     settle(&clerk, &read(&[partner.cleared(&reservation)]).await)
         .await
         .expect("settled");
-    let db = place.db().await;
     place
         .tamper("UPDATE settled.outbox SET leased_until = '-infinity'; DELETE FROM settled.allocations")
         .await;
