@@ -3,10 +3,12 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
+# So that the program carries the list of what it was built of.
+RUN cargo install cargo-auditable --version =0.7.7 --locked
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    cargo build --release --locked && install -D target/release/settled /out/settled
+    cargo auditable build --release --locked && install -D target/release/settled /out/settled
 
 FROM debian:bookworm-slim
 # The system's certificates, for TLS to the database and the broker.

@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test matrix bench bench-guard micro faults model mutants fmt lint doc docs ci services services-down clean
+.PHONY: help build demo test matrix bench bench-guard micro faults soak cluster outage fuzz model console-size mutants fmt lint doc docs deb deb-test sbom ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -19,9 +19,7 @@ demo: ## the whole story in under a minute, on a fresh database and vhost (CHAOS
 	set -a; eval "$$urls"; set +a; \
 	program="$${CARGO_TARGET_DIR:-target}/demo/settled"; \
 	"$$program" demo $(if $(filter-out 0,$(CHAOS)),--chaos --services dev/services) $(ARGS); \
-	$(if $(filter-out 0,$(CONSOLE)),export SETTLED_LOG__LEVEL=warn SETTLED_HTTP__LISTEN=127.0.0.1:0; \
-	"$$program" worker & worker=$$!; trap 'kill $$worker 2>/dev/null || true' EXIT; trap : INT TERM; \
-	"$$program" console,:)
+	$(if $(filter-out 0,$(CONSOLE)),dev/demo-console "$$program",:)
 
 test: ## every test, against real services (ARGS go to the test runner)
 	@dev/test $(ARGS)
@@ -51,6 +49,34 @@ faults: ## the crash matrix: every fault, with one seed after another (RUNS=2000
 	set +a; \
 	cargo test --locked --features faults --test it -- --ignored --exact cases::faults::matrix --nocapture $(ARGS) || exit 1
 
+# Each starts servers of its own; what `dev/services up` runs is not touched.
+own_servers = cargo test --locked --features faults --test it -- --ignored --nocapture --exact
+
+soak: ## faults by the hour on servers of its own, seeded, and the books after each round (MINUTES=10 SEED=1 NODES=3 WORKERS=2 RATE=100 ONLY= ROUND=)
+	@dev/prerequisites compiler
+	@SETTLED_SOAK_MINUTES=$(MINUTES) SETTLED_SOAK_SEED=$(SEED) SETTLED_SOAK_NODES=$(NODES) SETTLED_SOAK_WORKERS=$(WORKERS) \
+	SETTLED_SOAK_RATE=$(RATE) SETTLED_SOAK_ONLY="$(ONLY)" SETTLED_SOAK_ROUND=$(ROUND) $(own_servers) cases::soak::soak $(ARGS)
+
+cluster: ## three nodes, a primary and its standby: each lost in turn, again and again (KILLS=20)
+	@dev/prerequisites compiler
+	@SETTLED_CLUSTER_KILLS=$(KILLS) $(own_servers) cases::cluster::whoever_is_lost $(ARGS)
+
+outage: ## a hundred thousand messages wait ten minutes for the database (MESSAGES=100000 SECONDS=600)
+	@dev/prerequisites compiler
+	@SETTLED_OUTAGE_MESSAGES=$(MESSAGES) SETTLED_OUTAGE_SECONDS=$(SECONDS) $(own_servers) \
+	cases::outage::away_while_a_hundred_thousand_wait $(ARGS)
+
+console-size: ## every screen of the console with a million dead letters, and two hundred people who watch (minutes)
+	@dev/prerequisites compiler
+	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; set +a; \
+	cargo test --locked --features faults --test it -- --ignored --test-threads 1 --nocapture cases::console_size $(ARGS)
+
+# The tests' own profile and so their dependencies, but our own code optimised: many more inputs.
+fuzz: ## inputs by chance for everything that reads bytes of others (MINUTES=10 SEED=1 ONLY=json)
+	@dev/prerequisites compiler
+	FUZZ_SECONDS=$$(( $(or $(MINUTES),1) * 60 )) FUZZ_SEED="$(SEED)" FUZZ_ONLY="$(ONLY)" CARGO_PROFILE_DEV_OPT_LEVEL=2 CARGO_INCREMENTAL=0 \
+	cargo test --locked --features faults --test fuzz -- --nocapture --test-threads 1
+
 mutants: ## seed one bug after another, and see that the tests notice each (ARGS: names of tests/mutants)
 	@dev/mutants $(ARGS)
 
@@ -59,6 +85,15 @@ model: ## the rules against a reference of their own, a million schedules (SCHED
 	@dev/prerequisites compiler
 	SCHEDULES="$(or $(SCHEDULES),1000000)" SEED="$(SEED)" CARGO_PROFILE_DEV_OPT_LEVEL=2 CARGO_INCREMENTAL=0 \
 	cargo test --locked --features faults --test model -- --nocapture --test-threads 1 decide_is_what_the_protocol_says
+
+deb: ## the Debian package, target/debian/settled_VERSION_ARCH.deb (NO_BUILD=1: of the release that is built)
+	@dev/deb build
+
+deb-test: ## install the package in a new Debian, run a worker there under its unit, remove it (root; a minute or two)
+	@dev/deb test "$$(ls -t target/debian/settled_*.deb | head -n 1)"
+
+sbom: ## what the program is built of, as CycloneDX: target/sbom/sbom.cdx.json
+	@dev/sbom
 
 fmt: ## format the source
 	cargo fmt

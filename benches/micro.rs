@@ -9,6 +9,7 @@ use settled::{
     domain::{
         address,
         allocation::{Allocation, Kind, Status},
+        currency::Symbols,
         decide,
         delivery::{Delivery, Properties, Publication, PublicationKind, Source},
         digest, draft,
@@ -17,7 +18,7 @@ use settled::{
         message::{self, Facts, MessageRef},
         publications,
         signature::{self, SigningKey},
-        snapshot::{Partner, Rules, Snapshot},
+        snapshot::{Partner, Rules, Snapshot, Whereabouts},
         update::{Outcome, Update},
         verdict::{Judgement, VerdictKind},
     },
@@ -159,6 +160,7 @@ fn reserved(number: usize) -> Allocation {
         reason: Some("awaiting the partner's update".to_owned()),
         retriable: false,
         partner_external_id: None,
+        partner_symbol: None,
         evaluation_id: None,
         pending_approval_id: None,
         policy_result: None,
@@ -193,12 +195,14 @@ impl Batch {
         let partners = (0..PARTNERS).map(|partner| {
             let known = Partner {
                 quarantined: false,
+                whereabouts: Whereabouts::Here,
                 broker_user: None,
                 suspended: false,
                 async_allocations: true,
                 async_deallocations: true,
                 keys: vec![key(partner).public_key()],
                 revoked: Vec::new(),
+                symbols: Symbols::default(),
             };
             (format!("partner-{partner}"), known)
         });

@@ -3,6 +3,7 @@
 //! `config/default.toml` is the list: a key that does not stand there is refused wherever it comes from, by name and
 //! place. Every assignment is checked when it is laid on, so that a wrong value is always said with where it came from.
 
+mod console;
 mod fields;
 mod layers;
 mod reference;
@@ -13,17 +14,17 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::secret::repeated;
-use self::{
-    fields::{
-        address, addresses, amounts, header_name, lasting, optional_address, optional_path, short_text, tenths, texts,
-        whole_seconds, within,
-    },
-    layers::{Layers, SEE_LIST, host_name, split},
-};
 pub use self::{
+    console::{ConsoleSettings, LinkRole},
     layers::Origin,
     reference::{Reference, reference},
     secret::Secret,
+};
+use self::{
+    fields::{
+        address, amounts, lasting, optional_address, optional_path, short_text, tenths, texts, whole_seconds, within,
+    },
+    layers::{Layers, SEE_LIST, host_name, split},
 };
 
 /// The commented list of every setting, as compiled in.
@@ -48,6 +49,7 @@ pub struct Settings {
     pub dead_letters: DeadLetterSettings,
     pub console: ConsoleSettings,
     pub log: LogSettings,
+    pub traces: TraceSettings,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -57,8 +59,14 @@ pub struct DatabaseSettings {
     pub url: Secret,
     /// Empty: `url`.
     pub migrate_url: Secret,
+    /// Of another cell; empty if nobody said.
+    pub target_url: Secret,
     #[serde(deserialize_with = "optional_path")]
     pub ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub client_certificate_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub client_key_file: Option<PathBuf>,
     /// Never 0 after loading.
     #[serde(deserialize_with = "within::<0, 100, _, _>")]
     pub pool_size: usize,
@@ -91,6 +99,10 @@ pub struct BrokerTable {
     pub management_interval: Duration,
     #[serde(deserialize_with = "optional_path")]
     pub ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub client_certificate_file: Option<PathBuf>,
+    #[serde(deserialize_with = "optional_path")]
+    pub client_key_file: Option<PathBuf>,
     /// Whole seconds, as AMQP has it.
     #[serde(deserialize_with = "whole_seconds::<1000, { 5 * MINUTE }, _>")]
     pub heartbeat: Duration,
@@ -100,6 +112,10 @@ pub struct BrokerTable {
     pub next_host_after: Duration,
     #[serde(deserialize_with = "lasting::<100, { 10 * MINUTE }, _>")]
     pub publish_deadline: Duration,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub replies_connect: Duration,
+    #[serde(deserialize_with = "lasting::<10, HOUR, _>")]
+    pub replies_rest: Duration,
     #[serde(deserialize_with = "texts::<100, 255, _>")]
     pub trusted_users: Vec<String>,
     #[serde(deserialize_with = "texts::<100, 255, _>")]
@@ -315,6 +331,10 @@ pub struct DeadLetterSettings {
     pub batch_max: usize,
     #[serde(deserialize_with = "lasting::<0, 10_000, _>")]
     pub linger: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub other_way_wait: Duration,
+    #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]
+    pub other_way_poll: Duration,
     #[serde(deserialize_with = "within::<1, 1_000_000_000_000, _, _>")]
     pub max_rows: u64,
     #[serde(deserialize_with = "within::<1, 1_000_000_000_000_000, _, _>")]
@@ -346,81 +366,28 @@ pub struct DeadLetterSettings {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ConsoleSettings {
-    #[serde(deserialize_with = "address")]
-    pub listen: SocketAddr,
-    pub read_only: bool,
-    #[serde(deserialize_with = "optional_path")]
-    pub proxy_secret_file: Option<PathBuf>,
-    #[serde(deserialize_with = "header_name")]
-    pub proxy_secret_header: String,
-    #[serde(deserialize_with = "header_name")]
-    pub proxy_user_header: String,
-    #[serde(deserialize_with = "header_name")]
-    pub proxy_groups_header: String,
-    #[serde(deserialize_with = "texts::<1000, 255, _>")]
-    pub readers: Vec<String>,
-    #[serde(deserialize_with = "texts::<1000, 255, _>")]
-    pub operators: Vec<String>,
-    #[serde(deserialize_with = "texts::<1000, 255, _>")]
-    pub approvers: Vec<String>,
-    pub link_role: LinkRole,
-    #[serde(deserialize_with = "lasting::<10_000, { 24 * HOUR }, _>")]
-    pub link_lasts: Duration,
-    #[serde(deserialize_with = "lasting::<MINUTE, { 24 * HOUR }, _>")]
-    pub session_idle: Duration,
-    #[serde(deserialize_with = "lasting::<MINUTE, { 168 * HOUR }, _>")]
-    pub session_lasts: Duration,
-    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
-    pub sessions_max: usize,
-    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
-    pub rate_per_session: u32,
-    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
-    pub rate_of_strangers: u32,
-    #[serde(deserialize_with = "within::<1, 500, _, _>")]
-    pub page: u32,
-    #[serde(deserialize_with = "lasting::<500, { 5 * MINUTE }, _>")]
-    pub live_interval: Duration,
-    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
-    pub viewers_max: usize,
-    #[serde(deserialize_with = "addresses::<32, _>")]
-    pub workers: Vec<SocketAddr>,
-    #[serde(deserialize_with = "within::<1, 100, _, _>")]
-    pub runs_max: usize,
-    #[serde(deserialize_with = "within::<1024, 262_144, _, _>")]
-    pub body_max: usize,
-    #[serde(deserialize_with = "optional_path")]
-    pub certificate_file: Option<PathBuf>,
-    #[serde(deserialize_with = "optional_path")]
-    pub key_file: Option<PathBuf>,
-    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
-    pub head_timeout: Duration,
-    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
-    pub body_timeout: Duration,
-    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
-    pub idle_timeout: Duration,
-    #[serde(deserialize_with = "lasting::<10_000, { 24 * HOUR }, _>")]
-    pub answer_timeout: Duration,
-    #[serde(deserialize_with = "within::<8, 100_000, _, _>")]
-    pub connections_max: usize,
-    #[serde(deserialize_with = "within::<4, 100_000, _, _>")]
-    pub connections_per_address_max: usize,
-}
-
-/// Who opens the console's one-time link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LinkRole {
-    Reader,
-    Operator,
-    Approver,
+pub struct LogSettings {
+    pub format: LogFormat,
+    pub level: LogLevel,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LogSettings {
-    pub format: LogFormat,
-    pub level: LogLevel,
+pub struct TraceSettings {
+    #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
+    pub links_max: u32,
+    #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
+    pub queue_max: usize,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub export_max: usize,
+    #[serde(deserialize_with = "lasting::<10, { 5 * MINUTE }, _>")]
+    pub export_interval: Duration,
+    #[serde(deserialize_with = "lasting::<100, { 5 * MINUTE }, _>")]
+    pub export_timeout: Duration,
+    #[serde(deserialize_with = "lasting::<0, { 5 * MINUTE }, _>")]
+    pub flush_deadline: Duration,
+    #[serde(deserialize_with = "optional_path")]
+    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -571,6 +538,21 @@ impl Settings {
             "SETTLED_DATABASE_URL",
             "postgres://user:password@host:5432/name",
         )
+    }
+
+    /// Where the database of the other cell is.
+    ///
+    /// # Errors
+    /// If nobody said.
+    pub fn target_url(&self) -> Result<&Secret, ConfigError> {
+        if self.database.target_url.is_empty() {
+            return Err(ConfigError::new(
+                "no other cell is configured",
+                "set SETTLED_TARGET_DATABASE_URL (postgres://user:password@host:5432/name) or \
+                 SETTLED_TARGET_DATABASE_URL_FILE: the database of the other cell",
+            ));
+        }
+        Ok(&self.database.target_url)
     }
 
     /// Where the broker is.

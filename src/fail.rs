@@ -58,6 +58,22 @@ macro_rules! points {
                 matches!(self, Point::Held | Point::HeldClaimed | Point::HeldLeft)
             }
 
+            /// Whether it is passed only where a partner moves to another cell.
+            pub const fn is_of_a_move(self) -> bool {
+                matches!(
+                    self,
+                    Point::MovePaused
+                        | Point::MoveDrained
+                        | Point::MoveCopied
+                        | Point::MoveArrived
+                        | Point::MoveLeft
+                        | Point::MoveResumed
+                        | Point::MoveHandedOver
+                        | Point::MoveDone
+                        | Point::MoveVoided
+                )
+            }
+
             /// What `error` means there.
             pub const fn on_error(self) -> OnError {
                 match self { $(Point::$point => $on_error),+ }
@@ -150,6 +166,24 @@ points! {
     ReplayJudged = "replay_judged": Database;
     /// It is committed.
     ReplayCommitted = "replay_committed": Nothing("the answer to COMMIT was read");
+    /// A partner that moves is paused in the source.
+    MovePaused = "move_paused": Nothing("the answer to COMMIT was read");
+    /// Nothing of it is under way there any more.
+    MoveDrained = "move_drained": Nothing("a question was answered");
+    /// Everything is in the target and found equal, and not committed.
+    MoveCopied = "move_copied": Database;
+    /// It is committed there.
+    MoveArrived = "move_arrived": Nothing("the answer to COMMIT was read");
+    /// Its money has left the source.
+    MoveLeft = "move_left": Nothing("the answer to COMMIT was read");
+    /// The target judges its messages.
+    MoveResumed = "move_resumed": Nothing("the answer to COMMIT was read");
+    /// Messages that were held in the source are held in the target too, and not gone from the source.
+    MoveHandedOver = "move_handed_over": Database;
+    /// The source says that it is over.
+    MoveDone = "move_done": Nothing("the answer to COMMIT was read");
+    /// A move that is taken back can not arrive any more, and the source is paused still.
+    MoveVoided = "move_voided": Nothing("the answer to COMMIT was read");
 }
 
 /// Something was made to fail. What that means says the room in which it happens.
@@ -399,7 +433,14 @@ mod tests {
                 "collector_received",
                 "collector_committed",
                 "collector_acked",
-                "replay_committed"
+                "replay_committed",
+                "move_paused",
+                "move_drained",
+                "move_arrived",
+                "move_left",
+                "move_resumed",
+                "move_done",
+                "move_voided"
             ]
         );
     }

@@ -1,7 +1,9 @@
 //! `/livez`, `/readyz` and `/metrics`, for orchestrators and Prometheus. Everything has a bound: connections, header
 //! bytes, the time to send a request and to read the answer, and how many long answers there are at once.
 
+pub(crate) mod ask;
 pub(crate) mod door;
+pub(crate) mod outlet;
 pub(crate) mod server;
 
 use std::{

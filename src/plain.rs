@@ -6,6 +6,7 @@ use std::{
     io::{self, Write},
 };
 
+use serde_json::Value;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Whether a character does something to the text around it instead of being seen.
@@ -29,6 +30,25 @@ pub(crate) fn is_hidden(letter: char) -> bool {
 pub(crate) fn counted<N: PartialEq + From<u8> + fmt::Display>(number: N, one: &str) -> String {
     let plural = if number == N::from(1) { "" } else { "s" };
     format!("{number} {one}{plural}")
+}
+
+/// An object as `name value, name value`.
+pub(crate) fn brief(value: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) if values.iter().all(Value::is_string) => {
+            let texts: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
+            texts.join("+")
+        }
+        other => other.to_string(),
+    };
+    value.as_object().map_or_else(String::new, |object| {
+        let members: Vec<String> = object
+            .iter()
+            .map(|(name, value)| format!("{name} {}", text(value)))
+            .collect();
+        members.join(", ")
+    })
 }
 
 /// One line, fit for a terminal.

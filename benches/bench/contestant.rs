@@ -3,6 +3,7 @@
 use std::{
     fmt,
     fs::{self, File},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -27,6 +28,8 @@ pub(crate) enum Contestant {
     OtherBatched(PathBuf),
     /// The worker with `events.format` set to `batched`.
     Batched,
+    /// The worker with the trace of one batch in a hundred exported to this address.
+    Traced(SocketAddr),
     /// What a user would write first: `per_message.rs`.
     PerMessage,
     /// The same in another language: `benches/peers/<name>/run`.
@@ -40,6 +43,7 @@ impl fmt::Display for Contestant {
             Contestant::Other(_) => f.write_str("baseline"),
             Contestant::OtherBatched(_) => f.write_str("baseline, batched events"),
             Contestant::Batched => f.write_str("settled, batched events"),
+            Contestant::Traced(_) => f.write_str("settled, 1 % traced"),
             Contestant::PerMessage => f.write_str("per message"),
             Contestant::Peer(name) => f.write_str(name),
         }
@@ -63,6 +67,14 @@ impl Contestant {
                 command.env("SETTLED_EVENTS__FORMAT", "batched");
                 command
             }
+            Contestant::Traced(receiver) => {
+                let mut command = worker(self.program());
+                command
+                    .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{receiver}"))
+                    .env("OTEL_TRACES_SAMPLER", "traceidratio")
+                    .env("OTEL_TRACES_SAMPLER_ARG", "0.01");
+                command
+            }
             Contestant::PerMessage => {
                 let mut command = without_settings(std::env::current_exe()?);
                 command.arg(PER_MESSAGE);
@@ -76,7 +88,11 @@ impl Contestant {
     pub(crate) fn program(&self) -> &Path {
         match self {
             Contestant::Other(program) | Contestant::OtherBatched(program) => program,
-            Contestant::Settled | Contestant::Batched | Contestant::PerMessage | Contestant::Peer(_) => own(),
+            Contestant::Settled
+            | Contestant::Batched
+            | Contestant::Traced(_)
+            | Contestant::PerMessage
+            | Contestant::Peer(_) => own(),
         }
     }
 
@@ -88,7 +104,11 @@ impl Contestant {
     /// Whether it is a build of our own worker, which answers /metrics and writes a row for each batch.
     pub(crate) fn is_worker(&self) -> bool {
         match self {
-            Contestant::Settled | Contestant::Other(_) | Contestant::Batched | Contestant::OtherBatched(_) => true,
+            Contestant::Settled
+            | Contestant::Other(_)
+            | Contestant::Batched
+            | Contestant::OtherBatched(_)
+            | Contestant::Traced(_) => true,
             Contestant::PerMessage | Contestant::Peer(_) => false,
         }
     }

@@ -12,6 +12,7 @@ mod per_message;
 mod place;
 mod processes;
 mod progress;
+mod receiver;
 mod report;
 mod sections;
 mod traffic;
@@ -83,6 +84,8 @@ pub(crate) enum Section {
     Workers,
     /// `events.format = "batched"`
     Batched,
+    /// Traces of one batch in a hundred, and of none
+    Traces,
     /// A million messages waiting
     Memory,
     /// Ten million receipts and ledger entries already there

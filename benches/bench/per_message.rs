@@ -37,6 +37,7 @@ use settled::{
     domain::{
         allocation::{Allocation, Kind, PolicyResult, Status},
         changeset::{Changeset, Settlement},
+        currency::Symbols,
         decide::decide,
         delivery::{Bytes, Delivery, HeaderValue, Headers, Properties, Publication, PublicationKind, Source},
         ledger::{AccountKind, Amount, Quantity, funds_of},
@@ -45,7 +46,7 @@ use settled::{
         reason::Reason,
         receipt::{Receipt, ReceiptKey},
         signature::{PublicKey, signature_bytes},
-        snapshot::{Parked, Partner, Rules, Snapshot},
+        snapshot::{Parked, Partner, Rules, Snapshot, Whereabouts},
         verdict::VerdictKind,
     },
     settle::rules,
@@ -407,12 +408,14 @@ async fn load(transaction: &Transaction<'_>, facts: &Facts) -> Result<Snapshot, 
         };
         let partner = snapshot.partners.entry(enterprise_id).or_insert_with(|| Partner {
             quarantined: false,
+            whereabouts: Whereabouts::Here,
             broker_user: row.get("broker_user"),
             suspended: row.get("suspended"),
             async_allocations: row.get("async_allocations"),
             async_deallocations: row.get("async_deallocations"),
             keys: Vec::new(),
             revoked: Vec::new(),
+            symbols: Symbols::default(),
         });
         let key: Option<&[u8]> = row.get("public_key");
         partner.keys.extend(key.and_then(PublicKey::from_bytes));
@@ -440,6 +443,8 @@ fn allocation(row: &Row) -> Option<Allocation> {
         reason: row.get("reason"),
         retriable: row.get("retriable"),
         partner_external_id: row.get("partner_external_id"),
+        // No partner of the benchmark has symbols of its own.
+        partner_symbol: None,
         evaluation_id: row.get("evaluation_id"),
         pending_approval_id: row.get("pending_approval_id"),
         policy_result: row

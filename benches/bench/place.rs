@@ -304,8 +304,8 @@ impl Place {
     /// A publisher with confirms, on a connection of its own.
     pub(crate) async fn publisher(&self) -> Fallible<(broker::Connection, Publisher)> {
         let settings = BrokerSettings {
-            url: self.broker_url.clone(),
-            ca_file: None,
+            url: settled::config::Secret::new(self.broker_url.as_str()),
+            files: settled::tls::ClientFiles::default(),
             heartbeat: Duration::from_secs(30),
             connect_timeout: PATIENCE,
             publish_deadline: PATIENCE,
@@ -333,7 +333,8 @@ pub(crate) async fn connect(url: &str) -> Fallible<Client> {
 pub(crate) fn without_settings(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("SETTLED_") {
+        let text = name.to_string_lossy();
+        if text.starts_with("SETTLED_") || text.starts_with("OTEL_") {
             command.env_remove(&name);
         }
     }

@@ -18,6 +18,7 @@ use crate::{
     latency::{self, Latency, Schedule},
     place::{Copy, Services, own},
     progress::Progress,
+    receiver::Receiver,
     report::{PERCENTILES, Report},
     traffic::{History, Mix, Spread, Traffic, World},
 };
@@ -124,6 +125,9 @@ impl<'a> Run<'a> {
         if self.wants(Section::Batched) {
             self.batched(&world).await?;
         }
+        if self.wants(Section::Traces) {
+            self.traces(&world).await?;
+        }
         if self.wants(Section::Memory) {
             self.memory(&world).await?;
         }
@@ -148,6 +152,7 @@ impl<'a> Run<'a> {
             Section::Duplicates | Section::Hot => self.rounds(5) as f64 * batched * 0.5,
             Section::Workers => self.rounds(3) as f64 * 3.0 * batched,
             Section::Batched => self.rounds(5) as f64 * (2.0 * batched + single),
+            Section::Traces => self.rounds(5) as f64 * 2.0 * batched,
             Section::Memory => self.arguments.backlog as f64 / 6_000.0,
             Section::Age => self.arguments.history as f64 * 36.0 + self.rounds(3) as f64 * 90.0,
         };
@@ -272,9 +277,11 @@ impl<'a> Run<'a> {
             .map(|contestant| {
                 // So that each is at work for some seconds.
                 let messages = match contestant {
-                    Contestant::Settled | Contestant::Other(_) | Contestant::Batched | Contestant::OtherBatched(_) => {
-                        self.size.batched
-                    }
+                    Contestant::Settled
+                    | Contestant::Other(_)
+                    | Contestant::Batched
+                    | Contestant::OtherBatched(_)
+                    | Contestant::Traced(_) => self.size.batched,
                     Contestant::PerMessage | Contestant::Peer(_) => self.size.single,
                 };
                 Turn {
@@ -534,6 +541,27 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// The worker with traces, as many as a busy one is told to make, beside one without.
+    async fn traces(&mut self, world: &World) -> Fallible<()> {
+        let receiver = Receiver::open().await?;
+        let contestants = [Contestant::Traced(receiver.address), Contestant::Settled];
+        let traffic = world.sign(self.size.batched, Mix::USUAL);
+        let drains = self
+            .compete("traces", world, &traffic, &contestants, async || Ok(()))
+            .await?;
+        if receiver.bytes() == 0 {
+            return Err("no trace was exported: there is nothing to compare".into());
+        }
+        let ratio = Figure::ratio(&rates(&drains[0]), &rates(&drains[1]));
+        self.report
+            .set("traces.ratio_off", json!(ratio.map(|ratio| ratio.median)));
+        self.report.note(format!(
+            "{} bytes of traces were exported.",
+            plain(receiver.bytes() as f64)
+        ));
+        Ok(())
+    }
+
     async fn memory(&mut self, world: &World) -> Fallible<()> {
         let traffic = world.sign(self.size.batched / 2, Mix::USUAL);
         let progress = Progress::new(1);
@@ -675,6 +703,7 @@ fn key(contestant: &Contestant) -> String {
         Contestant::Other(_) => "baseline".to_owned(),
         Contestant::OtherBatched(_) => "baseline_batched".to_owned(),
         Contestant::Batched => "batched".to_owned(),
+        Contestant::Traced(_) => "traced".to_owned(),
         Contestant::PerMessage => "per_message".to_owned(),
         Contestant::Peer(name) => name.clone(),
     }

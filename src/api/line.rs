@@ -1,13 +1,7 @@
 //! The API's line to the broker: one connection on which updates are published with confirms, direct replies are heard, and
 //! the events of refusals. When it breaks it is made anew; meanwhile whoever wants to publish is told at once.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -61,11 +55,20 @@ fn tell(done: Done, came: Result<(), NotPosted>) {
     done.send(came).unwrap_or_default();
 }
 
+/// How the line stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is being made for the first time: whoever wants to publish waits for the end of that.
+    Starting,
+    Up,
+    Away,
+}
+
 /// Where updates are posted. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Line {
     letters: mpsc::Sender<Letter>,
-    is_up: Arc<AtomicBool>,
+    standing: watch::Receiver<Standing>,
     deadline: Duration,
 }
 
@@ -80,16 +83,18 @@ impl Line {
     ) -> Self {
         // One that finds no room waits, and its request with it.
         let (letters, receiver) = mpsc::channel(TOGETHER);
+        let (told, standing) = watch::channel(Standing::Starting);
+        health.set_paused_by(WHO, Some("the broker has not answered yet".to_owned()));
         let line = Self {
             letters,
-            is_up: Arc::default(),
+            standing,
             deadline: broker.publish_deadline,
         };
         let keeper = Keeper {
             broker,
             waiting,
             health,
-            is_up: Arc::clone(&line.is_up),
+            standing: told,
         };
         tokio::spawn(keeper.keep(receiver, Backoff::new(retry), stop));
         line
@@ -97,8 +102,12 @@ impl Line {
 
     /// Publishes one and waits for the broker's confirm.
     pub(super) async fn post(&self, publication: Publication) -> Result<(), NotPosted> {
-        if !self.is_up.load(Ordering::Acquire) {
-            return Err(NotPosted::Away);
+        let mut standing = self.standing.clone();
+        let known = standing.wait_for(|standing| *standing != Standing::Starting);
+        match tokio::time::timeout(self.deadline, known).await {
+            Ok(Ok(standing)) if *standing == Standing::Up => {}
+            // It is away, the program stops, or the broker has not answered the first try until now.
+            _ => return Err(NotPosted::Away),
         }
         let (done, confirmed) = oneshot::channel();
         let posting = async {
@@ -117,7 +126,7 @@ struct Keeper {
     broker: BrokerSettings,
     waiting: UpdatesWaiting,
     health: Arc<Health>,
-    is_up: Arc<AtomicBool>,
+    standing: watch::Sender<Standing>,
 }
 
 impl Keeper {
@@ -128,7 +137,7 @@ impl Keeper {
                 () = stopped(&mut stop) => return,
                 error = self.hold(&mut letters, &mut backoff) => error,
             };
-            self.is_up.store(false, Ordering::Release);
+            self.standing.send_replace(Standing::Away);
             self.health.set_paused_by(WHO, Some(error.trouble().to_owned()));
             // What came for a line that is gone: whoever waits is told, and nothing of it is published later.
             while let Ok(letter) = letters.try_recv() {
@@ -166,7 +175,7 @@ impl Keeper {
             Ok(made) => made,
             Err(error) => return error,
         };
-        self.is_up.store(true, Ordering::Release);
+        self.standing.send_replace(Standing::Up);
         self.health.set_paused_by(WHO, None);
         backoff.reset();
         tokio::select! {

@@ -22,7 +22,6 @@ use axum::{
 };
 use hyper::{HeaderMap, StatusCode, http::HeaderValue};
 use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
 use self::{
@@ -44,7 +43,7 @@ use crate::{
     },
     retry::{Backoff, Waited},
     telemetry::{self, ApiRoute, Dependency, Signal},
-    tls,
+    tls::ListenerFiles,
     worker::Signals,
 };
 
@@ -183,24 +182,15 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
 }
 
 /// Whether it speaks TLS; on another address than loopback it must.
-fn encryption(api: &ApiSettings) -> Result<Option<TlsAcceptor>, Failure> {
-    match (&api.certificate_file, &api.key_file) {
-        (Some(certificate), Some(key)) => {
-            let config = tls::server_config(certificate, key).map_err(Failure::Setting)?;
-            Ok(Some(TlsAcceptor::from(Arc::new(config))))
-        }
-        (None, None) if api.listen.ip().to_canonical().is_loopback() => Ok(None),
-        (None, None) => Err(Failure::Setting(format!(
+fn encryption(api: &ApiSettings) -> Result<Option<Arc<ListenerFiles>>, Failure> {
+    let files = (api.certificate_file.as_deref(), api.key_file.as_deref());
+    match ListenerFiles::read("api", files.0, files.1, None).map_err(|error| Failure::Setting(error.to_string()))? {
+        None if !api.listen.ip().to_canonical().is_loopback() => Err(Failure::Setting(format!(
             "api.listen is {}, which others can reach, and there is no TLS: tokens would go in the clear. Set \
              api.certificate_file and api.key_file, or listen on loopback behind a proxy that speaks TLS",
             api.listen
         ))),
-        (Some(_), None) => Err(Failure::Setting(
-            "api.certificate_file is set and api.key_file is not: set both, or none".to_owned(),
-        )),
-        (None, Some(_)) => Err(Failure::Setting(
-            "api.key_file is set and api.certificate_file is not: set both, or none".to_owned(),
-        )),
+        files => Ok(files.map(Arc::new)),
     }
 }
 

@@ -12,8 +12,8 @@ use tokio::task::AbortHandle;
 
 use super::answer::late;
 use super::sieve::{Apart, Heard, Sieve, Sieving};
-use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, answer, hosts};
-use crate::race;
+use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, answer, greeting, hosts};
+use crate::{race, redact};
 
 /// The largest frame of a connection that consumes nothing. lapin keeps room for 32 frames each way, all of it resident: 8 MB
 /// where frames are as large as the broker lets them be (131,072 bytes), 2 MB here. The largest frame that can not be cut is
@@ -155,9 +155,23 @@ impl Connection {
         });
         // What a broker says tells more than the silence of another.
         let tells_more = |error: &BrokerError, before: &BrokerError| error.code().is_some() && before.code().is_none();
-        race::first(dials, settings.next_host_after, tells_more)
+        let dialed = race::first(dials, settings.next_host_after, tells_more)
             .await
-            .unwrap_or_else(|| Err(BrokerError::Away("its name has no address".to_owned())))
+            .unwrap_or_else(|| Err(BrokerError::Away("its name has no address".to_owned())));
+        match dialed {
+            // A broker that knows no such login ends the connection without a word.
+            Err(BrokerError::Away(away)) if settings.is_external() => Err(match greeting::hear(settings).await {
+                Ok(greeting) if !greeting.mechanisms.split(' ').any(|one| one == "EXTERNAL") => BrokerError::Refused {
+                    code: 403,
+                    text: format!(
+                        "it does not take certificates for logins: it has not EXTERNAL among its mechanisms ({})",
+                        redact::outside(&greeting.mechanisms)
+                    ),
+                },
+                Ok(_) | Err(_) => BrokerError::Away(away),
+            }),
+            dialed => dialed,
+        }
     }
 
     async fn dial(

@@ -15,6 +15,18 @@ use crate::redact;
 /// The broker's name and version, as in `RabbitMQ 4.0.5`. lapin keeps them to itself, so this reads the greeting, which
 /// needs no login.
 pub async fn server_version(settings: &BrokerSettings) -> Result<String, BrokerError> {
+    hear(settings).await.map(|greeting| greeting.version)
+}
+
+/// What a broker says before it knows who we are.
+pub(super) struct Greeting {
+    version: String,
+    /// How one may log in, between spaces.
+    pub(super) mechanisms: String,
+}
+
+/// The first greeting that any of the hosts gives.
+pub(super) async fn hear(settings: &BrokerSettings) -> Result<Greeting, BrokerError> {
     let uris = settings.uris()?;
     let config = settings.authorities()?;
     let limit = settings.connect_timeout;
@@ -33,7 +45,7 @@ pub async fn server_version(settings: &BrokerSettings) -> Result<String, BrokerE
     told.map_err(|error| BrokerError::Away(format!("its greeting could not be read: {}", redact::outside(&error))))
 }
 
-fn greeting(uri: &AMQPUri, config: Option<rustls::ClientConfig>, limit: Duration) -> std::io::Result<String> {
+fn greeting(uri: &AMQPUri, config: Option<rustls::ClientConfig>, limit: Duration) -> std::io::Result<Greeting> {
     let host = uri.authority.host.as_str();
     let mut addresses = (host, uri.authority.port).to_socket_addrs()?;
     let stream = loop {
@@ -57,7 +69,7 @@ fn greeting(uri: &AMQPUri, config: Option<rustls::ClientConfig>, limit: Duration
 }
 
 /// Connection.Start: frame type, channel, size; class and method 10; protocol version; server properties.
-fn read_greeting(mut stream: impl Read + Write) -> std::io::Result<String> {
+fn read_greeting(mut stream: impl Read + Write) -> std::io::Result<Greeting> {
     stream.write_all(b"AMQP\x00\x00\x09\x01")?;
     let mut head = [0; 13];
     stream.read_exact(&mut head)?;
@@ -71,11 +83,18 @@ fn read_greeting(mut stream: impl Read + Write) -> std::io::Result<String> {
     }
     let mut rest = vec![0; size.saturating_sub(6)];
     stream.read_exact(&mut rest)?;
-    let (_, properties) = lapin::types::parsing::parse_field_table(rest.as_slice())
+    let (after, properties) = lapin::types::parsing::parse_field_table(rest.as_slice())
         .map_err(|_| std::io::Error::other("its properties cannot be parsed"))?;
     let text = |name| match properties.inner().get(name) {
         Some(AMQPValue::LongString(value)) => value.to_string(),
         Some(_) | None => "unknown".to_owned(),
     };
-    Ok(format!("{} {}", text("product"), text("version")))
+    let mechanisms = after.split_first_chunk::<4>().and_then(|(len, after)| {
+        let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
+        after.get(..len)
+    });
+    Ok(Greeting {
+        version: format!("{} {}", text("product"), text("version")),
+        mechanisms: String::from_utf8_lossy(mechanisms.unwrap_or_default()).into_owned(),
+    })
 }

@@ -16,8 +16,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::hosts::authority_of;
+use super::settings;
 use crate::config::{Secret, Settings};
-use crate::tls;
+use crate::tls::{self, ClientFiles};
 
 /// How long one question may take, from the connection to the last byte of the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +50,7 @@ pub struct Management {
     port: u16,
     /// What stands before `/api`.
     prefix: String,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<ClientFiles>,
     authorization: Secret,
     vhost: String,
 }
@@ -110,12 +111,10 @@ impl Management {
         } else {
             broker.authority.userinfo
         };
-        let tls = if is_tls {
-            let trusted = tls::client_config(settings.broker.ca_file.as_deref()).map_err(ManagementError::Config)?;
-            Some(Arc::new(trusted))
-        } else {
-            None
-        };
+        let tls = is_tls.then(|| settings::files(settings));
+        if let Some(files) = &tls {
+            files.config().map_err(|error| config(error.to_string()))?;
+        }
         let login = BASE64_STANDARD.encode(format!("{}:{}", user.username, user.password));
         Ok(Some(Self {
             host,
@@ -164,10 +163,11 @@ impl Management {
             .map_err(|error| error.to_string())?;
         match &self.tls {
             None => self.ask_over(stream, path).await,
-            Some(trusted) => {
+            Some(files) => {
                 let name =
                     rustls::pki_types::ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
-                let stream = TlsConnector::from(Arc::clone(trusted)).connect(name, stream).await;
+                let trusted = files.config().map_err(|error| error.to_string())?;
+                let stream = TlsConnector::from(Arc::new(trusted)).connect(name, stream).await;
                 self.ask_over(stream.map_err(|error| format!("no TLS: {error}"))?, path)
                     .await
             }

@@ -5,6 +5,7 @@
 //! that publishes, and acknowledgements would stop with it.
 
 mod answer;
+mod channel;
 mod connection;
 mod error;
 mod greeting;
@@ -23,6 +24,7 @@ pub mod subscribe;
 #[cfg(test)]
 mod testing;
 pub mod topology;
+pub mod witness;
 
 use self::answer::{ANSWER_TIMEOUT, all_together, answer};
 use self::connection::Socket;

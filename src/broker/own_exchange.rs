@@ -3,21 +3,18 @@
 //! a right on the exchange, and which keys go on is said by its bindings.
 
 use lapin::ExchangeKind;
-use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions};
+use lapin::options::ExchangeBindOptions;
 use lapin::types::FieldTable;
 
-use super::topology::{UPDATES, UPDATES_ALL, close, short};
+use super::channel::{close, declare_exchange, short};
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
+use crate::domain::names::{UPDATES, UPDATES_ALL, own_queue, update_keys};
 
 /// The name of a partner's own exchange. None where that is the name of another.
 pub fn own_exchange(enterprise_id: &str) -> Option<String> {
-    let name = format!("{UPDATES}.{enterprise_id}");
+    // As its own queue is called, if it has one.
+    let name = own_queue(enterprise_id);
     (name != UPDATES_ALL).then_some(name)
-}
-
-/// The keys that a partner's messages may come under.
-pub(super) fn keys(enterprise_id: &str) -> [String; 2] {
-    ["allocation", "deallocation"].map(|kind| format!("{enterprise_id}.{kind}.update"))
 }
 
 /// Declares it and binds it into the common topology. Can be said again. Says whether there is such an exchange.
@@ -30,7 +27,7 @@ pub async fn declare(connection: &Connection, enterprise_id: &str) -> Result<boo
     };
     let channel = connection.channel().await?;
     declare_on(&channel, &name, false).await?;
-    for key in keys(enterprise_id) {
+    for key in update_keys(enterprise_id) {
         let bound = channel.exchange_bind(
             UPDATES.into(),
             short(&name)?,
@@ -64,13 +61,12 @@ pub async fn is_there(connection: &Connection, enterprise_id: &str) -> Result<bo
 }
 
 async fn declare_on(channel: &lapin::Channel, name: &str, passive: bool) -> Result<(), BrokerError> {
-    let options = ExchangeDeclareOptions {
+    declare_exchange(
+        channel,
+        short(name)?,
+        ExchangeKind::Topic,
         passive,
-        durable: true,
-        auto_delete: false,
-        internal: false,
-        nowait: false,
-    };
-    let declared = channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default());
-    answer("an exchange declaration", ANSWER_TIMEOUT, declared).await
+        FieldTable::default(),
+    )
+    .await
 }

@@ -4,7 +4,8 @@
 use lapin::options::QueueDeleteOptions;
 use lapin::types::FieldTable;
 
-use super::topology::{close, own_queue, partner_queue, passive, short};
+use super::channel::{close, short};
+use super::topology::{own_queue, partner_queue, passive};
 use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
 
 /// What a partner's own queue holds.

@@ -3,15 +3,14 @@
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::protocol::BasicProperties;
 
-use super::topology::{
-    BROKER_MADE, DEAD, EVENTS, TopologyFinding, UNREADABLE, UPDATES, look::refusal, own_queue, short, table, text,
-};
+use super::channel::{TopologyFinding, refusal, short, table, text};
 use super::{ANSWER_TIMEOUT, BrokerError, BrokerSettings, Connection, answer};
+use crate::domain::names::{BROKER_MADE, DEAD, EPOCH, EVENTS, UNREADABLE, UPDATES, own_queue};
 
 /// What a worker may publish to: events, dead letters, what can not be stored, and replies.
-pub(super) const WRITE: &str = r"^(settlement\.(events|dead|unreadable)|amq\.default)$";
+pub(super) const WRITE: &str = r"^(settlement\.(events|dead|unreadable|epoch)|amq\.default)$";
 /// What a worker may read from.
-pub(super) const READ: &str = r"^settlement\.(updates(\..*)?|dead|dead\.broker)$";
+pub(super) const READ: &str = r"^settlement\.(updates(\..*)?|dead|dead\.broker(\..*)?|epoch)$";
 
 /// What the user may do who runs `settled topology`, the same for each of the three.
 pub(super) const DECLARE: &str = r"^settlement\.";
@@ -35,11 +34,14 @@ const OF_A_LANE: [Right; 2] = [
 
 /// Everything that a worker does; `own` names the partners that have a queue of their own.
 pub(super) fn of_a_worker(own: &[String]) -> Vec<Right> {
-    let queues = [UPDATES, DEAD, BROKER_MADE].map(str::to_owned);
+    let queues = [UPDATES, DEAD, BROKER_MADE, EPOCH].map(str::to_owned);
     let own = own.iter().map(|enterprise_id| own_queue(enterprise_id));
     OF_A_LANE
         .into_iter()
-        .chain([Right::Publish(UNREADABLE, "probe.allocation.update")])
+        .chain([
+            Right::Publish(UNREADABLE, "probe.allocation.update"),
+            Right::Publish(EPOCH, ""),
+        ])
         .chain(queues.into_iter().chain(own).map(Right::Consume))
         .collect()
 }

@@ -1,22 +1,22 @@
 //! Where the broker is and how to speak with it: from the program's settings, and from its URL.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 
 use super::BrokerError;
 use super::hosts::{self, Memory, authority_of};
 use crate::config::{ConfigError, Secret, Settings};
-use crate::{redact, tls};
+use crate::redact;
+use crate::tls::{self, ClientFiles, TlsFilesError};
 
 /// Where the broker is and how to speak with it.
 #[derive(Clone)]
 pub struct BrokerSettings {
     /// `amqp://` or `amqps://`, with the password. Several hosts, or several such URLs, stand between commas.
-    pub url: String,
-    /// A PEM file of the certificate authorities to trust for `amqps://`, instead of the system's.
-    pub ca_file: Option<PathBuf>,
+    pub url: Secret,
+    /// For `amqps://`: whom to trust, and who we are.
+    pub files: ClientFiles,
     /// A silent broker is given up after twice this.
     pub heartbeat: Duration,
     /// TCP, TLS and AMQP handshake together.
@@ -35,8 +35,8 @@ impl std::fmt::Debug for BrokerSettings {
     /// The password stays out of logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BrokerSettings")
-            .field("url", &Secret::new(self.url.as_str()))
-            .field("ca_file", &self.ca_file)
+            .field("url", &self.url)
+            .field("files", &self.files)
             .field("heartbeat", &self.heartbeat)
             .field("connect_timeout", &self.connect_timeout)
             .field("publish_deadline", &self.publish_deadline)
@@ -50,8 +50,8 @@ impl BrokerSettings {
     /// If nobody said where the broker is.
     pub fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
         Ok(Self {
-            url: settings.broker_url()?.expose().to_owned(),
-            ca_file: settings.broker.ca_file.clone(),
+            url: settings.broker_url()?.clone(),
+            files: files(settings),
             heartbeat: settings.broker.heartbeat,
             connect_timeout: settings.broker.connect_timeout,
             publish_deadline: settings.broker.publish_deadline,
@@ -61,14 +61,31 @@ impl BrokerSettings {
         })
     }
 
-    /// The user that the broker knows us as, which dead letters carry as `user_id`: the one that the URL logs in as. None
-    /// where the URL does not say (a certificate does, SASL EXTERNAL), or where no property could hold it.
+    /// The user that the broker knows us as, which dead letters carry as `user_id`: the one that the URL names. None where it
+    /// names none (a certificate may be the login, SASL EXTERNAL), or where no property could hold it.
     pub fn login(&self) -> Option<String> {
         let uri = self.uri().ok()?;
-        let elsewhere = [SASLMechanism::External, SASLMechanism::Anonymous];
-        let is_in_the_url = !uri.query.auth_mechanism.is_some_and(|one| elsewhere.contains(&one));
+        let is_told = match uri.query.auth_mechanism {
+            // Without one in the URL the library says `guest`, and means nobody.
+            Some(SASLMechanism::External) => self.names_a_user(),
+            Some(SASLMechanism::Anonymous) => false,
+            Some(SASLMechanism::AMQPlain | SASLMechanism::Plain | SASLMechanism::RabbitCrDemo) | None => true,
+        };
         let user = uri.authority.userinfo.username;
-        (is_in_the_url && !user.is_empty() && user.len() <= 255).then_some(user)
+        (is_told && !user.is_empty() && user.len() <= 255).then_some(user)
+    }
+
+    fn names_a_user(&self) -> bool {
+        redact::urls(self.url.expose()).into_iter().all(|url| {
+            let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+            authority_of(rest).contains('@')
+        })
+    }
+
+    /// Whether the certificate is the login.
+    pub(super) fn is_external(&self) -> bool {
+        let mechanism = self.uri().ok().and_then(|uri| uri.query.auth_mechanism);
+        mechanism == Some(SASLMechanism::External)
     }
 
     /// Reads the URL and the certificate authorities without connecting.
@@ -78,6 +95,14 @@ impl BrokerSettings {
     pub fn check(&self) -> Result<(), BrokerError> {
         self.uri()?;
         self.authorities().map(drop)
+    }
+
+    /// Until when our own certificate counts; none where we have none to show.
+    ///
+    /// # Errors
+    /// The file can not be read.
+    pub fn certificate_until(&self) -> Result<Option<SystemTime>, TlsFilesError> {
+        self.files.ends()
     }
 
     /// The virtual host; the broker's first where the URL can not be read.
@@ -95,7 +120,7 @@ impl BrokerSettings {
 
     /// One for each host that is named.
     pub(super) fn uris(&self) -> Result<Vec<AMQPUri>, BrokerError> {
-        let uris: Vec<AMQPUri> = hosts::each(&self.url)?
+        let uris: Vec<AMQPUri> = hosts::each(self.url.expose())?
             .iter()
             .map(|url| self.uri_of(url))
             .collect::<Result<_, _>>()?;
@@ -151,7 +176,7 @@ impl BrokerSettings {
     pub(super) fn without_password(&self, text: &str) -> String {
         let uris = self.uris().unwrap_or_default();
         let meant = uris.iter().map(|uri| uri.authority.userinfo.password.as_str());
-        let written = redact::urls(&self.url).into_iter().filter_map(|url| {
+        let written = redact::urls(self.url.expose()).into_iter().filter_map(|url| {
             let (_, rest) = url.split_once("://")?;
             let (login, _) = authority_of(rest).rsplit_once('@')?;
             login.split_once(':').map(|(_, password)| password)
@@ -159,14 +184,34 @@ impl BrokerSettings {
         redact::without(text, &meant.chain(written).collect::<Vec<_>>())
     }
 
-    /// Whom to trust, where there is TLS.
+    /// Whom to trust and who we are, where there is TLS; as it stands in the files now.
     pub(super) fn authorities(&self) -> Result<Option<rustls::ClientConfig>, BrokerError> {
         if self.uris()?.iter().all(|uri| uri.scheme == AMQPScheme::AMQP) {
             return Ok(None);
         }
-        tls::client_config(self.ca_file.as_deref())
-            .map(Some)
-            .map_err(BrokerError::Config)
+        let config = self
+            .files
+            .config()
+            .map_err(|error| BrokerError::Config(error.to_string()))?;
+        if self.is_external() && self.files.certificate_file.is_none() {
+            return Err(BrokerError::Config(
+                "broker.url says auth_mechanism=external, and broker.client_certificate_file names no certificate to log in \
+                 with"
+                .to_owned(),
+            ));
+        }
+        Ok(Some(config))
+    }
+}
+
+/// The broker's, which are those of its management API too.
+pub(super) fn files(settings: &Settings) -> ClientFiles {
+    let broker = &settings.broker;
+    ClientFiles {
+        section: "broker",
+        ca_file: broker.ca_file.clone(),
+        certificate_file: broker.client_certificate_file.clone(),
+        key_file: broker.client_key_file.clone(),
     }
 }
 

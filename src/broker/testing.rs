@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{BrokerSettings, Connection};
+use crate::config::Secret;
 use crate::domain::delivery::{Delivery, Properties, Publication, PublicationKind, Source};
 
 fn required(name: &str) -> String {
@@ -38,14 +39,23 @@ pub(super) struct Vhost {
 /// Settings of a broker anywhere.
 pub(super) fn settings_of(url: &str) -> BrokerSettings {
     BrokerSettings {
-        url: url.to_owned(),
-        ca_file: None,
+        url: Secret::new(url),
+        files: crate::tls::ClientFiles::default(),
         heartbeat: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(2),
         publish_deadline: Duration::from_secs(2),
         next_host_after: Duration::from_millis(500),
         allow_plaintext: false,
         memory: super::hosts::Memory::default(),
+    }
+}
+
+/// Whom a test's client trusts.
+pub(super) fn trusting(authority: &std::path::Path) -> crate::tls::ClientFiles {
+    crate::tls::ClientFiles {
+        section: "broker",
+        ca_file: Some(authority.to_owned()),
+        ..crate::tls::ClientFiles::default()
     }
 }
 
@@ -111,7 +121,7 @@ impl Vhost {
     }
 
     pub(super) fn forget_user(&self, settings: &BrokerSettings) {
-        let user = settings.url.split(&['/', ':'][..]).nth(3).expect("a user");
+        let user = settings.url.expose().split(&['/', ':'][..]).nth(3).expect("a user");
         self.delete(&format!("users/{user}"));
     }
 

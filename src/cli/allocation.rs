@@ -105,10 +105,10 @@ fn sent(value: &Json<'_>, place: &str) -> Result<Value, String> {
             let mut object = serde_json::Map::new();
             for (name, member) in members.iter() {
                 let place = match place {
-                    "" => name.to_owned(),
+                    "" => name.clone().into_owned(),
                     place => format!("{place}.{name}"),
                 };
-                object.insert(held(name, "a name")?.to_owned(), sent(member, &place)?);
+                object.insert(held(&name, "a name")?.to_owned(), sent(&member, &place)?);
             }
             Value::Object(object)
         }
@@ -435,6 +435,7 @@ fn fields(allocation: &Allocation) -> Vec<Vec<String>> {
         ("reason", optional(&allocation.reason)),
         ("amount", Some(amount)),
         ("partner", Some(allocation.enterprise_id.clone())),
+        ("partner's symbol", optional(&allocation.partner_symbol)),
         ("partner's id of it", optional(&allocation.partner_external_id)),
         ("connection", Some(allocation.connection_id.to_string())),
         ("client", Some(allocation.client_id.to_string())),

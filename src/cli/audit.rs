@@ -1,12 +1,12 @@
 //! `settled audit`: who did what, why, and what came of it.
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
 
 use super::{Context, Exit, Failure};
 use crate::{
     desk::{AuditQuestion, AuditRecord, Moment, moment},
     domain::calendar::rfc3339,
+    plain::brief,
 };
 
 #[derive(Subcommand)]
@@ -21,8 +21,9 @@ pub(super) struct List {
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
     /// Only this act: partner add, partner set, partner suspend, partner quarantine, partner resume, key add, key rotate,
-    /// key challenge, key revoke, key reinstate, nonce void, connection add, client add, token add, token revoke, deposit,
-    /// reserve, plan, plan approve, replay, replay ended, resume, cancel, discard, restore, export, show body, purge, outbox retry
+    /// key challenge, key revoke, key reinstate, nonce void, connection add, currency map, currency unmap, client add,
+    /// token add, token revoke, deposit, withdraw, reserve, plan, plan approve, replay, replay ended, resume, cancel, discard,
+    /// restore, export, show body, purge, outbox retry
     #[arg(long)]
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h
@@ -72,7 +73,7 @@ fn print(context: &Context, acts: &[AuditRecord]) -> Result<(), Failure> {
             act.why.clone().unwrap_or_default(),
             brief(&act.filters),
             brief(&act.outcome),
-            signed(act),
+            act.signed().unwrap_or_else(|| "-".to_owned()),
         ]
     };
     let header = [
@@ -90,32 +91,4 @@ fn print(context: &Context, acts: &[AuditRecord]) -> Result<(), Failure> {
         acts.iter().map(row).collect(),
         "no such act stands in the audit",
     )
-}
-
-/// `user@address`, as the database knows it.
-fn signed(act: &AuditRecord) -> String {
-    match (&act.session_user, &act.client_address) {
-        (Some(user), Some(address)) => format!("{user}@{address}"),
-        (Some(user), None) => user.clone(),
-        (None, _) => "-".to_owned(),
-    }
-}
-
-/// An object as `name value, name value`.
-pub(super) fn brief(value: &Value) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Array(values) => {
-            let texts: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
-            texts.join("+")
-        }
-        other => other.to_string(),
-    };
-    value.as_object().map_or_else(String::new, |object| {
-        let members: Vec<String> = object
-            .iter()
-            .map(|(name, value)| format!("{name} {}", text(value)))
-            .collect();
-        members.join(", ")
-    })
 }

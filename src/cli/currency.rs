@@ -59,15 +59,15 @@ fn slip_of<'k>(code: &str, known: &'k [String]) -> Option<&'k String> {
 }
 
 /// Asks, or refuses, before a currency comes into the books that was never in them.
-pub(super) fn must_be_meant(context: &Context, code: &str, known: &[String]) -> Result<(), Failure> {
+pub(super) fn must_be_meant(context: &Context, code: &str, known: &[String], undone: &str) -> Result<(), Failure> {
     if known.is_empty() || known.iter().any(|known| known == code) {
         return Ok(());
     }
     let slip = slip_of(code, known);
     let asks = !context.out.json && stdin().is_terminal() && std::io::stderr().is_terminal();
     let sentence = match slip {
-        Some(known) => format!("the books have never held the currency {code}, but {known}; nothing was deposited"),
-        None => format!("the books have never held the currency {code}; nothing was deposited"),
+        Some(known) => format!("the books have never held the currency {code}, but {known}; {undone}"),
+        None => format!("the books have never held the currency {code}; {undone}"),
     };
     let hint = match slip {
         Some(known) => format!("did you mean {known}? If {code} is another currency, say so with --new-currency"),
@@ -89,7 +89,7 @@ pub(super) fn must_be_meant(context: &Context, code: &str, known: &[String]) -> 
     stdin()
         .lock()
         .read_line(&mut typed)
-        .map_err(|error| Failure::usage(format!("the answer can not be read: {error}; nothing was deposited")))?;
+        .map_err(|error| Failure::usage(format!("the answer can not be read: {error}; {undone}")))?;
     if typed.trim() == code {
         return Ok(());
     }

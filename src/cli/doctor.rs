@@ -6,7 +6,10 @@ mod management;
 mod role;
 mod versions;
 
+use std::time::{Duration, SystemTime};
+
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
@@ -27,11 +30,14 @@ pub(super) struct Doctor {
     role: Option<DatabaseRole>,
 }
 
+/// A certificate of ours that ends sooner is worth a hint.
+const ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+
 /// The oldest PostgreSQL that has what the schema uses (UNIQUE NULLS NOT DISTINCT).
 pub(super) const POSTGRES_MIN: i32 = 150_000;
 
 /// One line. The name is stable.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Check {
     pub(super) name: String,
     pub(super) ok: bool,
@@ -75,6 +81,20 @@ impl Check {
     }
 }
 
+/// Until when our own certificate counts; no line where we have none to show.
+fn certificate<E: std::fmt::Display>(name: &str, until: Result<Option<SystemTime>, E>) -> Option<Check> {
+    let until = match until {
+        Err(error) => return Some(Check::bad(name, error.to_string())),
+        Ok(until) => until?,
+    };
+    let shown = Timestamp::try_from(until)
+        .map(|until| until.to_string())
+        .unwrap_or_default();
+    let soon = until < SystemTime::now() + ENDS_SOON;
+    let line = Check::good(name, format!("our certificate counts until {shown}"));
+    Some(line.noting(soon.then(|| "renew it soon: its files are read anew for each connection".to_owned())))
+}
+
 /// Checks everything, whatever fails on the way.
 pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output, wish: &Doctor) -> Result<Exit, Failure> {
     let checks = match settings {
@@ -94,7 +114,16 @@ pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output, w
 /// Every line, with settings that are right.
 pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
     let mut checks = vec![known(settings)];
-    let (database, broker) = tokio::join!(database::checks(settings), broker::checks(settings));
+    let store = database::store(settings);
+    let (database, broker) = tokio::join!(
+        async {
+            match &store {
+                Ok(store) => database::checks(settings, store).await,
+                Err(check) => vec![check.clone()],
+            }
+        },
+        broker::checks(settings, store.as_ref().ok()),
+    );
     checks.extend(database);
     checks.extend(broker);
     checks

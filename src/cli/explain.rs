@@ -73,6 +73,9 @@ pub(super) async fn run(context: &Context, question: Explain) -> Result<Exit, Fa
         if let (Some(key), VerdictKind::Rejected) = (&explained.recovered_key, explained.verdict) {
             out.line(format!("the signature was made by the key {key}"))?;
         }
+        if let Some(symbol) = &explained.partner_symbol {
+            out.line(format!("the partner names the amount by {symbol}"))?;
+        }
         let row = |movement: &Movement| {
             vec![
                 movement.debit.as_str().to_owned(),

@@ -1,4 +1,4 @@
-//! `settled deposit` and `settled ledger`.
+//! `settled ledger`.
 
 use std::{
     io::IsTerminal,
@@ -7,46 +7,18 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
-use uuid::Uuid;
 
 use super::{
-    Context, Exit, Failure, currency,
-    currency::must_be_meant,
-    external_id,
+    Context, Exit, Failure,
     output::{Mood, complain, plain},
-    quantity,
-    registry::Note,
-    uuid,
 };
 use crate::{
     desk::{BalanceRecord, SignatureNews, SignaturePlace},
-    domain::ledger::{Amount, Quantity},
-    store::registry::Deposited,
     worker::Signals,
 };
 
 /// Where there is no terminal, how often a line says how far verifying is.
 const LINES: Duration = Duration::from_secs(10);
-
-#[derive(Args)]
-pub(super) struct Deposit {
-    #[arg(long, value_name = "UUID", value_parser = uuid)]
-    client_id: Uuid,
-    #[arg(long, value_parser = currency)]
-    currency: String,
-    /// Base units (satoshi, wei)
-    #[arg(long, allow_hyphen_values = true, value_parser = quantity)]
-    quantity: Quantity,
-    /// A currency that the books have never held is meant
-    #[arg(long)]
-    new_currency: bool,
-    /// What tells it from the client's other deposits; the same reference again changes nothing
-    #[arg(long, allow_hyphen_values = true, value_parser = external_id)]
-    reference: String,
-    #[command(flatten)]
-    note: Note,
-}
 
 #[derive(Subcommand)]
 pub(super) enum LedgerCommand {
@@ -68,73 +40,6 @@ pub(super) struct Check {
     /// Go on with the signatures where a check that was ended left off
     #[arg(long, value_name = "PLACE", requires = "signatures", value_parser = SignaturePlace::parse)]
     after: Option<SignaturePlace>,
-}
-
-/// Funds come in.
-pub(super) async fn deposit(context: &Context, wish: Deposit) -> Result<Exit, Failure> {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Told<'a> {
-        client_id: Uuid,
-        currency: &'a str,
-        quantity: &'a Quantity,
-        reference: &'a str,
-        result: &'static str,
-    }
-    let amount = Amount {
-        currency: wish.currency,
-        quantity: wish.quantity,
-    };
-    let (store, operator) = (context.store()?, wish.note.operator());
-    if !wish.new_currency {
-        must_be_meant(context, &amount.currency, &store.currencies().await?)?;
-    }
-    let deposited = context
-        .patiently(async || {
-            store
-                .deposit(wish.client_id, &amount, &wish.reference, wish.note.by(&operator))
-                .await
-        })
-        .await?;
-    let (result, word) = match deposited {
-        Deposited::Deposited => ("deposited", "came in"),
-        Deposited::Exists => ("exists", "came in before; nothing was changed"),
-        Deposited::Conflict(earlier) => {
-            let Amount { currency, quantity } = &earlier;
-            return Err(Failure::refused(format!(
-                "client {} has another deposit under the reference {:?} ({}); nothing was changed",
-                wish.client_id,
-                wish.reference,
-                [
-                    ("currency", currency, &amount.currency),
-                    ("quantity", &quantity.to_string(), &amount.quantity.to_string())
-                ]
-                .into_iter()
-                .filter(|(_, is, given)| is != given)
-                .map(|(what, is, given)| format!("its {what} is {is}, and {given} was given"))
-                .collect::<Vec<_>>()
-                .join("; ")
-            ))
-            .hint("a reference is used once per client: choose another if this is another deposit"));
-        }
-    };
-    let told = Told {
-        client_id: wish.client_id,
-        currency: &amount.currency,
-        quantity: &amount.quantity,
-        reference: &wish.reference,
-        result,
-    };
-    context.out.say(&told, |out| {
-        out.line(format!(
-            "deposit {}: {} {} of client {} {word}",
-            plain(&wish.reference),
-            amount.quantity,
-            amount.currency,
-            wish.client_id
-        ))
-    })?;
-    Ok(Exit::Done)
 }
 
 pub(super) async fn run(context: &Context, command: LedgerCommand) -> Result<Exit, Failure> {
@@ -163,7 +68,7 @@ async fn balances(context: &Context) -> Result<Exit, Failure> {
 
 async fn check(context: &Context, wish: &Check) -> Result<Exit, Failure> {
     let desk = context.desk()?;
-    let mut checked = desk.check_books().await?;
+    let mut checked = desk.check_books(|_, _| {}).await?;
     if wish.signatures {
         let mut signals =
             Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;

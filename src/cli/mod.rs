@@ -13,6 +13,7 @@ mod demo;
 mod doctor;
 mod explain;
 mod failure;
+mod funds;
 mod ledger;
 mod life;
 mod nonce;
@@ -20,8 +21,10 @@ mod outbox;
 mod output;
 mod partner_kit;
 mod reconcile;
+mod recover;
 mod registry;
 mod roles;
+mod sealed;
 mod setup;
 mod shell;
 mod simulate;
@@ -122,6 +125,9 @@ enum Command {
     /// Clients' connections with partners
     #[command(subcommand)]
     Connection(registry::ConnectionCommand),
+    /// What partners call the currencies
+    #[command(subcommand)]
+    Currency(registry::CurrencyCommand),
     /// Clients: as which enterprise each reads over HTTP
     #[command(subcommand)]
     Client(client::ClientCommand),
@@ -129,7 +135,9 @@ enum Command {
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Funds come in, once per client and reference
-    Deposit(ledger::Deposit),
+    Deposit(funds::Deposit),
+    /// Funds go out, once per client and reference
+    Withdraw(funds::Funds),
     /// Reserve allocations, or look at one
     #[command(subcommand)]
     Allocation(allocation::AllocationCommand),
@@ -156,6 +164,8 @@ enum Command {
     Audit(audit::AuditCommand),
     /// What the batches counted, against what they wrote
     Reconcile(reconcile::Reconcile),
+    /// A database that is older than what workers told the broker: what it lacks, and going on without
+    Recover(recover::Recover),
     /// Publish signed updates, right and wrong ones, and account for every one
     Simulate(simulate::Simulate),
     /// The whole story on a fresh database and broker, in under a minute
@@ -232,7 +242,7 @@ impl Cli {
             | Command::PartnerKit(_)
             | Command::Completions(_)
             | Command::Man(_) => Ok(Exit::Done),
-            Command::Worker => worker::run(context).await,
+            Command::Worker => worker::run(context, console::beside_worker).await,
             Command::Api => api::run(context).await,
             Command::Console(wish) => console::run(context, &wish).await,
             Command::Client(command) => client::run(context, command).await,
@@ -240,7 +250,9 @@ impl Cli {
             Command::Partner(command) => registry::partner(context, command).await,
             Command::Key(command) => registry::key(context, command).await,
             Command::Connection(command) => registry::connection(context, command).await,
-            Command::Deposit(deposit) => ledger::deposit(context, deposit).await,
+            Command::Currency(command) => registry::currency(context, command).await,
+            Command::Deposit(deposit) => funds::deposit(context, deposit).await,
+            Command::Withdraw(withdrawal) => funds::withdraw(context, withdrawal).await,
             Command::Allocation(command) => allocation::run(context, command).await,
             Command::Nonce(command) => nonce::run(context, command).await,
             Command::Receipt(question) => life::receipt(context, &question).await,
@@ -251,6 +263,7 @@ impl Cli {
             Command::Outbox(command) => outbox::run(context, command).await,
             Command::Audit(command) => audit::run(context, command).await,
             Command::Reconcile(wish) => reconcile::run(context, &wish).await,
+            Command::Recover(wish) => recover::run(context, &wish).await,
             Command::Simulate(wish) => simulate::run(context, wish).await,
             Command::Demo(wish) => demo::run(context, wish).await,
         }
@@ -307,8 +320,9 @@ impl Context {
     /// The database; not connected yet.
     fn store(&self) -> Result<Store, Failure> {
         self.settings.database_url()?;
-        Store::new(&self.settings)
-            .map_err(|sentence| Failure::usage(sentence).hint("check database.url and database.ca_file"))
+        Store::new(&self.settings).map_err(|sentence| {
+            Failure::usage(sentence).hint("check database.url, database.ca_file and database.client_certificate_file")
+        })
     }
 
     /// The database as `settled migrate` reaches it; not connected yet.
@@ -318,8 +332,10 @@ impl Context {
             settings.database.url = settings.database.migrate_url.clone();
         }
         settings.database_url()?;
-        Store::new(&settings)
-            .map_err(|sentence| Failure::usage(sentence).hint("check database.migrate_url and database.ca_file"))
+        Store::new(&settings).map_err(|sentence| {
+            Failure::usage(sentence)
+                .hint("check database.migrate_url, database.ca_file and database.client_certificate_file")
+        })
     }
 
     /// Where the broker is.
@@ -579,6 +595,7 @@ mod tests {
         }
         let export = crate::desk::Export {
             which,
+            recipients: vec!["age1x".to_owned(), "age1y".to_owned()],
             operator: author.operator.clone(),
         };
         assert!(matches!(dead(&export.command()), Dead::Export(read) if read.typed() == export));
@@ -595,6 +612,7 @@ mod tests {
             Resume {
                 run: 3,
                 rate: Some(50.0),
+                yes_again: true,
                 author: author.clone(),
             },
             Cancel { run: 3, author },

@@ -64,11 +64,16 @@ impl Output {
 
     /// Writes text as it is.
     pub(super) fn write(&self, text: &str) -> Result<(), Failure> {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Writes what need not be text.
+    pub(super) fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
         if self.is_closed() {
             return Ok(());
         }
         let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.closed.store(true, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! `settled reconcile`: what the batches counted, against what they wrote.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 
 use super::{
@@ -7,7 +9,7 @@ use super::{
     output::{Mood, plain},
 };
 use crate::{
-    desk::{Moment, ReconcileLine, ReconcileQuestion, moment},
+    desk::{Moment, ReconcileLine, ReconcileQuestion, SentNonce, moment},
     domain::calendar::rfc3339,
 };
 
@@ -19,11 +21,44 @@ pub(super) struct Reconcile {
     /// The first moment that does not count any more; now, if it is left out
     #[arg(long, value_name = "T", value_parser = moment)]
     until: Option<Moment>,
+    /// Compare with the cell of SETTLED_TARGET_DATABASE_URL too: what both judged, and what left the one for the other
+    #[arg(long)]
+    across: bool,
+    /// What was sent, a line of JSON each: {"enterpriseId": ..., "nonce": ...}; - reads stdin. What is in neither cell is found
+    #[arg(long, value_name = "FILE", requires = "across")]
+    sent: Option<PathBuf>,
+}
+
+/// What somebody sent, by their own list.
+fn sent(path: &Path) -> Result<Vec<SentNonce>, Failure> {
+    let read = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = read.map_err(|error| Failure::usage(format!("{} can not be read: {error}", path.display())))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let sent = lines.map(|(index, line)| {
+        serde_json::from_str(line).map_err(|_| {
+            Failure::usage(format!(
+                "{}, line {}: it is no message that was sent",
+                path.display(),
+                index + 1
+            ))
+            .hint("a line has {\"enterpriseId\": ..., \"nonce\": ...}")
+        })
+    });
+    sent.collect()
 }
 
 pub(super) async fn run(context: &Context, wish: &Reconcile) -> Result<Exit, Failure> {
     let question = ReconcileQuestion::new(wish.since, wish.until)?;
-    let told = context.desk()?.reconcile(question).await?;
+    let sent = wish.sent.as_deref().map(sent).transpose()?;
+    let desk = context.desk()?;
+    let mut told = desk.reconcile(question).await?;
+    if wish.across {
+        told = desk.reconcile_across(told, sent).await?;
+    }
     let found = &told.found;
     context.out.say(&told, |out| {
         out.line(format!("from {} until {}", rfc3339(found.since), rfc3339(found.until)))?;

@@ -1,8 +1,10 @@
-//! `settled partner`, `settled key`, `settled connection`: who may speak, and for whom. What is said counts from the
+//! `settled partner`, `settled key`, `settled connection`, `settled currency`: who may speak, for whom, and in which words. What is said counts from the
 //! worker's next batch on.
 
 mod connection;
+mod currency;
 mod key;
+mod moving;
 mod own_queue;
 mod partner;
 
@@ -12,12 +14,14 @@ use serde::Serialize;
 
 pub(super) use self::{
     connection::{ConnectionCommand, connection},
+    currency::{CurrencyCommand, currency},
     key::{KeyCommand, key},
     partner::{PartnerCommand, partner},
 };
 use super::{Context, Exit, Failure, bounded, dead_letters::acts::Operator, enterprise_id};
 use crate::{
-    domain::{calendar::rfc3339, public_key::may_be_private},
+    desk::Refusal,
+    domain::calendar::rfc3339,
     store::registry::{By, Registered},
 };
 
@@ -111,14 +115,7 @@ async fn known_partner(context: &Context, listing: &Listing, is_empty: bool) -> 
 }
 
 fn unknown_partner(enterprise_id: &str) -> Failure {
-    // A key in the wrong place may have the form of an id, and is not repeated.
-    let shown = if may_be_private(enterprise_id) {
-        "***"
-    } else {
-        enterprise_id
-    };
-    Failure::refused(format!("no partner {shown} is registered"))
-        .hint("`settled partner list` shows who is; `settled partner add` registers one")
+    Refusal::no_partner(enterprise_id).into()
 }
 
 fn times(time: Option<Timestamp>) -> String {

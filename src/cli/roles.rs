@@ -23,9 +23,10 @@ pub(super) struct Roles {
 
 /// As which role each command does its work with the database. What is not here asks no database, or needs no more than a
 /// login.
-pub(super) const COMMANDS: [(&str, DatabaseRole); 59] = [
+pub(super) const COMMANDS: [(&str, DatabaseRole); 65] = [
     ("migrate", DatabaseRole::Owner),
     ("roles", DatabaseRole::Owner),
+    ("partner move", DatabaseRole::Owner),
     ("simulate", DatabaseRole::Owner),
     ("demo", DatabaseRole::Owner),
     ("worker", DatabaseRole::Worker),
@@ -51,6 +52,7 @@ pub(super) const COMMANDS: [(&str, DatabaseRole); 59] = [
     ("nonce void", DatabaseRole::Operator),
     ("outbox list", DatabaseRole::Operator),
     ("outbox retry", DatabaseRole::Operator),
+    ("recover", DatabaseRole::Operator),
     ("partner add", DatabaseRole::Registrar),
     ("partner set", DatabaseRole::Registrar),
     ("partner suspend", DatabaseRole::Registrar),
@@ -62,15 +64,19 @@ pub(super) const COMMANDS: [(&str, DatabaseRole); 59] = [
     ("key revoke", DatabaseRole::Registrar),
     ("key reinstate", DatabaseRole::Registrar),
     ("connection add", DatabaseRole::Registrar),
+    ("currency map", DatabaseRole::Registrar),
+    ("currency unmap", DatabaseRole::Registrar),
     ("client add", DatabaseRole::Registrar),
     ("token add", DatabaseRole::Registrar),
     ("token revoke", DatabaseRole::Registrar),
     ("deposit", DatabaseRole::Custody),
+    ("withdraw", DatabaseRole::Custody),
     ("allocation reserve", DatabaseRole::Custody),
     ("partner list", DatabaseRole::Reader),
     ("key list", DatabaseRole::Reader),
     ("connection list", DatabaseRole::Reader),
     ("connection show", DatabaseRole::Reader),
+    ("currency list", DatabaseRole::Reader),
     ("client list", DatabaseRole::Reader),
     ("token list", DatabaseRole::Reader),
     ("allocation show", DatabaseRole::Reader),

@@ -3,14 +3,18 @@
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{Context, Exit, Failure, enterprise_id, output::complain};
 use crate::{
     broker::{
         own_exchange, own_queue, server_version,
-        topology::{self, BROKER_MADE, BrokerExport, DEAD, EVENTS, PartnerDoor, UNREADABLE, UPDATES, UPDATES_ALL},
+        topology::{
+            self, BROKER_MADE, BrokerExport, DEAD, EPOCH, EVENTS, HIDDEN, PartnerDoor, UNREADABLE, UPDATES,
+            UPDATES_ALL, hidden,
+        },
     },
-    store::{self, Fate, registry::PartnerRecord},
+    store::{self, Fate, Store, registry::PartnerRecord},
 };
 
 #[derive(Args)]
@@ -102,14 +106,31 @@ async fn declare(context: &Context) -> Result<Exit, Failure> {
     }
     let connection = context.connect("settled topology").await?;
     topology::declare(&connection).await?;
-    let mut queues = [UPDATES, DEAD, BROKER_MADE, UNREADABLE].map(str::to_owned).to_vec();
+    let mut queues = [UPDATES, DEAD, BROKER_MADE, UNREADABLE, EPOCH]
+        .map(str::to_owned)
+        .to_vec();
     // The common queues serve everybody meanwhile: a database that is not there yet is worth a line and no more.
     let own = partners(context).await;
-    let note = own.as_ref().err().map(|failure| {
-        let why = failure.message();
-        format!("partners' own queues were left out ({why}): run this again when the database answers")
+    let books = books(context).await;
+    if let Ok(Some(books)) = &books {
+        let name = hidden(*books);
+        topology::declare_hidden(&connection, &name).await?;
+        queues.push(name);
+    }
+    let note = match (&own, &books) {
+        (Err(failure), _) => Some(("partners' own queues and ", "were", failure.message())),
+        (Ok(_), Err(failure)) => Some(("", "was", failure.message())),
+        (Ok(_), Ok(None)) => Some((
+            "",
+            "was",
+            "its name is made of the books' id, and there is no database, or no schema in it",
+        )),
+        (Ok(_), Ok(Some(_))) => None,
+    };
+    let note = note.map(|(also, were, why)| {
+        format!("{also}{HIDDEN} {were} left out ({why}): run this again when the database answers, as who may read it")
     });
-    let mut exchanges = [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE]
+    let mut exchanges = [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE, EPOCH]
         .map(str::to_owned)
         .to_vec();
     for partner in own.unwrap_or_default() {
@@ -143,16 +164,29 @@ async fn declare(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Which books these are; none where there is no database yet.
+async fn books(context: &Context) -> Result<Option<Uuid>, Failure> {
+    match prepared(context).await? {
+        None => Ok(None),
+        Some(store) => Ok(Some(store.books_epoch().await?.books)),
+    }
+}
+
 /// Every partner, or why they are not known.
 async fn partners(context: &Context) -> Result<Vec<PartnerRecord>, Failure> {
+    match prepared(context).await? {
+        None => Ok(Vec::new()),
+        Some(store) => Ok(store.partners().await?),
+    }
+}
+
+/// The database, where there is one with a schema of ours.
+async fn prepared(context: &Context) -> Result<Option<Store>, Failure> {
     if context.settings.database.url.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let store = context.store()?;
-    match store.schema_version().await? {
-        None => Ok(Vec::new()),
-        Some(_) => Ok(store.partners().await?),
-    }
+    Ok(store.schema_version().await?.map(|_| store))
 }
 
 /// Users and definitions for the broker's own tools.
@@ -171,15 +205,14 @@ async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
     let known: Vec<PartnerRecord> = match &wish.partner {
         None => known,
         Some(enterprise_id) => {
-            let one: Vec<_> = known
-                .into_iter()
-                .filter(|partner| partner.enterprise_id == *enterprise_id)
-                .collect();
-            if one.is_empty() {
+            let Some(one) = known.iter().find(|partner| partner.enterprise_id == *enterprise_id) else {
                 return Err(Failure::refused(format!("no partner {enterprise_id} is registered"))
                     .hint("`settled partner list` shows every one"));
-            }
-            one
+            };
+            // With everybody who shares its user: the lines replace what that user may do.
+            let user = one.login().to_owned();
+            let shared = known.into_iter().filter(|partner| partner.login() == user);
+            shared.collect()
         }
     };
     let mut notes = Vec::new();
@@ -190,7 +223,16 @@ async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
              {enterprise_id} --broker-user {enterprise_id}`, or messages of other users under its key are judged as its own"
         ));
     }
-    for partner in &known {
+    for (index, partner) in known.iter().enumerate() {
+        let others = known.iter().skip(index + 1);
+        for other in others.filter(|other| other.login() == partner.login()) {
+            notes.push(format!(
+                "partners {} and {} share the broker user {}: the broker does not keep them apart",
+                partner.enterprise_id,
+                other.enterprise_id,
+                partner.login()
+            ));
+        }
         if own_exchange::own_exchange(&partner.enterprise_id).is_none() {
             notes.push(format!(
                 "partner {}: no exchange can have its name, so it publishes to {UPDATES} and is not kept apart from others",
@@ -204,7 +246,7 @@ async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
     let doors = known
         .into_iter()
         .map(|partner| PartnerDoor {
-            user: partner.broker_user.unwrap_or_else(|| partner.enterprise_id.clone()),
+            user: partner.login().to_owned(),
             enterprise_id: partner.enterprise_id,
             own_queue: partner.own_queue,
         })

@@ -3,17 +3,25 @@
 use std::os::unix::process::CommandExt;
 
 use super::{Context, Exit, Failure};
-use crate::{broker, telemetry, worker};
+use crate::{broker, console::Beside, telemetry, worker};
 
 /// glibc lets threads have up to eight arenas a core, and what is free in one is of no use to another. With so many at most
 /// a worker takes some megabytes less, and is as fast; with fewer its threads wait for each other.
 const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "4");
 
-/// Runs until it is told to stop.
-pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+/// Runs until it is told to stop, with a console beside it where `beside` gives one.
+pub(super) async fn run(
+    context: &Context,
+    beside: impl AsyncFnOnce(&Context) -> Result<Option<Beside>, Failure>,
+) -> Result<Exit, Failure> {
     start_again_with_stack()?;
     telemetry::init(&context.settings.log, telemetry::stderr_is_terminal());
-    worker::run(&context.settings).await?;
+    let console = beside(context).await?;
+    let worked = worker::run(&context.settings).await;
+    if let Some(console) = console {
+        console.stop().await;
+    }
+    worked?;
     Ok(Exit::Done)
 }
 
@@ -50,6 +58,10 @@ impl From<worker::WorkerFailure> for Failure {
             worker::WorkerFailure::Schema(sentence) | worker::WorkerFailure::Topology(sentence) => {
                 Failure::refused(sentence).hint("`settled doctor` checks everything that the worker needs")
             }
+            worker::WorkerFailure::Loss(sentence) => Failure::refused(sentence).hint(
+                "take the newest database, if there is one; `settled recover` says what is missing, and goes on without it once \
+                 two people accept that",
+            ),
             worker::WorkerFailure::Ours(sentence) => Failure::ours(sentence),
         }
     }

@@ -47,13 +47,16 @@ impl fmt::Display for Origin {
 }
 
 /// Variables that have names of their own, the setting that they set, and whether they name a file that holds it.
-const SPECIAL: [(&str, &str, bool); 12] = [
+const SPECIAL: [(&str, &str, bool); 15] = [
     ("DATABASE_URL", "database.url", false),
     ("DATABASE_URL_FILE", "database.url", true),
     ("DATABASE__URL", "database.url", false),
     ("MIGRATE_DATABASE_URL", "database.migrate_url", false),
     ("MIGRATE_DATABASE_URL_FILE", "database.migrate_url", true),
     ("DATABASE__MIGRATE_URL", "database.migrate_url", false),
+    ("TARGET_DATABASE_URL", "database.target_url", false),
+    ("TARGET_DATABASE_URL_FILE", "database.target_url", true),
+    ("DATABASE__TARGET_URL", "database.target_url", false),
     ("BROKER_URL", "broker.url", false),
     ("BROKER_URL_FILE", "broker.url", true),
     ("BROKER__URL", "broker.url", false),
@@ -333,7 +336,7 @@ impl Layers {
                 "set it to 0, which means worker.lanes + 4",
             ));
         }
-        let schemes: [(&str, &Secret, &[&str], &str); 4] = [
+        let schemes: [(&str, &Secret, &[&str], &str); 5] = [
             (
                 "broker.management_url",
                 &settings.broker.management_url,
@@ -349,6 +352,12 @@ impl Layers {
             (
                 "database.migrate_url",
                 &database.migrate_url,
+                &["postgres://", "postgresql://"],
+                "postgres:// or be key=value pairs",
+            ),
+            (
+                "database.target_url",
+                &database.target_url,
                 &["postgres://", "postgresql://"],
                 "postgres:// or be key=value pairs",
             ),
@@ -424,6 +433,7 @@ pub(super) fn variable_of(key: &str) -> String {
     match key {
         "database.url" => "SETTLED_DATABASE_URL".to_owned(),
         "database.migrate_url" => "SETTLED_MIGRATE_DATABASE_URL".to_owned(),
+        "database.target_url" => "SETTLED_TARGET_DATABASE_URL".to_owned(),
         "broker.url" => "SETTLED_BROKER_URL".to_owned(),
         "broker.management_url" => "SETTLED_BROKER_MANAGEMENT_URL".to_owned(),
         key => format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase()),

@@ -58,6 +58,7 @@ fn the_defaults() {
         dead_letters,
         console,
         log,
+        traces,
     } = &settings;
     assert!(!registry.key_proof_required);
     assert!(!allow_plaintext && database.url.is_empty() && broker.url.is_empty());
@@ -115,6 +116,7 @@ fn the_defaults() {
         (1, 0, 0)
     );
     assert_eq!((console.link_role, console.page), (LinkRole::Approver, 50));
+    assert!(!console.in_worker && console.oidc_issuer.is_empty() && console.proxy_ca_file.is_none());
     assert_eq!(
         (console.link_lasts, console.session_idle, console.session_lasts),
         (
@@ -124,6 +126,11 @@ fn the_defaults() {
         )
     );
     assert_eq!((log.format, log.level), (LogFormat::Auto, LogLevel::Info));
+    assert_eq!(
+        (traces.links_max, traces.queue_max, traces.export_max),
+        (128, 2_048, 512)
+    );
+    assert!(traces.ca_file.is_none());
     assert!(
         worker.name.ends_with(&format!("-{}", std::process::id())),
         "{}",
@@ -143,6 +150,10 @@ fn the_defaults() {
         (broker.next_host_after, 500),
         (broker.connect_timeout, 10_000),
         (broker.publish_deadline, 15_000),
+        (broker.replies_connect, 250),
+        (broker.replies_rest, 1_000),
+        (dead_letters.other_way_wait, 10_000),
+        (dead_letters.other_way_poll, 100),
         (worker.drain_deadline, 20_000),
         (worker.pause_release, 60_000),
         (worker.own_queue_poll, 1_000),
@@ -166,7 +177,7 @@ fn the_defaults() {
         (outbox.stuck_after, 60_000),
         (outbox.retry_deadline, 30_000),
         (retry.initial, 50),
-        (retry.max, 5_000),
+        (retry.max, 1_000),
         (events.remember, 2_592_000_000),
         (api.wait, 10_000),
         (api.body_timeout, 10_000),
@@ -177,6 +188,9 @@ fn the_defaults() {
         (http.head_timeout, 5_000),
         (http.idle_timeout, 15_000),
         (http.answer_timeout, 30_000),
+        (traces.export_interval, 5_000),
+        (traces.export_timeout, 10_000),
+        (traces.flush_deadline, 2_000),
     ];
     for (at, (duration, millis)) in durations.into_iter().enumerate() {
         assert_eq!(duration, Duration::from_millis(millis), "duration {at}");
@@ -389,7 +403,7 @@ fn wrong_values_are_named_with_place() {
         (
             "retry.initial",
             "6s",
-            "`retry.initial` (6s, command line) is longer than `retry.max` (5s, default)",
+            "`retry.initial` (6s, command line) is longer than `retry.max` (1s, default)",
         ),
         (
             "park.first_retry",

@@ -9,58 +9,18 @@ use std::{
 
 use hyper::{HeaderMap, header::COOKIE};
 
-use super::sessions::{WayIn, is_same, secret};
-use crate::{
-    config::{ConsoleSettings, LinkRole},
-    desk::Author,
+use super::{
+    issuer::IssuerDoor,
+    people::People,
+    sessions::{is_same, secret},
+    who::{ConsoleRole, LetIn, NotLetIn, WayIn, name_of},
 };
-
-/// What somebody may do here. Each may what those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ConsoleRole {
-    /// Look.
-    Reader,
-    /// Act.
-    Operator,
-    /// Approve what somebody else planned.
-    Approver,
-}
-
-impl ConsoleRole {
-    pub const ALL: [ConsoleRole; 3] = [ConsoleRole::Reader, ConsoleRole::Operator, ConsoleRole::Approver];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ConsoleRole::Reader => "reader",
-            ConsoleRole::Operator => "operator",
-            ConsoleRole::Approver => "approver",
-        }
-    }
-}
-
-impl From<LinkRole> for ConsoleRole {
-    fn from(role: LinkRole) -> Self {
-        match role {
-            LinkRole::Reader => ConsoleRole::Reader,
-            LinkRole::Operator => ConsoleRole::Operator,
-            LinkRole::Approver => ConsoleRole::Approver,
-        }
-    }
-}
-
-/// What a route needs of whoever asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// Nothing: what one sees before one is signed in.
-    Nobody,
-    /// To be signed in with this role at least, also where nobody may change anything.
-    Look(ConsoleRole),
-    /// The same; it changes something.
-    Change(ConsoleRole),
-}
+use crate::config::{ConsoleSettings, Settings};
 
 /// The cookie's name.
 pub(super) const COOKIE_NAME: &str = "settled_console";
+/// The name of the one that a browser keeps while somebody is at the issuer's.
+pub(super) const WAY_COOKIE: &str = "settled_console_way";
 /// The shortest secret of a proxy.
 const PROXY_SECRET_MIN: usize = 16;
 /// How often another link may be printed because somebody opened one that is too old.
@@ -72,26 +32,36 @@ pub(super) enum FrontDoor {
     Link(OneTimeLink),
     /// Whom a proxy signs in.
     Proxy(ProxyDoor),
+    /// Whom an issuer signs in.
+    Issuer(Box<IssuerDoor>),
 }
 
 impl FrontDoor {
-    /// The door that the settings ask for. Another address than loopback has one by a proxy, or none.
+    /// The door that the settings ask for. On another address than loopback somebody signs people in, or there is none.
     ///
     /// # Errors
     /// A sentence about the setting that is wrong.
-    pub(super) fn of(settings: &ConsoleSettings, operator: &str) -> Result<Self, String> {
-        match &settings.proxy_secret_file {
-            Some(file) => Ok(FrontDoor::Proxy(ProxyDoor::new(settings, file)?)),
-            None if is_loopback(settings.listen) => Ok(FrontDoor::Link(OneTimeLink {
+    pub(super) fn of(settings: &Settings, operator: &str) -> Result<Self, String> {
+        let console = &settings.console;
+        let by_proxy = console.proxy_secret_file.is_some() || console.proxy_ca_file.is_some();
+        match (by_proxy, !console.oidc_issuer.is_empty()) {
+            (true, true) => Err(
+                "console.oidc_issuer is set, and console.proxy_secret_file or console.proxy_ca_file as well: \
+                                 either an issuer signs people in, or a proxy does"
+                    .to_owned(),
+            ),
+            (true, false) => Ok(FrontDoor::Proxy(ProxyDoor::new(console)?)),
+            (false, true) => Ok(FrontDoor::Issuer(Box::new(IssuerDoor::of(settings)?))),
+            (false, false) if is_loopback(console.listen) => Ok(FrontDoor::Link(OneTimeLink {
                 operator: operator.to_owned(),
-                role: settings.link_role.into(),
-                lasts: settings.link_lasts,
+                role: console.link_role.into(),
+                lasts: console.link_lasts,
                 open: Mutex::default(),
             })),
-            None => Err(format!(
-                "console.listen is {}, which others can reach, and nobody says who they are: set console.proxy_secret_file and \
-                 put a proxy before it that signs people in, or listen on loopback",
-                settings.listen
+            (false, false) => Err(format!(
+                "console.listen is {}, which others can reach, and nobody says who they are: set console.oidc_issuer, or put a \
+                 proxy before it that signs people in (console.proxy_secret_file or console.proxy_ca_file), or listen on loopback",
+                console.listen
             )),
         }
     }
@@ -112,14 +82,6 @@ pub(super) struct OneTimeLink {
 struct OpenLink {
     secret: String,
     made: Instant,
-}
-
-/// Whom a link is for.
-#[derive(Clone, Debug)]
-pub(super) struct LetIn {
-    pub(super) name: String,
-    pub(super) role: ConsoleRole,
-    pub(super) entrance: WayIn,
 }
 
 impl OneTimeLink {
@@ -170,6 +132,7 @@ impl OneTimeLink {
         LetIn {
             name: self.operator.clone(),
             role: self.role,
+            partners: None,
             entrance: WayIn::Link,
         }
     }
@@ -177,71 +140,60 @@ impl OneTimeLink {
 
 /// Whom a proxy lets in.
 pub(super) struct ProxyDoor {
-    secret: String,
+    /// None: its certificate says that it is the proxy.
+    secret: Option<String>,
     secret_header: String,
     user_header: String,
     groups_header: String,
-    lists: [(ConsoleRole, Vec<String>); 3],
-}
-
-/// Why a request is not let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NotLetIn {
-    /// It did not come through the proxy.
-    NotByProxy,
-    /// The proxy says no name, or none that can be one.
-    NoName,
-    /// No list has them.
-    Unlisted(String),
+    people: People,
 }
 
 impl ProxyDoor {
-    fn new(settings: &ConsoleSettings, file: &Path) -> Result<Self, String> {
-        let wrong = |why: &str| format!("console.proxy_secret_file: {}: {why}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|error| wrong(&error.to_string()))?;
-        let secret = text.trim();
-        if secret.len() < PROXY_SECRET_MIN {
-            return Err(wrong("the secret must have 16 bytes or more"));
-        }
+    fn new(settings: &ConsoleSettings) -> Result<Self, String> {
         Ok(Self {
-            secret: secret.to_owned(),
+            secret: settings.proxy_secret_file.as_deref().map(proxy_secret).transpose()?,
             secret_header: settings.proxy_secret_header.clone(),
             user_header: settings.proxy_user_header.clone(),
             groups_header: settings.proxy_groups_header.clone(),
-            lists: [
-                (ConsoleRole::Approver, settings.approvers.clone()),
-                (ConsoleRole::Operator, settings.operators.clone()),
-                (ConsoleRole::Reader, settings.readers.clone()),
-            ],
+            people: People::of(settings)?,
         })
     }
 
     /// Whom the proxy says it is.
     pub(super) fn admit(&self, headers: &HeaderMap) -> Result<LetIn, NotLetIn> {
-        let secret = only(headers, &self.secret_header).ok_or(NotLetIn::NotByProxy)?;
-        if !is_same(secret, &self.secret) {
-            return Err(NotLetIn::NotByProxy);
+        if let Some(secret) = &self.secret {
+            let given = only(headers, &self.secret_header).ok_or(NotLetIn::NotByProxy)?;
+            if !is_same(given, secret) {
+                return Err(NotLetIn::NotByProxy);
+            }
         }
         let name = only(headers, &self.user_header)
-            .filter(|name| Author::operator(name).is_ok() && !name.chars().any(char::is_control))
+            .and_then(name_of)
             .ok_or(NotLetIn::NoName)?;
-        let groups: Vec<&str> = only(headers, &self.groups_header)
+        let groups: Vec<String> = only(headers, &self.groups_header)
             .unwrap_or_default()
             .split(',')
-            .map(str::trim)
+            .map(|group| group.trim().to_owned())
             .collect();
-        let holds = |entry: &String| match entry.strip_prefix('@') {
-            Some(group) => groups.contains(&group),
-            None => entry == "*" || entry == name,
-        };
-        let role = self.lists.iter().find(|(_, list)| list.iter().any(holds));
-        let (role, _) = role.ok_or_else(|| NotLetIn::Unlisted(name.to_owned()))?;
+        let found = self.people.find(name, &groups);
+        let (role, partners) = found.ok_or_else(|| NotLetIn::Unlisted(name.to_owned()))?;
         Ok(LetIn {
             name: name.to_owned(),
-            role: *role,
+            role,
+            partners,
             entrance: WayIn::Proxy,
         })
     }
+}
+
+fn proxy_secret(file: &Path) -> Result<String, String> {
+    let wrong = |why: &str| format!("console.proxy_secret_file: {}: {why}", file.display());
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error.to_string()))?;
+    let secret = text.trim();
+    if secret.len() < PROXY_SECRET_MIN {
+        return Err(wrong("the secret must have 16 bytes or more"));
+    }
+    Ok(secret.to_owned())
 }
 
 /// A header that stands there once. A second one may be the asker's own, which the proxy let through.
@@ -254,12 +206,12 @@ fn only<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     }
 }
 
-/// The session's cookie.
-pub(super) fn cookie(headers: &HeaderMap) -> Option<&str> {
+/// A cookie that a browser has.
+pub(super) fn cookie<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str> {
     let all = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     all.flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, _)| *name == COOKIE_NAME)
+        .find(|(name, _)| *name == wanted)
         .map(|(_, value)| value)
 }
 
@@ -292,21 +244,7 @@ impl Strangers {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn proxy(operators: &[&str], readers: &[&str]) -> ProxyDoor {
-        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        ProxyDoor {
-            secret: "a secret of the proxy".to_owned(),
-            secret_header: "x-secret".to_owned(),
-            user_header: "x-user".to_owned(),
-            groups_header: "x-groups".to_owned(),
-            lists: [
-                (ConsoleRole::Approver, list(&["bob", "@leads"])),
-                (ConsoleRole::Operator, list(operators)),
-                (ConsoleRole::Reader, list(readers)),
-            ],
-        }
-    }
+    use crate::config::Sources;
 
     fn asked(door: &ProxyDoor, headers: &[(&'static str, &str)]) -> Result<(String, ConsoleRole), NotLetIn> {
         let mut map = HeaderMap::new();
@@ -319,18 +257,35 @@ mod tests {
         door.admit(&map).map(|let_in| (let_in.name, let_in.role))
     }
 
+    fn proxy(readers: &[&str]) -> ProxyDoor {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut settings = Settings::load(Sources {
+            file: None,
+            environment: std::iter::empty(),
+            flags: Vec::new(),
+        })
+        .expect("the defaults")
+        .console;
+        settings.approvers = list(&["bob", "@leads"]);
+        settings.operators = list(&["ann"]);
+        settings.readers = list(readers);
+        ProxyDoor {
+            secret: Some("a secret of the proxy".to_owned()),
+            secret_header: "x-secret".to_owned(),
+            user_header: "x-user".to_owned(),
+            groups_header: "x-groups".to_owned(),
+            people: People::of(&settings).expect("they can be read"),
+        }
+    }
+
     #[test]
     fn a_proxy_is_believed_for_its_secret_only() {
-        let door = proxy(&["ann"], &["@staff"]);
+        let door = proxy(&["@staff"]);
         let right = ("x-secret", "a secret of the proxy");
         let known = |name: &str, role| Ok((name.to_owned(), role));
         assert_eq!(
             asked(&door, &[right, ("x-user", "ann")]),
             known("ann", ConsoleRole::Operator)
-        );
-        assert_eq!(
-            asked(&door, &[right, ("x-user", "bob")]),
-            known("bob", ConsoleRole::Approver)
         );
         assert_eq!(
             asked(&door, &[right, ("x-user", "zoë"), ("x-groups", "x, leads")]),
@@ -359,7 +314,7 @@ mod tests {
         ] {
             assert_eq!(asked(&door, nameless), Err(NotLetIn::NoName), "{nameless:?}");
         }
-        let open = proxy(&[], &["*"]);
+        let open = proxy(&["*"]);
         assert_eq!(
             asked(&open, &[right, ("x-user", "eve")]),
             known("eve", ConsoleRole::Reader)
@@ -393,7 +348,7 @@ mod tests {
         let of = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(COOKIE, text.parse().expect("a value"));
-            cookie(&headers).map(str::to_owned)
+            cookie(&headers, COOKIE_NAME).map(str::to_owned)
         };
         assert_eq!(of("a=b; settled_console=x; c=d").as_deref(), Some("x"));
         for none in ["", "xsettled_console=x", "settled_console", "a=settled_console=x"] {

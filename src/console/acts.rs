@@ -6,8 +6,9 @@ use hyper::StatusCode;
 
 use super::{
     answer::{NotDone, Notice, page},
+    ask::Ask,
     fields::pairs_of,
-    meet::{Ask, Frame},
+    frame::Frame,
     routes::Screen,
 };
 use crate::{
@@ -41,9 +42,12 @@ fn author(ask: &Ask) -> Author {
     }
 }
 
-/// Why what was seen is not what there is; none where it is.
-pub(super) fn must_be_seen(ask: &Ask, messages: usize) -> Result<Consent, NotDone> {
-    let seen: usize = ask
+/// How many messages there are, if the form says the same number; and otherwise why not.
+pub(super) fn must_be_seen<N>(ask: &Ask, messages: N) -> Result<N, NotDone>
+where
+    N: Copy + PartialEq + std::fmt::Display + std::str::FromStr,
+{
+    let seen: N = ask
         .fields
         .number("seen")?
         .ok_or_else(|| NotDone::wrong("the form does not say how many messages were seen; nothing was done"))?;
@@ -53,8 +57,7 @@ pub(super) fn must_be_seen(ask: &Ask, messages: usize) -> Result<Consent, NotDon
         ))
         .hint("look again, and decide again"));
     }
-    // The number on the button is the number that was typed.
-    Ok(Consent::Typed(Some(messages)))
+    Ok(messages)
 }
 
 pub(super) async fn ask(ask: &Ask, change: StateChange, notice: Option<Notice>) -> Result<Response, NotDone> {
@@ -127,10 +130,11 @@ pub(super) async fn change(ask: &Ask, change: StateChange) -> Result<Response, N
 }
 
 /// Does it, if there are as many as the form says.
-pub(super) async fn changed(ask: &Ask, change: StateChange, selection: &Selection) -> Result<Changed, NotDone> {
+async fn changed(ask: &Ask, change: StateChange, selection: &Selection) -> Result<Changed, NotDone> {
     let author = ask.fields.author(&ask.viewer.name)?;
     let selected = ask.desk.select(change, selection).await?;
-    let consent = must_be_seen(ask, selected.messages())?;
+    // The number on the button is the number that was typed.
+    let consent = Consent::Typed(Some(must_be_seen(ask, selected.messages())?));
     Ok(ask.desk.change(change, &selected, &author, consent).await?)
 }
 
@@ -155,6 +159,7 @@ pub(super) fn said(change: StateChange, done: &Changed) -> Notice {
 struct DonePage {
     frame: Frame,
     heading: &'static str,
+    sign_in: bool,
 }
 
 fn done_page(ask: &Ask, change: StateChange, done: &Changed) -> Response {
@@ -163,6 +168,7 @@ fn done_page(ask: &Ask, change: StateChange, done: &Changed) -> Response {
         &DonePage {
             frame: ask.frame("letters", "Done").with(Some(said(change, done))),
             heading: "Done",
+            sign_in: false,
         },
     )
 }
@@ -202,8 +208,12 @@ async fn wish(ask: &Ask, desk: &Desk, author: Author) -> Result<Option<Purge>, N
     }))
 }
 
-pub(super) async fn ask_purge(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
-    let wish = wish(ask, &ask.desk, author(ask)).await?;
+pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Response, NotDone> {
+    let (wish, why_not) = match (wish(ask, &ask.desk, author(ask)).await, why_not) {
+        (Ok(wish), why_not) => (wish, why_not),
+        // The form stays as it was filled in, and counts nothing.
+        (Err(wrong), why_not) => (None, why_not.or(Some(wrong))),
+    };
     let messages = match &wish {
         Some(wish) => Some(ask.desk.purgeable(wish).await?.messages),
         None => None,
@@ -212,8 +222,9 @@ pub(super) async fn ask_purge(ask: &Ask, notice: Option<Notice>) -> Result<Respo
         crate::desk::Moment::At(at) => rfc3339(at),
         crate::desk::Moment::Ago(_) => String::new(),
     });
+    let (status, notice) = NotDone::above(why_not);
     Ok(page(
-        StatusCode::OK,
+        status,
         &PurgePage {
             frame: ask.frame("letters", "Purge").with(notice),
             before: ask.fields.get("before").unwrap_or_default().to_owned(),
@@ -227,22 +238,37 @@ pub(super) async fn ask_purge(ask: &Ask, notice: Option<Notice>) -> Result<Respo
 }
 
 pub(super) async fn purge(ask: &Ask) -> Result<Response, NotDone> {
+    match purged(ask).await {
+        Ok(notice) => Ok(page(
+            StatusCode::OK,
+            &DonePage {
+                frame: ask.frame("letters", "Done").with(Some(notice)),
+                heading: "Done",
+                sign_in: false,
+            },
+        )),
+        // The same page again, with why not.
+        Err(not_done) => ask_purge(ask, Some(not_done)).await,
+    }
+}
+
+async fn purged(ask: &Ask) -> Result<Notice, NotDone> {
     let author = ask.fields.author(&ask.viewer.name)?;
     let wish = wish(ask, &ask.desk, author)
         .await?
         .ok_or_else(|| NotDone::wrong("say before when; nothing was done"))?;
     let purgeable = ask.desk.purgeable(&wish).await?;
-    let consent = must_be_seen(ask, purgeable.messages)?;
+    let consent = Consent::Typed(Some(must_be_seen(ask, purgeable.messages)?));
     let done = ask.desk.purge(&wish, purgeable, consent).await?;
-    let notice = Notice::good(format!(
-        "purged {} messages and {} plans for ever (audit {})",
-        done.purged, done.plans, done.audit_id
-    ));
-    Ok(page(
-        StatusCode::OK,
-        &DonePage {
-            frame: ask.frame("letters", "Done").with(Some(notice)),
-            heading: "Done",
-        },
-    ))
+    Ok(Notice::good(if done.is_proposed() {
+        format!(
+            "nothing is purged yet (audit {}): it takes two people, the second names the same time, as RFC 3339",
+            done.audit_id
+        )
+    } else {
+        format!(
+            "purged {} messages and {} plans for ever (audit {})",
+            done.purged, done.plans, done.audit_id
+        )
+    }))
 }

@@ -10,7 +10,7 @@ use hyper::{
     http::HeaderValue,
 };
 
-use super::{access::COOKIE_NAME, shown::fit};
+use super::shown::fit;
 use crate::desk::{Refusal, RefusalKind};
 
 /// No script, style, frame, form target or connection but our own, and none in a page itself.
@@ -40,6 +40,14 @@ impl Notice {
             text: text.into(),
             hint: None,
         }
+    }
+}
+
+/// With which status a page is answered, by what is said above it after an act.
+pub(super) fn status_under(notice: Option<&Notice>) -> StatusCode {
+    match notice {
+        Some(notice) if !notice.good => StatusCode::CONFLICT,
+        _ => StatusCode::OK,
     }
 }
 
@@ -80,6 +88,13 @@ impl NotDone {
     /// Something is not as the one who asked saw it.
     pub(super) fn changed(text: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, text)
+    }
+
+    /// With which status a page is answered that stands there again, and what is said above it.
+    pub(super) fn above(why_not: Option<Self>) -> (StatusCode, Option<Notice>) {
+        why_not.map_or((StatusCode::OK, None), |not_done| {
+            (not_done.status, Some(not_done.notice))
+        })
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -165,12 +180,12 @@ pub(super) fn again_after(mut response: Response, seconds: u32) -> Response {
     response
 }
 
-/// Gives a browser its session's cookie, or takes it away.
-pub(super) fn keep_cookie(response: &mut Response, cookie: Option<&str>, secure: bool) {
+/// Gives a browser a cookie, or takes it away.
+pub(super) fn keep_cookie(response: &mut Response, name: &str, cookie: Option<&str>, secure: bool) {
     let secure = if secure { "; Secure" } else { "" };
     let text = match cookie {
-        Some(cookie) => format!("{COOKIE_NAME}={cookie}; Path=/; HttpOnly; SameSite=Lax{secure}"),
-        None => format!("{COOKIE_NAME}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0{secure}"),
+        Some(cookie) => format!("{name}={cookie}; Path=/; HttpOnly; SameSite=Lax{secure}"),
+        None => format!("{name}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0{secure}"),
     };
     if let Ok(value) = HeaderValue::from_str(&text) {
         response.headers_mut().append(SET_COOKIE, value);

@@ -9,12 +9,14 @@ use uuid::Uuid;
 
 use super::{
     Site,
-    access::{FrontDoor, LetIn},
+    access::{COOKIE_NAME, FrontDoor, WAY_COOKIE},
     answer::{NotDone, Notice, keep_cookie, page, see},
+    ask::Ask,
     fields::Fields,
-    meet::{Ask, Frame},
+    frame::Frame,
     routes::Screen,
     shown::{At, lasting},
+    who::LetIn,
 };
 use crate::telemetry::Signal;
 
@@ -32,6 +34,7 @@ struct Enter {
 struct Over {
     frame: Frame,
     heading: &'static str,
+    sign_in: bool,
 }
 
 fn stranger(title: &str) -> Frame {
@@ -60,7 +63,7 @@ pub(super) fn enter(site: &Site, fields: &Fields) -> Response {
             }
             None => over(site),
         },
-        FrontDoor::Proxy(_) => see("/"),
+        FrontDoor::Proxy(_) | FrontDoor::Issuer(_) => see("/"),
     }
 }
 
@@ -82,6 +85,7 @@ fn over(site: &Site) -> Response {
         &Over {
             frame,
             heading: "Sign in",
+            sign_in: false,
         },
     )
 }
@@ -95,7 +99,14 @@ pub(super) fn sign_in(site: &Site, fields: &Fields, secure: bool) -> Response {
     let Some(let_in) = link.take(fields.get("link").unwrap_or_default(), now) else {
         return over(site);
     };
-    match site.sessions.begin(&let_in.name, let_in.role, let_in.entrance, now) {
+    let response = begun(site, let_in, secure, now);
+    site.print_link();
+    response
+}
+
+/// A session for somebody who was let in just now.
+fn begun(site: &Site, let_in: LetIn, secure: bool, now: Instant) -> Response {
+    match site.sessions.begin(let_in, now) {
         Ok((cookie, viewer)) => {
             Signal::ConsoleSignedIn {
                 name: &viewer.name,
@@ -104,22 +115,58 @@ pub(super) fn sign_in(site: &Site, fields: &Fields, secure: bool) -> Response {
             }
             .emit();
             let mut response = see("/");
-            keep_cookie(&mut response, Some(&cookie), secure);
-            site.print_link();
+            keep_cookie(&mut response, COOKIE_NAME, Some(&cookie), secure);
+            response
+        }
+        Err(why) => not_now(StatusCode::INTERNAL_SERVER_ERROR, Notice::bad(why)),
+    }
+}
+
+fn not_now(status: StatusCode, notice: Notice) -> Response {
+    let mut frame = stranger("Not now");
+    frame.notice = Some(notice);
+    page(
+        status,
+        &Over {
+            frame,
+            heading: "Not now",
+            sign_in: false,
+        },
+    )
+}
+
+/// To the issuer.
+pub(super) async fn leave(site: &Site, secure: bool) -> Response {
+    let FrontDoor::Issuer(issuer) = &site.door else {
+        return see("/");
+    };
+    match issuer.depart(Instant::now()).await {
+        Ok(departure) => {
+            let mut response = see(&departure.url);
+            keep_cookie(&mut response, WAY_COOKIE, Some(&departure.browser), secure);
             response
         }
         Err(why) => {
-            let mut frame = stranger("Not now");
-            frame.notice = Some(Notice::bad(why));
-            page(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                &Over {
-                    frame,
-                    heading: "Not now",
-                },
-            )
+            let mut notice = Notice::bad(format!("the issuer of console.oidc_issuer can not be asked: {why}"));
+            notice.hint = Some("nobody is signed in until it answers; who is signed in stays so".to_owned());
+            not_now(StatusCode::SERVICE_UNAVAILABLE, notice)
         }
     }
+}
+
+/// Back from the issuer.
+pub(super) async fn come_back(site: &Site, fields: &Fields, way: &str, secure: bool) -> Response {
+    let FrontDoor::Issuer(issuer) = &site.door else {
+        return see("/");
+    };
+    let now = Instant::now();
+    let state = fields.get("state").unwrap_or_default();
+    let mut response = match issuer.arrive(fields.get("code"), state, way, now).await {
+        Ok(let_in) => begun(site, let_in, secure, now),
+        Err(why) => site.not_let_in(&why),
+    };
+    keep_cookie(&mut response, WAY_COOKIE, None, secure);
+    response
 }
 
 pub(super) fn sign_out(site: &Site, ask: &Ask, secure: bool) -> Response {
@@ -131,9 +178,10 @@ pub(super) fn sign_out(site: &Site, ask: &Ask, secure: bool) -> Response {
         &Over {
             frame,
             heading: "Signed out",
+            sign_in: matches!(site.door, FrontDoor::Issuer(_)),
         },
     );
-    keep_cookie(&mut response, None, secure);
+    keep_cookie(&mut response, COOKIE_NAME, None, secure);
     response
 }
 
@@ -160,7 +208,8 @@ struct SessionLine {
     idle: String,
 }
 
-pub(super) fn sessions(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+pub(super) fn sessions(site: &Site, ask: &Ask, why_not: Option<NotDone>) -> Response {
+    let (status, notice) = NotDone::above(why_not);
     let lines = site.sessions.all(Instant::now()).into_iter().map(|one| SessionLine {
         id: one.viewer.session,
         own: one.viewer.session == ask.viewer.session,
@@ -170,23 +219,24 @@ pub(super) fn sessions(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
         began: At(one.began),
         idle: lasting(one.idle),
     });
-    Ok(page(
-        StatusCode::OK,
+    page(
+        status,
         &SessionsPage {
-            frame: ask.frame("sessions", "Sessions"),
+            frame: ask.frame("sessions", "Sessions").with(notice),
             name: ask.viewer.name.clone(),
             role: ask.viewer.role.as_str(),
             entrance: ask.viewer.entrance.as_str(),
             lines: lines.collect(),
             barred: ask.barred(Screen::EndSession),
         },
-    ))
+    )
 }
 
-pub(super) fn end_session(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    let session = Uuid::parse_str(&ask.part).map_err(|_| NotDone::missing("there is no such session"))?;
-    if !site.sessions.end(session) {
-        return Err(NotDone::missing("there is no such session, or not any more"));
+pub(super) fn end_session(site: &Site, ask: &Ask) -> Response {
+    let is_ended = Uuid::parse_str(&ask.part).is_ok_and(|session| site.sessions.end(session));
+    if is_ended {
+        return see("/sessions");
     }
-    Ok(see("/sessions"))
+    let why_not = NotDone::missing("there is no such session, or not any more; nothing was done");
+    sessions(site, ask, Some(why_not))
 }

@@ -9,8 +9,9 @@ use hyper::StatusCode;
 use super::{
     Site,
     answer::{NotDone, page},
+    ask::Ask,
     chart,
-    meet::{Ask, Frame},
+    frame::Frame,
     overview::who_must_act,
     shown::{At, Digits, Markup},
 };

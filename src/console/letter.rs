@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use super::{
     answer::{NotDone, Notice, page},
+    ask::Ask,
     fields::query_of,
-    meet::{Ask, Frame},
-    shown::{At, Chip, Digits, Markup, MaybeAt, escaped, lines, short},
+    frame::Frame,
+    shown::{self, At, Chip, Digits, Markup, MaybeAt, escaped, lines, short},
     trail::{ActLine, act_lines},
 };
 use crate::{
@@ -155,24 +156,8 @@ fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
                 )),
             ),
             ("type", text(allocation.kind.as_str())),
-            (
-                "status",
-                Markup(
-                    match allocation.status.as_str() {
-                        "reserved" => Chip::busy("reserved"),
-                        status => Chip::good(status),
-                    }
-                    .to_string(),
-                ),
-            ),
-            (
-                "amount",
-                Markup(format!(
-                    "{} {}",
-                    Digits::of(&allocation.amount.quantity),
-                    escaped(&allocation.amount.currency)
-                )),
-            ),
+            ("status", shown::status(allocation)),
+            ("amount", shown::amount(&allocation.amount)),
             ("client", code(allocation.client_id)),
             ("connection", code(allocation.connection_id)),
             ("changed", Markup(At(allocation.updated_at).to_string())),

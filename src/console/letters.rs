@@ -18,10 +18,11 @@ use uuid::Uuid;
 
 use super::{
     Site,
-    answer::{NotDone, page, with_headers},
+    answer::{NotDone, Notice, page, with_headers},
     aside,
+    ask::Ask,
     fields::{pairs_of, query_of},
-    meet::{Ask, Frame},
+    frame::Frame,
     routes::Screen,
     shown::{At, Chip, Digits, short},
 };
@@ -56,6 +57,12 @@ struct LettersPage {
     group: String,
     since: String,
     until: String,
+    /// None: what was asked for can not be.
+    listed: Option<Listed>,
+}
+
+/// What a question found, and what may be done with all of it.
+struct Listed {
     lines: Vec<LetterLine>,
     arrived: i64,
     arrived_most: i64,
@@ -71,6 +78,7 @@ struct LettersPage {
     plan_barred: Option<String>,
     export_barred: Option<String>,
     plan_command: String,
+    export_command: String,
 }
 
 struct LetterLine {
@@ -96,16 +104,45 @@ fn head(text: &str) -> String {
     head
 }
 
-pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    let which = ask.fields.which()?;
-    let after: i64 = ask.fields.number("after")?.unwrap_or_default();
+/// A list as it is asked for.
+struct Asked {
+    which: Which,
+    /// After this one, in the order of arrival, and of those that had come by then.
+    after: i64,
+    upto: Option<i64>,
+    at: Option<Timestamp>,
+}
+
+impl Asked {
+    fn read(ask: &Ask) -> Result<Self, NotDone> {
+        let time = |text: &str| {
+            text.parse::<Timestamp>()
+                .map_err(|_| NotDone::wrong(format!("at: {text:?} is no time")))
+        };
+        Ok(Self {
+            which: ask.fields.which()?,
+            after: ask.fields.number("after")?.unwrap_or_default(),
+            upto: ask.fields.number("upto")?,
+            at: ask.fields.get("at").map(time).transpose()?,
+        })
+    }
+}
+
+pub(super) async fn letters(site: &Site, ask: &Ask, why_not: Option<NotDone>) -> Result<Response, NotDone> {
+    match (Asked::read(ask), why_not) {
+        (Ok(asked), why_not) => list(site, ask, asked, why_not).await,
+        // The form stays as it was filled in, and lists nothing.
+        (Err(wrong), _) => Ok(page(wrong.status, &form(ask, &Which::default(), Some(wrong.notice)))),
+    }
+}
+
+async fn list(site: &Site, ask: &Ask, asked: Asked, why_not: Option<NotDone>) -> Result<Response, NotDone> {
+    let Asked { which, after, .. } = asked;
     let newest = ask.desk.newest_letter().await?;
     // A page is of the moment when its question was asked first: what came since is counted, and not mixed in.
-    let upto: i64 = ask.fields.number("upto")?.unwrap_or(newest);
-    let asked_at = match ask.fields.get("at") {
-        Some(text) => text
-            .parse::<Timestamp>()
-            .map_err(|_| NotDone::wrong(format!("at: {text:?} is no time")))?,
+    let upto = asked.upto.unwrap_or(newest);
+    let asked_at = match asked.at {
+        Some(at) => at,
         None => ask.desk.clock().await?,
     };
     let limit = i64::from(site.settings.page);
@@ -115,7 +152,7 @@ pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone>
     let more = found.more && found.items.len() == before;
     let arrived = ask.desk.letters_after(upto, ARRIVED_MOST).await?;
     let frozen = frozen(&which, asked_at);
-    let (count, plannable) = ask.desk.count_letters(&frozen).await?;
+    let (count, plannable) = ask.desk.count_plannable(&frozen).await?;
     let pairs = pairs_of(&which);
     let place = |after: Option<i64>| {
         let mut pairs = pairs.clone();
@@ -125,7 +162,6 @@ pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone>
         query_of(&pairs)
     };
     let next = found.items.last().filter(|_| more).map(|last| place(Some(last.cursor)));
-    let field = |name: &str| ask.fields.get(name).unwrap_or_default().to_owned();
     let lines = found.items.into_iter().map(|letter| LetterLine {
         short: short(letter.id),
         id: letter.id,
@@ -142,68 +178,86 @@ pub(super) async fn letters(site: &Site, ask: &Ask) -> Result<Response, NotDone>
         limit: None,
         operator: ask.viewer.name.clone(),
     };
+    let (status, notice) = NotDone::above(why_not);
+    let listed = Listed {
+        lines: lines.collect(),
+        arrived,
+        arrived_most: ARRIVED_MOST,
+        fresh: query_of(&pairs),
+        first: (after > 0).then(|| place(None)),
+        next,
+        count,
+        plannable,
+        planned_states: if which.states.is_empty() {
+            "open".to_owned()
+        } else if which.states.len() == State::ALL.len() {
+            "in any state".to_owned()
+        } else {
+            let states: Vec<&str> = which.states.iter().map(|state| state.as_str()).collect();
+            states.join(" or ")
+        },
+        act_query: query_of(&pairs_of(&frozen)),
+        frozen: pairs_of(&frozen),
+        plan_barred: ask.barred(Screen::MakePlan),
+        export_barred: ask.barred(Screen::Export),
+        plan_command: wish.command().to_string(),
+        export_command: exported(ask, frozen).command().to_string(),
+    };
     Ok(page(
-        StatusCode::OK,
+        status,
         &LettersPage {
-            states: states(&which),
-            reasons: Reason::ALL
-                .into_iter()
-                .map(|reason| Choice {
-                    value: reason.to_string(),
-                    label: reason.to_string(),
-                    on: which.reasons.first() == Some(&reason),
-                })
-                .collect(),
-            finals: [
-                ("", "either"),
-                ("no", "no: may settle later"),
-                ("yes", "yes: never settles"),
-            ]
-            .into_iter()
+            listed: Some(listed),
+            ..form(ask, &which, notice)
+        },
+    ))
+}
+
+/// The filters, as they are filled in.
+fn form(ask: &Ask, which: &Which, notice: Option<Notice>) -> LettersPage {
+    let field = |name: &str| ask.fields.get(name).unwrap_or_default().to_owned();
+    let choices = |name: &str, all: Vec<(&str, &str)>| -> Vec<Choice> {
+        let on = ask.fields.get(name).unwrap_or_default();
+        all.into_iter()
             .map(|(value, label)| Choice {
                 value: value.to_owned(),
                 label: label.to_owned(),
-                on: ask.fields.get("final").unwrap_or_default() == value,
+                on: on == value,
+            })
+            .collect()
+    };
+    LettersPage {
+        frame: ask.frame("letters", "Letters").with(notice),
+        states: states(which),
+        reasons: Reason::ALL
+            .into_iter()
+            .map(|reason| Choice {
+                value: reason.to_string(),
+                label: reason.to_string(),
+                on: which.reasons.first() == Some(&reason),
             })
             .collect(),
-            makers: std::iter::once(("", "anybody"))
+        finals: choices(
+            "final",
+            vec![
+                ("", "either"),
+                ("no", "no: may settle later"),
+                ("yes", "yes: never settles"),
+            ],
+        ),
+        makers: choices(
+            "made_by",
+            std::iter::once(("", "anybody"))
                 .chain(MadeBy::ALL.into_iter().map(|maker| (maker.as_str(), maker.as_str())))
-                .map(|(value, label)| Choice {
-                    value: value.to_owned(),
-                    label: label.to_owned(),
-                    on: ask.fields.get("made_by").unwrap_or_default() == value,
-                })
                 .collect(),
-            partner: field("partner"),
-            nonce: field("nonce"),
-            allocation: field("allocation"),
-            group: field("group"),
-            since: field("since"),
-            until: field("until"),
-            lines: lines.collect(),
-            arrived,
-            arrived_most: ARRIVED_MOST,
-            fresh: query_of(&pairs),
-            first: (after > 0).then(|| place(None)),
-            next,
-            count,
-            plannable,
-            planned_states: if which.states.is_empty() {
-                "open".to_owned()
-            } else if which.states.len() == State::ALL.len() {
-                "in any state".to_owned()
-            } else {
-                let states: Vec<&str> = which.states.iter().map(|state| state.as_str()).collect();
-                states.join(" or ")
-            },
-            act_query: query_of(&pairs_of(&frozen)),
-            frozen: pairs_of(&frozen),
-            plan_barred: ask.barred(Screen::MakePlan),
-            export_barred: ask.barred(Screen::Export),
-            plan_command: wish.command().to_string(),
-            frame: ask.frame("letters", "Letters"),
-        },
-    ))
+        ),
+        partner: field("partner"),
+        nonce: field("nonce"),
+        allocation: field("allocation"),
+        group: field("group"),
+        since: field("since"),
+        until: field("until"),
+        listed: None,
+    }
 }
 
 /// The question as it was asked at a moment: what fails later is none of it.
@@ -234,13 +288,25 @@ fn states(which: &Which) -> Vec<Choice> {
 }
 
 /// Messages with their bodies, one a line. Who exported what stands in the audit before the first byte leaves.
-pub(super) async fn export(ask: &Ask) -> Result<Response, NotDone> {
+pub(super) async fn export(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    match begin_export(ask).await {
+        Ok(response) => Ok(response),
+        Err(not_done) => letters(site, ask, Some(not_done)).await,
+    }
+}
+
+fn exported(ask: &Ask, which: Which) -> Export {
+    Export {
+        which,
+        recipients: Vec::new(),
+        operator: ask.viewer.name.clone(),
+    }
+}
+
+async fn begin_export(ask: &Ask) -> Result<Response, NotDone> {
     /// Lines under way.
     const AHEAD: usize = 64;
-    let wish = Export {
-        which: ask.fields.which()?,
-        operator: ask.viewer.name.clone(),
-    };
+    let wish = exported(ask, ask.fields.which()?);
     let (lines, mut receiver) = mpsc::channel::<Bytes>(AHEAD);
     let desk = ask.desk.clone();
     let (begun, beginning) = tokio::sync::oneshot::channel::<Result<(), Refusal>>();

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::{
     Site,
     answer::{NotDone, with_headers},
-    meet::Ask,
+    ask::Ask,
     overview,
 };
 use crate::{

@@ -2,161 +2,36 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use askama::Template;
 use axum::{
+    Router,
     body::{Body, Bytes},
-    extract::Request,
+    extract::{Request, State},
     response::Response,
+    routing::{MethodFilter, MethodRouter},
 };
 use hyper::{
     HeaderMap, StatusCode,
     header::{CONTENT_TYPE, HOST},
 };
-use jiff::Timestamp;
 
 use super::{
     Site,
-    access::{ConsoleRole, FrontDoor, LetIn, Needs, NotLetIn, cookie},
+    access::{COOKIE_NAME, FrontDoor, WAY_COOKIE, cookie},
     acts,
-    answer::{NotDone, Notice, again_after, allow, keep_cookie, page, see},
+    answer::{NotDone, again_after, keep_cookie, see},
+    aside,
+    ask::Ask,
     assets, entry,
     fields::Fields,
-    groups, letter, letters, live, money, overview, partners, plans,
-    routes::{Method, RouteLine, Screen},
+    frame::barred,
+    groups, letter, letters, live, money, overview, partners, plans, proof,
+    routes::{Method, RouteLine, Screen, TABLE},
     runs,
-    sessions::{Found, Viewer, WayIn, is_same},
+    sessions::{Found, Viewer, is_same},
     timeline, trail,
+    who::{LetIn, Needs, WayIn},
 };
-use crate::{
-    desk::{Desk, PartnerAct},
-    http::door::Pulse,
-    telemetry::Signal,
-};
-
-/// What is asked, and by whom.
-pub(super) struct Ask {
-    pub(super) viewer: Viewer,
-    pub(super) part: String,
-    pub(super) fields: Fields,
-    /// The desk, for this one's name.
-    pub(super) desk: Desk,
-    pub(super) read_only: bool,
-}
-
-impl Ask {
-    /// Why this one may not ask for something; none: they may.
-    pub(super) fn barred(&self, screen: Screen) -> Option<String> {
-        barred(screen.needs(), Some(self.viewer.role), self.read_only)
-    }
-
-    /// The number in the path.
-    pub(super) fn number(&self, what: &str) -> Result<i64, NotDone> {
-        self.part
-            .parse()
-            .map_err(|_| NotDone::missing(format!("there is no {what} {:?}", self.part)))
-    }
-
-    /// A page around which everything else stands.
-    pub(super) fn frame(&self, here: &'static str, title: impl Into<String>) -> Frame {
-        Frame {
-            title: title.into(),
-            here,
-            who: Some(self.viewer.clone()),
-            read_only: self.read_only,
-            notice: None,
-        }
-    }
-}
-
-/// What stands around every page.
-pub(super) struct Frame {
-    pub(super) title: String,
-    /// Which of the places to go one is at.
-    pub(super) here: &'static str,
-    pub(super) who: Option<Viewer>,
-    pub(super) read_only: bool,
-    pub(super) notice: Option<Notice>,
-}
-
-/// A place to go.
-pub(super) struct Place {
-    pub(super) key: &'static str,
-    pub(super) path: &'static str,
-    pub(super) name: &'static str,
-}
-
-impl Frame {
-    pub(super) fn with(mut self, notice: Option<Notice>) -> Self {
-        self.notice = notice;
-        self
-    }
-
-    pub(super) fn places(&self) -> [Place; 11] {
-        let place = |key, path, name| Place { key, path, name };
-        [
-            place("overview", "/", "Overview"),
-            place("groups", "/groups", "Groups"),
-            place("letters", "/letters", "Letters"),
-            place("plans", "/plans", "Plans"),
-            place("runs", "/runs", "Runs"),
-            place("timeline", "/timeline", "Timeline"),
-            place("partners", "/partners", "Partners"),
-            place("ledger", "/ledger", "Ledger"),
-            place("outbox", "/outbox", "Outbox"),
-            place("audit", "/audit", "Audit"),
-            place("doctor", "/doctor", "Doctor"),
-        ]
-    }
-
-    pub(super) fn style(&self) -> &'static str {
-        assets::STYLE.path
-    }
-
-    pub(super) fn scripts(&self) -> [&'static str; 2] {
-        [assets::HTMX.path, assets::SCRIPT.path]
-    }
-
-    pub(super) fn icon(&self) -> &'static str {
-        assets::ICON.path
-    }
-
-    pub(super) fn form_token(&self) -> &str {
-        self.who.as_ref().map_or("", |who| who.form_token.as_str())
-    }
-
-    pub(super) fn now(&self) -> super::shown::At {
-        super::shown::At(Timestamp::now())
-    }
-}
-
-/// A page that only says something.
-#[derive(Template)]
-#[template(path = "message.html")]
-struct Message {
-    frame: Frame,
-    heading: &'static str,
-}
-
-/// Why somebody in a role may not; none: they may.
-fn barred(needs: Needs, role: Option<ConsoleRole>, read_only: bool) -> Option<String> {
-    let at_least = |least: ConsoleRole| match role {
-        Some(role) if role >= least => None,
-        Some(role) => Some(format!(
-            "this needs the role {}; yours is {}",
-            least.as_str(),
-            role.as_str()
-        )),
-        None => Some("sign in first".to_owned()),
-    };
-    match needs {
-        Needs::Nobody => None,
-        Needs::Look(least) => at_least(least),
-        Needs::Change(_) if read_only && role.is_some() => {
-            Some("this console is for looking only (console.read_only)".to_owned())
-        }
-        Needs::Change(least) => at_least(least),
-    }
-}
+use crate::{desk::PartnerAct, http::door::Pulse, telemetry::Signal};
 
 /// Whoever asks, and the cookie that they are to get.
 struct Met {
@@ -171,11 +46,11 @@ impl Site {
         let response = match self.let_in(line, request.headers()) {
             Err(refused) => refused,
             Ok(met) => {
-                let secure = self.encrypted || is_forwarded_securely(request.headers());
+                let secure = self.secure || is_forwarded_securely(request.headers());
                 let fresh = met.fresh.clone();
                 let mut response = self.answer(line, met, secure, request).await;
                 if let Some(cookie) = fresh {
-                    keep_cookie(&mut response, Some(&cookie), secure);
+                    keep_cookie(&mut response, COOKIE_NAME, Some(&cookie), secure);
                 }
                 response
             }
@@ -193,7 +68,7 @@ impl Site {
     #[expect(clippy::result_large_err, reason = "an answer is what it is")]
     fn let_in(&self, line: &RouteLine, headers: &HeaderMap) -> Result<Met, Response> {
         let now = Instant::now();
-        let found = cookie(headers).map_or(Found::Nobody, |cookie| {
+        let found = cookie(headers, COOKIE_NAME).map_or(Found::Nobody, |cookie| {
             // Being watched live is not being used.
             self.sessions.find(cookie, line.screen != Screen::Live, now)
         });
@@ -220,6 +95,10 @@ impl Site {
                 viewer: viewer.filter(|viewer| viewer.entrance == WayIn::Link),
                 fresh: None,
             }),
+            FrontDoor::Issuer(_) => Ok(Met {
+                viewer: viewer.filter(|viewer| viewer.entrance == WayIn::Issuer),
+                fresh: None,
+            }),
             FrontDoor::Proxy(_) if line.needs == Needs::Nobody => Ok(Met {
                 viewer: None,
                 fresh: None,
@@ -237,9 +116,10 @@ impl Site {
         if let Some(mut viewer) =
             viewer.filter(|viewer| viewer.entrance == let_in.entrance && viewer.name == let_in.name)
         {
-            if viewer.role != let_in.role {
+            if (viewer.role, &viewer.partners) != (let_in.role, &let_in.partners) {
                 viewer.role = let_in.role;
-                self.sessions.is_now(viewer.session, let_in.role);
+                viewer.partners = let_in.partners;
+                self.sessions.is_now(&viewer);
             }
             return Ok(Met {
                 viewer: Some(viewer),
@@ -248,15 +128,15 @@ impl Site {
         }
         let begun = self
             .sessions
-            .begin(&let_in.name, let_in.role, let_in.entrance, now)
+            .begin(let_in, now)
             .map_err(|why| self.message(StatusCode::INTERNAL_SERVER_ERROR, "Not now", &why, None))?;
+        let (cookie, viewer) = begun;
         Signal::ConsoleSignedIn {
-            name: &let_in.name,
-            role: let_in.role.as_str(),
-            entrance: let_in.entrance.as_str(),
+            name: &viewer.name,
+            role: viewer.role.as_str(),
+            entrance: viewer.entrance.as_str(),
         }
         .emit();
-        let (cookie, viewer) = begun;
         Ok(Met {
             viewer: Some(viewer),
             fresh: Some(cookie),
@@ -264,14 +144,14 @@ impl Site {
     }
 
     async fn answer(self: &Arc<Self>, line: &RouteLine, met: Met, secure: bool, request: Request) -> Response {
-        let role = met.viewer.as_ref().map(|viewer| viewer.role);
-        if let Some(why) = barred(line.needs, role, self.settings.read_only) {
+        if let Some(why) = barred((line.needs, line.limits), met.viewer.as_ref(), self.settings.read_only) {
             return match &met.viewer {
                 None => self.sign_in_first(),
                 Some(_) => self.message(StatusCode::FORBIDDEN, "Not for you", &why, met.viewer.as_ref()),
             };
         }
         let part = line.part_of(request.uri().path()).unwrap_or_default();
+        let way = cookie(request.headers(), WAY_COOKIE).unwrap_or_default().to_owned();
         let fields = match self.fields(line, request, met.viewer.as_ref()).await {
             Ok(fields) => fields,
             Err(not_done) => return self.say_not_done(&not_done, met.viewer.as_ref()),
@@ -280,6 +160,8 @@ impl Site {
             return match line.screen {
                 Screen::Enter => entry::enter(self, &fields),
                 Screen::SignIn => entry::sign_in(self, &fields, secure),
+                Screen::Leave => entry::leave(self, secure).await,
+                Screen::ComeBack => entry::come_back(self, &fields, &way, secure).await,
                 Screen::Asset => assets::asset(&part),
                 _ => self.sign_in_first(),
             };
@@ -287,8 +169,9 @@ impl Site {
         let desk = match viewer.entrance {
             // The name is the program's starter's word, and no more than on a command line.
             WayIn::Link => self.desk.clone(),
-            WayIn::Proxy => self.desk.vouched_for(&viewer.name),
+            WayIn::Proxy | WayIn::Issuer => self.desk.vouched_for(&viewer.name),
         };
+        let desk = desk.limited_to(viewer.partners.clone());
         let ask = Ask {
             viewer,
             part,
@@ -304,13 +187,15 @@ impl Site {
 
     async fn screen(self: &Arc<Self>, screen: Screen, ask: &Ask, secure: bool) -> Result<Response, NotDone> {
         match screen {
+            // What everybody has in sum is not theirs.
+            Screen::Overview if ask.viewer.partners.is_some() => Ok(see("/groups")),
             Screen::Overview => overview::overview(self, ask).await,
             Screen::Live => live::watch(self, ask),
             Screen::Groups => groups::groups(self, ask).await,
-            Screen::Letters => letters::letters(self, ask).await,
+            Screen::Letters => letters::letters(self, ask, None).await,
             Screen::Letter => letter::letter(ask, None, false).await,
             Screen::LetterBody => letter::letter(ask, None, true).await,
-            Screen::Export => letters::export(ask).await,
+            Screen::Export => letters::export(self, ask).await,
             Screen::AskDiscard => acts::ask(ask, crate::desk::StateChange::Discard, None).await,
             Screen::Discard => acts::change(ask, crate::desk::StateChange::Discard).await,
             Screen::AskRestore => acts::ask(ask, crate::desk::StateChange::Restore, None).await,
@@ -318,7 +203,7 @@ impl Site {
             Screen::AskPurge => acts::ask_purge(ask, None).await,
             Screen::Purge => acts::purge(ask).await,
             Screen::Plans => plans::plans(self, ask).await,
-            Screen::MakePlan => plans::make(ask).await,
+            Screen::MakePlan => plans::make(self, ask).await,
             Screen::Plan => plans::plan(ask, None).await,
             Screen::Approve => plans::approve(ask).await,
             Screen::Replay => plans::replay(self, ask).await,
@@ -330,21 +215,21 @@ impl Site {
             Screen::Resume => runs::resume(self, ask).await,
             Screen::Timeline => timeline::timeline(ask).await,
             Screen::Partners => partners::partners(ask).await,
-            Screen::Partner => partners::partner(ask, None).await,
-            Screen::Suspend => partners::act(ask, PartnerAct::Suspend).await,
-            Screen::Quarantine => partners::act(ask, PartnerAct::Quarantine).await,
-            Screen::ResumePartner => partners::act(ask, PartnerAct::Resume).await,
+            Screen::Partner => partners::partner(self, ask, None).await,
+            Screen::Suspend => partners::act(self, ask, PartnerAct::Suspend).await,
+            Screen::Quarantine => partners::act(self, ask, PartnerAct::Quarantine).await,
+            Screen::ResumePartner => partners::act(self, ask, PartnerAct::Resume).await,
             Screen::Ledger => money::ledger(ask).await,
-            Screen::Check => money::check(self, ask).await,
+            Screen::Check => proof::check(self, ask).await,
             Screen::Outbox => trail::outbox(self, ask, None).await,
             Screen::Retry => trail::retry(self, ask).await,
             Screen::Audit => trail::audit(self, ask).await,
             Screen::Doctor => trail::doctor(self, ask).await,
-            Screen::Sessions => entry::sessions(self, ask),
-            Screen::EndSession => entry::end_session(self, ask),
+            Screen::Sessions => Ok(entry::sessions(self, ask, None)),
+            Screen::EndSession => Ok(entry::end_session(self, ask)),
             Screen::SignOut => Ok(entry::sign_out(self, ask, secure)),
             // Who is signed in already has no need of it.
-            Screen::Enter | Screen::SignIn => Ok(see("/")),
+            Screen::Enter | Screen::SignIn | Screen::Leave | Screen::ComeBack => Ok(see("/")),
             Screen::Asset => Ok(assets::asset(&ask.part)),
         }
     }
@@ -402,107 +287,30 @@ impl Site {
             )),
         }
     }
+}
 
-    // What is said instead of a page ------------------------------------------------------------------------------------
-
-    fn message(&self, status: StatusCode, heading: &'static str, text: &str, viewer: Option<&Viewer>) -> Response {
-        self.say(status, heading, Notice::bad(text), viewer)
-    }
-
-    fn say(&self, status: StatusCode, heading: &'static str, notice: Notice, viewer: Option<&Viewer>) -> Response {
-        let message = Message {
-            frame: Frame {
-                title: heading.to_owned(),
-                here: "",
-                who: viewer.cloned(),
-                read_only: self.settings.read_only,
-                notice: Some(notice),
-            },
-            heading,
+/// The door of each line of the table.
+pub(super) fn router(site: Arc<Site>) -> Router {
+    let mut router = Router::new();
+    for line in TABLE {
+        let filter = match line.method {
+            Method::Get => MethodFilter::GET,
+            Method::Post => MethodFilter::POST,
         };
-        page(status, &message)
-    }
-
-    fn say_not_done(&self, not_done: &NotDone, viewer: Option<&Viewer>) -> Response {
-        let heading = match not_done.status {
-            StatusCode::NOT_FOUND => "Nothing of that name",
-            StatusCode::SERVICE_UNAVAILABLE => "Not now",
-            StatusCode::INTERNAL_SERVER_ERROR => "A fault of ours",
-            _ => "Not done",
+        let answer = async move |State(site): State<Arc<Site>>, request: Request| {
+            let busy = Arc::clone(&site);
+            aside::soon(move || async move { site.meet(&line, request).await })
+                .await
+                .unwrap_or_else(|| busy.broke())
         };
-        self.say(not_done.status, heading, not_done.notice.clone(), viewer)
+        router = router.route(line.path, MethodRouter::new().on(filter, answer));
     }
-
-    fn too_often(&self, why: &str) -> Response {
-        self.message(StatusCode::TOO_MANY_REQUESTS, "Too often", why, None)
-    }
-
-    fn sign_in_first(&self) -> Response {
-        let notice = match &self.door {
-            FrontDoor::Link(_) => Notice {
-                good: false,
-                text: "you are not signed in, or not any more".to_owned(),
-                hint: Some("open the one-time link that `settled console` printed where it was started".to_owned()),
-            },
-            FrontDoor::Proxy(_) => Notice::bad("you are not signed in, or not any more: load the page again"),
-        };
-        self.say(StatusCode::UNAUTHORIZED, "Sign in", notice, None)
-    }
-
-    fn not_let_in(&self, why: &NotLetIn) -> Response {
-        match why {
-            NotLetIn::NotByProxy => self.message(
-                StatusCode::UNAUTHORIZED,
-                "Not this way",
-                "this console is reached through its proxy, which says who asks",
-                None,
-            ),
-            NotLetIn::NoName => self.message(
-                StatusCode::UNAUTHORIZED,
-                "Who is it?",
-                "the proxy does not say who asks: it must send one name (console.proxy_user_header)",
-                None,
-            ),
-            NotLetIn::Unlisted(name) => self.message(
-                StatusCode::FORBIDDEN,
-                "Not for you",
-                &format!("{name} is on no list: console.readers, console.operators or console.approvers"),
-                None,
-            ),
-        }
-    }
-
-    /// What is said where a page broke in the middle.
-    pub(super) fn broke(&self) -> Response {
-        self.message(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "A fault of ours",
-            "the page broke while it was made; the log says more",
-            None,
-        )
-    }
-
-    /// A form's address that is only looked at, after a reload perhaps: what it is about is one step up.
-    pub(super) fn wrong_method(&self, request: &Request) -> Response {
-        let above = request.uri().path().rsplit_once('/').map(|(above, _)| above);
-        match (request.method().as_str(), above) {
-            ("GET" | "HEAD", Some("")) => see("/letters"),
-            ("GET" | "HEAD", Some(above)) => see(above),
-            _ => allow(
-                self.message(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "Not like this",
-                    "this is asked for in another way",
-                    None,
-                ),
-                "GET, HEAD, POST",
-            ),
-        }
-    }
-
-    pub(super) fn nothing_here(&self, _: &Request) -> Response {
-        self.message(StatusCode::NOT_FOUND, "Nothing here", "there is no such page", None)
-    }
+    router
+        .method_not_allowed_fallback(async |State(site): State<Arc<Site>>, request: Request| {
+            site.wrong_method(&request)
+        })
+        .fallback(async |State(site): State<Arc<Site>>, request: Request| site.nothing_here(&request))
+        .with_state(site)
 }
 
 fn forged() -> NotDone {
@@ -567,20 +375,6 @@ mod tests {
             "127.0.0.1.evil:1",
         ] {
             assert!(!named(host), "{host}");
-        }
-    }
-
-    #[test]
-    fn a_role_may_what_it_may() {
-        use ConsoleRole::{Approver, Operator, Reader};
-        let may = |needs, role, read_only| barred(needs, role, read_only).is_none();
-        for read_only in [false, true] {
-            assert!(may(Needs::Nobody, None, read_only) && !may(Needs::Look(Reader), None, read_only));
-            assert!(may(Needs::Look(Reader), Some(Reader), read_only));
-            assert!(!may(Needs::Look(Operator), Some(Reader), read_only));
-            assert_eq!(may(Needs::Change(Operator), Some(Approver), read_only), !read_only);
-            assert!(!may(Needs::Change(Approver), Some(Operator), read_only));
-            assert!(!may(Needs::Change(Reader), None, read_only));
         }
     }
 }

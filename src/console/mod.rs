@@ -5,11 +5,16 @@ mod access;
 mod acts;
 mod answer;
 mod aside;
+mod ask;
 mod assets;
+mod beside;
 mod chart;
 mod entry;
 mod fields;
+mod frame;
 mod groups;
+mod instead;
+mod issuer;
 mod letter;
 mod letters;
 mod live;
@@ -17,13 +22,17 @@ mod meet;
 mod money;
 mod overview;
 mod partners;
+mod people;
 mod plans;
+mod proof;
 mod routes;
 mod runs;
 mod sessions;
 mod shown;
 mod timeline;
+mod traffic;
 mod trail;
+mod who;
 mod workers;
 
 use std::{
@@ -34,19 +43,24 @@ use std::{
 };
 
 use hyper::StatusCode;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio_rustls::TlsAcceptor;
-
-pub use self::{
-    access::{ConsoleRole, Needs},
-    routes::{ConsoleRoute, table},
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, SemaphorePermit, watch},
 };
+
 use self::{
     access::{FrontDoor, Strangers, is_loopback},
     answer::NotDone,
+    issuer::public_url,
     live::Live,
+    proof::Proofs,
     runs::Drivers,
     sessions::Sessions,
+};
+pub use self::{
+    beside::{Beside, beside},
+    routes::{ConsoleRoute, table},
+    who::{ConsoleRole, Needs},
 };
 use crate::{
     config::{ConsoleSettings, Settings},
@@ -56,8 +70,9 @@ use crate::{
         door::{ConnectionBounds, Connections},
         server::Served,
     },
+    retry::stopped,
     telemetry::Signal,
-    tls,
+    tls::{Callers, ListenerFiles},
     worker::Signals,
 };
 
@@ -95,7 +110,7 @@ pub type Examine = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Examined>> + 
 /// What whoever starts the console is told.
 #[derive(Clone, Debug)]
 pub enum ConsoleNews {
-    /// It listens; people come through the proxy.
+    /// It listens; a proxy or an issuer signs people in.
     Listens { url: String },
     /// It lets in whoever opens this, once.
     Link { url: String },
@@ -118,21 +133,23 @@ struct Site {
     strangers: Strangers,
     live: Arc<Live>,
     drivers: Drivers,
-    /// One proof of the books at a time, and one look of the doctor: both ask much.
+    proofs: Proofs,
+    /// One look of the doctor at a time: it asks much.
     long: Semaphore,
     starter: Starter,
     /// Where it is, as a browser on this machine says it.
     base: String,
-    encrypted: bool,
+    /// Whether browsers reach it by TLS alone.
+    secure: bool,
 }
 
 impl Site {
-    /// The place of whoever asks much.
+    /// The place of whoever asks the doctor.
     fn alone(&self) -> Result<SemaphorePermit<'_>, NotDone> {
         self.long.try_acquire().map_err(|_| {
             NotDone::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "somebody else has the books checked, or asks the doctor, just now: ask again in a moment",
+                "somebody else asks the doctor just now: ask again in a moment",
             )
         })
     }
@@ -152,73 +169,117 @@ impl Site {
 /// # Errors
 /// What waiting can not mend.
 pub async fn run(settings: &Settings, starter: Starter) -> Result<(), ConsoleFailure> {
-    let console = &settings.console;
-    let door = FrontDoor::of(console, &starter.operator).map_err(ConsoleFailure::Setting)?;
-    let tls = encryption(settings)?;
-    let desk = Desk::open(settings).map_err(ConsoleFailure::Desk)?;
     let mut signals =
         Signals::new().map_err(|error| ConsoleFailure::Ours(format!("signals can not be caught: {error}")))?;
-    // An older or newer schema does not pass by waiting; a database that is away does.
-    match desk.check_schema().await {
-        Err(refusal) if refusal.kind != RefusalKind::Away => return Err(ConsoleFailure::Desk(refusal)),
-        Ok(()) | Err(_) => {}
-    }
-    let (listener, address) = http::bind(console.listen)
-        .await
-        .map_err(|error| ConsoleFailure::Http(error.of("console.listen", "SETTLED_CONSOLE__LISTEN")))?;
+    let opened = Opened::new(settings, starter).await?;
     let (stopper, stop) = watch::channel(false);
-    let connections = Arc::new(Connections::new(ConnectionBounds {
-        connections: console.connections_max,
-        per_address: console.connections_per_address_max,
-        head: console.head_timeout,
-        idle: console.idle_timeout,
-        answer: console.answer_timeout,
-    }));
-    let live = Arc::new(Live::new(console));
-    let site = Arc::new(Site {
-        drivers: Drivers {
-            places: Arc::new(Semaphore::new(console.runs_max)),
-            stop: stop.clone(),
-        },
-        door,
-        sessions: Sessions::new(console),
-        strangers: Strangers::new(console.rate_of_strangers),
-        live: Arc::clone(&live),
-        long: Semaphore::new(1),
-        starter,
-        base: url_of(address, tls.is_some()),
-        encrypted: tls.is_some(),
-        settings: console.clone(),
-        desk,
-    });
-    tokio::spawn(live::poll(Arc::clone(&site), stop.clone()));
-    let served = Served {
-        door: Arc::clone(&connections),
-        routes: routes::routes(Arc::clone(&site)),
-        tls: tls.clone(),
-        last_words: Duration::from_secs(1),
-    };
-    tokio::spawn(served.accept(listener, stop));
-    Signal::ConsoleListening {
-        address,
-        encrypted: tls.is_some(),
-        version: env!("CARGO_PKG_VERSION"),
-    }
-    .emit();
-    match &site.door {
-        FrontDoor::Link(_) => site.print_link(),
-        FrontDoor::Proxy(_) => (site.starter.tell)(&ConsoleNews::Listens { url: site.base.clone() }),
-    }
-    let name = signals.next().await;
-    Signal::Stopping { why: name }.emit();
-    stopper.send_replace(true);
+    let serving = opened.serve(stop);
+    tokio::pin!(serving);
     tokio::select! {
-        () = async { tokio::join!(connections.empty(), site.drivers.empty(console.runs_max)); } => {}
-        () = tokio::time::sleep(LAST_WORDS) => {}
-        _ = signals.next() => {}
+        () = &mut serving => {}
+        name = signals.next() => {
+            Signal::Stopping { why: name }.emit();
+            stopper.send_replace(true);
+            tokio::select! {
+                () = serving => {}
+                _ = signals.next() => {}
+            }
+        }
     }
     Signal::Stopped.emit();
     Ok(())
+}
+
+/// A console that has its address, and answers nobody yet.
+struct Opened {
+    site: Site,
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Arc<ListenerFiles>>,
+    connections: ConnectionBounds,
+}
+
+impl Opened {
+    async fn new(settings: &Settings, starter: Starter) -> Result<Self, ConsoleFailure> {
+        let console = &settings.console;
+        let door = FrontDoor::of(settings, &starter.operator).map_err(ConsoleFailure::Setting)?;
+        let tls = encryption(settings)?;
+        let desk = Desk::open(settings).map_err(ConsoleFailure::Desk)?;
+        // An older or newer schema does not pass by waiting; a database that is away does.
+        match desk.check_schema().await {
+            Err(refusal) if refusal.kind != RefusalKind::Away => return Err(ConsoleFailure::Desk(refusal)),
+            Ok(()) | Err(_) => {}
+        }
+        let (listener, address) = http::bind(console.listen)
+            .await
+            .map_err(|error| ConsoleFailure::Http(error.of("console.listen", "SETTLED_CONSOLE__LISTEN")))?;
+        let base = match &door {
+            FrontDoor::Issuer(_) => public_url(console).to_owned(),
+            FrontDoor::Link(_) | FrontDoor::Proxy(_) => url_of(address, tls.is_some()),
+        };
+        Ok(Self {
+            site: Site {
+                // Whoever serves says when it stops.
+                drivers: Drivers {
+                    places: Arc::new(Semaphore::new(console.runs_max)),
+                    stop: watch::channel(false).1,
+                },
+                door,
+                sessions: Sessions::new(console),
+                strangers: Strangers::new(console.rate_of_strangers),
+                live: Arc::new(Live::new(console)),
+                proofs: Proofs::default(),
+                long: Semaphore::new(1),
+                starter,
+                secure: base.starts_with("https://"),
+                base,
+                settings: console.clone(),
+                desk,
+            },
+            listener,
+            address,
+            tls,
+            connections: ConnectionBounds {
+                connections: console.connections_max,
+                per_address: console.connections_per_address_max,
+                head: console.head_timeout,
+                idle: console.idle_timeout,
+                answer: console.answer_timeout,
+            },
+        })
+    }
+
+    /// Answers until it is told to stop, and a little longer, for what is in hand.
+    async fn serve(mut self, mut stop: watch::Receiver<bool>) {
+        self.site.drivers.stop = stop.clone();
+        let site = Arc::new(self.site);
+        let connections = Arc::new(Connections::new(self.connections));
+        let is_encrypted = self.tls.is_some();
+        tokio::spawn(live::poll(Arc::clone(&site), stop.clone()));
+        let served = Served {
+            door: Arc::clone(&connections),
+            routes: meet::router(Arc::clone(&site)),
+            tls: self.tls,
+            last_words: Duration::from_secs(1),
+        };
+        tokio::spawn(served.accept(self.listener, stop.clone()));
+        Signal::ConsoleListening {
+            address: self.address,
+            encrypted: is_encrypted,
+            version: env!("CARGO_PKG_VERSION"),
+        }
+        .emit();
+        match &site.door {
+            FrontDoor::Link(_) => site.print_link(),
+            FrontDoor::Proxy(_) | FrontDoor::Issuer(_) => {
+                (site.starter.tell)(&ConsoleNews::Listens { url: site.base.clone() });
+            }
+        }
+        stopped(&mut stop).await;
+        let most = site.settings.runs_max;
+        let in_hand = async { tokio::join!(connections.empty(), site.drivers.empty(most)) };
+        drop(tokio::time::timeout(LAST_WORDS, in_hand).await);
+    }
 }
 
 /// As a browser on this machine says it.
@@ -228,24 +289,27 @@ fn url_of(address: SocketAddr, encrypted: bool) -> String {
 }
 
 /// Whether it speaks TLS; on another address than loopback it must, unless the network itself is trusted.
-fn encryption(settings: &Settings) -> Result<Option<TlsAcceptor>, ConsoleFailure> {
+fn encryption(settings: &Settings) -> Result<Option<Arc<ListenerFiles>>, ConsoleFailure> {
     let console = &settings.console;
-    match (&console.certificate_file, &console.key_file) {
-        (Some(certificate), Some(key)) => {
-            let config = tls::server_config(certificate, key).map_err(ConsoleFailure::Setting)?;
-            Ok(Some(TlsAcceptor::from(Arc::new(config))))
-        }
-        (None, None) if is_loopback(console.listen) || settings.allow_plaintext => Ok(None),
-        (None, None) => Err(ConsoleFailure::Setting(format!(
-            "console.listen is {}, which others can reach, and there is no TLS: the proxy's secret would go in the clear. Set \
+    let files = (console.certificate_file.as_deref(), console.key_file.as_deref());
+    let callers = console.proxy_ca_file.as_ref().map(|ca_file| Callers {
+        ca_file: ca_file.clone(),
+        names: console.proxy_names.clone(),
+    });
+    let asks = callers.is_some();
+    match ListenerFiles::read("console", files.0, files.1, callers)
+        .map_err(|error| ConsoleFailure::Setting(error.to_string()))?
+    {
+        None if asks => Err(ConsoleFailure::Setting(
+            "console.proxy_ca_file is set, and there is no TLS in which a proxy could show its certificate: set \
+             console.certificate_file and console.key_file"
+                .to_owned(),
+        )),
+        None if !is_loopback(console.listen) && !settings.allow_plaintext => Err(ConsoleFailure::Setting(format!(
+            "console.listen is {}, which others can reach, and there is no TLS: secrets and sessions would go in the clear. Set \
              console.certificate_file and console.key_file, or, where the network itself is trusted, allow_plaintext = true",
             console.listen
         ))),
-        (Some(_), None) => Err(ConsoleFailure::Setting(
-            "console.certificate_file is set and console.key_file is not: set both, or none".to_owned(),
-        )),
-        (None, Some(_)) => Err(ConsoleFailure::Setting(
-            "console.key_file is set and console.certificate_file is not: set both, or none".to_owned(),
-        )),
+        files => Ok(files.map(Arc::new)),
     }
 }

@@ -1,6 +1,6 @@
-//! Ledger: balances, exact, and the proof of the books.
+//! Ledger: balances, exact.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use askama::Template;
 use axum::response::Response;
@@ -8,10 +8,10 @@ use hyper::StatusCode;
 use num_bigint::BigInt;
 
 use super::{
-    Site,
     answer::{NotDone, page},
-    meet::{Ask, Frame},
-    shown::{Chip, Digits, lasting},
+    ask::Ask,
+    frame::Frame,
+    shown::{Chip, Digits},
 };
 
 /// Accounts that a page shows.
@@ -103,41 +103,6 @@ pub(super) async fn ledger(ask: &Ask) -> Result<Response, NotDone> {
             sums,
             accounts,
             more,
-        },
-    ))
-}
-
-#[derive(Template)]
-#[template(path = "check.html")]
-struct CheckPage {
-    frame: Frame,
-    state: Chip,
-    problems: Vec<String>,
-    counted: Vec<(String, Digits)>,
-    took: String,
-}
-
-pub(super) async fn check(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    let _alone = site.alone()?;
-    let began = Instant::now();
-    let checked = ask.desk.check_books().await?;
-    Ok(page(
-        StatusCode::OK,
-        &CheckPage {
-            frame: ask.frame("ledger", "The books"),
-            state: if checked.ok {
-                Chip::good("the books are right")
-            } else {
-                Chip::bad("the books are wrong")
-            },
-            problems: checked.books.problems,
-            counted: checked
-                .books
-                .counted
-                .into_iter()
-                .map(|(what, rows)| (what.to_owned(), Digits::of(rows)))
-                .collect(),
-            took: lasting(began.elapsed()),
         },
     ))
 }

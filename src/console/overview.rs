@@ -2,22 +2,24 @@
 
 use std::time::Duration;
 
-use askama::Template;
+use askama::{Template, filters::HtmlSafe};
 use axum::response::Response;
 use hyper::StatusCode;
 
 use super::{
     Site,
     answer::{NotDone, Notice, page},
+    ask::Ask,
     chart,
-    meet::{Ask, Frame},
+    frame::Frame,
     shown::{Chip, Digits, Markup, fit, lasting},
+    traffic::Traffic,
     workers::{WorkerLine, Workers},
 };
 use crate::{
     config::ConsoleSettings,
     desk::{Desk, MinuteOfBatches, QueueStanding, QueueWatch, Standing},
-    domain::reason::Reason,
+    domain::reason::{Reason, Turn},
 };
 
 /// One number, large.
@@ -38,6 +40,9 @@ struct ReasonLine {
 struct PartnerLine {
     id: String,
     chip: Chip,
+    /// Judged in the last minute, and how many of a hundred were refused: where workers are watched.
+    judged: String,
+    rejected: String,
     open: Digits,
     parked: Digits,
 }
@@ -55,17 +60,14 @@ struct Fragment {
     more_partners: usize,
 }
 
+// It is a template itself: what stands in it is escaped.
+impl HtmlSafe for Fragment {}
+
 #[derive(Template)]
 #[template(path = "overview.html")]
 struct Overview {
     frame: Frame,
-    aways: Vec<Notice>,
-    tiles: Vec<Tile>,
-    chart: Option<Markup>,
-    workers: Vec<WorkerLine>,
-    reasons: Vec<ReasonLine>,
-    partners: Vec<PartnerLine>,
-    more_partners: usize,
+    seen: Fragment,
 }
 
 /// Whoever looks.
@@ -100,7 +102,7 @@ impl Look {
             aways,
             tiles: Vec::new(),
             chart: None,
-            workers,
+            workers: workers.lines,
             reasons: Vec::new(),
             partners: Vec::new(),
             more_partners: 0,
@@ -109,7 +111,7 @@ impl Look {
             .tiles
             .extend(queue_tiles(queues.as_deref().unwrap_or_default()));
         if let Ok(standing) = standing {
-            fragment.add(standing);
+            fragment.add(standing, &workers.lately);
         }
         fragment
     }
@@ -121,28 +123,11 @@ pub(super) async fn fragment(look: &mut Look) -> String {
 }
 
 pub(super) async fn overview(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    let Fragment {
-        aways,
-        tiles,
-        chart,
-        workers,
-        reasons,
-        partners,
-        more_partners,
-    } = Look::new(&ask.desk, &site.settings).look().await;
-    Ok(page(
-        StatusCode::OK,
-        &Overview {
-            frame: ask.frame("overview", "Overview"),
-            aways,
-            tiles,
-            chart,
-            workers,
-            reasons,
-            partners,
-            more_partners,
-        },
-    ))
+    let overview = Overview {
+        frame: ask.frame("overview", "Overview"),
+        seen: Look::new(&ask.desk, &site.settings).look().await,
+    };
+    Ok(page(StatusCode::OK, &overview))
 }
 
 fn tile(mood: &'static str, label: &'static str, value: impl ToString, note: impl Into<String>) -> Tile {
@@ -216,7 +201,7 @@ fn rate(standing: &Standing) -> (String, i64) {
 }
 
 impl Fragment {
-    fn add(&mut self, standing: Standing) {
+    fn add(&mut self, standing: Standing, lately: &Traffic) {
         let (rate, received) = rate(&standing);
         self.tiles.push(Tile {
             mood: "calm",
@@ -245,6 +230,14 @@ impl Fragment {
             standing.parked,
             "wait for their reservation",
         ));
+        if standing.held > 0 {
+            let oldest = standing.oldest_held.map(lasting).unwrap_or_default();
+            let note = format!("of a partner in quarantine, or in the way of others; the oldest for {oldest}");
+            self.tiles.push(Tile {
+                path: Some("/partners"),
+                ..tile("warn", "held", standing.held, note)
+            });
+        }
         let outbox = &standing.outbox;
         let late = outbox.rows > 0 && outbox.oldest >= Duration::from_secs(10);
         self.tiles.push(Tile {
@@ -278,6 +271,7 @@ impl Fragment {
                 format!("{stopped} stopped or cancelled"),
             )
         });
+        let none = || "–".to_owned();
         self.chart = chart::minutes(standing.at, &standing.minutes);
         self.reasons = standing
             .open
@@ -294,6 +288,13 @@ impl Fragment {
             .into_iter()
             .map(|line| PartnerLine {
                 chip: super::partners::state(&line.partner),
+                judged: lately
+                    .get(&line.partner.enterprise_id)
+                    .map_or_else(none, |count| count.messages.to_string()),
+                rejected: lately
+                    .get(&line.partner.enterprise_id)
+                    .and_then(|count| count.rejected_percent())
+                    .unwrap_or_else(none),
                 id: line.partner.enterprise_id,
                 open: Digits::of(line.open),
                 parked: Digits::of(line.parked),
@@ -304,17 +305,10 @@ impl Fragment {
 
 /// Whose turn it is with what was refused for a reason.
 pub(super) fn who_must_act(reason: Reason) -> &'static str {
-    if reason.is_final() {
-        return "the partner";
-    }
-    match reason {
-        Reason::Internal
-        | Reason::DeliveryLimit
-        | Reason::UnknownPartner
-        | Reason::SenderMismatch
-        | Reason::SignatureMismatch
-        | Reason::PartnerInactive => "you",
-        Reason::AllocationNotFound => "custody",
-        _ => "the partner, or you",
+    match reason.turn() {
+        Turn::Partner => "the partner",
+        Turn::Operator => "you",
+        Turn::Custody => "custody",
+        Turn::PartnerOrOperator => "the partner, or you",
     }
 }

@@ -8,13 +8,16 @@ use hyper::StatusCode;
 use uuid::Uuid;
 
 use super::{
-    answer::{NotDone, Notice, page},
-    meet::{Ask, Frame},
+    Site,
+    answer::{NotDone, Notice, page, status_under},
+    ask::Ask,
+    frame::Frame,
     routes::Screen,
     shown::{At, Chip, Digits, Markup, MaybeAt, at, escaped},
+    workers::Workers,
 };
 use crate::{
-    desk::{Author, PartnerAct, PartnerRecord, RefusalKind, Which},
+    desk::{Author, By, PartnerAct, PartnerRecord, PartnerSeen, RefusalKind, Registered, Which},
     domain::reason::Reason,
 };
 
@@ -35,6 +38,7 @@ struct PartnerListLine {
     later: String,
     queue: &'static str,
     user: String,
+    seen: Markup,
     at: At,
 }
 
@@ -63,9 +67,25 @@ fn queue(partner: &PartnerRecord) -> &'static str {
     if partner.own_queue { "its own" } else { "the common one" }
 }
 
+/// When something of it came last, and how one knows that it was its own.
+fn last_seen(seen: &PartnerSeen) -> Markup {
+    let ways = [
+        (seen.signed_at, "signed by a key of its own"),
+        (seen.held_at, "held, and not judged yet"),
+        (seen.refused_at, "refused, whoever sent it"),
+    ];
+    // Of two at once, the one that says more.
+    let last = ways.into_iter().rev().filter_map(|(at, how)| Some((at?, how)));
+    match last.max_by_key(|(at, _)| *at) {
+        None => Markup("<span class=\"dim\">nothing came yet</span>".to_owned()),
+        Some((at, how)) => Markup(format!("{} <span class=\"dim\">{how}</span>", At(at))),
+    }
+}
+
 pub(super) async fn partners(ask: &Ask) -> Result<Response, NotDone> {
-    let found = ask.desk.partners().await?;
+    let (found, seen) = tokio::try_join!(ask.desk.partners(), ask.desk.partners_seen(None))?;
     let lines = found.into_iter().map(|partner| PartnerListLine {
+        seen: last_seen(&seen.get(&partner.enterprise_id).copied().unwrap_or_default()),
         state: state(&partner),
         later: later(&partner),
         queue: queue(&partner),
@@ -92,6 +112,7 @@ struct PartnerPage {
     facts: Vec<(&'static str, Markup)>,
     letters: Vec<ReasonCount>,
     keys: Vec<KeyLine>,
+    symbols: Vec<SymbolLine>,
     connections: Vec<ConnectionLine>,
     more_connections: usize,
     balances: Vec<(String, Digits, Digits)>,
@@ -120,7 +141,14 @@ struct KeyLine {
     state: Chip,
     from: Markup,
     until: Markup,
+    used: MaybeAt,
     revoked: MaybeAt,
+}
+
+struct SymbolLine {
+    symbol: String,
+    currency: String,
+    at: At,
 }
 
 struct ConnectionLine {
@@ -131,7 +159,7 @@ struct ConnectionLine {
     at: At,
 }
 
-pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
     let id = ask.part.as_str();
     let record = ask.desk.partner(id).await.map_err(|refusal| NotDone {
         status: match refusal.kind {
@@ -146,6 +174,7 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
     };
     let letters = ask.desk.stats(&which).await?.reasons;
     let keys = ask.desk.keys(Some(id)).await?;
+    let symbols = ask.desk.symbols(Some(id), false).await?;
     let mut connections = ask.desk.connections(Some(id)).await?;
     let more_connections = connections.len().saturating_sub(CONNECTIONS_MAX);
     connections.truncate(CONNECTIONS_MAX);
@@ -153,13 +182,12 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
     for balance in ask.desk.partner_balances(id, None, 1).await?.all {
         balances.insert(balance.currency, (balance.held, balance.allocated));
     }
-    let status = match &notice {
-        Some(notice) if !notice.good => StatusCode::CONFLICT,
-        _ => StatusCode::OK,
-    };
+    let status = status_under(notice.as_ref());
+    let seen = ask.desk.partners_seen(Some(id)).await?;
+    let seen = seen.get(id).copied().unwrap_or_default();
     let forms = forms(ask, &record);
     let text = |text: &str| Markup(escaped(text));
-    let facts = vec![
+    let mut facts = vec![
         ("name", text(&record.name)),
         ("settles later", text(&later(&record))),
         ("queue", text(queue(&record))),
@@ -167,8 +195,10 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
         ("suspended", Markup(MaybeAt(record.suspended_at).to_string())),
         ("in quarantine", Markup(MaybeAt(record.quarantined_at).to_string())),
         ("because", text(record.quarantine_reason.as_deref().unwrap_or("–"))),
+        ("last seen", last_seen(&seen)),
         ("registered", Markup(At(record.created_at).to_string())),
     ];
+    facts.extend(judged(site, id).await.map(|said| ("judged", text(&said))));
     Ok(page(
         status,
         &PartnerPage {
@@ -196,8 +226,17 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
                     until: key
                         .valid_until
                         .map_or_else(|| Markup("–".to_owned()), |until| at(&until.to_string())),
+                    used: MaybeAt(key.last_used_at),
                     revoked: MaybeAt(key.revoked_at),
                     key: key.public_key,
+                })
+                .collect(),
+            symbols: symbols
+                .into_iter()
+                .map(|line| SymbolLine {
+                    at: At(line.since),
+                    symbol: line.symbol,
+                    currency: line.currency,
                 })
                 .collect(),
             connections: connections
@@ -218,6 +257,22 @@ pub(super) async fn partner(ask: &Ask, notice: Option<Notice>) -> Result<Respons
             forms,
             id: record.enterprise_id,
         },
+    ))
+}
+
+/// What the workers that are watched have judged of it since they were started.
+async fn judged(site: &Site, id: &str) -> Option<String> {
+    if site.settings.workers.is_empty() {
+        return None;
+    }
+    let ever = Workers::new(&site.settings.workers).look().await.ever;
+    let Some(count) = ever.get(id) else {
+        return Some("nothing that workers count by its name, since they were started".to_owned());
+    };
+    let rejected = count.rejected_percent().unwrap_or_else(|| "0.0 %".to_owned());
+    Some(format!(
+        "{} since the workers were started, {} of them refused ({rejected})",
+        count.messages, count.rejected
     ))
 }
 
@@ -267,10 +322,14 @@ fn forms(ask: &Ask, record: &PartnerRecord) -> Vec<PartnerForm> {
     forms
 }
 
-pub(super) async fn act(ask: &Ask, act: PartnerAct) -> Result<Response, NotDone> {
+pub(super) async fn act(site: &Site, ask: &Ask, act: PartnerAct) -> Result<Response, NotDone> {
     let done = async {
         let author = ask.fields.author(&ask.viewer.name)?;
-        Ok::<_, NotDone>(ask.desk.act_on_partner(&ask.part, act, &author).await?)
+        let by = By {
+            operator: &author.operator,
+            why: Some(&author.why),
+        };
+        Ok::<_, NotDone>(ask.desk.act_on_partner(&ask.part, act, by).await?)
     };
     let word = match act {
         PartnerAct::Suspend => "suspended",
@@ -278,9 +337,9 @@ pub(super) async fn act(ask: &Ask, act: PartnerAct) -> Result<Response, NotDone>
         PartnerAct::Resume => "resumed",
     };
     let notice = match done.await {
-        Ok((record, true)) => Notice::good(format!("{} is {word}", record.enterprise_id)),
-        Ok((record, false)) => Notice::good(format!("{} was so already; nothing was changed", record.enterprise_id)),
+        Ok(Registered::Updated(record)) => Notice::good(format!("{} is {word}", record.enterprise_id)),
+        Ok(_) => Notice::good(format!("{} was so already; nothing was changed", ask.part)),
         Err(not_done) => not_done.notice,
     };
-    partner(ask, Some(notice)).await
+    partner(site, ask, Some(notice)).await
 }

@@ -6,17 +6,19 @@ use hyper::StatusCode;
 
 use super::{
     Site,
-    acts::{changed, must_be_seen, said},
-    answer::{NotDone, Notice, page, see},
+    acts::{must_be_seen, said},
+    answer::{NotDone, Notice, page, see, status_under},
+    ask::Ask,
     fields::query_of,
-    meet::{Ask, Frame},
+    frame::Frame,
+    letters::letters,
     routes::Screen,
     shown::{At, Chip, Digits},
-    trail::brief,
 };
 use crate::{
-    desk::{Approve, Author, Plan, PlanAct, PlanShown, Replay, Selection, StateChange},
+    desk::{Approve, Author, Consent, Plan, PlanAct, PlanShown, Replay, Selection, StateChange},
     domain::verdict::VerdictKind,
+    plain::brief,
 };
 
 /// The canary that a form begins with.
@@ -62,8 +64,15 @@ pub(super) async fn plans(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
     ))
 }
 
-/// Freezes a selection, and shows what would come of it.
-pub(super) async fn make(ask: &Ask) -> Result<Response, NotDone> {
+/// Freezes a selection, and shows what would come of it; or the list that it was made from, with why not.
+pub(super) async fn make(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
+    match made(ask).await {
+        Ok(place) => Ok(see(&place)),
+        Err(not_done) => letters(site, ask, Some(not_done)).await,
+    }
+}
+
+async fn made(ask: &Ask) -> Result<String, NotDone> {
     let wish = Plan {
         which: ask.fields.which()?,
         limit: None,
@@ -78,7 +87,7 @@ pub(super) async fn make(ask: &Ask) -> Result<Response, NotDone> {
     if planned.left_out > 0 {
         place.push_str(&format!("&left_out={}", planned.left_out));
     }
-    Ok(see(place.trim_end_matches('?')))
+    Ok(place.trim_end_matches('?').to_owned())
 }
 
 #[derive(Template)]
@@ -105,6 +114,7 @@ struct PlanPage {
     canary: i64,
     replay_barred: Option<String>,
     replay_command: String,
+    replay_all_command: String,
     changes: Vec<ChangeForm>,
 }
 
@@ -141,10 +151,7 @@ pub(super) async fn plan(ask: &Ask, notice: Option<Notice>) -> Result<Response, 
         },
         ..NotDone::from(refusal)
     })?;
-    let status = match &notice {
-        Some(notice) if !notice.good => StatusCode::CONFLICT,
-        _ => StatusCode::OK,
-    };
+    let status = status_under(notice.as_ref());
     let notice = notice.or_else(|| made_otherwise(ask, &shown));
     Ok(page(status, &page_of(ask, shown, notice)))
 }
@@ -190,7 +197,7 @@ fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
         act: change.as_str(),
         word,
         mood,
-        messages: i64::from(record.messages),
+        messages: shown.in_state(change.state().as_str()),
         barred: ask.barred(screen),
         command: change.command(&selection, &author()).to_string(),
     };
@@ -254,10 +261,16 @@ fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
         approve_barred: ask.barred(Screen::Approve).or_else(|| own_plan(ask, &shown)),
         approve_command: approve.command().to_string(),
         replayed,
-        all: i64::from(record.messages),
+        all: shown.replayed(true),
         canary,
         replay_barred: ask.barred(Screen::Replay),
         replay_command: replay.command().to_string(),
+        replay_all_command: Replay {
+            all_verdicts: true,
+            ..replay
+        }
+        .command()
+        .to_string(),
         changes: vec![
             change(StateChange::Discard, "Discard", "danger", Screen::DiscardPlan),
             change(StateChange::Restore, "Restore", "", Screen::RestorePlan),
@@ -304,9 +317,14 @@ pub(super) async fn replay(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
             author: ask.fields.author(&ask.viewer.name)?,
         };
         let place = site.drivers.place()?;
-        let messages = ask.desk.replay_size(&wish).await?;
-        let consent = must_be_seen(ask, messages)?;
-        let begun = ask.desk.begin(&wish, consent).await?;
+        let shown = ask.desk.plan_shown(id).await?;
+        let messages = must_be_seen(ask, shown.replayed(wish.all_verdicts))?;
+        if messages == 0 {
+            return Err(NotDone::changed("no message of it is open still; nothing was done"));
+        }
+        // The desk is told of all that the run takes: it skips those that are not open any more.
+        let taken = ask.desk.replay_size(&wish).await?;
+        let begun = ask.desk.begin(&wish, Consent::Typed(Some(taken))).await?;
         let run = begun.run;
         site.drivers.drive(&ask.desk, begun, place);
         Ok::<_, NotDone>(run)
@@ -318,11 +336,25 @@ pub(super) async fn replay(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
 }
 
 pub(super) async fn change(ask: &Ask, change: StateChange) -> Result<Response, NotDone> {
+    let id = ask.number("plan")?;
     let selection = Selection {
-        plan: Some(ask.number("plan")?),
+        plan: Some(id),
         which: crate::desk::Which::default(),
     };
-    let notice = match changed(ask, change, &selection).await {
+    let done = async {
+        let author = ask.fields.author(&ask.viewer.name)?;
+        // Of its messages those in the state for it: as many stand on the button.
+        let touched = ask.desk.plan_shown(id).await?.in_state(change.state().as_str());
+        if must_be_seen(ask, touched)? == 0 {
+            return Err(NotDone::changed(
+                "none of its messages is in the state for it; nothing was done",
+            ));
+        }
+        let selected = ask.desk.select(change, &selection).await?;
+        let all = Consent::Typed(Some(selected.messages()));
+        Ok(ask.desk.change(change, &selected, &author, all).await?)
+    };
+    let notice = match done.await {
         Ok(done) => said(change, &done),
         Err(not_done) => not_done.notice,
     };

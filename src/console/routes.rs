@@ -1,22 +1,11 @@
 //! Everything that can be asked for: one table, each with the role that it needs. What stands in no line of it can not be
 //! asked for, and a line without its role is no line.
 
-use std::sync::Arc;
-
-use axum::{
-    Router,
-    extract::{Request, State},
-    routing::{MethodFilter, MethodRouter},
-};
 use percent_encoding::percent_decode_str;
 
-use super::{
-    Site,
-    access::{
-        ConsoleRole::{Approver, Operator, Reader},
-        Needs::{self, Change, Look, Nobody},
-    },
-    aside,
+use super::who::{
+    ConsoleRole::{Approver, Operator, Reader},
+    Needs::{self, Change, Look, Nobody},
 };
 
 /// What can be asked for.
@@ -63,6 +52,8 @@ pub(super) enum Screen {
     SignOut,
     Enter,
     SignIn,
+    Leave,
+    ComeBack,
     Asset,
 }
 
@@ -78,6 +69,8 @@ pub(super) struct RouteLine {
     pub(super) method: Method,
     pub(super) path: &'static str,
     pub(super) needs: Needs,
+    /// Whether it shows and touches the partners alone that somebody is limited to. Where it can not, who is limited may not ask.
+    pub(super) limits: bool,
     pub(super) screen: Screen,
 }
 
@@ -86,6 +79,7 @@ const fn get(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
         method: Method::Get,
         path,
         needs,
+        limits: false,
         screen,
     }
 }
@@ -95,42 +89,48 @@ const fn post(path: &'static str, needs: Needs, screen: Screen) -> RouteLine {
         method: Method::Post,
         path,
         needs,
+        limits: false,
         screen,
     }
 }
 
-const TABLE: [RouteLine; 42] = [
-    get("/", Look(Reader), Screen::Overview),
+/// It minds the partners that somebody is limited to.
+const fn limits(line: RouteLine) -> RouteLine {
+    RouteLine { limits: true, ..line }
+}
+
+pub(super) const TABLE: [RouteLine; 44] = [
+    limits(get("/", Look(Reader), Screen::Overview)),
     get("/live", Look(Reader), Screen::Live),
-    get("/groups", Look(Reader), Screen::Groups),
-    get("/letters", Look(Reader), Screen::Letters),
-    get("/letters/{id}", Look(Reader), Screen::Letter),
+    limits(get("/groups", Look(Reader), Screen::Groups)),
+    limits(get("/letters", Look(Reader), Screen::Letters)),
+    limits(get("/letters/{id}", Look(Reader), Screen::Letter)),
     // It changes nothing but the audit, where it stands who has seen what.
-    post("/letters/{id}", Look(Reader), Screen::LetterBody),
-    post("/export", Look(Operator), Screen::Export),
-    get("/discard", Look(Reader), Screen::AskDiscard),
-    post("/discard", Change(Operator), Screen::Discard),
-    get("/restore", Look(Reader), Screen::AskRestore),
-    post("/restore", Change(Operator), Screen::Restore),
+    limits(post("/letters/{id}", Look(Reader), Screen::LetterBody)),
+    limits(post("/export", Look(Operator), Screen::Export)),
+    limits(get("/discard", Look(Reader), Screen::AskDiscard)),
+    limits(post("/discard", Change(Operator), Screen::Discard)),
+    limits(get("/restore", Look(Reader), Screen::AskRestore)),
+    limits(post("/restore", Change(Operator), Screen::Restore)),
     get("/purge", Look(Reader), Screen::AskPurge),
     post("/purge", Change(Operator), Screen::Purge),
-    get("/plans", Look(Reader), Screen::Plans),
-    post("/plans", Change(Operator), Screen::MakePlan),
-    get("/plans/{id}", Look(Reader), Screen::Plan),
-    post("/plans/{id}/approve", Change(Approver), Screen::Approve),
-    post("/plans/{id}/replay", Change(Operator), Screen::Replay),
-    post("/plans/{id}/discard", Change(Operator), Screen::DiscardPlan),
-    post("/plans/{id}/restore", Change(Operator), Screen::RestorePlan),
-    get("/runs", Look(Reader), Screen::Runs),
-    get("/runs/{id}", Look(Reader), Screen::Run),
-    post("/runs/{id}/cancel", Change(Operator), Screen::Cancel),
-    post("/runs/{id}/resume", Change(Operator), Screen::Resume),
+    limits(get("/plans", Look(Reader), Screen::Plans)),
+    limits(post("/plans", Change(Operator), Screen::MakePlan)),
+    limits(get("/plans/{id}", Look(Reader), Screen::Plan)),
+    limits(post("/plans/{id}/approve", Change(Approver), Screen::Approve)),
+    limits(post("/plans/{id}/replay", Change(Operator), Screen::Replay)),
+    limits(post("/plans/{id}/discard", Change(Operator), Screen::DiscardPlan)),
+    limits(post("/plans/{id}/restore", Change(Operator), Screen::RestorePlan)),
+    limits(get("/runs", Look(Reader), Screen::Runs)),
+    limits(get("/runs/{id}", Look(Reader), Screen::Run)),
+    limits(post("/runs/{id}/cancel", Change(Operator), Screen::Cancel)),
+    limits(post("/runs/{id}/resume", Change(Operator), Screen::Resume)),
     get("/timeline", Look(Reader), Screen::Timeline),
-    get("/partners", Look(Reader), Screen::Partners),
-    get("/partners/{id}", Look(Reader), Screen::Partner),
-    post("/partners/{id}/suspend", Change(Operator), Screen::Suspend),
-    post("/partners/{id}/quarantine", Change(Operator), Screen::Quarantine),
-    post("/partners/{id}/resume", Change(Operator), Screen::ResumePartner),
+    limits(get("/partners", Look(Reader), Screen::Partners)),
+    limits(get("/partners/{id}", Look(Reader), Screen::Partner)),
+    limits(post("/partners/{id}/suspend", Change(Operator), Screen::Suspend)),
+    limits(post("/partners/{id}/quarantine", Change(Operator), Screen::Quarantine)),
+    limits(post("/partners/{id}/resume", Change(Operator), Screen::ResumePartner)),
     get("/ledger", Look(Reader), Screen::Ledger),
     get("/ledger/check", Look(Reader), Screen::Check),
     get("/outbox", Look(Reader), Screen::Outbox),
@@ -139,10 +139,12 @@ const TABLE: [RouteLine; 42] = [
     get("/doctor", Look(Reader), Screen::Doctor),
     get("/sessions", Look(Reader), Screen::Sessions),
     post("/sessions/{id}/end", Look(Approver), Screen::EndSession),
-    post("/sign-out", Look(Reader), Screen::SignOut),
-    get("/enter", Nobody, Screen::Enter),
-    post("/enter", Nobody, Screen::SignIn),
-    get("/assets/{id}", Nobody, Screen::Asset),
+    limits(post("/sign-out", Look(Reader), Screen::SignOut)),
+    limits(get("/enter", Nobody, Screen::Enter)),
+    limits(post("/enter", Nobody, Screen::SignIn)),
+    limits(get("/sign-in", Nobody, Screen::Leave)),
+    limits(get("/signed-in", Nobody, Screen::ComeBack)),
+    limits(get("/assets/{id}", Nobody, Screen::Asset)),
 ];
 
 /// A line of the table, for who walks it.
@@ -152,6 +154,8 @@ pub struct ConsoleRoute {
     /// `{id}` stands for one of many.
     pub path: &'static str,
     pub needs: Needs,
+    /// Whether who is limited to some partners may ask for it, and is answered of these alone.
+    pub limits: bool,
 }
 
 /// Everything that can be asked for, with what it needs.
@@ -163,16 +167,17 @@ pub fn table() -> impl Iterator<Item = ConsoleRoute> {
         },
         path: line.path,
         needs: line.needs,
+        limits: line.limits,
     })
 }
 
 impl Screen {
-    /// What it needs of whoever asks.
-    pub(super) fn needs(self) -> Needs {
+    /// What it needs of whoever asks, and whether it minds their limits.
+    pub(super) fn wants(self) -> (Needs, bool) {
         TABLE
             .iter()
             .find(|line| line.screen == self)
-            .map_or(Change(Approver), |line| line.needs)
+            .map_or((Change(Approver), false), |line| (line.needs, line.limits))
     }
 }
 
@@ -186,29 +191,6 @@ impl RouteLine {
             .ok()
             .map(std::borrow::Cow::into_owned)
     }
-}
-
-pub(super) fn routes(site: Arc<Site>) -> Router {
-    let mut router = Router::new();
-    for line in TABLE {
-        let filter = match line.method {
-            Method::Get => MethodFilter::GET,
-            Method::Post => MethodFilter::POST,
-        };
-        let answer = async move |State(site): State<Arc<Site>>, request: Request| {
-            let busy = Arc::clone(&site);
-            aside::soon(move || async move { site.meet(&line, request).await })
-                .await
-                .unwrap_or_else(|| busy.broke())
-        };
-        router = router.route(line.path, MethodRouter::new().on(filter, answer));
-    }
-    router
-        .method_not_allowed_fallback(async |State(site): State<Arc<Site>>, request: Request| {
-            site.wrong_method(&request)
-        })
-        .fallback(async |State(site): State<Arc<Site>>, request: Request| site.nothing_here(&request))
-        .with_state(site)
 }
 
 #[cfg(test)]
@@ -230,7 +212,7 @@ mod tests {
             .filter(|line| line.needs == Nobody)
             .map(|line| line.path)
             .collect();
-        assert_eq!(open, ["/enter", "/enter", "/assets/{id}"]);
+        assert_eq!(open, ["/enter", "/enter", "/sign-in", "/signed-in", "/assets/{id}"]);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
     Site,
-    answer::{NotDone, Notice, page, see},
+    answer::{NotDone, Notice, page, see, status_under},
     aside,
+    ask::Ask,
     fields::query_of,
-    meet::{Ask, Frame},
+    frame::Frame,
     routes::Screen,
     shown::{At, Chip, Digits},
 };
@@ -170,11 +171,8 @@ pub(super) async fn run(_: &Site, ask: &Ask, notice: Option<Notice>) -> Result<R
         since: Some(Moment::At(outcome.run.started_at)),
         ..Which::default()
     };
-    let (new_failures, _) = ask.desk.count_letters(&since).await?;
-    let status = match &notice {
-        Some(notice) if !notice.good => StatusCode::CONFLICT,
-        _ => StatusCode::OK,
-    };
+    let new_failures = ask.desk.count_letters(&since).await?;
+    let status = status_under(notice.as_ref());
     Ok(page(status, &page_of(ask, &outcome, new_failures, notice)))
 }
 
@@ -262,6 +260,7 @@ fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<No
         resume_command: Resume {
             run: run.id,
             rate: None,
+            yes_again: false,
             author: author(),
         }
         .command()
@@ -290,6 +289,7 @@ pub(super) async fn resume(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
         let wish = Resume {
             run: id,
             rate: rate(ask)?,
+            yes_again: ask.fields.is_on("yes_again"),
             author: ask.fields.author(&ask.viewer.name)?,
         };
         let place = site.drivers.place()?;

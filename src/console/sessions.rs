@@ -10,29 +10,11 @@ use jiff::Timestamp;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::access::ConsoleRole;
+use super::who::{ConsoleRole, LetIn, Partners, WayIn};
 use crate::{config::ConsoleSettings, domain::digest::sha256};
 
 /// Bytes of chance in a cookie, a link, or a form's token.
 const SECRET: usize = 32;
-
-/// By which door somebody came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WayIn {
-    /// The one-time link: whoever runs the program.
-    Link,
-    /// A proxy that signed them in, and vouches for the name.
-    Proxy,
-}
-
-impl WayIn {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            WayIn::Link => "one-time link",
-            WayIn::Proxy => "proxy",
-        }
-    }
-}
 
 /// Whoever asks.
 #[derive(Clone, Debug)]
@@ -41,6 +23,7 @@ pub(super) struct Viewer {
     pub(super) session: Uuid,
     pub(super) name: String,
     pub(super) role: ConsoleRole,
+    pub(super) partners: Partners,
     pub(super) entrance: WayIn,
     /// What each form of this session carries.
     pub(super) form_token: String,
@@ -115,19 +98,14 @@ impl Sessions {
     ///
     /// # Errors
     /// The system has no chance to give.
-    pub(super) fn begin(
-        &self,
-        name: &str,
-        role: ConsoleRole,
-        entrance: WayIn,
-        now: Instant,
-    ) -> Result<(String, Viewer), String> {
+    pub(super) fn begin(&self, let_in: LetIn, now: Instant) -> Result<(String, Viewer), String> {
         let cookie = secret()?;
         let viewer = Viewer {
             session: Uuid::new_v4(),
-            name: name.to_owned(),
-            role,
-            entrance,
+            name: let_in.name,
+            role: let_in.role,
+            partners: let_in.partners,
+            entrance: let_in.entrance,
             form_token: secret()?,
         };
         let mut kept = self.kept();
@@ -179,10 +157,11 @@ impl Sessions {
         Found::Viewer(one.viewer.clone())
     }
 
-    /// Somebody's role as it is now.
-    pub(super) fn is_now(&self, session: Uuid, role: ConsoleRole) {
-        if let Some(one) = self.kept().values_mut().find(|one| one.viewer.session == session) {
-            one.viewer.role = role;
+    /// What somebody may as it is now.
+    pub(super) fn is_now(&self, viewer: &Viewer) {
+        let mut kept = self.kept();
+        if let Some(one) = kept.values_mut().find(|one| one.viewer.session == viewer.session) {
+            one.viewer = viewer.clone();
         }
     }
 
@@ -232,6 +211,15 @@ mod tests {
         }
     }
 
+    fn ann(entrance: WayIn) -> LetIn {
+        LetIn {
+            name: "ann".to_owned(),
+            role: ConsoleRole::Reader,
+            partners: None,
+            entrance,
+        }
+    }
+
     fn is_viewer(sessions: &Sessions, cookie: &str, now: Instant) -> bool {
         matches!(sessions.find(cookie, true, now), Found::Viewer(_))
     }
@@ -241,7 +229,7 @@ mod tests {
         let (sessions, start) = (sessions(10), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         let begin = || {
-            let begun = sessions.begin("ann", ConsoleRole::Reader, WayIn::Link, start);
+            let begun = sessions.begin(ann(WayIn::Link), start);
             begun.expect("chance")
         };
         let (cookie, viewer) = begin();
@@ -270,7 +258,7 @@ mod tests {
         let (sessions, start) = (sessions(2), Instant::now());
         let begin = |after| {
             let now = start + Duration::from_secs(after);
-            let begun = sessions.begin("ann", ConsoleRole::Reader, WayIn::Proxy, now);
+            let begun = sessions.begin(ann(WayIn::Proxy), now);
             begun.expect("chance").0
         };
         let (first, second, third) = (begin(0), begin(1), begin(2));

@@ -6,7 +6,10 @@ use std::{fmt, time::Duration};
 use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
-use crate::{domain::calendar::rfc3339, plain::is_hidden};
+use crate::{
+    domain::{allocation::Allocation, calendar::rfc3339, ledger::Amount},
+    plain::is_hidden,
+};
 
 /// A page as a browser gets it, with nothing in it that can not be seen: in text it is shown as an escape, and in a tag, where
 /// a form's field must stay what it is, it is written as a reference. What came from outside has no `<` of its own any more.
@@ -216,6 +219,24 @@ impl fmt::Display for Markup {
 }
 
 impl HtmlSafe for Markup {}
+
+/// Where an allocation stands.
+pub(super) fn status(allocation: &Allocation) -> Markup {
+    let chip = match allocation.status.as_str() {
+        "reserved" => Chip::busy("reserved"),
+        status => Chip::good(status),
+    };
+    Markup(chip.to_string())
+}
+
+/// Exact, with its currency.
+pub(super) fn amount(amount: &Amount) -> Markup {
+    Markup(format!(
+        "{} {}",
+        Digits::of(&amount.quantity),
+        escaped(&amount.currency)
+    ))
+}
 
 /// So long, in the two largest units.
 pub(super) fn lasting(time: Duration) -> String {

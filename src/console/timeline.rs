@@ -6,9 +6,10 @@ use hyper::StatusCode;
 
 use super::{
     answer::{NotDone, Notice, page},
+    ask::Ask,
     chart::branch,
-    meet::{Ask, Frame},
-    shown::{Chip, Digits, Markup, at, escaped},
+    frame::Frame,
+    shown::{self, Markup, at, escaped},
 };
 use crate::{
     desk::{LifeMoment, RefusalKind},
@@ -83,24 +84,8 @@ pub(super) async fn timeline(ask: &Ask) -> Result<Response, NotDone> {
     {
         timeline.facts = Some(vec![
             ("type", Markup(escaped(allocation.kind.as_str()))),
-            (
-                "status",
-                Markup(
-                    match allocation.status.as_str() {
-                        "reserved" => Chip::busy("reserved"),
-                        status => Chip::good(status),
-                    }
-                    .to_string(),
-                ),
-            ),
-            (
-                "amount",
-                Markup(format!(
-                    "{} {}",
-                    Digits::of(&allocation.amount.quantity),
-                    escaped(&allocation.amount.currency)
-                )),
-            ),
+            ("status", shown::status(&allocation)),
+            ("amount", shown::amount(&allocation.amount)),
             (
                 "partner",
                 Markup(format!(

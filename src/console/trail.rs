@@ -3,18 +3,21 @@
 use askama::Template;
 use axum::response::Response;
 use hyper::StatusCode;
-use serde_json::Value;
 
 use super::{
     Site,
     acts::must_be_seen,
-    answer::{NotDone, Notice, page},
+    answer::{NotDone, Notice, page, status_under},
+    ask::Ask,
     fields::query_of,
-    meet::{Ask, Frame},
+    frame::Frame,
     routes::Screen,
     shown::{At, Chip, Digits},
 };
-use crate::desk::{AuditQuestion, AuditRecord, Author, Consent, PublicationStanding, Refused, Retry, moment};
+use crate::{
+    desk::{AuditQuestion, AuditRecord, Author, PublicationStanding, Refused, Retry, moment},
+    plain::brief,
+};
 
 /// An act, as a line of a table.
 pub(super) struct ActLine {
@@ -33,37 +36,14 @@ pub(super) fn act_lines(acts: Vec<AuditRecord>) -> Vec<ActLine> {
         .map(|act| ActLine {
             id: act.id,
             at: At(act.at),
+            user: act.signed().unwrap_or_else(|| "–".to_owned()),
             operator: act.operator,
             act: act.act,
             why: act.why.unwrap_or_default(),
             filters: brief(&act.filters),
             outcome: brief(&act.outcome),
-            user: match (act.session_user, act.client_address) {
-                (Some(user), Some(address)) => format!("{user}@{address}"),
-                (Some(user), None) => user,
-                (None, _) => "–".to_owned(),
-            },
         })
         .collect()
-}
-
-/// An object as `name value, name value`.
-pub(super) fn brief(value: &Value) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Array(values) if values.iter().all(Value::is_string) => {
-            let texts: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
-            texts.join("+")
-        }
-        other => other.to_string(),
-    };
-    value.as_object().map_or_else(String::new, |object| {
-        let members: Vec<String> = object
-            .iter()
-            .map(|(name, value)| format!("{name} {}", text(value)))
-            .collect();
-        members.join(", ")
-    })
 }
 
 #[derive(Template)]
@@ -87,14 +67,37 @@ pub(super) async fn audit(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
             .map(Some)
             .map_err(|why| NotDone::wrong(format!("{name}: {why}"))),
     };
-    let question = AuditQuestion {
-        operator: field("operator"),
-        act: field("act"),
-        since: time("since")?,
-        until: time("until")?,
+    let read = || {
+        let question = AuditQuestion {
+            operator: field("operator"),
+            act: field("act"),
+            since: time("since")?,
+            until: time("until")?,
+        };
+        Ok::<_, NotDone>((question, ask.fields.number("after")?))
+    };
+    let said = |name: &str| field(name).unwrap_or_default();
+    // The form stays as it was filled in, whatever comes of it.
+    let form = AuditPage {
+        frame: ask.frame("audit", "Audit"),
+        operator: said("operator"),
+        act: said("act"),
+        since: said("since"),
+        until: said("until"),
+        lines: Vec::new(),
+        next: None,
+        command: AuditQuestion::default().command().to_string(),
+    };
+    let (question, after) = match read() {
+        Ok(asked) => asked,
+        Err(wrong) => {
+            let (status, notice) = NotDone::above(Some(wrong));
+            let frame = ask.frame("audit", "Audit").with(notice);
+            return Ok(page(status, &AuditPage { frame, ..form }));
+        }
     };
     let limit = i64::from(site.settings.page);
-    let found = ask.desk.acts(&question, ask.fields.number("after")?, limit).await?;
+    let found = ask.desk.acts(&question, after, limit).await?;
     let next = found.items.last().filter(|_| found.more).map(|last| {
         let mut pairs = vec![("after", last.id.to_string())];
         for name in ["operator", "act", "since", "until"] {
@@ -102,18 +105,13 @@ pub(super) async fn audit(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
         }
         query_of(&pairs)
     });
-    let said = |name: &str| field(name).unwrap_or_default();
     Ok(page(
         StatusCode::OK,
         &AuditPage {
-            frame: ask.frame("audit", "Audit"),
-            operator: said("operator"),
-            act: said("act"),
-            since: said("since"),
-            until: said("until"),
             lines: act_lines(found.items),
             next,
             command: question.command().to_string(),
+            ..form
         },
     ))
 }
@@ -148,10 +146,7 @@ pub(super) async fn outbox(site: &Site, ask: &Ask, notice: Option<Notice>) -> Re
         .filter(|pending| pending.state == PublicationStanding::Refused)
         .filter_map(|pending| pending.id)
         .collect();
-    let status = match &notice {
-        Some(notice) if !notice.good => StatusCode::CONFLICT,
-        _ => StatusCode::OK,
-    };
+    let status = status_under(notice.as_ref());
     let dash = || "–".to_owned();
     let lines = found.into_iter().map(|pending| PublicationLine {
         id: pending.id.map_or_else(dash, |id| id.to_string()),
@@ -194,9 +189,8 @@ pub(super) async fn retry(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
             .map(str::parse)
             .collect::<Result<Vec<i64>, _>>()
             .map_err(|_| NotDone::wrong("id: no number; nothing was done"))?;
-        match must_be_seen(ask, ids.len())? {
-            Consent::Typed(Some(0)) => return Err(NotDone::wrong("none is chosen; nothing was done")),
-            Consent::Typed(_) | Consent::NotAsked | Consent::Given => {}
+        if must_be_seen(ask, ids.len())? == 0 {
+            return Err(NotDone::wrong("none is chosen; nothing was done"));
         }
         let wish = Retry {
             which: Refused::Ids(ids),

@@ -7,13 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, body::Bytes, header::HOST};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use hyper::{Request, body::Bytes};
 use serde_json::Value;
-use tokio::net::TcpStream;
 
-use super::shown::Chip;
+use super::{
+    shown::Chip,
+    traffic::{Traffic, traffic},
+};
+use crate::http::ask::Enquiry;
 
 /// How long a worker has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,9 +40,25 @@ pub(super) struct WorkerLine {
 /// Bounds and how many were within them, cumulative.
 type Buckets = Vec<(f64, f64)>;
 
+/// What a worker had counted at a time.
+#[derive(Clone, Default)]
+struct Counted {
+    buckets: Buckets,
+    traffic: Traffic,
+}
+
 struct Watched {
     address: SocketAddr,
-    earlier: VecDeque<(Instant, Buckets)>,
+    earlier: VecDeque<(Instant, Counted)>,
+}
+
+/// What all of them are seen to do.
+pub(super) struct WorkersSeen {
+    pub(super) lines: Vec<WorkerLine>,
+    /// In the last minute, or as much of it as was looked at.
+    pub(super) lately: Traffic,
+    /// Since each was started.
+    pub(super) ever: Traffic,
 }
 
 /// The workers that are watched.
@@ -55,37 +73,60 @@ impl Workers {
         Self(addresses.iter().map(watched).collect())
     }
 
-    pub(super) async fn look(&mut self) -> Vec<WorkerLine> {
-        futures_util::future::join_all(self.0.iter_mut().map(Watched::look)).await
+    pub(super) async fn look(&mut self) -> WorkersSeen {
+        let mut seen = WorkersSeen {
+            lines: Vec::new(),
+            lately: Traffic::new(),
+            ever: Traffic::new(),
+        };
+        for (line, before, now) in futures_util::future::join_all(self.0.iter_mut().map(Watched::look)).await {
+            seen.lines.push(line);
+            for (partner, count) in now {
+                let earlier = before.get(&partner).copied().unwrap_or_default();
+                seen.lately
+                    .entry(partner.clone())
+                    .or_default()
+                    .add(count.since(earlier));
+                seen.ever.entry(partner).or_default().add(count);
+            }
+        }
+        seen
     }
 }
 
 impl Watched {
-    async fn look(&mut self) -> WorkerLine {
+    /// With what it had counted for each partner a minute ago, and now.
+    async fn look(&mut self) -> (WorkerLine, Traffic, Traffic) {
         let address = self.address;
         let (ready, metrics) = tokio::join!(ask(address, "/readyz"), ask(address, "/metrics"));
-        let (p50, p99) = match metrics {
-            Ok(text) => self.quantiles(&text),
-            Err(_) => (None, None),
+        let counted = match metrics {
+            Ok(text) => Counted {
+                buckets: buckets(&text),
+                traffic: traffic(&text),
+            },
+            Err(_) => Counted::default(),
         };
+        let now = counted.traffic.clone();
+        let before = self.before(counted.clone());
+        let (p50, p99) = quantiles(&before.buckets, counted.buckets);
         let (chip, why) = match ready {
             Err(why) => (Chip::bad("away"), why),
             Ok(text) => readiness(&text),
         };
         let said = |quantile: Option<f64>| quantile.map_or_else(|| "–".to_owned(), seconds);
-        WorkerLine {
+        let line = WorkerLine {
             address: address.to_string(),
             chip,
             p50: said(p50),
             p99: said(p99),
             why,
-        }
+        };
+        (line, before.traffic, now)
     }
 
-    /// Of the last minute, or of as much of it as was looked at.
-    fn quantiles(&mut self, metrics: &str) -> (Option<f64>, Option<f64>) {
+    /// What was counted a minute ago, or at the first look since.
+    fn before(&mut self, counted: Counted) -> Counted {
         let now = Instant::now();
-        let buckets = buckets(metrics);
         while self.earlier.len() > 1
             && (self.earlier.len() >= KEPT_MAX
                 || self
@@ -95,21 +136,22 @@ impl Watched {
         {
             self.earlier.pop_front();
         }
-        let before = self
-            .earlier
-            .front()
-            .map(|(_, buckets)| buckets.clone())
-            .unwrap_or_default();
-        self.earlier.push_back((now, buckets.clone()));
-        let new: Buckets = buckets
-            .into_iter()
-            .map(|(bound, count)| {
-                let earlier = before.iter().find(|(other, _)| *other == bound);
-                (bound, count - earlier.map_or(0.0, |(_, count)| *count))
-            })
-            .collect();
-        (quantile(&new, 0.5), quantile(&new, 0.99))
+        let before = self.earlier.front().map(|(_, counted)| counted.clone());
+        self.earlier.push_back((now, counted));
+        before.unwrap_or_default()
     }
+}
+
+/// Of what was counted in between.
+fn quantiles(before: &Buckets, now: Buckets) -> (Option<f64>, Option<f64>) {
+    let new: Buckets = now
+        .into_iter()
+        .map(|(bound, count)| {
+            let earlier = before.iter().find(|(other, _)| *other == bound);
+            (bound, count - earlier.map_or(0.0, |(_, count)| *count))
+        })
+        .collect();
+    (quantile(&new, 0.5), quantile(&new, 0.99))
 }
 
 /// The bounds of the histogram with their counts, of all labels together, in order.
@@ -175,25 +217,18 @@ fn readiness(text: &str) -> (Chip, String) {
 
 /// A worker's answer, whatever its status.
 async fn ask(address: SocketAddr, path: &str) -> Result<String, String> {
-    let asked = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-        let connection = tokio::spawn(connection);
-        let request = Request::get(path)
-            .header(HOST, address.to_string())
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| error.to_string())?;
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
-        connection.abort();
-        let body = body.map_err(|error| error.to_string())?.to_bytes();
-        Ok(String::from_utf8_lossy(&body).into_owned())
+    let request = Request::get(path)
+        .body(Full::new(Bytes::new()))
+        .map_err(|error| error.to_string())?;
+    let enquiry = Enquiry {
+        host: &address.ip().to_string(),
+        port: address.port(),
+        tls: None,
+        most: ANSWER_MAX,
+        within: ANSWER_TIMEOUT,
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, asked)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {ANSWER_TIMEOUT:?}")))
+    let answer = enquiry.ask(request).await?;
+    Ok(String::from_utf8_lossy(answer.body()).into_owned())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Command, Desk, Moment, PlanAct, Refusal, Which, cut, which::said};
+use super::{ActSize, Command, Desk, Moment, PlanAct, Refusal, Which, cut, which::said};
 use crate::{
     domain::{calendar::rfc3339, dead_letter::State, reason::Reason},
     plain::counted,
@@ -173,7 +173,7 @@ impl StateChange {
     }
 
     /// The messages that it changes.
-    fn state(self) -> State {
+    pub fn state(self) -> State {
         match self {
             StateChange::Discard => State::Open,
             StateChange::Restore => State::Discarded,
@@ -234,9 +234,7 @@ impl Desk {
                     .hint("a plan is a selection that is frozen: make another one with other filters"))
             }
             Some(plan) => {
-                if self.store.plan(plan).await?.is_none() {
-                    return Err(no_such_plan(plan));
-                }
+                self.plan_record(plan).await?;
                 Ok(Selected {
                     ids: self.store.plan_messages(plan).await?,
                     filters: json!({ "plan": plan }),
@@ -272,8 +270,11 @@ impl Desk {
     ) -> Result<Changed, Refusal> {
         self.need(consent, selected.messages(), change.doing())?;
         let size = i64::try_from(selected.messages()).unwrap_or(i64::MAX);
-        self.second_person(selected.plan, change.act(), author, (size, &[]))
-            .await?;
+        let size = ActSize {
+            messages: size,
+            ..ActSize::default()
+        };
+        self.second_person(selected.plan, change.act(), author, &size).await?;
         let act = author.act(change.as_str(), &selected.filters);
         let done = self
             .patiently(async || match change {
@@ -333,6 +334,13 @@ pub struct Purged {
     pub operator: String,
 }
 
+impl Purged {
+    /// Whether it waits for a second person.
+    pub fn is_proposed(&self) -> bool {
+        self.act != "purge"
+    }
+}
+
 impl Desk {
     /// How much a purge would delete.
     ///
@@ -353,16 +361,37 @@ impl Desk {
         })
     }
 
-    /// Deletes it.
+    /// Deletes it. Where there is more than one person may purge, the first one's word is written down, and the second's, who
+    /// says the same time, does it.
     ///
     /// # Errors
-    /// There are many and nobody consented; the database is away.
+    /// There are many and nobody consented; they said so already; the database is away.
     pub async fn purge(&self, wish: &Purge, purgeable: Purgeable, consent: Consent) -> Result<Purged, Refusal> {
         let before = purgeable.before;
         self.need(consent, purgeable.messages, "purging")?;
         let mut filters = json!({"discardedBefore": rfc3339(before)});
         if wish.settled {
             filters["settledBefore"] = json!(rfc3339(before));
+        }
+        let size = i64::try_from(purgeable.messages).unwrap_or(i64::MAX);
+        if self.two_people(size, &[]).is_some() {
+            let subject = format!("before {} settled {}", rfc3339(before), wish.settled);
+            let (_, is_second) = self.voices("purge", &subject, &wish.author).await?;
+            if !is_second {
+                let act = wish.author.act("purge propose", &filters);
+                let outcome = json!({"messages": purgeable.messages});
+                let (_, audit_id) = self
+                    .store
+                    .raise_voice(act, self.new_voice("purge", &subject), &outcome)
+                    .await?;
+                return Ok(Purged {
+                    act: act.name,
+                    purged: 0,
+                    plans: 0,
+                    audit_id,
+                    operator: wish.author.operator.clone(),
+                });
+            }
         }
         let act = wish.author.act("purge", &filters);
         let done = self

@@ -5,10 +5,10 @@ use std::{fmt, sync::Arc};
 use num_bigint::BigInt;
 use serde::Serialize;
 
-use super::{ApprovalRecord, Author, Command, Desk, PlanLine, Refusal, Sum, act::no_such_plan};
+use super::{ApprovalRecord, Author, Command, Desk, PlanLine, Refusal, StateNow, Sum, Voice};
 use crate::{
-    domain::{calendar::rfc3339, person::Person},
-    store::{approvals::NewApproval, plans::PlanRecord},
+    domain::{calendar::rfc3339, dead_letter::State, person::Person},
+    store::{approvals::NewApproval, plans::PlanRecord, voices::NewVoice},
 };
 
 /// What may be done with the messages of a plan.
@@ -39,6 +39,16 @@ impl fmt::Display for PlanAct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// How large an act is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ActSize {
+    pub(super) messages: i64,
+    /// What it moves.
+    pub(super) money: Vec<Sum>,
+    /// Messages of which that is not known.
+    pub(super) unknown: i64,
 }
 
 /// Approving what somebody else planned.
@@ -91,21 +101,12 @@ pub struct PlanShown {
     pub approvals: Vec<ApprovalRecord>,
 }
 
-/// Messages of a plan that are in a state now.
-#[derive(Clone, Debug, Serialize)]
-pub struct StateNow {
-    pub state: String,
-    pub messages: i64,
-}
-
 impl PlanShown {
-    /// Messages that a replay would take: what would settle, or all of them.
+    /// Messages that a replay would judge now: what would settle, or all; and open still. It skips the others.
     pub fn replayed(&self, all_verdicts: bool) -> i64 {
-        if all_verdicts {
-            i64::from(self.record.messages)
-        } else {
-            self.record.settled
-        }
+        let open = self.now.iter().filter(|now| now.state == State::Open.as_str());
+        let judged = open.map(|now| if all_verdicts { now.messages } else { now.would_settle });
+        judged.sum()
     }
 
     /// Messages that are in a state now.
@@ -138,17 +139,39 @@ impl Desk {
 
     /// Why so much takes two people; none: one is enough.
     pub fn two_people(&self, messages: i64, money: &[Sum]) -> Option<String> {
+        self.two_people_for(&ActSize {
+            messages,
+            money: money.to_vec(),
+            unknown: 0,
+        })
+    }
+
+    fn two_people_for(&self, size: &ActSize) -> Option<String> {
         let settings = &self.settings.dead_letters;
+        let ActSize {
+            messages,
+            money,
+            unknown,
+        } = size;
         let most = settings.approve_above;
-        if most > 0 && usize::try_from(messages).is_ok_and(|messages| messages > most) {
+        if most > 0 && usize::try_from(*messages).is_ok_and(|messages| messages > most) {
             return Some(format!(
                 "{messages} messages are more than dead_letters.approve_above ({most})"
             ));
         }
-        let number = |text: &str| text.parse::<BigInt>().unwrap_or_default();
+        // What can not be compared takes two people.
+        if *unknown > 0 && !settings.approve_amounts.is_empty() {
+            return Some(format!(
+                "{unknown} of them name what is not reserved yet, and what they would move is not known"
+            ));
+        }
+        let is_more = |moved: &str, most: &str| match (moved.parse::<BigInt>(), most.parse::<BigInt>()) {
+            (Ok(moved), Ok(most)) => moved > most,
+            _ => true,
+        };
         settings.approve_amounts.iter().find_map(|(currency, most)| {
             let moved = money.iter().find(|sum| sum.currency == *currency)?;
-            (number(&moved.quantity) > number(most)).then(|| {
+            is_more(&moved.quantity, most).then(|| {
                 format!(
                     "{} {currency} is more than dead_letters.approve_amounts has ({most})",
                     moved.quantity
@@ -163,9 +186,9 @@ impl Desk {
         plan: Option<i64>,
         act: PlanAct,
         author: &Author,
-        (messages, money): (i64, &[Sum]),
+        size: &ActSize,
     ) -> Result<(), Refusal> {
-        let Some(why) = self.two_people(messages, money) else {
+        let Some(why) = self.two_people_for(size) else {
             return Ok(());
         };
         let Some(plan) = plan else {
@@ -174,7 +197,7 @@ impl Desk {
                     .hint("`settled dead-letters plan` makes one; somebody else approves it with `settled dead-letters plan approve`"),
             );
         };
-        let made = self.store.plan(plan).await?.ok_or_else(|| no_such_plan(plan))?;
+        let made = self.plan_record(plan).await?;
         let acting = self.person(&author.operator).await?;
         let approvals = self.store.approvals(plan).await?;
         let (mut over, mut same) = (None, None);
@@ -209,13 +232,53 @@ impl Desk {
         )
     }
 
+    /// Who said of an act without a plan that it shall be done, and whether one more who says so is the second person. What is
+    /// done is said by its name and by what exactly.
+    ///
+    /// # Errors
+    /// They said so already; the database is away.
+    pub(super) async fn voices(
+        &self,
+        act: &'static str,
+        subject: &str,
+        author: &Author,
+    ) -> Result<(Vec<Voice>, bool), Refusal> {
+        let me = self.person(&author.operator).await?;
+        let voices = self.store.voices(act, subject).await?;
+        let is_second = voices.iter().any(|before| before.by.shared_with(&me).is_none());
+        if !is_second && let Some(mine) = voices.last() {
+            let shared = mine.by.shared_with(&me).unwrap_or_default();
+            return Err(Refusal::refused(format!(
+                "this takes two people, and {shared} said so already (that counts until {}); nothing was done",
+                rfc3339(mine.expires_at)
+            ))
+            .hint("somebody else says the same, with another operator's name and another login of the database"));
+        }
+        Ok((voices, is_second))
+    }
+
+    /// One of them, to be written down.
+    pub(super) fn new_voice<'a>(&'a self, act: &'static str, subject: &'a str) -> NewVoice<'a> {
+        NewVoice {
+            for_act: act,
+            subject,
+            lasts_ms: self.approval_lasts_ms(),
+            voucher: self.voucher.as_deref(),
+        }
+    }
+
+    /// `dead_letters.approval_lasts`, in milliseconds.
+    fn approval_lasts_ms(&self) -> i64 {
+        i64::try_from(self.settings.dead_letters.approval_lasts.as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// Approves a plan that somebody else made. It counts for `dead_letters.approval_lasts`.
     ///
     /// # Errors
     /// There is no such plan, or it is one's own; the database is away.
     pub async fn approve(&self, wish: &Approve) -> Result<Approved, Refusal> {
         let plan = wish.plan;
-        let made = self.store.plan(plan).await?.ok_or_else(|| no_such_plan(plan))?;
+        let made = self.plan_record(plan).await?;
         let me = self.person(&wish.author.operator).await?;
         if let Some(name) = me.shared_with(&made.by) {
             return Err(Refusal::refused(format!(
@@ -226,11 +289,10 @@ impl Desk {
         }
         let (_, money) = self.store.plan_verdicts(plan).await?;
         let would_move = sums(money);
-        let lasts = self.settings.dead_letters.approval_lasts;
         let new = NewApproval {
             plan,
             for_act: wish.for_act.as_str(),
-            lasts_ms: i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX),
+            lasts_ms: self.approval_lasts_ms(),
             voucher: self.voucher.as_deref(),
         };
         let filters = serde_json::json!({"plan": plan, "for": wish.for_act.as_str()});
@@ -255,8 +317,9 @@ impl Desk {
     /// # Errors
     /// There is no such plan; the database is away.
     pub async fn plan_shown(&self, plan: i64) -> Result<PlanShown, Refusal> {
-        let record = self.store.plan(plan).await?.ok_or_else(|| no_such_plan(plan))?;
-        let (verdicts, money) = self.store.plan_verdicts(plan).await?;
+        let record = self.plan_record(plan).await?;
+        // Each walks through every message of the plan.
+        let ((verdicts, money), now) = tokio::try_join!(self.store.plan_verdicts(plan), self.store.plan_now(plan))?;
         let mut verdicts: Vec<PlanLine> = verdicts
             .into_iter()
             .map(|line| PlanLine {
@@ -268,13 +331,9 @@ impl Desk {
             .collect();
         verdicts.sort_by_key(|line| (line.verdict, line.reason));
         let would_move = sums(money);
-        let now = self.store.plan_now(plan).await?;
         Ok(PlanShown {
             two_people: self.two_people(record.settled, &would_move),
-            now: now
-                .into_iter()
-                .map(|(state, messages)| StateNow { state, messages })
-                .collect(),
+            now,
             runs: self.store.plan_runs(plan).await?,
             approvals: self.store.approvals(plan).await?,
             record,
@@ -288,13 +347,26 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn plans(&self, after: Option<i64>, limit: i64) -> Result<super::Page<PlanRecord>, Refusal> {
-        let plans = self.store.plans(after.unwrap_or(i64::MAX), limit + 1).await?;
+        let plans = self
+            .store
+            .plans(after.unwrap_or(i64::MAX), self.limits(), limit + 1)
+            .await?;
         Ok(super::Page::of(plans, limit))
     }
 
-    /// The money that a replay of a plan would move.
-    pub(super) async fn money_of(&self, plan: i64) -> Result<Vec<Sum>, Refusal> {
-        Ok(sums(self.store.plan_verdicts(plan).await?.1))
+    /// How large a replay is. What would not settle by its plan may settle all the same, once it is judged: of a replay of
+    /// everything all that it could move counts.
+    pub(super) async fn size_of(&self, plan: i64, all_verdicts: bool, messages: usize) -> Result<ActSize, Refusal> {
+        let (money, unknown) = if all_verdicts {
+            self.store.plan_at_most(plan).await?
+        } else {
+            (self.store.plan_verdicts(plan).await?.1, 0)
+        };
+        Ok(ActSize {
+            messages: i64::try_from(messages).unwrap_or(i64::MAX),
+            money: sums(money),
+            unknown,
+        })
     }
 }
 

@@ -138,12 +138,19 @@ impl Desk {
     pub async fn letter(&self, named: &LetterName, body_for: Option<&str>) -> Result<FullLetter, Refusal> {
         let found = self.store.find_dead_letters(&named.name, 10).await?;
         let text = &named.text;
+        let none = || {
+            Refusal::refused(format!("there is no dead letter {text:?}"))
+                .hint("`settled dead-letters list --state all` shows them; what still waits in the queue settlement.dead is not collected yet")
+        };
         let id = match found.as_slice() {
-            [] => {
-                return Err(Refusal::refused(format!("there is no dead letter {text:?}"))
-                    .hint("`settled dead-letters list --state all` shows them; what still waits in the queue settlement.dead is not collected yet"));
-            }
+            [] => return Err(none()),
             [id] => *id,
+            // Which ones they are is for whoever may see them.
+            [_, _, ..] if self.limits().is_some() => {
+                return Err(
+                    Refusal::refused(format!("{text:?} means several dead letters")).hint("give more of the id")
+                );
+            }
             [first, second, ..] => {
                 return Err(
                     Refusal::refused(format!("{text:?} means several dead letters: {first}, {second}"))
@@ -154,6 +161,9 @@ impl Desk {
         let Some((exported, bytes)) = self.store.dead_letter(id).await? else {
             return Err(Refusal::refused(format!("the dead letter {id} was purged just now")));
         };
+        if !self.sees(exported.dead_letter.enterprise_id.as_deref()) {
+            return Err(none());
+        }
         if let Some(operator) = body_for {
             let filters = json!({ "deadLetter": id });
             let act = Act {
@@ -167,7 +177,12 @@ impl Desk {
         }
         let (replays, acts) = self.store.lineage(id, LINEAGE_MAX).await?;
         let allocation = match exported.dead_letter.allocation_id {
-            Some(id) => self.store.allocation(id).await?,
+            // It may be another partner's: that is why such a message was refused.
+            Some(id) => self
+                .store
+                .allocation(id)
+                .await?
+                .filter(|found| self.sees(Some(&found.enterprise_id))),
             None => None,
         };
         let stored = self.store.dead_letter_deliveries(&[id]).await?;
@@ -308,8 +323,17 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn stats(&self, which: &Which) -> Result<Stats, Refusal> {
+        self.counted(which, PARTNERS_MAX, false).await
+    }
+
+    /// The same, with every partner that is registered.
+    pub(super) async fn stats_of_partners(&self, which: &Which) -> Result<Stats, Refusal> {
+        self.counted(which, i64::MAX, true).await
+    }
+
+    async fn counted(&self, which: &Which, partners: i64, registered: bool) -> Result<Stats, Refusal> {
         let filter = self.filter(which, &[State::Open]).await?;
-        let stats = self.store.dead_letter_stats(&filter, PARTNERS_MAX).await?;
+        let stats = self.store.dead_letter_stats(&filter, partners, registered).await?;
         let (by_reason, by_partner): (Vec<&Stat>, Vec<&Stat>) = stats.iter().partition(|stat| stat.state.is_some());
         let mut reasons: Vec<ByReason> = by_reason
             .iter()
@@ -352,6 +376,8 @@ impl Desk {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     pub which: Which,
+    /// To whom it is encrypted, as public keys; none: to nobody, it is plain.
+    pub recipients: Vec<String>,
     pub operator: String,
 }
 
@@ -360,6 +386,9 @@ impl Export {
     pub fn command(&self) -> Command {
         let mut command = Command::new(&["dead-letters", "export"]);
         self.which.add_to(&mut command, "--reason");
+        for recipient in &self.recipients {
+            command.flag("--recipient", Some(recipient));
+        }
         command.flag("--operator", Some(&self.operator));
         command
     }
@@ -402,6 +431,10 @@ impl Desk {
             .await
             .map_err(|error| E::from(error.into()))?;
         let filters = filters_of(&filter);
+        let mut outcome = json!({ "selected": total });
+        if !wish.recipients.is_empty() {
+            outcome["recipients"] = json!(wish.recipients);
+        }
         let act = Act {
             name: "export",
             operator: &wish.operator,
@@ -410,7 +443,7 @@ impl Desk {
         };
         // Before the first byte leaves: an export that breaks off was one all the same.
         self.store
-            .record(act, &json!({ "selected": total }))
+            .record(act, &outcome)
             .await
             .map_err(|error| E::from(error.into()))?;
         let mut after = 0;
@@ -476,11 +509,12 @@ impl Desk {
         after: Option<i64>,
         limit: i64,
     ) -> Result<Page<AuditRecord>, Refusal> {
+        let (since, until) = self.window(question.since, question.until).await?;
         let filter = AuditFilter {
             operator: question.operator.clone(),
             act: question.act.clone(),
-            since: self.maybe_when(question.since).await?,
-            until: self.maybe_when(question.until).await?,
+            since,
+            until,
         };
         let acts = self.store.audit(&filter, after.unwrap_or(i64::MAX), limit + 1).await?;
         // Another version may have written acts that this one does not know: what is there is shown.

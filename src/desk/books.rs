@@ -76,12 +76,12 @@ impl Desk {
         Ok(self.store.balances().await?)
     }
 
-    /// Proves the books.
+    /// Proves the books. `told` is told how many questions of how many are answered.
     ///
     /// # Errors
     /// The database is away. What is wrong with the books is no error.
-    pub async fn check_books(&self) -> Result<Checked, Refusal> {
-        let books = self.store.check_books().await?;
+    pub async fn check_books(&self, told: impl FnMut(usize, usize)) -> Result<Checked, Refusal> {
+        let books = self.store.check_books(told).await?;
         Ok(Checked {
             ok: books.problems.is_empty(),
             books,
@@ -140,5 +140,5 @@ fn in_order(since: Timestamp, until: Timestamp) -> Result<(), Refusal> {
     if since < until {
         return Ok(());
     }
-    Err(Refusal::usage("the window ends before it begins").hint("--since is the earlier one"))
+    Err(super::reversed())
 }

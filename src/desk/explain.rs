@@ -41,6 +41,9 @@ pub struct Explained {
     /// The key that made a signature that is refused, compressed, in hexadecimal; none where there is none to recover.
     #[serde(rename = "recoveredKey", skip_serializing_if = "Option::is_none")]
     pub recovered_key: Option<String>,
+    /// By which symbol of its own the partner names the amount; none where it does so by the currency, or nothing would move.
+    #[serde(rename = "partnerSymbol", skip_serializing_if = "Option::is_none")]
+    pub partner_symbol: Option<String>,
     pub transfers: Vec<Movement>,
 }
 
@@ -93,6 +96,10 @@ pub async fn explain(settings: &Settings, question: ExplainQuestion) -> Result<E
             .filter(|_| reason == Some(Reason::SignatureMismatch))
             .and_then(|content| content.signer.key())
             .map(|key| key.to_hex()),
+        partner_symbol: changes
+            .settlements
+            .first()
+            .and_then(|settlement| settlement.allocation.partner_symbol.clone()),
         transfers: changes
             .settlements
             .iter()
@@ -135,5 +142,6 @@ fn nowhere(settings: &Settings) -> Result<Desk, Refusal> {
         store: Store::new(&settings).map_err(Refusal::ours)?,
         settings,
         voucher: None,
+        limits: None,
     })
 }

@@ -9,7 +9,6 @@ use super::{Desk, Refusal};
 use crate::{
     domain::{
         calendar::{CalendarTime, rfc3339},
-        public_key::may_be_private,
         signature::{KeyError, PublicKey},
     },
     store::registry::{
@@ -96,16 +95,6 @@ pub fn unproven(why: Unproven, enterprise_id: &str, key: PublicKey) -> Refusal {
     }
 }
 
-pub(super) fn no_partner(enterprise_id: &str) -> Refusal {
-    let shown = if may_be_private(enterprise_id) {
-        "***"
-    } else {
-        enterprise_id
-    };
-    Refusal::refused(format!("no partner {shown} is registered"))
-        .hint("`settled partner list` shows who is; `settled partner add` registers one")
-}
-
 impl Desk {
     /// What shows that a key is its owner's, by what was given and what the settings want.
     pub fn proof(&self, signature: Option<String>) -> KeyProof {
@@ -141,7 +130,7 @@ impl Desk {
             Registered::Exists(rotated) => Ok(told("exists", rotated)),
             Registered::Conflict(rotated) => Err(anothers(&rotated.key)),
             Registered::Revoked(rotated) => Err(revoked(&rotated.key)),
-            Registered::NoPartner => Err(no_partner(&wish.enterprise_id)),
+            Registered::NoPartner => Err(Refusal::no_partner(&wish.enterprise_id)),
             Registered::NeverValid => Err(Refusal::usage("--valid-until is over; nothing was changed")
                 .hint("leave it out, or name a time that is to come")),
             Registered::Unproven(why) => Err(unproven(why, &wish.enterprise_id, public_key)),
@@ -169,7 +158,7 @@ impl Desk {
         match made {
             Challenged::Made(challenge) => Ok(challenge),
             Challenged::Conflict(key) => Err(anothers(&key)),
-            Challenged::NoPartner => Err(no_partner(enterprise_id)),
+            Challenged::NoPartner => Err(Refusal::no_partner(enterprise_id)),
         }
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{DeadLetter, Desk, ReceiptRecord, Refusal};
 use crate::{
     domain::{allocation::Allocation, calendar::rfc3339},
-    store::life::{Life, Subject},
+    store::{life::Life, subject::Subject},
 };
 
 // Receipt ------------------------------------------------------------------------------------------------------------

@@ -6,21 +6,27 @@
 //! and what to do next. What takes long tells how far it is through a callback.
 
 mod access;
+mod across;
 mod act;
 mod approval;
 mod ask;
 mod books;
 mod command;
+mod currencies;
 mod drive;
 mod explain;
+mod funds;
 mod headers;
 pub mod keys;
 mod life;
+mod limits;
 mod moment;
+mod moving;
 mod nonce;
 mod outbox;
 mod owned;
 mod plan;
+mod recover;
 mod refusal;
 mod replay;
 mod roles;
@@ -33,25 +39,31 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use self::approval::ActSize;
 pub use self::{
     access::{ClientAdded, ClientRecord, Role, Token, TokenHolder, TokenMade, TokenRecord, TokenWish},
+    across::SentNonce,
     act::{Author, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded},
-    approval::{Approve, Approved, PlanAct, PlanShown, StateNow},
+    approval::{Approve, Approved, PlanAct, PlanShown},
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, FullLetter, Groups, LetterName, Stats,
         ToldEvent,
     },
     books::{Checked, ReconcileQuestion, Reconciled},
     command::Command,
+    currencies::SymbolMapped,
     drive::RunNews,
     explain::{ExplainQuestion, Explained, Movement, explain},
+    funds::{FundsTold, FundsWay, FundsWish},
     keys::{KeyRotated, KeyRotation},
     life::{EventState, EventTold, History, ReceiptFound, Transferred},
     moment::{duration, moment},
+    moving::{MoveAct, PartnerMove, PartnerMoved},
     nonce::NonceVoided,
     outbox::{Refused, RefusedPublication, Retried, RetriedOne, Retry},
     owned::{ConnectionBalance, OwnedBy, OwnedFilter, PartnerBalance, PartnerBalances},
     plan::{LEFT_OUT, Plan, PlanLine, Planned, Sum},
+    recover::{BooksStanding, Recovery},
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
     signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
@@ -66,14 +78,16 @@ pub use crate::store::{
     books::{BalanceRecord, Books},
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
+    moves::MovedBalance,
     outbox::Backlog,
-    plans::PlanRecord,
+    plans::{PlanRecord, StateNow},
     reconcile::{Moment, ReconcileLine, Reconciliation},
     refused::{Pending, PublicationStanding},
-    registry::{By, ConnectionRecord, KeyRecord, PartnerRecord},
+    registry::{By, ConnectionRecord, KeyRecord, NewSymbol, PartnerRecord, Registered, SymbolRecord},
     roles::{DatabaseRole, MissingRight, RoleFound, RoleStanding, grant_line, quoted, statements},
     runs::{Came, Moved, Run},
-    standing::{MinuteOfBatches, TrendOfGroup},
+    standing::{MinuteOfBatches, PartnerSeen, TrendOfGroup},
+    voices::Voice,
 };
 use crate::{
     config::Settings,
@@ -88,6 +102,8 @@ pub struct Desk {
     settings: Settings,
     /// Who vouches for the name of whoever acts here; none: they typed it.
     voucher: Option<Arc<str>>,
+    /// Partners that whoever asks here is limited to; none: they are not.
+    limits: Option<Arc<[String]>>,
 }
 
 /// A part of a longer list.
@@ -119,13 +135,20 @@ impl Desk {
     /// A setting of the database is missing or wrong.
     pub fn open(settings: &Settings) -> Result<Self, Refusal> {
         settings.database_url()?;
-        let store = Store::new(settings)
-            .map_err(|sentence| Refusal::usage(sentence).hint("check database.url and database.ca_file"))?;
-        Ok(Self {
+        let store = Store::new(settings).map_err(|sentence| {
+            Refusal::usage(sentence).hint("check database.url, database.ca_file and database.client_certificate_file")
+        })?;
+        Ok(Self::of(store, settings))
+    }
+
+    /// A desk on a store that is open already.
+    pub fn of(store: Store, settings: &Settings) -> Self {
+        Self {
             store,
             settings: settings.clone(),
             voucher: None,
-        })
+            limits: None,
+        }
     }
 
     /// Whether the database answers, and its schema is the one that this program is written for.
@@ -169,4 +192,22 @@ impl Desk {
             None => Ok(None),
         }
     }
+
+    /// From when until when, each of which may be left out.
+    async fn window(
+        &self,
+        since: Option<Moment>,
+        until: Option<Moment>,
+    ) -> Result<(Option<Timestamp>, Option<Timestamp>), Refusal> {
+        let (since, until) = (self.maybe_when(since).await?, self.maybe_when(until).await?);
+        if since.zip(until).is_some_and(|(since, until)| since > until) {
+            return Err(reversed());
+        }
+        Ok((since, until))
+    }
+}
+
+/// Why no window of time is looked at.
+fn reversed() -> Refusal {
+    Refusal::usage("the window ends before it begins").hint("--since is the earlier one")
 }

@@ -1,9 +1,11 @@
 //! What a client or a partner may see of its own.
 
+use std::borrow::Cow;
+
 use uuid::Uuid;
 
 use super::{Desk, Page, ReceiptRecord, Refusal};
-use crate::domain::allocation::Allocation;
+use crate::domain::{allocation::Allocation, currency::Symbols};
 pub use crate::store::owned::{ConnectionBalance, OwnedBy, OwnedFilter, PartnerBalance};
 
 /// What stands on a partner's connections.
@@ -44,11 +46,30 @@ impl Desk {
                 None => return Ok(None),
             },
         };
+        let filter = self.meant(owner, filter).await?;
         let found = self
             .store
-            .owned_allocations(owner, filter, after, limit.saturating_add(1))
+            .owned_allocations(owner, &filter, after, limit.saturating_add(1))
             .await?;
         Ok(Some(Page::of(found, limit)))
+    }
+
+    /// The same in the books' words: a partner names currencies as it does in its updates.
+    async fn meant<'f>(&self, owner: OwnedBy<'_>, filter: &'f OwnedFilter) -> Result<Cow<'f, OwnedFilter>, Refusal> {
+        let enterprise_id = match owner {
+            OwnedBy::Partner(enterprise_id) if !filter.currencies.is_empty() => enterprise_id,
+            OwnedBy::Partner(_) | OwnedBy::Client(_) => return Ok(Cow::Borrowed(filter)),
+        };
+        let records = self.store.symbols(Some(enterprise_id), false).await?;
+        let symbols: Symbols = records
+            .into_iter()
+            .map(|record| (record.symbol, record.currency))
+            .collect();
+        let mut filter = filter.clone();
+        for currency in &mut filter.currencies {
+            *currency = symbols.currency_of(currency).to_owned();
+        }
+        Ok(Cow::Owned(filter))
     }
 
     /// What stands on a partner's connections, so many of them at most.

@@ -8,16 +8,12 @@ use serde_json::Value;
 
 use super::{Command, Desk, Refusal, Which, act::filters_of};
 use crate::{
-    domain::{
-        dead_letter::{MadeBy, State},
-        reason::Reason,
-        verdict::VerdictKind,
-    },
+    domain::{dead_letter::State, reason::Reason, verdict::VerdictKind},
     settle::{
         self,
         plan::{Ahead, SLICE, slice},
     },
-    store::{audit::Act, letters::Filter, plans::PlanItem},
+    store::{audit::Act, plans::PlanItem},
 };
 
 /// Of messages that a plan does not take by itself.
@@ -91,18 +87,11 @@ impl Desk {
     /// Nothing is selected; the database is away.
     pub async fn plan(&self, wish: &Plan, mut judged: impl FnMut(usize, usize)) -> Result<Planned, Refusal> {
         let mut filter = self.filter(&wish.which, &[State::Open]).await?;
-        // Nobody vouches for what they say: they are planned if somebody asks for them, and never among others.
-        filter.is_known = filter.made_by.is_none();
-        let left_out = if filter.is_known {
-            let unknown = Filter {
-                made_by: Some(MadeBy::Unknown),
-                is_known: false,
-                ..filter.clone()
-            };
-            self.store.count_dead_letters(&unknown).await?
-        } else {
-            0
+        let left_out = match filter.left_out() {
+            Some(unknown) => self.store.count_dead_letters(&unknown).await?,
+            None => 0,
         };
+        filter.is_known = filter.made_by.is_none();
         let limit = wish.limit.and_then(|limit| usize::try_from(limit).ok());
         let (ids, more) = self.select_ids(&filter, limit).await?;
         // Asking for the oldest N, one knows that there may be more.

@@ -3,6 +3,7 @@
 use crate::{
     broker::BrokerError,
     config::ConfigError,
+    domain::public_key::may_be_private,
     store::{Fate, StoreError, trouble::Trouble},
 };
 
@@ -45,6 +46,17 @@ impl Refusal {
         Self::new(RefusalKind::Ours, message)
     }
 
+    /// There is no such partner. A key in the wrong place may have the form of an id, and is not repeated.
+    pub(crate) fn no_partner(enterprise_id: &str) -> Self {
+        let shown = if may_be_private(enterprise_id) {
+            "***"
+        } else {
+            enterprise_id
+        };
+        Self::refused(format!("no partner {shown} is registered"))
+            .hint("`settled partner list` shows who is; `settled partner add` registers one")
+    }
+
     fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -75,6 +87,12 @@ impl From<StoreError> for Refusal {
             ))
             .hint("run `settled migrate`");
         }
+        // `settled.refuse_of_moving`.
+        const MOVING: &str = "SX003";
+        if error.sqlstate.as_deref() == Some(MOVING) {
+            return Refusal::refused(format!("nothing was changed: {}", error.sentence()))
+                .hint("`settled partner move` says where it lives, or how far its move is");
+        }
         match error.fate {
             Fate::Away => {
                 let trouble = error.trouble();
@@ -97,8 +115,16 @@ impl Refusal {
     /// No connection could be had. What is refused here is the login, not what a command asks for.
     pub(crate) fn no_broker(error: BrokerError) -> Self {
         match error {
-            BrokerError::Refused { .. } => Refusal::away(error.to_string())
-                .hint("check user, password and virtual host in SETTLED_BROKER_URL (or --broker-url)"),
+            BrokerError::Refused { .. } => {
+                let sentence = error.to_string();
+                let hint = if sentence.contains("EXTERNAL") {
+                    "the certificate is the login: check that the broker has a user of its name (ssl_cert_login_from), and the \
+                     plugin rabbitmq_auth_mechanism_ssl with auth_mechanisms and a TLS listener that asks for certificates"
+                } else {
+                    "check user, password and virtual host in SETTLED_BROKER_URL (or --broker-url)"
+                };
+                Refusal::away(sentence).hint(hint)
+            }
             BrokerError::Away(_) | BrokerError::Config(_) => error.into(),
         }
     }
@@ -109,7 +135,7 @@ impl From<BrokerError> for Refusal {
         let sentence = error.to_string();
         match error {
             BrokerError::Away(_) if sentence.starts_with("TLS") => {
-                Refusal::away(sentence).hint("check broker.ca_file, the server's certificate and the host's name in it")
+                Refusal::away(sentence).hint("check broker.ca_file, the server's certificate and the host's name in it, and broker.client_certificate_file")
             }
             BrokerError::Away(_) => Refusal::away(sentence)
                 .hint("check that it runs and that SETTLED_BROKER_URL (or --broker-url) says where"),
@@ -121,7 +147,7 @@ impl From<BrokerError> for Refusal {
                 _ => Refusal::ours(sentence),
             },
             BrokerError::Config(_) => {
-                Refusal::usage(sentence).hint("check broker.url, broker.ca_file and broker.heartbeat")
+                Refusal::usage(sentence).hint("check broker.url, broker.ca_file, broker.client_certificate_file and broker.heartbeat")
             }
         }
     }

@@ -51,6 +51,8 @@ pub struct Resume {
     pub run: i64,
     /// Messages a second from now on; as before if left out.
     pub rate: Option<f64>,
+    /// Also those that were replayed `dead_letters.max_replays` times, by other runs meanwhile.
+    pub yes_again: bool,
     pub author: Author,
 }
 
@@ -60,6 +62,7 @@ impl Resume {
         let mut command = Command::new(&["dead-letters", "runs", "resume"]);
         command.word(self.run);
         command.flag("--rate", self.rate);
+        command.switch("--yes-again", self.yes_again);
         self.author.add_to(&mut command);
         command
     }
@@ -110,9 +113,7 @@ impl Desk {
     /// # Errors
     /// There is no such plan, or nothing of it would settle; the database is away.
     pub async fn replay_size(&self, wish: &Replay) -> Result<usize, Refusal> {
-        let Some(plan) = self.store.plan(wish.plan).await? else {
-            return Err(no_such_plan(wish.plan));
-        };
+        let plan = self.plan_record(wish.plan).await?;
         let messages = if wish.all_verdicts {
             i64::from(plan.messages)
         } else {
@@ -138,13 +139,17 @@ impl Desk {
         }
         let most = self.settings.dead_letters.max_replays;
         let worn = self.store.count_replayed(wish.plan, wish.all_verdicts, most).await?;
+        self.not_worn(worn, &format!("plan {}", wish.plan))
+    }
+
+    fn not_worn(&self, worn: i64, of: &str) -> Result<(), Refusal> {
         if worn == 0 {
             return Ok(());
         }
+        let most = self.settings.dead_letters.max_replays;
         Err(Refusal::usage(format!(
-            "messages of plan {} that were replayed dead_letters.max_replays ({most}) times or more, and are open again: \
-             {worn}; they may go in circles, and nothing was done",
-            wish.plan
+            "messages of {of} that were replayed dead_letters.max_replays ({most}) times or more, and are open again: {worn}; \
+             they may go in circles, and nothing was done"
         ))
         .hint("`settled dead-letters show` says what each came to; give --yes-again if you mean it"))
     }
@@ -157,9 +162,8 @@ impl Desk {
         let messages = self.replay_size(wish).await?;
         self.mind_circles(wish).await?;
         self.need(consent, messages, "replaying")?;
-        let money = self.money_of(wish.plan).await?;
-        let size = (i64::try_from(messages).unwrap_or(i64::MAX), money.as_slice());
-        self.second_person(Some(wish.plan), PlanAct::Replay, &wish.author, size)
+        let size = self.size_of(wish.plan, wish.all_verdicts, messages).await?;
+        self.second_person(Some(wish.plan), PlanAct::Replay, &wish.author, &size)
             .await?;
         let filters = json!({"plan": wish.plan, "canary": wish.canary, "rate": wish.rate, "allVerdicts": wish.all_verdicts,
                    "yesAgain": wish.yes_again});
@@ -191,7 +195,14 @@ impl Desk {
     /// # Errors
     /// There is no such run, or it is not one to go on with; the database is away.
     pub async fn resume(&self, wish: &Resume) -> Result<Begun, Refusal> {
-        let filters = json!({"run": wish.run, "rate": wish.rate});
+        self.run(wish.run).await?;
+        if !wish.yes_again {
+            // Other runs may have replayed them meanwhile.
+            let most = self.settings.dead_letters.max_replays;
+            let worn = self.store.count_waiting_worn(wish.run, most).await?;
+            self.not_worn(worn, &format!("run {}", wish.run))?;
+        }
+        let filters = json!({"run": wish.run, "rate": wish.rate, "yesAgain": wish.yes_again});
         let act = wish.author.act("resume", &filters);
         let driver = self.driver();
         let was = match self
@@ -286,6 +297,7 @@ impl Desk {
     /// # Errors
     /// There is no such run, or it is not running; the database is away.
     pub async fn cancel(&self, wish: &Cancel) -> Result<RunOutcome, Refusal> {
+        self.run(wish.run).await?;
         let filters = json!({"run": wish.run});
         let act = wish.author.act("cancel", &filters);
         match self
@@ -321,7 +333,11 @@ impl Desk {
     }
 
     async fn run(&self, id: i64) -> Result<Run, Refusal> {
-        self.store.run(id).await?.ok_or_else(|| no_such_run(id))
+        let run = self.store.run(id).await?.ok_or_else(|| no_such_run(id))?;
+        if self.limits().is_some() && self.plan_record(run.plan).await.is_err() {
+            return Err(no_such_run(id));
+        }
+        Ok(run)
     }
 
     /// Runs, the newest first, after one of them.
@@ -329,7 +345,10 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn runs(&self, after: Option<i64>, limit: i64) -> Result<Page<Run>, Refusal> {
-        let runs = self.store.runs(after.unwrap_or(i64::MAX), limit + 1).await?;
+        let runs = self
+            .store
+            .runs(after.unwrap_or(i64::MAX), self.limits(), limit + 1)
+            .await?;
         Ok(Page::of(runs, limit))
     }
 }

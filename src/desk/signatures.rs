@@ -1,16 +1,13 @@
 //! Every settlement's signature, verified again: on all cores, a part of the table at a time.
 
-use std::{collections::HashMap, fmt, future::Future, pin::pin, sync::Arc};
+use std::{fmt, future::Future, pin::pin, sync::Arc};
 
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use super::{Desk, Refusal};
 use crate::{
-    domain::{
-        authority::{self, KeyLife},
-        signature::PublicKey,
-    },
+    domain::authority::{self, Register},
     retry::Backoff,
     store::{Fate, books::PROBLEMS_MAX, signatures::TableExtent},
 };
@@ -105,17 +102,20 @@ impl Desk {
                     .hint("begin anew, without --after"),
             );
         }
-        let keys = Arc::new(self.store.key_lives().await?);
+        let register = Arc::new(Register {
+            keys: self.store.key_lives().await?,
+            symbols: self.store.symbol_lives().await?,
+        });
         let start = after.map_or(0, |after| after.block.min(blocks));
         let cores = tokio::runtime::Handle::current().metrics().num_workers();
         // One more than cores: while it waits for the database, they work.
         let at_once = cores.saturating_add(1).min(self.settings.database.pool_size).max(1);
         let mut pieces = stream::iter((start..blocks).step_by(PIECE as usize))
             .map(|from| {
-                let (desk, keys) = (self.clone(), Arc::clone(&keys));
+                let (desk, register) = (self.clone(), Arc::clone(&register));
                 let until = from.saturating_add(PIECE).min(blocks);
                 // A task of its own, so that pieces are read on several threads.
-                let piece = tokio::spawn(async move { desk.verify(from..until, &keys).await });
+                let piece = tokio::spawn(async move { desk.verify(from..until, &register).await });
                 async move { (until, piece.await) }
             })
             .buffered(at_once);
@@ -165,11 +165,7 @@ impl Desk {
         Ok(found)
     }
 
-    async fn verify(
-        &self,
-        blocks: std::ops::Range<u32>,
-        keys: &Arc<HashMap<PublicKey, KeyLife>>,
-    ) -> Result<Piece, Refusal> {
+    async fn verify(&self, blocks: std::ops::Range<u32>, register: &Arc<Register>) -> Result<Piece, Refusal> {
         let mut piece = Piece::default();
         let mut after = None;
         let patience = self.settings.retry.transient_attempts;
@@ -185,10 +181,10 @@ impl Desk {
                 part => part?,
             };
             piece.verified += part.settlements.len() as u64;
-            let (settlements, keys) = (part.settlements, Arc::clone(keys));
+            let (settlements, register) = (part.settlements, Arc::clone(register));
             let objections = tokio::task::spawn_blocking(move || -> Vec<String> {
                 let each = settlements.iter();
-                each.filter_map(|settlement| authority::objection(settlement, &keys))
+                each.filter_map(|settlement| authority::objection(settlement, &register))
                     .collect()
             });
             let objections = objections

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 
 use super::{
-    Author, Backlog, By, Command, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, PartnerRecord, Refusal,
-    TrendOfGroup, Which,
+    Author, Backlog, By, Command, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, PartnerRecord, PartnerSeen,
+    Refusal, TrendOfGroup, Which,
 };
 use crate::{
     broker::{BrokerSettings, Connection, topology},
     domain::{dead_letter::State, reason::Reason},
-    store::registry::Registered,
+    store::{StoreError, registry::Registered},
 };
 
 /// Minutes that are looked back at.
@@ -33,6 +33,10 @@ pub struct Standing {
     /// Replays by state.
     pub runs: Vec<(String, u64)>,
     pub parked: u64,
+    /// Messages in the side room: taken, and not judged yet.
+    pub held: u64,
+    /// How long ago the oldest of them came.
+    pub oldest_held: Option<Duration>,
     pub outbox: Backlog,
     pub partners: Vec<PartnerStanding>,
     /// More are registered than have a line here.
@@ -112,13 +116,31 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn standing(&self) -> Result<Standing, Refusal> {
-        let (at, minutes) = self.store.minutes_of_batches(Duration::from_secs(MINUTES * 60)).await?;
-        let letters = self.store.measure_letters().await?;
-        let mut open = letters.open;
+        let open = Which::default();
+        let (minutes, letters, rest, stats) = tokio::join!(
+            self.store.minutes_of_batches(Duration::from_secs(MINUTES * 60)),
+            self.store.letters_under_way(),
+            async {
+                Ok::<_, StoreError>((
+                    self.store.parked_by_partner().await?,
+                    self.store.partners().await?,
+                    self.store.count_held().await?,
+                    self.store.backlog().await?,
+                ))
+            },
+            // One walk along the index, for reasons and partners alike.
+            self.stats_of_partners(&open),
+        );
+        let ((at, minutes), letters, stats) = (minutes?, letters?, stats?);
+        let (parked, partners, held, outbox) = rest?;
+        let parked: BTreeMap<String, i64> = parked.into_iter().collect();
+        let natural = |messages: i64| u64::try_from(messages).unwrap_or_default();
+        let mut open: Vec<(Reason, u64)> = stats
+            .reasons
+            .iter()
+            .map(|line| (line.reason, natural(line.messages)))
+            .collect();
         open.sort_by_key(|(_, messages)| std::cmp::Reverse(*messages));
-        let parked: BTreeMap<String, i64> = self.store.parked_by_partner().await?.into_iter().collect();
-        let partners = self.store.partners().await?;
-        let stats = self.stats(&Which::default()).await?;
         let open_of = |enterprise_id: &str| {
             let line = stats
                 .partners
@@ -146,8 +168,10 @@ impl Desk {
             open,
             oldest_open: letters.oldest,
             runs: letters.runs,
-            parked: self.store.count_parked().await?,
-            outbox: self.store.backlog().await?,
+            parked: natural(parked.values().sum()),
+            held: held.iter().map(|total| total.messages).sum(),
+            oldest_held: held.iter().map(|total| total.oldest).max(),
+            outbox,
             partners: standing,
             more_partners,
         })
@@ -174,15 +198,30 @@ impl Desk {
         Ok(self.store.trend_of_groups(groups, last, parts).await?)
     }
 
-    /// How many dead letters a filter selects, of open ones unless states are named; and how many of them a plan would hold.
+    /// How many dead letters a filter selects, of open ones unless states are named.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn count_letters(&self, which: &Which) -> Result<(i64, i64), Refusal> {
+    pub async fn count_letters(&self, which: &Which) -> Result<i64, Refusal> {
         let filter = self.filter(which, &[State::Open]).await?;
-        let all = self.store.count_dead_letters(&filter).await?;
+        Ok(self.store.count_dead_letters(&filter).await?)
+    }
+
+    /// The same, and how many of them a plan would hold: as many as it may, and none that it leaves out.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn count_plannable(&self, which: &Which) -> Result<(i64, i64), Refusal> {
+        let filter = self.filter(which, &[State::Open]).await?;
+        let left_out = filter.left_out();
+        let (all, left_out) = tokio::try_join!(self.store.count_dead_letters(&filter), async {
+            match &left_out {
+                Some(left_out) => self.store.count_dead_letters(left_out).await,
+                None => Ok(0),
+            }
+        })?;
         let most = i64::try_from(self.settings.dead_letters.plan_max).unwrap_or(i64::MAX);
-        Ok((all, all.min(most)))
+        Ok((all, (all - left_out).min(most)))
     }
 
     /// The cursor of the newest dead letter: whoever goes on from there sees what comes.
@@ -198,7 +237,7 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn letters_after(&self, cursor: i64, most: i64) -> Result<i64, Refusal> {
-        Ok(self.store.arrived_after(cursor, most).await?)
+        Ok(self.store.arrived_after(cursor, self.limits(), most).await?)
     }
 
     /// The database's clock.
@@ -247,7 +286,9 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn partners(&self) -> Result<Vec<PartnerRecord>, Refusal> {
-        Ok(self.store.partners().await?)
+        let mut partners = self.store.partners().await?;
+        partners.retain(|partner| self.sees(Some(&partner.enterprise_id)));
+        Ok(partners)
     }
 
     /// One partner.
@@ -255,8 +296,25 @@ impl Desk {
     /// # Errors
     /// There is no such partner; the database is away.
     pub async fn partner(&self, enterprise_id: &str) -> Result<PartnerRecord, Refusal> {
-        let found = self.store.partner(enterprise_id).await?;
-        found.ok_or_else(|| no_such_partner(enterprise_id))
+        let found = match self.sees(Some(enterprise_id)) {
+            true => self.store.partner(enterprise_id).await?,
+            false => None,
+        };
+        found.ok_or_else(|| Refusal::no_partner(enterprise_id))
+    }
+
+    /// When something of each partner came last, as far as it was written down: of one, or of all.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn partners_seen(&self, enterprise_id: Option<&str>) -> Result<BTreeMap<String, PartnerSeen>, Refusal> {
+        let one = enterprise_id.map(|id| [id.to_owned()]);
+        let mut seen = self
+            .store
+            .partners_seen(one.as_ref().map(<[String; 1]>::as_slice))
+            .await?;
+        seen.retain(|(enterprise_id, _)| self.sees(Some(enterprise_id)));
+        Ok(seen.into_iter().collect())
     }
 
     /// The keys of a partner, or all.
@@ -275,7 +333,7 @@ impl Desk {
         Ok(self.store.connections(enterprise_id).await?)
     }
 
-    /// Suspends a partner, puts it in quarantine, or lets it go on. Says whether that changed anything.
+    /// Suspends a partner, puts it in quarantine, or lets it go on. Where it was so already nothing is changed.
     ///
     /// # Errors
     /// There is no such partner; the database is away.
@@ -283,40 +341,18 @@ impl Desk {
         &self,
         enterprise_id: &str,
         act: PartnerAct,
-        author: &Author,
-    ) -> Result<(PartnerRecord, bool), Refusal> {
-        let by = By {
-            operator: &author.operator,
-            why: Some(&author.why),
-        };
+        by: By<'_>,
+    ) -> Result<Registered<PartnerRecord>, Refusal> {
+        if !self.sees(Some(enterprise_id)) {
+            return Err(Refusal::no_partner(enterprise_id));
+        }
         let done = self
             .patiently(async || match act {
                 PartnerAct::Suspend => self.store.suspend_partner(enterprise_id, by).await,
-                PartnerAct::Quarantine => {
-                    self.store
-                        .quarantine_partner(enterprise_id, &author.why, &author.operator)
-                        .await
-                }
+                PartnerAct::Quarantine => self.store.quarantine_partner(enterprise_id, by).await,
                 PartnerAct::Resume => self.store.resume_partner(enterprise_id, by).await,
             })
             .await?;
-        match done {
-            None => Err(no_such_partner(enterprise_id)),
-            Some(Registered::Updated(record)) => Ok((record, true)),
-            Some(
-                Registered::Added(record)
-                | Registered::Exists(record)
-                | Registered::Revoked(record)
-                | Registered::Conflict(record),
-            ) => Ok((record, false)),
-            Some(Registered::NoPartner | Registered::NeverValid | Registered::Unproven(_)) => {
-                Err(Refusal::ours("a partner was changed as no partner can be"))
-            }
-        }
+        done.ok_or_else(|| Refusal::no_partner(enterprise_id))
     }
-}
-
-fn no_such_partner(enterprise_id: &str) -> Refusal {
-    Refusal::refused(format!("no partner {enterprise_id} is registered"))
-        .hint("`settled partner list` shows who is; `settled partner add` registers one")
 }

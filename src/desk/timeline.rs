@@ -11,10 +11,7 @@ use super::{
 use crate::{
     domain::{address::parse_uuid, allocation::Status, calendar::rfc3339},
     plain::plain,
-    store::{
-        life::{Life, Subject},
-        told::ToldRecord,
-    },
+    store::{life::Life, subject::Subject, told::ToldRecord},
 };
 
 /// A life in order of time.
@@ -203,8 +200,14 @@ fn moments(life: &Life) -> Vec<LifeMoment> {
         });
     }
     for transfer in &life.transfers {
+        let of_it = life
+            .allocations
+            .iter()
+            .find(|allocation| allocation.id == transfer.allocation_id && transfer.batch_id.is_some());
+        let named = of_it.and_then(|allocation| allocation.partner_symbol.as_ref());
+        let named = named.map_or_else(String::new, |symbol| format!(", named by the partner in {symbol}"));
         let detail = format!(
-            "{} {} from {} to {}",
+            "{} {} from {} to {}{named}",
             transfer.amount, transfer.currency, transfer.debit, transfer.credit
         );
         let moment = LifeMoment::new(transfer.at, "transfer", transfer.allocation_id, detail);

@@ -73,18 +73,20 @@ impl Desk {
             .into_iter()
             .filter(|state| which.states.contains(state))
             .collect();
+        let (since, until) = self.window(which.since, which.until).await?;
         Ok(Filter {
             states: if named.is_empty() { states.to_vec() } else { named },
             reasons: which.reasons.clone(),
             is_final: which.is_final,
             partner: which.partner.clone(),
+            partners: self.limits().map(<[String]>::to_vec),
             allocation: which.allocation,
             nonce: which.nonce.clone(),
             group: which.group.clone(),
             made_by: which.made_by,
             is_known: false,
-            since: self.maybe_when(which.since).await?,
-            until: self.maybe_when(which.until).await?,
+            since,
+            until,
         })
     }
 }

@@ -100,7 +100,7 @@ fn agree(payload: &Object<'_>, body: &Object<'_>, update: &Update) -> Result<(),
     let may = where_signed.iter().map(|field| (field, false));
     for ((name, equality), must_be_signed) in must.chain(may) {
         match (payload.get(name), body.get(name)) {
-            (Some(signed), Some(said)) if equality.holds(signed, said) => {}
+            (Some(signed), Some(said)) if equality.holds(&signed, &said) => {}
             (Some(_), Some(_)) => return Err(format!("{name}: differs between the payload and the body")),
             (Some(_), None) => return Err(format!("{name}: is in the payload, but not in the body")),
             (None, Some(_)) if must_be_signed => return Err(format!("{name}: is in the body, but not in the payload")),
@@ -109,12 +109,12 @@ fn agree(payload: &Object<'_>, body: &Object<'_>, update: &Update) -> Result<(),
     }
     for (key, signed) in payload.iter() {
         // Nearly always the first, which is the least work.
-        let is_covered = body.get(key) == Some(signed)
+        let is_covered = body.get(&key).as_ref() == Some(&signed)
             || (key == EXPIRES_AT && body.get(EXPIRES_AT).is_none())
             || always.iter().chain(&where_signed).any(|(name, _)| *name == key)
             || (key == "enterpriseId" && signed.as_str() == Some(&update.enterprise_id));
         if !is_covered {
-            return Err(match key {
+            return Err(match &*key {
                 "enterpriseId" => "enterpriseId: differs between the payload and the routing key".to_owned(),
                 EXPIRES_AT => "expiresAt: differs between the payload and the body".to_owned(),
                 // Its name is the partner's own text and is not echoed.

@@ -116,6 +116,8 @@ pub struct Allocation {
     pub retriable: bool,
     /// The partner's id of it, once settled.
     pub partner_external_id: Option<String>,
+    /// By which symbol the partner named the amount that settled it; none: by the currency itself.
+    pub partner_symbol: Option<String>,
     pub evaluation_id: Option<String>,
     pub pending_approval_id: Option<String>,
     pub policy_result: Option<PolicyResult>,

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     allocation::{Kind, PolicyResult, Status},
     calendar::CalendarTime,
+    currency::SymbolLives,
     digest::sha256,
     json::{Json, Object},
     receipt::ReceiptKey,
@@ -53,6 +54,8 @@ pub struct AuthorisedRecord {
     pub kind: String,
     pub status: String,
     pub currency: String,
+    /// By which symbol it was signed for; none: by the currency itself.
+    pub partner_symbol: Option<String>,
     pub quantity: String,
     pub client_id: Uuid,
     pub connection_id: Uuid,
@@ -64,6 +67,20 @@ pub struct AuthorisedRecord {
     pub evaluation_id: Option<String>,
     pub pending_approval_id: Option<String>,
     pub policy_result: Option<String>,
+}
+
+impl AuthorisedRecord {
+    /// What the amount was called when it was signed for.
+    fn symbol(&self) -> &String {
+        self.partner_symbol.as_ref().unwrap_or(&self.currency)
+    }
+}
+
+/// What a signature is held against, as it was at its time.
+#[derive(Debug, Default)]
+pub struct Register {
+    pub keys: HashMap<PublicKey, KeyLife>,
+    pub symbols: SymbolLives,
 }
 
 /// When a key counts.
@@ -209,15 +226,29 @@ impl KeyLife {
     }
 }
 
+/// Why the symbol that was signed did not mean the currency of the books then.
+fn unmapped(
+    settlement: &Authorised,
+    by: &AuthorisedBy,
+    record: &AuthorisedRecord,
+    symbols: &SymbolLives,
+) -> Option<String> {
+    // Moments of settlements are cut to milliseconds.
+    let until = settlement.settled_at.saturating_add(Duration::from_millis(1));
+    let within = earlier(settlement.settled_at, LEEWAY)..=until.unwrap_or(Timestamp::MAX);
+    let is_mapped = symbols.may_mean(&by.enterprise_id, record.symbol(), &record.currency, &within);
+    (!is_mapped).then(|| "amount.currency: what was signed did not mean the currency of the books then".to_owned())
+}
+
 /// Why a settlement is not what its signature authorises; none where it is. Names ids and keys, and no text of a partner's.
-pub fn objection(settlement: &Authorised, keys: &HashMap<PublicKey, KeyLife>) -> Option<String> {
+pub fn objection(settlement: &Authorised, register: &Register) -> Option<String> {
     let id = settlement.allocation_id;
-    look(settlement, keys)
+    look(settlement, register)
         .err()
         .map(|why| format!("settlement of {id}: {why}"))
 }
 
-fn look(settlement: &Authorised, keys: &HashMap<PublicKey, KeyLife>) -> Result<(), Cow<'static, str>> {
+fn look(settlement: &Authorised, register: &Register) -> Result<(), Cow<'static, str>> {
     let by = settlement.by.as_ref().ok_or("the receipt that it names is missing")?;
     let record = settlement.record.as_ref().ok_or("its allocation is missing")?;
     let key = match signer(&settlement.payload, &hex::encode(&settlement.signature)) {
@@ -232,7 +263,7 @@ fn look(settlement: &Authorised, keys: &HashMap<PublicKey, KeyLife>) -> Result<(
         )
         .into());
     }
-    let Some(life) = keys.get(&key) else {
+    let Some(life) = register.keys.get(&key) else {
         return Err(format!("its signature was made by the key {key}, which is registered for nobody").into());
     };
     if let Some(why) = life.objection(&by.enterprise_id, settlement.settled_at) {
@@ -253,7 +284,9 @@ fn look(settlement: &Authorised, keys: &HashMap<PublicKey, KeyLife>) -> Result<(
     }
     let payload = Json::from_text(&settlement.payload).map_err(|error| format!("the signed text {error}"))?;
     let payload = payload.as_object().ok_or("the signed text is not a JSON object")?;
-    disagreement(payload, settlement, by, record).map_or(Ok(()), |why| Err(why.into()))
+    disagreement(payload, settlement, by, record)
+        .or_else(|| unmapped(settlement, by, record, &register.symbols))
+        .map_or(Ok(()), |why| Err(why.into()))
 }
 
 /// Which field of the signed text is not what stands in the books.
@@ -276,7 +309,7 @@ fn disagreement(
     };
     let differs = [
         (kind.id_field(), signed.id != settlement.allocation_id),
-        ("amount.currency", signed.amount.currency != record.currency),
+        ("amount.currency", signed.amount.currency != *record.symbol()),
         ("amount.quantity", signed.amount.quantity.to_string() != record.quantity),
         ("clientId", signed.client_id != record.client_id),
         ("connectionId", signed.connection_id != record.connection_id),

@@ -14,15 +14,15 @@ mod taken;
 pub(super) mod write;
 
 pub use cause::{Cause, MadeBy};
-pub use filing::{Arrival, FiledRow, Filing, Known, failed_at, file};
+pub use filing::{Arrival, FiledRow, Filing, Known, failed_at, file, letters_of};
 pub use group::{group_of, shape_of};
 pub use identity::Identity;
 pub use open::{Trusted, explain, open, unstorable};
-pub use path::may_be_cut;
+pub use path::{may_be_cut, may_be_cut_twice};
 pub use ruling::{Ruling, ruling};
 pub use state::State;
 pub use taken::taken;
-pub use write::{letters_of, set_apart};
+pub use write::set_apart;
 
 #[cfg(test)]
 mod tests;

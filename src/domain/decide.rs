@@ -1,14 +1,18 @@
 //! The table of reasons, walked in one place.
 
+mod effect;
 mod why;
 
 use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 
-use self::why::{NEWER, VOIDED};
+use self::{
+    effect::{Effect, as_before, contradicts, settle_step},
+    why::{NEWER, VOIDED},
+};
 use super::{
-    allocation::{Allocation, PolicyResult, Status},
+    allocation::Allocation,
     changeset::{Changeset, NewlyParked, Settlement},
     delivery::{Delivery, Source},
     event_id,
@@ -19,7 +23,7 @@ use super::{
     reply::ReplyTo,
     signature::{PublicKey, Signer, Verified},
     snapshot::{Parked, Partner, Rules, Snapshot},
-    update::{Outcome, Update},
+    update::Update,
     verdict::{Judgement, Verdict, VerdictKind},
 };
 /// Judges a batch in order; each message sees the effects of those before it.
@@ -115,17 +119,14 @@ impl Judging<'_> {
                 {
                     self.changes.distrusted.insert((*signer, content.payload_digest));
                 }
+                let verdict = Verdict::Rejected { reason, detail };
                 // A parked message was proven when it was parked: its receipt must not go on saying "parked".
                 if message.delivery.source.is_parked()
                     && let Some(receipt) = self.snapshot.receipts.get(&key).cloned()
                 {
-                    let (key, kind) = (receipt.public_key, VerdictKind::Rejected);
-                    self.put_receipt(message, content, key, kind, Some(reason));
+                    self.put_receipt(message, content, receipt.public_key, &verdict);
                 }
-                return Judgement {
-                    verdict: Verdict::Rejected { reason, detail },
-                    proven: false,
-                };
+                return Judgement { verdict, proven: false };
             }
             Ok(verified) => verified,
         };
@@ -229,12 +230,10 @@ impl Judging<'_> {
             return proven(verdict);
         }
         if let Some((reason, detail)) = why::spent(&self.snapshot, update, key) {
-            let kind = VerdictKind::Rejected;
-            self.put_receipt(message, content, verified.key(), kind, Some(reason));
-            return proven(Verdict::Rejected {
-                reason,
-                detail: detail.into(),
-            });
+            let detail = detail.into();
+            let verdict = Verdict::Rejected { reason, detail };
+            self.put_receipt(message, content, verified.key(), &verdict);
+            return proven(verdict);
         }
         let due = message.delivery.source.is_parked();
         // A contradiction comes first (step 10): the same payload may wait with another policyResult around it, unsigned.
@@ -258,97 +257,30 @@ impl Judging<'_> {
         let newer = why::waits_for_newer(&self.snapshot, key).filter(|_| due);
         let step = match newer {
             Some(_) => Effect::NotFound,
-            None => self.settle_step(update, partner),
+            None => as_before(&self.snapshot, key, settle_step(&self.snapshot, key, update, partner)),
         };
         if let Effect::NotFound = step
             && let Some(verdict) = self.park(index, message, content, verified.key(), key)
         {
             return proven(verdict);
         }
-        let (kind, reason, verdict) = match step {
+        let verdict = match step {
             Effect::NotFound => {
                 let detail = why::why_not_found(&self.snapshot, self.rules, update, size_of(message.delivery), due);
                 let reason = newer.unwrap_or(Reason::AllocationNotFound);
                 let detail = if newer.is_some() { NEWER } else { detail };
-                (
-                    VerdictKind::Rejected,
-                    Some(reason),
-                    Verdict::Rejected {
-                        reason,
-                        detail: detail.into(),
-                    },
-                )
+                let detail = detail.into();
+                Verdict::Rejected { reason, detail }
             }
-            Effect::Refused(reason, detail) => (
-                VerdictKind::Rejected,
-                Some(reason),
-                Verdict::Rejected { reason, detail },
-            ),
-            Effect::AlreadySo(allocation) => (VerdictKind::Duplicate, None, Verdict::Duplicate { allocation }),
+            Effect::Refused(reason, detail) => Verdict::Rejected { reason, detail },
+            Effect::AlreadySo(allocation) => Verdict::Duplicate { allocation },
             Effect::Settles(allocation, transfer) => {
                 self.settle(content, verified.key(), &allocation, transfer);
-                (VerdictKind::Settled, None, Verdict::Settled { allocation })
+                Verdict::Settled { allocation }
             }
         };
-        self.put_receipt(message, content, verified.key(), kind, reason);
+        self.put_receipt(message, content, verified.key(), &verdict);
         proven(verdict)
-    }
-
-    /// Steps 10 to 15, without effect.
-    fn settle_step(&self, update: &Update, partner: Option<&Partner>) -> Effect {
-        if contradicts(update) {
-            let detail = "policyResult: rejected contradicts the status cleared".into();
-            return Effect::Refused(Reason::PolicyContradiction, detail);
-        }
-        if let Some(detail) = partner.and_then(|partner| partner.inactive(update.kind)) {
-            return Effect::Refused(Reason::PartnerInactive, detail.into());
-        }
-        let Some(allocation) = self.snapshot.allocations.get(&update.id) else {
-            return Effect::NotFound;
-        };
-        if allocation.enterprise_id != update.enterprise_id {
-            return Effect::Refused(
-                Reason::NotPermitted,
-                "the id belongs to another partner's connection".into(),
-            );
-        }
-        if allocation.kind != update.kind {
-            let detail = format!("{}: the id is of the other type", update.kind.id_field());
-            return Effect::Refused(Reason::NotPermitted, detail);
-        }
-        if let Some(field) = mismatch(allocation, update) {
-            return Effect::Refused(Reason::AllocationMismatch, format!("{field}: differs from the record"));
-        }
-        let (status, reason) = match &update.outcome {
-            Outcome::Cleared => (Status::Cleared, None),
-            Outcome::Released { reject_reason } => (Status::Released, Some(reject_reason.clone())),
-        };
-        if allocation.status == status {
-            return Effect::AlreadySo(Arc::clone(allocation));
-        }
-        let transfer = match allocation.status {
-            Status::Reserved => allocation.transfer_to(status),
-            Status::Cleared | Status::Released => None,
-        };
-        let Some(transfer) = transfer else {
-            return Effect::Refused(
-                Reason::AlreadySettled,
-                format!("it is {} already", allocation.status.as_str()),
-            );
-        };
-        let settled = Allocation {
-            status,
-            reason,
-            retriable: false,
-            partner_external_id: Some(update.partners_id.clone()),
-            evaluation_id: update.evaluation_id.clone(),
-            pending_approval_id: update.pending_approval_id.clone(),
-            policy_result: update.policy_result,
-            settled_nonce: Some(update.nonce.clone()),
-            updated_at: self.snapshot.now,
-            ..Allocation::clone(allocation)
-        };
-        Effect::Settles(Arc::new(settled), transfer)
     }
 
     fn settle(
@@ -447,18 +379,13 @@ impl Judging<'_> {
                 due_at,
             },
         );
-        self.put_receipt(
-            message,
-            content,
-            public_key,
-            VerdictKind::Parked,
-            Some(Reason::AllocationNotFound),
-        );
-        Some(Verdict::Parked {
+        let verdict = Verdict::Parked {
             parked_at: now,
             until,
             again: false,
-        })
+        };
+        self.put_receipt(message, content, public_key, &verdict);
+        Some(verdict)
     }
 
     /// Ends the waiting, and makes room for another message of the partner.
@@ -484,14 +411,7 @@ impl Judging<'_> {
     }
 
     /// A receipt takes the newest verdict, unless it is closed.
-    fn put_receipt(
-        &mut self,
-        message: MessageRef<'_>,
-        content: &Content,
-        public_key: PublicKey,
-        verdict: VerdictKind,
-        reason: Option<Reason>,
-    ) {
+    fn put_receipt(&mut self, message: MessageRef<'_>, content: &Content, public_key: PublicKey, verdict: &Verdict) {
         let update = &content.update;
         let key = content.key;
         let earlier = self.snapshot.receipts.get(&key);
@@ -504,15 +424,10 @@ impl Judging<'_> {
             nonce: update.nonce.clone(),
             payload_digest: content.payload_digest,
             message_digest: message.facts.message_digest,
-            verdict,
-            reason,
+            verdict: verdict.kind(),
+            reason: verdict.reason(),
             allocation_id: update.id,
-            event_id: event_id::id_of(
-                message,
-                verdict,
-                reason,
-                self.snapshot.allocations.get(&update.id).map(Arc::as_ref),
-            ),
+            event_id: event_id::id_of(message, update, verdict),
             public_key,
             first_seen: earlier.map_or(self.snapshot.now, |receipt| receipt.first_seen),
             last_seen: self.snapshot.now,
@@ -542,46 +457,6 @@ impl Judging<'_> {
 fn size_of(delivery: &Delivery) -> u64 {
     let bytes = delivery.body.len().saturating_add(delivery.properties.sent_wire_len());
     u64::try_from(bytes).unwrap_or(u64::MAX)
-}
-
-/// What steps 10 to 15 come to.
-enum Effect {
-    Refused(Reason, String),
-    NotFound,
-    /// The same terminal status was asked for before.
-    AlreadySo(Arc<Allocation>),
-    /// The record as it will be, and the movement.
-    Settles(Arc<Allocation>, Transfer),
-}
-
-/// Step 10: cleared, although the policy rejected it.
-fn contradicts(update: &Update) -> bool {
-    update.outcome == Outcome::Cleared && update.policy_result == Some(PolicyResult::Rejected)
-}
-
-/// The first field, in the table's order, in which the message differs from the record.
-fn mismatch(allocation: &Allocation, update: &Update) -> Option<&'static str> {
-    let settled_as = allocation.partner_external_id.as_ref();
-    [
-        ("amount.currency", allocation.amount.currency == update.amount.currency),
-        ("amount.quantity", allocation.amount.quantity == update.amount.quantity),
-        ("clientId", allocation.client_id == update.client_id),
-        ("connectionId", allocation.connection_id == update.connection_id),
-        (
-            "partnersClientId",
-            allocation.partners_client_id == update.partners_client_id,
-        ),
-        (
-            "partnersConnectionId",
-            allocation.partners_connection_id == update.partners_connection_id,
-        ),
-        (
-            update.kind.partners_id_field(),
-            settled_as.is_none_or(|id| *id == update.partners_id),
-        ),
-    ]
-    .into_iter()
-    .find_map(|(field, equal)| (!equal).then_some(field))
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub struct AllocationView<'a> {
     client_external_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     partner_external_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partner_symbol: Option<&'a str>,
     initiated_by: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     notes: Option<&'a str>,
@@ -59,6 +61,7 @@ impl<'a> From<&'a Allocation> for AllocationView<'a> {
             connection_id: allocation.connection_id,
             client_external_id: &allocation.client_external_id,
             partner_external_id: allocation.partner_external_id.as_deref(),
+            partner_symbol: allocation.partner_symbol.as_deref(),
             initiated_by: &allocation.initiated_by,
             notes: allocation.notes.as_deref(),
             created_at: rfc3339(allocation.created_at),

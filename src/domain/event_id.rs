@@ -6,7 +6,8 @@ use super::{
     allocation::{Allocation, Kind, Status},
     message::MessageRef,
     reason::Reason,
-    verdict::VerdictKind,
+    update::{Outcome, Update},
+    verdict::Verdict,
 };
 
 /// The namespace of event ids.
@@ -14,12 +15,19 @@ pub(super) const NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_0c52_0e0b_5c7e_9a53_3c
 
 /// The type of a settlement's event; none while it is reserved.
 pub(super) fn settlement_type(kind: Kind, status: Status) -> Option<&'static str> {
-    match (kind, status) {
-        (Kind::Allocation, Status::Cleared) => Some("allocation.cleared"),
-        (Kind::Allocation, Status::Released) => Some("allocation.released"),
-        (Kind::Deallocation, Status::Cleared) => Some("deallocation.cleared"),
-        (Kind::Deallocation, Status::Released) => Some("deallocation.released"),
-        (Kind::Allocation | Kind::Deallocation, Status::Reserved) => None,
+    match status {
+        Status::Reserved => None,
+        Status::Cleared => Some(outcome_type(kind, true)),
+        Status::Released => Some(outcome_type(kind, false)),
+    }
+}
+
+fn outcome_type(kind: Kind, is_cleared: bool) -> &'static str {
+    match (kind, is_cleared) {
+        (Kind::Allocation, true) => "allocation.cleared",
+        (Kind::Allocation, false) => "allocation.released",
+        (Kind::Deallocation, true) => "deallocation.cleared",
+        (Kind::Deallocation, false) => "deallocation.released",
     }
 }
 
@@ -30,8 +38,11 @@ pub const REJECTED: &str = "update.rejected";
 
 /// The id of the event of an allocation that left `reserved`: the same for every copy.
 pub fn settlement_id(allocation: &Allocation) -> Option<Uuid> {
-    let kind = settlement_type(allocation.kind, allocation.status)?;
-    Some(Uuid::new_v5(&NAMESPACE, format!("{kind}|{}", allocation.id).as_bytes()))
+    settlement_type(allocation.kind, allocation.status).map(|kind| named(kind, allocation.id))
+}
+
+fn named(kind: &str, id: Uuid) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, format!("{kind}|{id}").as_bytes())
 }
 
 pub(super) fn refusal_id(kind: &str, message: MessageRef<'_>, reason: Reason) -> Uuid {
@@ -49,17 +60,14 @@ pub fn refusal_id_of(kind: &str, routing_key: &str, message_digest: &[u8; 32], r
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
 }
 
-/// The id of the event that a verdict is told by.
-pub fn id_of(
-    message: MessageRef<'_>,
-    verdict: VerdictKind,
-    reason: Option<Reason>,
-    allocation: Option<&Allocation>,
-) -> Uuid {
-    let settlement = || allocation.and_then(settlement_id).unwrap_or_default();
+/// The id of the event that a verdict on an update is told by. What settled, now or before, has the outcome that the update says.
+pub fn id_of(message: MessageRef<'_>, update: &Update, verdict: &Verdict) -> Uuid {
     match verdict {
-        VerdictKind::Settled | VerdictKind::Duplicate => settlement(),
-        VerdictKind::Parked => refusal_id(PARKED, message, reason.unwrap_or(Reason::AllocationNotFound)),
-        VerdictKind::Rejected => refusal_id(REJECTED, message, reason.unwrap_or(Reason::Internal)),
+        Verdict::Settled { .. } | Verdict::Duplicate { .. } => {
+            let is_cleared = matches!(update.outcome, Outcome::Cleared);
+            named(outcome_type(update.kind, is_cleared), update.id)
+        }
+        Verdict::Parked { .. } => refusal_id(PARKED, message, Reason::AllocationNotFound),
+        Verdict::Rejected { reason, .. } => refusal_id(REJECTED, message, *reason),
     }
 }

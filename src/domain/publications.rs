@@ -65,7 +65,7 @@ fn event_of(
     rules: &Rules,
 ) -> Option<(Publication, bool)> {
     let refusal = |kind, reason| {
-        let (id, own) = first_words(message, &judgement.verdict, now)?;
+        let (id, _, own) = first_words(message, &judgement.verdict, now)?;
         let first = firsts.get(&id).unwrap_or(&own);
         Some(refusal_event(message, (kind, reason), first, rules))
     };

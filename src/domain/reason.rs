@@ -22,6 +22,8 @@ pub enum Reason {
     PartnerInactive,
     AllocationNotFound,
     NotPermitted,
+    CurrencyUnmapped,
+    CurrencyMismatch,
     AllocationMismatch,
     AlreadySettled,
     DeliveryLimit,
@@ -29,6 +31,16 @@ pub enum Reason {
     Internal,
     /// One that this version does not know: a worker of a newer version wrote it.
     Newer(Newer),
+}
+
+/// Whose turn it is with what was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Always theirs where it is final.
+    Partner,
+    Operator,
+    Custody,
+    PartnerOrOperator,
 }
 
 /// What follows from a reason.
@@ -41,6 +53,8 @@ struct Row {
     is_final: bool,
     /// Whether the registry was asked and knew the partner.
     knew_partner: bool,
+    /// Whose turn it is.
+    turn: Turn,
     /// What the partner must do instead. A signed body is the partner's word: nobody here can mend it.
     partner: &'static str,
     /// What the operator can do.
@@ -49,7 +63,7 @@ struct Row {
 
 impl Reason {
     /// Every reason of this version, in order of precedence.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 22] = [
         Reason::MessageTooLarge,
         Reason::MalformedMessage,
         Reason::InvalidField,
@@ -65,6 +79,8 @@ impl Reason {
         Reason::PartnerInactive,
         Reason::AllocationNotFound,
         Reason::NotPermitted,
+        Reason::CurrencyUnmapped,
+        Reason::CurrencyMismatch,
         Reason::AllocationMismatch,
         Reason::AlreadySettled,
         Reason::DeliveryLimit,
@@ -80,6 +96,7 @@ impl Reason {
                 class: 400,
                 is_final: true,
                 knew_partner: false,
+                turn: Turn::Partner,
                 partner: "Publish it again with a body of at most 262144 bytes, and properties and headers of at most 16384 \
                           together.",
                 operator: "Nothing here: discard it once the partner knows.",
@@ -89,6 +106,7 @@ impl Reason {
                 class: 400,
                 is_final: true,
                 knew_partner: false,
+                turn: Turn::Partner,
                 partner: "Mend what the detail names (routing key, content type or JSON) and publish it again; its nonce is \
                           still free.",
                 operator: "Nothing here: discard it once the partner knows.",
@@ -98,6 +116,7 @@ impl Reason {
                 class: 400,
                 is_final: true,
                 knew_partner: false,
+                turn: Turn::Partner,
                 partner: "Mend the field that the detail names, sign the new payload and publish it; its nonce is still free.",
                 operator: "Nothing here: discard it once the partner knows.",
             },
@@ -106,6 +125,7 @@ impl Reason {
                 class: 401,
                 is_final: false,
                 knew_partner: false,
+                turn: Turn::Operator,
                 partner: "Nothing, if the enterprise id is right: once the partner is registered here, a replay settles it. \
                           Else publish it again under the right routing key.",
                 operator: "If the enterprise id is right, `settled partner add` and replay.",
@@ -115,6 +135,7 @@ impl Reason {
                 class: 403,
                 is_final: false,
                 knew_partner: true,
+                turn: Turn::Operator,
                 partner: "Publish it again as the broker user agreed on, with the property user_id set. If another user was \
                           agreed on, bind the partner to it here and replay.",
                 operator: "If another broker user was agreed on, `settled partner set --broker-user` and replay.",
@@ -124,6 +145,7 @@ impl Reason {
                 class: 401,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "Sign the payload again and send 130 hexadecimal digits: header 31 to 34, r, and the lower s; its \
                           nonce is still free.",
                 operator: "Nothing here: discard it once the partner knows.",
@@ -133,6 +155,7 @@ impl Reason {
                 class: 401,
                 is_final: false,
                 knew_partner: true,
+                turn: Turn::Operator,
                 partner: "Sign exactly the text of payload with a registered key and publish it again. If the key was right \
                           and only missing here, add it and replay.",
                 operator: "Compare the recovered key with the partner's. If it is theirs, `settled key add` and replay.",
@@ -142,6 +165,7 @@ impl Reason {
                 class: 400,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "Make the signed payload and the body say the same, sign it and publish it again; its nonce is still \
                           free.",
                 operator: "Nothing here: discard it once the partner knows.",
@@ -151,6 +175,7 @@ impl Reason {
                 class: 409,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "If it is still true, say it again under a new nonce: the operator has made this one unusable.",
                 operator: "Nothing here: `settled receipt` says since when, `settled audit list --act 'nonce void'` why.",
             },
@@ -159,6 +184,7 @@ impl Reason {
                 class: 409,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "Publish it again with a nonce that was never used: this one belongs to another payload for ever.",
                 operator: "Nothing here: `settled receipt` shows what the nonce belongs to.",
             },
@@ -167,6 +193,7 @@ impl Reason {
                 class: 408,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "If it is still true, sign it again with a later expiresAt and a new nonce.",
                 operator: "Nothing here: by its own signed word it counts no more.",
             },
@@ -175,6 +202,7 @@ impl Reason {
                 class: 400,
                 is_final: false,
                 knew_partner: true,
+                turn: Turn::PartnerOrOperator,
                 partner: "Publish it again without policyResult rejected; or, if the policy did reject it, publish a release.",
                 operator: "Nothing here: the partner says two things.",
             },
@@ -183,6 +211,7 @@ impl Reason {
                 class: 403,
                 is_final: false,
                 knew_partner: true,
+                turn: Turn::Operator,
                 partner: "Nothing: once the partner is resumed or enabled for this kind here, a replay settles it.",
                 operator: "If it may settle, `settled partner resume` or `settled partner set`, and replay.",
             },
@@ -191,6 +220,7 @@ impl Reason {
                 class: 404,
                 is_final: false,
                 knew_partner: true,
+                turn: Turn::Custody,
                 partner: "Check the id. If it is right, nothing: once it is reserved here, a replay settles it.",
                 operator: "If the id is right, have it reserved and replay.",
             },
@@ -199,14 +229,36 @@ impl Reason {
                 class: 403,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "Publish it with an id of its own, under the routing key of that id's kind, and with a new nonce.",
                 operator: "Nothing here: ask the partner how it came by the id.",
+            },
+            Reason::CurrencyUnmapped => Row {
+                name: "currency_unmapped",
+                class: 500,
+                is_final: false,
+                knew_partner: true,
+                turn: Turn::Operator,
+                partner: "Nothing, if the symbol is right: the map here lacks it, and once it is mapped, a replay settles it.",
+                operator: "If the partner means what was reserved, `settled currency map` and replay.",
+            },
+            Reason::CurrencyMismatch => Row {
+                name: "currency_mismatch",
+                class: 409,
+                is_final: false,
+                knew_partner: true,
+                turn: Turn::PartnerOrOperator,
+                partner: "Check the symbol: here it does not mean the currency that was reserved. If it should, have the map \
+                          mended here: a replay settles it then. Else sign it anew with the right one and a new nonce.",
+                operator: "Compare `settled currency list` with what the partner means. If the map is wrong, \
+                           `settled currency map --replace` and replay.",
             },
             Reason::AllocationMismatch => Row {
                 name: "allocation_mismatch",
                 class: 409,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "Publish it again with the value that was reserved for the field that the detail names, and with a \
                           new nonce.",
                 operator: "Nothing here: `settled allocation show` says what was reserved.",
@@ -216,6 +268,7 @@ impl Reason {
                 class: 409,
                 is_final: true,
                 knew_partner: true,
+                turn: Turn::Partner,
                 partner: "Nothing can change it: it is settled the other way for good. To move the funds back, the client \
                           makes another allocation or deallocation.",
                 operator: "Nothing here: `settled timeline` shows who settled it.",
@@ -225,6 +278,7 @@ impl Reason {
                 class: 500,
                 is_final: false,
                 knew_partner: false,
+                turn: Turn::Operator,
                 partner: "Nothing: nobody judged it. Find out here why the worker could not, and replay.",
                 operator: "Find out why the worker could not judge it, and replay.",
             },
@@ -233,6 +287,7 @@ impl Reason {
                 class: 408,
                 is_final: false,
                 knew_partner: false,
+                turn: Turn::PartnerOrOperator,
                 partner: "Publish without the property expiration. This one was never judged: a replay does so.",
                 operator: "Replay it, if it still counts: nobody judged it.",
             },
@@ -241,6 +296,7 @@ impl Reason {
                 class: 500,
                 is_final: false,
                 knew_partner: false,
+                turn: Turn::Operator,
                 partner: "Nothing: the fault is here. Find it, mend it and replay.",
                 operator: "Find the fault in the worker's log, mend it and replay.",
             },
@@ -249,6 +305,11 @@ impl Reason {
                 class: newer.class.unwrap_or(500),
                 is_final: newer.is_final.unwrap_or(false),
                 knew_partner: true,
+                turn: if newer.is_final == Some(true) {
+                    Turn::Partner
+                } else {
+                    Turn::PartnerOrOperator
+                },
                 partner: "A newer version of settled refused it for a reason that this one does not know: look for the reason \
                           in that version's documentation.",
                 operator: "Look at it, and replay it, with the newer version: this one only repeats what that one said.",
@@ -312,6 +373,11 @@ impl Reason {
     /// Whether the registry was asked and knew the partner.
     pub fn knew_partner(self) -> bool {
         self.row().knew_partner
+    }
+
+    /// Whose turn it is with what was refused for it.
+    pub fn turn(self) -> Turn {
+        self.row().turn
     }
 
     /// What the partner must do instead.
@@ -390,6 +456,16 @@ pub fn is_code(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_final_is_the_partners_turn() {
+        let newer = Reason::written("of_tomorrow").with(None, Some(true));
+        for reason in Reason::ALL.into_iter().chain([newer]) {
+            if reason.is_final() {
+                assert_eq!(reason.turn(), Turn::Partner, "{reason}");
+            }
+        }
+    }
 
     #[test]
     fn what_a_newer_version_wrote_stays_as_it_is() {

@@ -10,10 +10,22 @@ use uuid::Uuid;
 
 use super::{
     allocation::{Allocation, Kind},
+    currency::Symbols,
     receipt::{Receipt, ReceiptKey},
     reply::ReplyTo,
     signature::PublicKey,
 };
+
+/// Where a partner's messages are judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whereabouts {
+    #[default]
+    Here,
+    /// Nowhere just now: it moves to another cell, or from one.
+    OnItsWay,
+    /// In another cell.
+    Elsewhere,
+}
 
 /// What a partner may do, as the registry says at the moment of judging.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,17 +35,27 @@ pub struct Partner {
     pub suspended: bool,
     /// Its messages are held and not judged; what can not be held is refused.
     pub quarantined: bool,
+    pub whereabouts: Whereabouts,
     pub async_allocations: bool,
     pub async_deallocations: bool,
     /// The keys valid now, by the database's clock.
     pub keys: Vec<PublicKey>,
     /// The keys that are revoked now.
     pub revoked: Vec<PublicKey>,
+    /// What it calls the currencies.
+    pub symbols: Symbols,
 }
 
 impl Partner {
     /// Why the partner may not settle this kind now.
     pub(super) fn inactive(&self, kind: Kind) -> Option<&'static str> {
+        match self.whereabouts {
+            Whereabouts::Here => {}
+            Whereabouts::OnItsWay => return Some("the partner is on its way to another cell"),
+            Whereabouts::Elsewhere => {
+                return Some("the partner lives in another cell, and its messages are judged there");
+            }
+        }
         if self.suspended {
             return Some("the partner is suspended");
         }

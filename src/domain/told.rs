@@ -37,7 +37,7 @@ pub type Firsts = HashMap<Uuid, First>;
 const WAITS: &str = "no allocation of this id is reserved yet; it will be judged again";
 
 /// The id of the event by which a message is refused or parked, and what it says if its id was never told.
-pub fn first_words(message: MessageRef<'_>, verdict: &Verdict, now: Timestamp) -> Option<(Uuid, First)> {
+pub fn first_words(message: MessageRef<'_>, verdict: &Verdict, now: Timestamp) -> Option<(Uuid, Reason, First)> {
     let first = |at, detail: &str, parked_until| First {
         at,
         detail: detail.into(),
@@ -49,11 +49,14 @@ pub fn first_words(message: MessageRef<'_>, verdict: &Verdict, now: Timestamp) -
         Verdict::Settled { .. } | Verdict::Duplicate { .. } => None,
         Verdict::Parked { parked_at, until, .. } => Some((
             refusal_id(PARKED, message, Reason::AllocationNotFound),
+            Reason::AllocationNotFound,
             first(*parked_at, WAITS, Some(*until)),
         )),
-        Verdict::Rejected { reason, detail } => {
-            Some((refusal_id(REJECTED, message, *reason), first(now, detail, None)))
-        }
+        Verdict::Rejected { reason, detail } => Some((
+            refusal_id(REJECTED, message, *reason),
+            *reason,
+            first(now, detail, None),
+        )),
     }
 }
 
@@ -115,7 +118,7 @@ impl Tellings {
     pub fn of(batch: &[MessageRef<'_>], judgements: &[Judgement], now: Timestamp) -> Self {
         let mut tellings = Self::default();
         for (message, judgement) in batch.iter().zip(judgements) {
-            let Some((id, first)) = first_words(*message, &judgement.verdict, now) else {
+            let Some((id, reason, first)) = first_words(*message, &judgement.verdict, now) else {
                 continue;
             };
             let again = match judgement.verdict {
@@ -130,7 +133,6 @@ impl Tellings {
                 continue;
             }
             let verdict = judgement.verdict.kind();
-            let reason = judgement.verdict.reason().unwrap_or(Reason::Internal);
             tellings
                 .told
                 .entry(id)

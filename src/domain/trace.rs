@@ -1,10 +1,13 @@
 //! A message's place in a trace (W3C Trace Context).
 
 use super::delivery::{Delivery, HeaderValue, Publication};
-use super::names::header::TRACEPARENT;
+use super::names::header::{TRACEPARENT, TRACESTATE};
 
 /// Longer than any of version 00, in bytes.
 pub(super) const TRACE_MAX: usize = 64;
+
+/// So much of what tracers add of their own is looked at, in bytes: the standard asks for at least as much.
+const STATE_MAX: usize = 512;
 
 /// The place in a trace that an event of ours carries.
 pub(super) fn carried(event: &Publication) -> Option<&str> {
@@ -17,7 +20,7 @@ pub(super) fn carried(event: &Publication) -> Option<&str> {
 }
 
 /// The message's `traceparent`, where it is a valid one (W3C Trace Context, version 00).
-pub(super) fn traceparent(delivery: &Delivery) -> Option<&str> {
+pub fn traceparent(delivery: &Delivery) -> Option<&str> {
     let text = delivery.properties.headers.as_ref()?.get(TRACEPARENT)?.as_text()?;
     let parts: Vec<&str> = text.split('-').collect();
     let [version, trace, parent, flags] = parts.as_slice() else {
@@ -37,4 +40,11 @@ pub(super) fn traceparent(delivery: &Delivery) -> Option<&str> {
         && is_set(parent)
         && is_hex(flags, 2);
     valid.then_some(text)
+}
+
+/// What tracers added to the message's place in a trace, where there is little enough of it. Whatever stands in it is the
+/// sender's: it is for whoever looks at traces, and no event says it again.
+pub fn tracestate(delivery: &Delivery) -> Option<&str> {
+    let text = delivery.properties.headers.as_ref()?.get(TRACESTATE)?.as_text()?;
+    (text.len() <= STATE_MAX).then_some(text)
 }

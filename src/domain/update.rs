@@ -157,7 +157,8 @@ pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Resu
     if payload_text.is_empty() {
         return Err(payload.says("must not be empty"));
     }
-    let signature = Field::required(body, "signature")?.text()?;
+    let signature = Field::required(body, "signature")?;
+    let signature = signature.text()?;
     let update = Update {
         enterprise_id: enterprise_id.to_owned(),
         kind,
@@ -184,24 +185,23 @@ pub(super) fn decode(body: &Object<'_>, enterprise_id: &str, kind: Kind) -> Resu
 }
 
 /// One field of the table under its full name.
-#[derive(Clone, Copy)]
-pub(super) struct Field<'j, 'a> {
+pub(super) struct Field<'a> {
     name: &'static str,
-    value: &'j Json<'a>,
+    value: Json<'a>,
 }
 
-impl<'j, 'a> Field<'j, 'a> {
-    fn required(object: &'j Object<'a>, name: &'static str) -> Result<Self, String> {
+impl<'a> Field<'a> {
+    fn required(object: &Object<'a>, name: &'static str) -> Result<Self, String> {
         Self::optional(object, name).ok_or_else(|| format!("{name}: is missing"))
     }
 
     /// `null` is a value of the wrong type, never absence.
-    pub(super) fn optional(object: &'j Object<'a>, name: &'static str) -> Option<Self> {
+    pub(super) fn optional(object: &Object<'a>, name: &'static str) -> Option<Self> {
         object.get(name).map(|value| Self { name, value })
     }
 
     /// The text, where it is one.
-    pub(super) fn as_str(&self) -> Option<&'j str> {
+    pub(super) fn as_str(&self) -> Option<&str> {
         self.value.as_str()
     }
 
@@ -210,7 +210,7 @@ impl<'j, 'a> Field<'j, 'a> {
     }
 
     /// A string that PostgreSQL can store.
-    fn text(&self) -> Result<&'j str, String> {
+    fn text(&self) -> Result<&str, String> {
         let text = self.value.as_str().ok_or_else(|| self.says("must be a string"))?;
         if text.contains('\0') {
             return Err(self.says("must not contain U+0000"));

@@ -22,6 +22,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::door::{AnswerBody, Connections, Visit, Watched};
 use crate::retry::stopped;
+use crate::telemetry::Signal;
+use crate::tls::{ListenerFiles, Renewal};
 
 /// Bytes of a request's head.
 pub(super) const HEAD_MAX: usize = 16 * 1024;
@@ -35,7 +37,7 @@ pub(crate) struct Served {
     pub(crate) door: Arc<Connections>,
     pub(crate) routes: Router,
     /// None: in the clear.
-    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<Arc<ListenerFiles>>,
     /// Time to finish what is in hand when the program stops.
     pub(crate) last_words: Duration,
 }
@@ -90,12 +92,21 @@ impl Served {
             stream,
             pulse: Arc::clone(&visit.pulse),
         };
-        let Some(tls) = &self.tls else {
+        let Some(files) = &self.tls else {
             return self.converse(watched, visit, stopping).await;
         };
+        let (config, renewal) = files.current();
+        match &renewal {
+            Renewal::Same => {}
+            Renewal::Taken => Signal::CertificateRenewed.emit(),
+            Renewal::Refused(error) => Signal::CertificateRefused {
+                error: &error.to_string(),
+            }
+            .emit(),
+        }
         // Within the time for the head of the first request.
         let agreed = tokio::select! {
-            agreed = tls.accept(watched) => agreed,
+            agreed = TlsAcceptor::from(config).accept(watched) => agreed,
             () = visit.over() => return,
             () = stopped(&mut stopping) => return,
         };

@@ -10,7 +10,13 @@ use std::{
 };
 
 use crate::{
-    domain::{changeset::Changeset, delivery::Source, ledger::funds_of, message::MessageRef, snapshot::Snapshot},
+    domain::{
+        changeset::Changeset,
+        delivery::Source,
+        ledger::funds_of,
+        message::MessageRef,
+        snapshot::{Snapshot, Whereabouts},
+    },
     store::locked::Locks,
 };
 
@@ -131,10 +137,11 @@ impl KnownLocks {
     }
 
     /// The places of messages of partners that are in quarantine, which is remembered. A replay is judged: a person asked for
-    /// it. So is what comes from a queue and has no place in the side room.
+    /// it. So is what comes from a queue and has no place in the side room. Of a partner that is on its way to another cell, or
+    /// lives there, nothing is judged.
     pub fn blocked_by_quarantine(&self, batch: &[MessageRef<'_>], snapshot: &Snapshot, room: SideRoom) -> Vec<usize> {
-        let quarantined = |id: &String| snapshot.partners.get(id).is_some_and(|partner| partner.quarantined);
-        if !snapshot.partners.keys().any(quarantined) {
+        let of = |id: &String| snapshot.partners.get(id).filter(|partner| partner.quarantined);
+        if !snapshot.partners.keys().any(|id| of(id).is_some()) {
             return Vec::new();
         }
         let mut known = self.quarantines();
@@ -143,14 +150,15 @@ impl KnownLocks {
                 return false;
             };
             let whose = &content.update.enterprise_id;
-            if !quarantined(whose) {
+            let Some(partner) = of(whose) else {
                 return false;
-            }
+            };
             known.insert(whose.clone());
             match message.delivery.source {
-                Source::Queue { .. } => room == SideRoom::Free,
+                Source::Queue { .. } => room == SideRoom::Free || partner.whereabouts != Whereabouts::Here,
                 Source::Parked { .. } | Source::Held { .. } => true,
-                Source::Replayed { .. } | Source::Plain => false,
+                Source::Replayed { .. } => partner.whereabouts != Whereabouts::Here,
+                Source::Plain => false,
             }
         });
         self.any_quarantined.store(true, Ordering::Release);
@@ -181,6 +189,15 @@ impl KnownLocks {
             content.is_ok_and(|content| blocked.contains(&content.update.id))
         })
     }
+}
+
+/// Whether something of a batch is of a partner that is on its way to another cell, or lives there.
+pub(super) fn waits_for_a_move(batch: &[MessageRef<'_>], snapshot: &Snapshot) -> bool {
+    batch.iter().any(|message| {
+        let content = message.facts.content.as_ref().ok();
+        let partner = content.and_then(|content| snapshot.partners.get(&content.update.enterprise_id));
+        partner.is_some_and(|partner| partner.whereabouts != Whereabouts::Here)
+    })
 }
 
 fn places(batch: &[MessageRef<'_>], mut hits: impl FnMut(&MessageRef<'_>) -> bool) -> Vec<usize> {

@@ -9,7 +9,7 @@ pub mod plan;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -37,11 +37,8 @@ use crate::{
         told::Tellings,
         verdict::{Judgement, Verdict},
     },
-    store::{
-        Fate, Store, StoreError,
-        batch::{JudgedBatch, OpenBatch},
-        locked::Locks,
-    },
+    store::{Fate, Store, StoreError, batch::OpenBatch, judged::JudgedBatch, locked::Locks},
+    telemetry::{Signal, Stage},
 };
 
 /// What one message came to, with where it came from: whoever acknowledges it needs no second list to look that up in.
@@ -142,13 +139,17 @@ pub async fn attempt(
     if !blocked.is_empty() {
         return Ok(Attempt::Blocked(blocked));
     }
+    let loading = Instant::now();
     let (open, snapshot) = clerk.store.open_batch(&messages).await?;
+    Signal::stage(Stage::Load, loading).emit();
     let blocked = locks.blocked_by_quarantine(&messages, &snapshot, room);
     if !blocked.is_empty() {
         open.leave().await;
         return Ok(Attempt::Blocked(blocked));
     }
+    let deciding = Instant::now();
     let decided = Decided::of(clerk, messages, snapshot)?;
+    Signal::stage(Stage::Decide, deciding).emit();
     let blocked = locks.blocked_by_accounts(&decided.messages, &decided.changes);
     if !blocked.is_empty() {
         open.leave().await;
@@ -167,12 +168,17 @@ pub async fn find_locked(clerk: &Clerk, batch: &Batch) -> Result<Locks, StoreErr
     clerk.store.find_locked(&blocked::wanted(&batch.refs())).await
 }
 
-/// One attempt, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs.
+/// One attempt, and everything is taken back: whether a batch would go through now. Of an empty one, every statement runs. What
+/// is another cell's goes through if the side room takes it.
 ///
 /// # Errors
 /// What the batch would meet.
-pub async fn rehearse(clerk: &Clerk, batch: &Batch) -> Result<(), StoreError> {
+pub async fn rehearse(clerk: &Clerk, batch: &Batch, room: SideRoom) -> Result<(), StoreError> {
     let (open, snapshot) = clerk.store.open_rehearsal(&batch.refs()).await?;
+    if room == SideRoom::Full && blocked::waits_for_a_move(&batch.refs(), &snapshot) {
+        open.leave().await;
+        return Err(StoreError::no_room_for_another_cell());
+    }
     let decided = Decided::of(clerk, batch.refs(), snapshot)?;
     let said = decided.say(clerk, Uuid::now_v7(), &open).await?;
     open.rehearse(&said.outcome(clerk, &said.judged()?, &[])).await
@@ -330,7 +336,11 @@ impl Said<'_> {
         self.answered.deleted = published.to_vec();
         match written {
             Ok(()) => Ok(self.answered),
-            Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => earlier.take().ok_or(error),
+            Err(error) if error.fate == Fate::CommittedBefore && earlier.is_some() => {
+                // It is there, on this server. Whoever cut us off may have cut off its wait for a standby too.
+                clerk.store.catch_up(self.answered.id).await?;
+                earlier.take().ok_or(error)
+            }
             Err(error) => {
                 if error.at_commit {
                     *earlier = Some(self.answered);

@@ -46,6 +46,7 @@ pub struct Ahead {
 struct SettledAhead {
     status: Status,
     partner_external_id: Option<String>,
+    partner_symbol: Option<String>,
     settled_nonce: Option<String>,
 }
 
@@ -60,6 +61,7 @@ impl Ahead {
                 let allocation = Arc::make_mut(allocation);
                 allocation.status = moved.status;
                 allocation.partner_external_id.clone_from(&moved.partner_external_id);
+                allocation.partner_symbol.clone_from(&moved.partner_symbol);
                 allocation.settled_nonce.clone_from(&moved.settled_nonce);
             }
         }
@@ -89,6 +91,7 @@ impl Ahead {
             let moved = SettledAhead {
                 status: allocation.status,
                 partner_external_id: allocation.partner_external_id,
+                partner_symbol: allocation.partner_symbol,
                 settled_nonce: allocation.settled_nonce,
             };
             self.allocations.insert(allocation.id, moved);

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use super::{
     Store, StoreError,
     audit::{Act, write_audit},
-    registry::time,
+    time::time,
 };
 use crate::domain::person::Person;
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Session, Store, StoreError, registry::time};
+use super::{Session, Store, StoreError, time::time};
 
 /// Subjects that one statement writes.
 const SLICE: usize = 5_000;
@@ -40,6 +40,17 @@ pub struct AuditRecord {
     pub client_address: Option<String>,
 }
 
+impl AuditRecord {
+    /// `user@address`, as the database knows who did it.
+    pub fn signed(&self) -> Option<String> {
+        let user = self.session_user.as_deref()?;
+        Some(match &self.client_address {
+            Some(address) => format!("{user}@{address}"),
+            None => user.to_owned(),
+        })
+    }
+}
+
 const AUDIT_COLUMNS: &str = "\
     a.id, a.at, a.operator, a.act, a.why, a.filters::text AS filters, a.outcome::text AS outcome, a.run_id,
     a.session_name, host(a.client_address) AS client_address";
@@ -61,10 +72,12 @@ fn audit_record(row: &Row) -> AuditRecord {
 }
 
 /// Every act of this version, by name.
-pub const ACTS: [&str; 28] = [
+pub const ACTS: [&str; 36] = [
     "cancel",
     "client add",
     "connection add",
+    "currency map",
+    "currency unmap",
     "deposit",
     "discard",
     "export",
@@ -76,12 +89,17 @@ pub const ACTS: [&str; 28] = [
     "nonce void",
     "outbox retry",
     "partner add",
+    "partner move",
+    "partner move cancel",
     "partner quarantine",
     "partner resume",
     "partner set",
     "partner suspend",
     "plan",
     "purge",
+    "purge propose",
+    "recover",
+    "recover propose",
     "replay",
     "replay ended",
     "reserve",
@@ -90,6 +108,7 @@ pub const ACTS: [&str; 28] = [
     "show body",
     "token add",
     "token revoke",
+    "withdraw",
 ];
 
 /// Which acts.

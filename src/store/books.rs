@@ -63,16 +63,19 @@ impl Store {
         Ok(balances)
     }
 
-    /// Proves the books, all of them in one moment. Reads every row that moved money.
+    /// Proves the books, all of them in one moment. Reads every row that moved money. `told` is told how many questions of how
+    /// many are answered.
     ///
     /// # Errors
     /// The database is away or refuses. What is wrong with the books is no error.
-    pub async fn check_books(&self) -> Result<Books, StoreError> {
+    pub async fn check_books(&self, mut told: impl FnMut(usize, usize)) -> Result<Books, StoreError> {
         let mut session = self.session("check_books").await?;
         session.begin_long().await?;
         let mut books = Books::default();
         let mut found = 0_usize;
-        for Proof { holds, wrong } in PROOFS {
+        let all = PROOFS.len() + COUNTED.len();
+        for (done, Proof { holds, wrong }) in PROOFS.into_iter().enumerate() {
+            told(done, all);
             if let Some(holds) = holds {
                 let rows = session
                     .query(&format!("/* books::check_books holds */ {holds}"), &[])
@@ -105,7 +108,8 @@ impl Store {
             let rest = found - books.problems.len();
             books.problems.push(format!("and {rest} more problems like these"));
         }
-        for (name, rows) in COUNTED {
+        for (done, (name, rows)) in COUNTED.into_iter().enumerate() {
+            told(PROOFS.len() + done, all);
             let counted = session
                 .query(
                     &format!("/* books::check_books count */ SELECT count(*) FROM settled.{rows}"),
@@ -120,7 +124,7 @@ impl Store {
 }
 
 /// What [`Books::counted`] counts, and which rows these are.
-const COUNTED: [(&str, &str); 8] = [
+const COUNTED: [(&str, &str); 9] = [
     ("accounts", "accounts"),
     ("allocations", "allocations"),
     ("batches", "batches"),
@@ -129,6 +133,7 @@ const COUNTED: [(&str, &str); 8] = [
     ("receipts", "receipts"),
     ("settlements", "transfers WHERE step = 1"),
     ("transfers", "transfers"),
+    ("withdrawals", "withdrawals"),
 ];
 
 /// What must never be found.
@@ -217,6 +222,10 @@ const PROOFS: [Proof; 12] = [
                    SELECT count(*) + count(*) FILTER (WHERE status <> 'reserved') FROM settled.allocations
                ) + (
                    SELECT count(*) FROM settled.deposits
+               ) + (
+                   SELECT count(*) FROM settled.withdrawals
+               ) + (
+                   SELECT count(*) FROM settled.moved_funds
                )
                AND (SELECT count(*) FROM settled.transfers) = (
                    SELECT count(*)
@@ -242,6 +251,31 @@ const PROOFS: [Proof; 12] = [
                    JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = d.client_id AND v.currency = d.currency
                    WHERE (t.event, t.debit_account, t.credit_account, t.amount)
                        = ('deposit', settled.account(x.id, 'external'), settled.account(v.id, 'available'), d.quantity)
+               ) + (
+                   SELECT count(*)
+                   FROM settled.withdrawals AS d
+                   JOIN settled.transfers AS t ON t.subject_id = d.id AND t.step = 0
+                   JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
+                   JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = d.client_id AND v.currency = d.currency
+                   WHERE (t.event, t.debit_account, t.credit_account, t.amount)
+                       = ('withdrawal', settled.account(v.id, 'available'), settled.account(x.id, 'external'), d.quantity)
+               ) + (
+                   SELECT count(*)
+                   FROM settled.moved_funds AS d
+                   JOIN settled.connections AS c ON c.connection_id = d.connection_id
+                   JOIN settled.transfers AS t ON t.subject_id = d.id AND t.step = 0
+                   JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
+                   JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = c.client_id AND v.currency = d.currency
+                   JOIN settled.funds AS h
+                     ON h.holder = 'connection' AND h.owner = c.connection_id AND h.currency = d.currency
+                   WHERE t.amount = d.quantity
+                     AND CASE
+                         WHEN d.left_from IS NULL
+                         THEN (t.event, t.debit_account, t.credit_account)
+                            = ('arrived', settled.account(x.id, 'external'), settled.account(v.id, 'available'))
+                         ELSE (t.event, t.debit_account, t.credit_account)
+                            = ('left', settled.account(h.id, d.left_from), settled.account(x.id, 'external'))
+                         END
                )",
         ),
         wrong: "SELECT CASE
@@ -251,7 +285,7 @@ const PROOFS: [Proof; 12] = [
         WHEN w.subject_id IS NULL
         THEN format('transfer %s (%s, %s from account %s to account %s) has no %s %s in that state',
                     t.id, t.event, t.amount, t.debit_account, t.credit_account,
-                    CASE t.event WHEN 'deposit' THEN 'deposit' ELSE 'allocation' END, t.subject_id)
+                    CASE WHEN t.event IN ('deposit', 'withdrawal', 'arrived', 'left') THEN t.event ELSE 'allocation' END, t.subject_id)
         ELSE format('transfer %s of %s %s is %s of %s from account %s to account %s instead of %s of %s from account %s to account %s',
                     t.id, w.what, w.subject_id, t.event, t.amount, t.debit_account, t.credit_account,
                     w.event, w.amount, w.debit, w.credit)
@@ -277,6 +311,26 @@ const PROOFS: [Proof; 12] = [
         FROM settled.deposits AS d
         LEFT JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
         LEFT JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = d.client_id AND v.currency = d.currency
+        UNION ALL
+        SELECT 'withdrawal', 'out', d.id, 0::smallint, 'withdrawal', settled.account(v.id, 'available'),
+               settled.account(x.id, 'external'), d.quantity
+        FROM settled.withdrawals AS d
+        LEFT JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
+        LEFT JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = d.client_id AND v.currency = d.currency
+        UNION ALL
+        SELECT 'moved funds', CASE WHEN d.left_from IS NULL THEN 'in' ELSE 'out' END, d.id, 0::smallint,
+               CASE WHEN d.left_from IS NULL THEN 'arrived' ELSE 'left' END,
+               CASE WHEN d.left_from IS NULL THEN settled.account(x.id, 'external')
+                    ELSE settled.account(h.id, d.left_from) END,
+               CASE WHEN d.left_from IS NULL THEN settled.account(v.id, 'available')
+                    ELSE settled.account(x.id, 'external') END,
+               d.quantity
+        FROM settled.moved_funds AS d
+        JOIN settled.connections AS c ON c.connection_id = d.connection_id
+        LEFT JOIN settled.funds AS x ON x.holder = 'world' AND x.currency = d.currency
+        LEFT JOIN settled.funds AS v ON v.holder = 'client' AND v.owner = c.client_id AND v.currency = d.currency
+        LEFT JOIN settled.funds AS h
+               ON h.holder = 'connection' AND h.owner = c.connection_id AND h.currency = d.currency
     ) AS w
     FULL JOIN settled.transfers AS t ON t.subject_id = w.subject_id AND t.step = w.step
     WHERE (t.event, t.debit_account, t.credit_account, t.amount) IS DISTINCT FROM (w.event, w.debit, w.credit, w.amount)",

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{
     Fate, Store, StoreError,
     audit::{Act, write_audit},
-    registry::{By, Registered, time},
+    registry::{By, Registered},
+    time::time,
 };
 
 /// A client as registered.

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    batch::JudgedBatch,
     due::Claimed,
+    judged::JudgedBatch,
     write::{Rows, Write, params},
 };
 use crate::{
@@ -142,6 +142,12 @@ impl Store {
                     JOIN settled.runs AS r ON r.id = d.run_id AND r.state = 'running'
                     WHERE d.state = 'due'
                       AND (d.leased_until IS NULL OR d.leased_until <= statement_timestamp())
+                      AND NOT EXISTS (
+                          SELECT
+                          FROM settled.partners AS p
+                          WHERE p.enterprise_id = d.enterprise_id
+                            AND p.moving IS NOT NULL
+                      )
                     ORDER BY d.seq
                     LIMIT $1
                     FOR UPDATE OF d SKIP LOCKED

@@ -57,6 +57,16 @@ impl StoreError {
         }
     }
 
+    /// Whether a row would break a constraint of its table.
+    pub fn breaks_a_rule(&self) -> bool {
+        self.sqlstate.as_deref().is_some_and(|code| code.starts_with("23"))
+    }
+
+    /// What was said, without a code.
+    pub fn sentence(&self) -> &str {
+        &self.sentence
+    }
+
     pub(super) fn new(during: &'static str, fate: Fate, sentence: impl Into<String>) -> Self {
         Self {
             during,
@@ -89,6 +99,25 @@ impl StoreError {
             "settle_batch",
             Fate::Retry,
             "somebody's open transaction has locked what messages need, and there is no room left to hold them meanwhile",
+        )
+    }
+
+    /// What the server would say to the first write.
+    pub(super) fn read_only(during: &'static str) -> Self {
+        Self {
+            sqlstate: Some("25006".to_owned()),
+            trouble: Trouble::ReadOnly,
+            ..Self::new(during, Fate::Away, Trouble::ReadOnly.sentence())
+        }
+    }
+
+    /// What is kept for another cell has a bound too.
+    pub fn no_room_for_another_cell() -> Self {
+        Self::new(
+            "settle_batch",
+            Fate::Retry,
+            "a partner is on its way to another cell, or lives there, and there is no room left to hold its messages; `settled \
+             partner move --apply` goes on, and hands over what is held",
         )
     }
 

@@ -119,6 +119,22 @@ impl Store {
         self.open("file_dead_letters", false, ids, bounds).await
     }
 
+    /// When each of these failed last, as far as that is stored.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn filed(&self, ids: &[Uuid]) -> Result<BTreeMap<Uuid, Timestamp>, StoreError> {
+        let rows = self
+            .session("filed")
+            .await?
+            .query(
+                "/* filing::filed */ SELECT id, last_failed_at FROM settled.dead_letters WHERE id = ANY ($1)",
+                &[&ids],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
     /// The same for a transaction that will be undone: every statement runs, even one without rows.
     ///
     /// # Errors
@@ -203,7 +219,7 @@ impl OpenFiling {
             return Err(error);
         }
         self.session.pass(Point::DeadLettersFiled).await?;
-        self.session.commit().await
+        self.session.commit_and_hear().await
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Fate, Session, Store, StoreError, outbox,
-    write::{Rows, Write, params},
+    write::{Rows, Write, count, params},
 };
 use crate::{
     domain::{
@@ -73,6 +73,11 @@ impl Pack {
 pub fn bytes_of(delivery: &Delivery) -> u64 {
     let bytes = delivery.body.len().saturating_add(delivery.properties.wire_len());
     u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+/// An id for each, made once: under the same one it is stored once, however often that is tried.
+pub fn new_ids(packs: &[Pack]) -> Vec<Uuid> {
+    packs.iter().map(|_| Uuid::now_v7()).collect()
 }
 
 /// A pack that is ours to judge, for as long as the lease runs.
@@ -178,16 +183,17 @@ const HOLD: &str = "\
             $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bytea[], $8::bytea[], $9::float8[],
             $10::integer[]
         ) AS n (id, whose, why, messages, bytes, content, digests, due_in, attempts)
+        ON CONFLICT (id) DO NOTHING
         RETURNING id, messages, held_at
     )
     INSERT INTO settled.holdings (held_id, step, messages, at)
     SELECT id, 'held', messages, held_at FROM made";
 
-async fn hold(session: &Session, packs: &[Pack]) -> Result<(), StoreError> {
+/// Says how many were not there before.
+async fn hold(session: &Session, ids: &[Uuid], packs: &[Pack]) -> Result<u64, StoreError> {
     if session.skips(packs.is_empty()) {
-        return Ok(());
+        return Ok(0);
     }
-    let ids: Vec<Uuid> = packs.iter().map(|_| Uuid::now_v7()).collect();
     let whose: Vec<Option<&str>> = packs.iter().map(|pack| pack.whose.as_deref()).collect();
     let why: Vec<&str> = packs.iter().map(|pack| pack.why.as_str()).collect();
     let messages: Vec<i32> = packs
@@ -212,8 +218,7 @@ async fn hold(session: &Session, packs: &[Pack]) -> Result<(), StoreError> {
     let due_in: Vec<f64> = packs.iter().map(|pack| pack.due_in.as_secs_f64()).collect();
     let attempts: Vec<i32> = packs.iter().map(|pack| pack.attempts).collect();
     session
-        .execute_exactly(
-            packs.len(),
+        .execute(
             HOLD,
             &[
                 &ids,
@@ -243,7 +248,7 @@ const LEAVE: &str = "\
 
 /// Packs that the batch has judged leave the room. One that is not there any more was judged by another worker, after our
 /// lease: then this batch is nothing new, and must not count.
-pub(super) fn leave<'a>(outcome: &super::batch::JudgedBatch<'_>) -> Write<'a> {
+pub(super) fn leave<'a>(outcome: &super::judged::JudgedBatch<'_>) -> Write<'a> {
     let mut ids: Vec<Uuid> = outcome
         .judged
         .iter()
@@ -261,18 +266,42 @@ pub(super) fn leave<'a>(outcome: &super::batch::JudgedBatch<'_>) -> Write<'a> {
 
 /// Does what holding does, of nothing: so that a missing grant shows.
 pub(super) async fn rehearse(session: &Session) -> Result<(), StoreError> {
-    hold(session, &[]).await
+    hold(session, &[], &[]).await.map(drop)
 }
 
 impl Store {
-    /// Stores packs, in one transaction.
+    /// Stores packs, in one transaction; each once, however often it is said under the same ids.
     ///
     /// # Errors
-    /// Whether they are stored is unknown.
-    pub async fn hold(&self, packs: &[Pack]) -> Result<(), StoreError> {
+    /// Whether they are stored is unknown: say it again under the same ids.
+    pub async fn hold(&self, ids: &[Uuid], packs: &[Pack]) -> Result<(), StoreError> {
         let session = self.session("hold").await?;
-        hold(&session, packs).await?;
-        session.pass(Point::Held).await
+        let put = hold(&session, ids, packs).await?;
+        session.pass(Point::Held).await?;
+        if put == packs.len() as u64 {
+            return session.nobody_cut_its_wait();
+        }
+        drop(session);
+        // An earlier try put them here, and its wait for a standby may have been cut off.
+        self.await_standbys().await?;
+        self.are_held(ids).await
+    }
+
+    /// # Errors
+    /// Not all of these packs are in the room of the server that answers: another one had them, or they were judged meanwhile.
+    async fn are_held(&self, ids: &[Uuid]) -> Result<(), StoreError> {
+        let session = self.session("hold").await?;
+        let rows = session
+            .query(
+                "/* held::are_held */ SELECT count(*) FROM settled.held WHERE id = ANY ($1)",
+                &[&ids],
+            )
+            .await?;
+        if session.one(&rows)?.get::<_, i64>(0) == count(ids.len()) {
+            return Ok(());
+        }
+        let sentence = "packs that were put into the side room are not on the server that answers now";
+        Err(StoreError::new("hold", Fate::Retry, sentence))
     }
 
     /// Takes packs that are due: so many messages at most, or one pack; in turn of each owner's, oldest first, and none of
@@ -352,7 +381,8 @@ impl Store {
             session.rollback().await;
             return Ok(());
         }
-        hold(&session, parts).await?;
+        let ids = new_ids(parts);
+        hold(&session, &ids, parts).await?;
         session.commit().await
     }
 

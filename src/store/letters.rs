@@ -16,9 +16,9 @@ pub use self::{filter::Filter, waiting::LettersWaiting};
 use super::{
     Session, Store, StoreError,
     audit::{self, AuditRecord},
-    life::Subject,
     outbox,
-    registry::{maybe_time, time},
+    subject::Subject,
+    time::{maybe_time, time},
 };
 use crate::domain::{delivery::Properties, reason::Reason};
 
@@ -325,13 +325,19 @@ impl Store {
         Ok((groups.collect(), rows.first().map_or(0, |row| row.get("groups"))))
     }
 
-    /// Counts by state and reason, and of the partners with the most, the largest first.
+    /// Counts by state and reason, and of the partners with the most, the largest first: of whatever name somebody gave, or of
+    /// those alone that are registered.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn dead_letter_stats(&self, filter: &Filter, partners: i64) -> Result<Vec<Stat>, StoreError> {
+    pub async fn dead_letter_stats(
+        &self,
+        filter: &Filter,
+        partners: i64,
+        registered: bool,
+    ) -> Result<Vec<Stat>, StoreError> {
         let asked = Asked::of(filter);
-        let mut parameters: Parameters<'_> = vec![&partners];
+        let mut parameters: Parameters<'_> = vec![&partners, &registered];
         let conditions = asked.conditions(&mut parameters);
         let sql = format!(
             "/* letters::dead_letter_stats */
@@ -343,6 +349,7 @@ impl Store {
             UNION ALL (
                 SELECT NULL, NULL, enterprise_id, sum(messages)::bigint, min(first_failed_at), max(last_failed_at)
                 FROM grouped
+                WHERE NOT $2 OR enterprise_id IN (SELECT p.enterprise_id FROM settled.partners AS p)
                 GROUP BY enterprise_id
                 ORDER BY 4 DESC, 3
                 LIMIT $1

@@ -9,9 +9,10 @@ use uuid::Uuid;
 
 use super::{
     Session, Store, StoreError,
-    batch::{allocation, select_allocations},
+    allocations::{allocation, select_allocations},
     letters::{self, DeadLetter, Replayed},
-    registry::{maybe_time, time},
+    subject::Subject,
+    time::{maybe_time, time},
     told::{self, ToldRecord},
 };
 use crate::domain::{allocation::Allocation, receipt::ReceiptKey};
@@ -132,40 +133,6 @@ pub struct Life {
     pub put_back: HashSet<(Uuid, Uuid)>,
     /// There was more than is shown.
     pub cut: bool,
-}
-
-/// Whose life.
-#[derive(Clone, Debug)]
-pub enum Subject {
-    Allocation(Uuid),
-    /// Of every partner that used it.
-    Nonce(String),
-    /// SHA-256 of a message or of a payload. Reads every receipt there is.
-    Digest([u8; 32]),
-}
-
-impl Subject {
-    fn allocation(&self) -> Option<Uuid> {
-        match self {
-            Subject::Allocation(id) => Some(*id),
-            Subject::Nonce(_) | Subject::Digest(_) => None,
-        }
-    }
-
-    fn digest(&self) -> Option<&[u8]> {
-        match self {
-            Subject::Digest(digest) => Some(digest),
-            Subject::Allocation(_) | Subject::Nonce(_) => None,
-        }
-    }
-
-    fn is_of(&self, dead_letter: &DeadLetter) -> bool {
-        match self {
-            Subject::Allocation(id) => dead_letter.allocation_id == Some(*id),
-            Subject::Nonce(nonce) => dead_letter.nonce.as_ref() == Some(nonce),
-            Subject::Digest(digest) => dead_letter.message_digest == hex::encode(digest),
-        }
-    }
 }
 
 impl Store {
@@ -395,7 +362,7 @@ async fn fill_refusals(session: &Session, life: &mut Life, subjects: &[Subject])
     life.cut |= is_too_many(dead_letters.len());
     // The same nonce of another partner's is another life, unless it was asked for.
     dead_letters.retain(|dead_letter| {
-        subjects.iter().any(|subject| subject.is_of(dead_letter))
+        subjects.iter().any(|subject| is_about(dead_letter, subject))
             || life.receipts.iter().any(|receipt| {
                 let same = (dead_letter.enterprise_id.as_deref(), dead_letter.nonce.as_deref());
                 same == (Some(&receipt.enterprise_id), Some(&receipt.nonce))
@@ -495,4 +462,12 @@ async fn fill_batches(session: &Session, life: &mut Life) -> Result<(), StoreErr
         .await?;
     life.put_back = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     Ok(())
+}
+
+fn is_about(dead_letter: &DeadLetter, subject: &Subject) -> bool {
+    match subject {
+        Subject::Allocation(id) => dead_letter.allocation_id == Some(*id),
+        Subject::Nonce(nonce) => dead_letter.nonce.as_ref() == Some(nonce),
+        Subject::Digest(digest) => dead_letter.message_digest == hex::encode(digest),
+    }
 }

@@ -1,5 +1,7 @@
 //! The only room with SQL: the pool, named transactions, and what an error of the database means for the work in hand.
 
+pub mod across;
+mod allocations;
 pub mod approvals;
 pub mod audit;
 pub mod batch;
@@ -8,13 +10,17 @@ pub mod clients;
 pub mod dead_letter_space;
 pub mod dead_letters;
 pub mod due;
+pub mod epochs;
 mod error;
 pub mod filing;
+pub mod funds;
 pub mod held;
+pub mod judged;
 pub mod letters;
 pub mod life;
 pub mod locked;
 mod migrate;
+pub mod moves;
 pub mod nonces;
 pub mod outbox;
 pub mod owned;
@@ -23,16 +29,21 @@ pub mod reconcile;
 pub mod refused;
 pub mod registry;
 pub mod roles;
+mod row;
 pub mod runs;
 mod servers;
 mod session;
 pub mod signatures;
+mod standbys;
 pub mod standing;
+pub mod subject;
+mod time;
 pub mod tokens;
 pub mod told;
 pub mod trouble;
 mod url;
 pub mod vitals;
+pub mod voices;
 mod write;
 
 use std::{
@@ -41,7 +52,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use deadpool_postgres::Object;
@@ -55,7 +66,10 @@ use self::{
     servers::Servers,
     session::{Limits, Session},
 };
-use crate::{config::Settings, tls};
+use crate::{
+    config::Settings,
+    tls::{ClientFiles, TlsFilesError},
+};
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,6 +90,8 @@ pub struct Store {
     lock_patience: Duration,
     /// Bytes of all parked messages when they were counted last: a sum over all of them is not for every batch.
     parked_bytes: Arc<AtomicU64>,
+    /// Where there is TLS.
+    files: Option<ClientFiles>,
 }
 
 impl Store {
@@ -103,7 +119,14 @@ impl Store {
         }
         let tls = if encrypted {
             config.ssl_mode(SslMode::Require);
-            Some(tls::client_config(settings.ca_file.as_deref())?)
+            let files = ClientFiles {
+                section: "database",
+                ca_file: settings.ca_file.clone(),
+                certificate_file: settings.client_certificate_file.clone(),
+                key_file: settings.client_key_file.clone(),
+            };
+            files.config().map_err(|error| error.to_string())?;
+            Some(files)
         } else {
             config.ssl_mode(SslMode::Disable);
             None
@@ -114,7 +137,16 @@ impl Store {
             limits: Arc::new(Limits::of(settings)),
             lock_patience,
             parked_bytes: Arc::default(),
+            files: tls,
         })
+    }
+
+    /// Until when our own certificate counts; none where we have none to show.
+    ///
+    /// # Errors
+    /// The file can not be read.
+    pub fn certificate_until(&self) -> Result<Option<SystemTime>, TlsFilesError> {
+        self.files.as_ref().map_or(Ok(None), ClientFiles::ends)
     }
 
     async fn connection(&self, during: &'static str) -> Result<Object, StoreError> {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Fate, Session, Store, StoreError,
-    batch::{allocation, select_allocations},
+    allocations::{allocation, select_allocations},
     write::{Rows, Write, params},
 };
 use crate::{
@@ -301,6 +301,14 @@ pub(super) fn unwritable(error: &dyn std::error::Error) -> StoreError {
     )
 }
 
+/// How many publications a stored row holds.
+///
+/// # Errors
+/// It can not be read.
+pub fn count_of_row(format: i16, bytes: &[u8]) -> Result<usize, String> {
+    RowContent::read(format, bytes).map(|row| row.parts.len())
+}
+
 /// Of all of a row's publications.
 type Heads = Vec<Head<String, Properties>>;
 
@@ -444,6 +452,8 @@ impl Store {
             return Ok(None);
         };
         session.pass(Point::RelayTaken).await?;
+        // What a worker left behind may be nowhere else yet; whoever commits after it waits for its standbys too.
+        session.nobody_cut_its_wait()?;
         let own: Uuid = row.get("batch_id");
         let batch_id = row.get::<_, Option<Uuid>>("of_batch").unwrap_or(own);
         let stored = [(row.get("format"), row.get("publications"))];

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    batch::{ALLOCATION_COLUMNS, allocation, select_allocations},
+    allocations::{ALLOCATION_COLUMNS, allocation, select_allocations},
 };
 use crate::domain::allocation::Allocation;
 

@@ -12,7 +12,7 @@ use super::{
     Store, StoreError,
     audit::{Act, write_audit},
     dead_letters, due,
-    registry::time,
+    time::time,
 };
 use crate::domain::{
     delivery::{Delivery, Source},
@@ -60,12 +60,28 @@ pub struct PlannedVerdicts {
     pub messages: i64,
 }
 
+/// Messages of a plan that are in a state now.
+#[derive(Clone, Debug, Serialize)]
+pub struct StateNow {
+    pub state: String,
+    pub messages: i64,
+    /// Those of them that would settle when the plan was made.
+    #[serde(skip)]
+    pub would_settle: i64,
+}
+
 const PLAN: &str = "\
     SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages, p.voucher, p.session_name,
            (SELECT count(*)
             FROM settled.plan_items AS i
             WHERE i.plan_id = p.id AND i.verdict = 'settled') AS settled
     FROM settled.plans AS p";
+
+/// Whether a plan was made of the messages of these partners ($3) alone; of none: of whomsoever.
+pub(super) const WITHIN: &str = "\
+    ($3::text[] IS NULL
+        OR p.filters ->> 'partner' = ANY ($3)
+        OR (p.filters ->> 'partner' IS NULL AND p.filters -> 'partners' <@ to_jsonb($3::text[])))";
 
 fn plan_record(row: &Row) -> PlanRecord {
     PlanRecord {
@@ -191,17 +207,22 @@ impl Store {
         Ok(rows.first().map(plan_record))
     }
 
-    /// A page of plans, the newest first.
+    /// A page of plans, the newest first: of all, or of those that were made of these partners' messages alone.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn plans(&self, before: i64, limit: i64) -> Result<Vec<PlanRecord>, StoreError> {
+    pub async fn plans(
+        &self,
+        before: i64,
+        partners: Option<&[String]>,
+        limit: i64,
+    ) -> Result<Vec<PlanRecord>, StoreError> {
         let rows = self
             .session("plans")
             .await?
             .query(
-                &format!("/* plans::plans */ {PLAN} WHERE p.id < $1 ORDER BY p.id DESC LIMIT $2"),
-                &[&before, &limit],
+                &format!("/* plans::plans */ {PLAN} WHERE p.id < $1 AND {WITHIN} ORDER BY p.id DESC LIMIT $2"),
+                &[&before, &limit, &partners],
             )
             .await?;
         Ok(rows.iter().map(plan_record).collect())
@@ -223,12 +244,17 @@ impl Store {
                 &[&id],
             )
             .await?;
-        let verdicts = rows.iter().map(|row| PlannedVerdicts {
-            verdict: VerdictKind::parse(row.get("verdict")).unwrap_or(VerdictKind::Rejected),
-            reason: row.get::<_, Option<&str>>("reason").map(Reason::written),
-            messages: row.get("messages"),
+        let verdicts = rows.iter().map(|row| {
+            let verdict: &str = row.get("verdict");
+            Ok(PlannedVerdicts {
+                verdict: VerdictKind::parse(verdict).ok_or_else(|| {
+                    StoreError::ours("plan_verdicts", format!("this version knows no verdict {verdict:?}"))
+                })?,
+                reason: row.get::<_, Option<&str>>("reason").map(Reason::written),
+                messages: row.get("messages"),
+            })
         });
-        let verdicts = verdicts.collect();
+        let verdicts = verdicts.collect::<Result<_, StoreError>>()?;
         let rows = session
             .query(
                 "/* plans::plan_verdicts money */
@@ -247,17 +273,52 @@ impl Store {
         Ok((verdicts, money))
     }
 
+    /// What the messages of a plan could move at most, whatever was planned of them: what is reserved under the ids that they
+    /// name, by currency; and how many name an id that is not there yet.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn plan_at_most(&self, id: i64) -> Result<(Vec<(String, String)>, i64), StoreError> {
+        let rows = self
+            .session("plan_at_most")
+            .await?
+            .query(
+                "/* plans::plan_at_most */
+                WITH named AS MATERIALIZED (
+                    SELECT DISTINCT d.allocation_id
+                    FROM settled.plan_items AS i
+                    JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+                    WHERE i.plan_id = $1
+                      AND d.allocation_id IS NOT NULL
+                )
+                SELECT a.currency, sum(a.quantity)::text AS quantity, count(*) FILTER (WHERE a.id IS NULL) AS unknown
+                FROM named AS n
+                LEFT JOIN settled.allocations AS a ON a.id = n.allocation_id
+                WHERE a.id IS NULL OR a.status = 'reserved'
+                GROUP BY a.currency
+                ORDER BY a.currency",
+                &[&id],
+            )
+            .await?;
+        let money = rows
+            .iter()
+            .filter_map(|row| Some((row.get::<_, Option<String>>(0)?, row.get(1))));
+        let unknown = rows.iter().map(|row| row.get::<_, i64>("unknown")).sum();
+        Ok((money.collect(), unknown))
+    }
+
     /// How the messages of a plan stand now, by state; `purged` for those that are gone.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn plan_now(&self, id: i64) -> Result<Vec<(String, i64)>, StoreError> {
+    pub async fn plan_now(&self, id: i64) -> Result<Vec<StateNow>, StoreError> {
         let rows = self
             .session("plan_now")
             .await?
             .query(
                 "/* plans::plan_now */
-                SELECT coalesce(d.state, 'purged') AS state, count(*)
+                SELECT coalesce(d.state, 'purged') AS state, count(*) AS messages,
+                       count(*) FILTER (WHERE i.verdict = 'settled') AS would_settle
                 FROM settled.plan_items AS i
                 LEFT JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
                 WHERE i.plan_id = $1
@@ -266,7 +327,12 @@ impl Store {
                 &[&id],
             )
             .await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+        let now = rows.iter().map(|row| StateNow {
+            state: row.get("state"),
+            messages: row.get("messages"),
+            would_settle: row.get("would_settle"),
+        });
+        Ok(now.collect())
     }
 
     /// The replays of a plan, the newest first.

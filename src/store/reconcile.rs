@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Session, Store, StoreError, books::PROBLEMS_MAX, registry::time};
+use super::{Session, Store, StoreError, books::PROBLEMS_MAX, time::time};
 
 /// How long one question may take, at the server; the server's usual limit is meant for batches.
 const LONGEST: Duration = Duration::from_secs(15 * 60);

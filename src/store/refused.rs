@@ -13,7 +13,7 @@ use super::{
     Store, StoreError,
     audit::{Act, write_audit},
     outbox::{self, Head},
-    registry::time,
+    time::time,
 };
 use crate::domain::delivery::{BatchId, Properties, PublicationKind};
 

@@ -1,14 +1,15 @@
-//! What operators and the custody system put in: partners, keys, connections, deposits, reservations. Everything here can
+//! What operators and the custody system put in: partners, keys, symbols, connections, reservations. Everything here can
 //! be said twice: the second time it is found as it is.
 
 mod keys;
 mod partners;
 mod rotation;
+mod symbols;
 
 use std::error::Error;
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::{
     Row,
@@ -16,32 +17,19 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
+pub(super) use self::partners::let_go_on;
 pub use self::{
     keys::{KeyProof, KeyRecord, NewKey, REMEMBERED_MAX, Reinstated},
     partners::{FieldChange, FieldChanges, NewPartner, PartnerRecord, PartnerWish, Roster},
     rotation::{Challenge, Challenged, EndingPartner, Rotated, Rotation},
+    symbols::{Mapped, NewSymbol, SymbolRecord},
 };
 use super::{
     Fate, Session, Store, StoreError,
     audit::{Act, write_audit},
+    time::time,
 };
-use crate::domain::{
-    calendar::{CalendarTime, rfc3339},
-    ledger::{Amount, Quantity},
-};
-
-/// RFC 3339 with milliseconds, as every time that leaves the program.
-pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&rfc3339(*time))
-}
-
-/// The same, or null.
-pub(super) fn maybe_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => serializer.serialize_some(&rfc3339(*time)),
-        None => serializer.serialize_none(),
-    }
-}
+use crate::domain::calendar::CalendarTime;
 
 /// Any timestamptz, the infinite ones too: the server counts microseconds from 2000 on.
 impl<'a> FromSql<'a> for CalendarTime {
@@ -64,7 +52,7 @@ pub struct By<'a> {
 }
 
 /// Writes down what was done, in the transaction that did it. What changed nothing is not written down.
-async fn note(
+pub(super) async fn note(
     session: &Session,
     by: By<'_>,
     name: &'static str,
@@ -98,6 +86,22 @@ pub enum Registered<T> {
     NeverValid,
     /// Its owner did not prove to have its private half.
     Unproven(Unproven),
+}
+
+impl<T> Registered<T> {
+    /// The same of what is made of the record.
+    pub(super) fn map<U>(self, of: impl FnOnce(T) -> U) -> Registered<U> {
+        match self {
+            Registered::Added(record) => Registered::Added(of(record)),
+            Registered::Exists(record) => Registered::Exists(of(record)),
+            Registered::Updated(record) => Registered::Updated(of(record)),
+            Registered::Revoked(record) => Registered::Revoked(of(record)),
+            Registered::Conflict(record) => Registered::Conflict(of(record)),
+            Registered::NoPartner => Registered::NoPartner,
+            Registered::NeverValid => Registered::NeverValid,
+            Registered::Unproven(why) => Registered::Unproven(why),
+        }
+    }
 }
 
 /// Why a key is not proven.
@@ -134,16 +138,6 @@ pub struct NewConnection {
     pub partners_connection_id: String,
 }
 
-/// What a deposit came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Deposited {
-    Deposited,
-    /// The same content under the same reference came in before.
-    Exists,
-    /// Other content came in under this reference: this.
-    Conflict(Amount),
-}
-
 /// What became of one reservation: `reserved`, `exists`, or `refused` with a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
@@ -170,33 +164,12 @@ fn connection(row: &Row) -> ConnectionRecord {
 }
 
 /// A row that was there a statement ago and is gone: somebody deletes by hand. Worth another try.
-fn vanished(session: &Session, what: &str) -> StoreError {
+pub(super) fn vanished(session: &Session, what: &str) -> StoreError {
     StoreError::new(
         session.name,
         Fate::Retry,
         format!("{what} went away while it was looked at"),
     )
-}
-
-/// What came in under a reference before.
-async fn earlier_deposit(session: &Session, client_id: Uuid, reference: &str) -> Result<Amount, StoreError> {
-    let rows = session
-        .query(
-            "/* registry::deposit earlier */
-            SELECT currency, quantity::text AS quantity
-            FROM settled.deposits
-            WHERE client_id = $1
-              AND reference = $2",
-            &[&client_id, &reference],
-        )
-        .await?;
-    let row = rows.first().ok_or_else(|| vanished(session, "the deposit"))?;
-    let quantity = Quantity::parse(row.get("quantity"))
-        .map_err(|why| StoreError::new("deposit", Fate::Ours, format!("a stored deposit's quantity: {why}")))?;
-    Ok(Amount {
-        currency: row.get("currency"),
-        quantity,
-    })
 }
 
 impl Store {
@@ -333,48 +306,6 @@ impl Store {
             )
             .await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
-    /// Funds come in, once per client and reference.
-    ///
-    /// # Errors
-    /// The database is away or refuses. It may be asked again: what came in is found by its reference.
-    pub async fn deposit(
-        &self,
-        client_id: Uuid,
-        amount: &Amount,
-        reference: &str,
-        by: By<'_>,
-    ) -> Result<Deposited, StoreError> {
-        let session = self.session("deposit").await?;
-        session.begin().await?;
-        let rows = session
-            .query(
-                "/* registry::deposit */ SELECT settled.deposit($1, $2, $3::text::numeric, $4)",
-                &[&client_id, &amount.currency, &amount.quantity.to_string(), &reference],
-            )
-            .await?;
-        let deposited = match rows.first().map(|row| row.get::<_, &str>(0)) {
-            Some("deposited") => Deposited::Deposited,
-            Some("exists") => Deposited::Exists,
-            Some("conflict") => Deposited::Conflict(earlier_deposit(&session, client_id, reference).await?),
-            Some(_) | None => {
-                return Err(StoreError::new(
-                    "deposit",
-                    Fate::Ours,
-                    "settled.deposit() gave an answer that this version does not know",
-                ));
-            }
-        };
-        if deposited != Deposited::Deposited {
-            session.rollback().await;
-            return Ok(deposited);
-        }
-        let about = json!({"clientId": client_id, "reference": reference});
-        let outcome = json!({"currency": amount.currency, "quantity": amount.quantity});
-        note(&session, by, "deposit", &about, &outcome).await?;
-        session.commit().await?;
-        Ok(deposited)
     }
 
     /// Reserves, in one transaction, each on its own. `reservations` is the JSON array that `settled.reserve` documents;

@@ -21,8 +21,8 @@ pub enum DatabaseRole {
 /// What may be done to a table or view of ours, or to a function by its signature.
 pub type Grant = (&'static str, &'static [&'static str]);
 
-const SETTLES: &str = "UPDATE (status, reason, retriable, partner_external_id, evaluation_id, pending_approval_id, \
-                       policy_result, settled_nonce, updated_at)";
+const SETTLES: &str = "UPDATE (status, reason, retriable, partner_external_id, partner_symbol, evaluation_id, \
+                       pending_approval_id, policy_result, settled_nonce, updated_at)";
 const COUNTS: &str = "UPDATE (available, held, allocated)";
 const REMEMBERS: &str =
     "UPDATE (message_digest, verdict, reason, allocation_id, event_id, public_key, last_seen, batch_id)";
@@ -33,13 +33,16 @@ const WORKER: &[Grant] = &[
     ("refinery_schema_history", &["SELECT"]),
     ("partners", &["SELECT"]),
     ("partner_keys", &["SELECT"]),
+    ("currency_symbols", &["SELECT"]),
     ("key_uses", &["SELECT", "INSERT", "UPDATE (last_used_at)"]),
     ("connections", &["SELECT"]),
     // Row locks are an UPDATE to the server.
     ("allocations", &["SELECT", SETTLES]),
     ("funds", &["SELECT", COUNTS]),
     ("transfers", &["INSERT"]),
-    ("batches", &["INSERT"]),
+    // Whether what was committed is there still.
+    ("batches", &["SELECT (id, at)", "INSERT"]),
+    ("epochs", &["SELECT"]),
     ("receipts", &["SELECT", "INSERT", REMEMBERS]),
     (
         "parked",
@@ -73,6 +76,7 @@ const WORKER: &[Grant] = &[
 const OPERATOR: &[Grant] = &[
     ("partners", &["SELECT"]),
     ("partner_keys", &["SELECT"]),
+    ("currency_symbols", &["SELECT"]),
     ("connections", &["SELECT"]),
     ("allocations", &["SELECT"]),
     // A nonce is voided.
@@ -94,6 +98,10 @@ const OPERATOR: &[Grant] = &[
     ("plans", &["SELECT", "INSERT", "UPDATE (id)", "DELETE"]),
     ("plan_items", &["SELECT", "INSERT"]),
     ("approvals", &["SELECT", "INSERT"]),
+    // A loss is accepted.
+    ("epochs", &["SELECT", "INSERT"]),
+    ("voices", &["SELECT", "INSERT"]),
+    ("batches", &["SELECT (id, at)"]),
     (
         "runs",
         &[
@@ -137,6 +145,9 @@ const REGISTRAR: &[Grant] = &[
     ),
     ("distrusted", &["SELECT"]),
     ("connections", &["SELECT", "INSERT"]),
+    ("currency_symbols", &["SELECT", "INSERT", "UPDATE (until)"]),
+    // Whether a currency was ever held.
+    ("funds", &["SELECT"]),
     ("clients", &["SELECT", "INSERT"]),
     ("tokens", &["SELECT", "INSERT", "UPDATE (revoked_at)"]),
     ("audit", &["SELECT", "INSERT"]),
@@ -144,10 +155,12 @@ const REGISTRAR: &[Grant] = &[
 
 const CUSTODY: &[Grant] = &[
     ("settled.deposit(uuid, text, numeric, text)", &["EXECUTE"]),
+    ("settled.withdraw(uuid, text, numeric, text)", &["EXECUTE"]),
     ("settled.reserve(jsonb)", &["EXECUTE"]),
     // Whether a currency was ever held, and what stands under a reference that is used again.
     ("funds", &["SELECT"]),
     ("deposits", &["SELECT"]),
+    ("withdrawals", &["SELECT"]),
     ("audit", &["SELECT", "INSERT"]),
 ];
 
@@ -155,6 +168,7 @@ const READER: &[Grant] = &[
     ("refinery_schema_history", &["SELECT"]),
     ("partners", &["SELECT"]),
     ("partner_keys", &["SELECT"]),
+    ("currency_symbols", &["SELECT"]),
     ("key_uses", &["SELECT"]),
     ("connections", &["SELECT"]),
     ("clients", &["SELECT"]),
@@ -186,9 +200,16 @@ const AUDITOR: &[Grant] = &[
     ("allocations", &["SELECT"]),
     ("connections", &["SELECT"]),
     ("deposits", &["SELECT"]),
+    ("withdrawals", &["SELECT"]),
+    ("moved_funds", &["SELECT"]),
+    // What another cell says too.
+    ("moves", &["SELECT"]),
+    ("partners", &["SELECT"]),
+    ("epochs", &["SELECT"]),
     ("receipts", &["SELECT"]),
     ("batches", &["SELECT"]),
     ("partner_keys", &["SELECT"]),
+    ("currency_symbols", &["SELECT"]),
     ("parked", &["SELECT"]),
     ("parkings", &["SELECT"]),
     ("held", &["SELECT"]),
@@ -242,8 +263,8 @@ impl DatabaseRole {
             DatabaseRole::Owner => "owns the schema and applies migrations; no program that runs all day",
             DatabaseRole::Worker => "the worker: settles, publishes, collects dead letters",
             DatabaseRole::Operator => "people who look after refused messages",
-            DatabaseRole::Registrar => "people who register partners, keys, connections, clients and tokens",
-            DatabaseRole::Custody => "the custody system: deposits and reservations",
+            DatabaseRole::Registrar => "people who register partners, keys, connections, symbols, clients and tokens",
+            DatabaseRole::Custody => "the custody system: deposits, withdrawals and reservations",
             DatabaseRole::Reader => "whoever looks and changes nothing, and the HTTP API",
             DatabaseRole::Auditor => "whoever proves the books, and reads what operators did",
         }
@@ -627,6 +648,7 @@ mod tests {
                         "transfers",
                         "batches",
                         "deposits",
+                        "withdrawals",
                         "audit",
                         "audit_subjects",
                         "distrusted",

@@ -15,7 +15,8 @@ pub use self::outcome::{Came, Moved};
 use super::{
     Session, Store, StoreError,
     audit::{Act, write_audit},
-    registry::{maybe_time, time},
+    plans::WITHIN,
+    time::{maybe_time, time},
 };
 
 /// A run's state as its row has it.
@@ -325,7 +326,8 @@ impl Store {
         Ok(Driven::Ours(()))
     }
 
-    /// Marks the next waiting messages of a run as due. One that is not open any more is skipped.
+    /// Marks the next waiting messages of a run as due. One that is not open any more is skipped, and one whose partner moves to
+    /// another cell, or did: nobody would judge it.
     ///
     /// # Errors
     /// As [`Store::begin_run`].
@@ -352,11 +354,14 @@ impl Store {
         let rows = session
             .query(
                 "/* runs::mark_due lock */
-                SELECT id, state, run_id
-                FROM settled.dead_letters
-                WHERE id = ANY ($1)
-                ORDER BY id
-                FOR NO KEY UPDATE",
+                SELECT d.id, d.state,
+                       EXISTS (
+                           SELECT FROM settled.partners AS p WHERE p.enterprise_id = d.enterprise_id AND p.moving IS NOT NULL
+                       ) AS is_elsewhere
+                FROM settled.dead_letters AS d
+                WHERE d.id = ANY ($1)
+                ORDER BY d.id
+                FOR NO KEY UPDATE OF d",
                 &[&next],
             )
             .await?;
@@ -374,7 +379,7 @@ impl Store {
         let next: Vec<Uuid> = waiting.iter().map(|row| row.get("dead_letter_id")).collect();
         let open: Vec<Uuid> = rows
             .iter()
-            .filter(|row| row.get::<_, &str>("state") == "open")
+            .filter(|row| row.get::<_, &str>("state") == "open" && !row.get::<_, bool>("is_elsewhere"))
             .map(|row| row.get("id"))
             .filter(|id| next.contains(id))
             .collect();
@@ -396,6 +401,7 @@ impl Store {
                         WHEN w.id = ANY ($3) THEN NULL
                         WHEN d.id IS NULL THEN 'it was purged'
                         WHEN d.state = 'due' THEN 'it is due in run ' || d.run_id
+                        WHEN d.state = 'open' THEN 'its partner is on its way to another cell, or lives there'
                         ELSE 'it is ' || d.state
                     END
                 FROM unnest($2::uuid[]) AS w (id)
@@ -439,17 +445,21 @@ impl Store {
         Ok(rows.first().map(run))
     }
 
-    /// A page of runs, the newest first.
+    /// A page of runs, the newest first: of all, or of plans of these partners alone.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn runs(&self, before: i64, limit: i64) -> Result<Vec<Run>, StoreError> {
+    pub async fn runs(&self, before: i64, partners: Option<&[String]>, limit: i64) -> Result<Vec<Run>, StoreError> {
         let rows = self
             .session("runs")
             .await?
             .query(
-                &format!("/* runs::runs */ {RUN} WHERE r.id < $1 ORDER BY r.id DESC LIMIT $2"),
-                &[&before, &limit],
+                &format!(
+                    "/* runs::runs */ {RUN} WHERE r.id < $1
+                        AND ($3::text[] IS NULL OR EXISTS (SELECT FROM settled.plans AS p WHERE p.id = r.plan_id AND {WITHIN}))
+                    ORDER BY r.id DESC LIMIT $2"
+                ),
+                &[&before, &limit, &partners],
             )
             .await?;
         Ok(rows.iter().map(run).collect())

@@ -2,10 +2,11 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,15 +15,25 @@ use deadpool_postgres::{
     Connect, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::{sync::Mutex, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Mutex,
+    task::JoinHandle,
+};
 use tokio_postgres::{
-    Client, Config, NoTls,
+    AsyncMessage, Client, Config, Connection, NoTls,
     config::{Host, TargetSessionAttrs},
+    error::SqlState,
+    tls::MakeTlsConnect,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{Fate, StoreError, trouble, trouble::Trouble};
-use crate::{config::DatabaseSettings, race, redact};
+use crate::{
+    config::DatabaseSettings,
+    race, redact,
+    tls::{ClientFiles, TlsFilesError},
+};
 
 /// All servers, each with connections of its own. Mostly one of them is the primary, and the others have none.
 pub(super) struct Servers {
@@ -52,11 +63,7 @@ impl fmt::Debug for Servers {
 
 impl Servers {
     /// Connects to nothing yet.
-    pub(super) fn new(
-        config: &Config,
-        tls: Option<&rustls::ClientConfig>,
-        settings: &DatabaseSettings,
-    ) -> Result<Self, String> {
+    pub(super) fn new(config: &Config, tls: Option<&ClientFiles>, settings: &DatabaseSettings) -> Result<Self, String> {
         let each = split(config)?
             .into_iter()
             .map(|config| Server::new(config, tls, settings).map(Arc::new))
@@ -126,15 +133,12 @@ fn no_connection(during: &'static str, error: PoolError) -> StoreError {
 }
 
 impl Server {
-    fn new(
-        mut config: Config,
-        tls: Option<&rustls::ClientConfig>,
-        settings: &DatabaseSettings,
-    ) -> Result<Self, String> {
+    fn new(mut config: Config, tls: Option<&ClientFiles>, settings: &DatabaseSettings) -> Result<Self, String> {
         config.connect_timeout(settings.connect_timeout);
         let dial = Dial {
             tls: tls.cloned(),
             next_after: settings.next_host_after,
+            warnings: Arc::default(),
         };
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
@@ -163,6 +167,11 @@ impl Server {
             silence: settings.silence,
             looked: Mutex::default(),
         })
+    }
+
+    /// How often it warned of something, on any connection. What it warned of before it answered is counted by then.
+    pub(super) fn warnings(&self) -> u64 {
+        self.dial.warnings.load(Ordering::Relaxed)
     }
 
     /// Resolves once the server does not live any more.
@@ -205,8 +214,9 @@ impl Server {
 /// How a server is reached: at any address that its name has.
 #[derive(Clone)]
 struct Dial {
-    tls: Option<rustls::ClientConfig>,
+    tls: Option<ClientFiles>,
     next_after: Duration,
+    warnings: Arc<AtomicU64>,
 }
 
 impl Dial {
@@ -243,12 +253,28 @@ impl Dial {
         match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await?;
-                Ok((client, tokio::spawn(connection.map(drop))))
+                Ok((client, tokio::spawn(listen(connection, Arc::clone(&self.warnings)))))
             }
             Some(tls) => {
-                let (client, connection) = config.connect(MakeRustlsConnect::new(tls.clone())).await?;
-                Ok((client, tokio::spawn(connection.map(drop))))
+                let (client, connection) = config.connect(Anew(tls.clone())).await?;
+                Ok((client, tokio::spawn(listen(connection, Arc::clone(&self.warnings)))))
             }
+        }
+    }
+}
+
+/// Drives a connection, and counts what the server warns of.
+async fn listen<S, T>(mut connection: Connection<S, T>, warnings: Arc<AtomicU64>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    // Who waits for an answer is told of an error; there is nobody else to tell.
+    while let Some(Ok(said)) = poll_fn(|context| connection.poll_message(context)).await {
+        if let AsyncMessage::Notice(notice) = said
+            && *notice.code() == SqlState::WARNING
+        {
+            warnings.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -257,6 +283,25 @@ impl Connect for Dial {
     fn connect(&self, config: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
         let config = config.clone();
         async move { self.dial(&config).await }.boxed()
+    }
+}
+
+/// TLS as the files say when a connection is made.
+struct Anew(ClientFiles);
+
+impl<S> MakeTlsConnect<S> for Anew
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
+    type Error = TlsFilesError;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, TlsFilesError> {
+        let mut connector = MakeRustlsConnect::new(self.0.config()?);
+        // It knows no error of its own.
+        <MakeRustlsConnect as MakeTlsConnect<S>>::make_tls_connect(&mut connector, host)
+            .map_err(|error| TlsFilesError(error.to_string()))
     }
 }
 

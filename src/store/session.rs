@@ -31,6 +31,8 @@ pub(crate) struct Session {
     pub(super) name: &'static str,
     pub(super) deadline: Duration,
     server: Arc<Server>,
+    /// How often the server had warned when this began.
+    warned: u64,
     limits: Arc<Limits>,
     /// Statements whose answer is awaited. A dropped future does not cancel its statement.
     pub(super) at_work: AtomicUsize,
@@ -76,6 +78,7 @@ impl Session {
             client: Some(client),
             name,
             deadline,
+            warned: server.warnings(),
             server,
             limits,
             at_work: AtomicUsize::new(0),
@@ -102,6 +105,16 @@ impl Session {
             self.round_trips.fetch_add(1, Ordering::Relaxed);
         }
         self.answer(work).await
+    }
+
+    /// A session that may not write belongs to a server that was demoted: it is left, as it is after a write that was refused.
+    pub(super) fn may_write(&self, may: bool) -> Result<(), StoreError> {
+        if may {
+            return Ok(());
+        }
+        self.poisoned.store(true, Ordering::Relaxed);
+        self.spent.store(true, Ordering::Relaxed);
+        Err(StoreError::read_only(self.name))
     }
 
     /// Waits for an answer, under the client's deadline.
@@ -212,6 +225,25 @@ impl Session {
         self.begin_with(
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY",
             "; SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'",
+        )
+        .await
+    }
+
+    /// Opens a transaction that copies from books to others and may take long: from one moment of the source, or into the
+    /// target. While the one side works the other idles.
+    pub(super) async fn begin_copy(&mut self, reads: bool) -> Result<(), StoreError> {
+        self.deadline = LONG;
+        let begin = if reads {
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+        } else {
+            "BEGIN"
+        };
+        // Rows are compared as text, and a time is written in the zone of who asks.
+        self.begin_with(
+            begin,
+            "; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '1h'; \
+             SET LOCAL work_mem = '64MB'; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; \
+             SET LOCAL bytea_output = 'hex'",
         )
         .await
     }
@@ -333,6 +365,19 @@ impl Session {
     /// # Errors
     /// With `at_commit` set, whether it committed is unknown.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
+        self.commit_here().await
+    }
+
+    /// The same, for those who tell others by it: with the synchronous standbys too, if there are some.
+    ///
+    /// # Errors
+    /// With `at_commit` set, whether it committed there and here is unknown.
+    pub(super) async fn commit_and_hear(self) -> Result<(), StoreError> {
+        self.commit_here().await?;
+        self.nobody_cut_its_wait()
+    }
+
+    async fn commit_here(&self) -> Result<(), StoreError> {
         if let Err(error) = self.not_poisoned() {
             self.undo().await;
             return Err(error);
@@ -346,6 +391,24 @@ impl Session {
         done.inspect(|()| self.is_over()).map_err(|error| StoreError {
             at_commit: true,
             ..error
+        })
+    }
+
+    /// Whether everybody waited for what was committed for whom it had to wait. A commit that waits for a synchronous standby can
+    /// be cancelled (`pg_cancel_backend`): the server then answers success, and a warning that the standby may lack it. Whoever
+    /// tells or acknowledges by the answer would tell what a failover loses. A warning on another connection is taken for one
+    /// here: that costs a commit more, and is rare.
+    ///
+    /// # Errors
+    /// It is committed, and may be nowhere else.
+    pub(super) fn nobody_cut_its_wait(&self) -> Result<(), StoreError> {
+        if self.server.warnings() == self.warned {
+            return Ok(());
+        }
+        let sentence = "it is committed, but the server warned: whether its synchronous standby has it is unknown";
+        Err(StoreError {
+            at_commit: true,
+            ..StoreError::new(self.name, Fate::Retry, sentence)
         })
     }
 

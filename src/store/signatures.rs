@@ -92,7 +92,7 @@ impl Store {
                 SELECT t.place::text AS place, t.subject_id, t.created_at, coalesce(t.payload, '') AS payload,
                        coalesce(t.signature, '') AS signature,
                        r.key, r.enterprise_id, r.nonce, r.payload_digest, r.public_key,
-                       a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.client_id, a.connection_id,
+                       a.id, a.type, a.status, a.currency, a.partner_symbol, a.quantity::text AS quantity, a.client_id, a.connection_id,
                        a.partner_external_id, a.reason, a.evaluation_id, a.pending_approval_id, a.policy_result,
                        c.enterprise_id AS partner, c.partners_client_id, c.partners_connection_id
                 FROM (
@@ -152,7 +152,7 @@ impl Store {
         let mut changes = HashMap::<PublicKey, Vec<KeyChange>>::new();
         for row in &acts {
             if let Some(key) = PublicKey::from_hex(row.get("public_key")) {
-                changes.entry(key).or_default().push(change(row));
+                changes.entry(key).or_default().push(change(row)?);
             }
         }
         let mut lives = HashMap::new();
@@ -186,6 +186,7 @@ fn authorised(row: &Row) -> Authorised {
         kind: row.get("type"),
         status: row.get("status"),
         currency: row.get("currency"),
+        partner_symbol: row.get("partner_symbol"),
         quantity: row.get("quantity"),
         client_id: row.get("client_id"),
         connection_id: row.get("connection_id"),
@@ -209,8 +210,9 @@ fn authorised(row: &Row) -> Authorised {
 }
 
 /// What an act of the audit did to its key.
-fn change(row: &Row) -> KeyChange {
-    let outcome: Value = serde_json::from_str(row.get("outcome")).unwrap_or_default();
+fn change(row: &Row) -> Result<KeyChange, StoreError> {
+    let outcome: Value = serde_json::from_str(row.get("outcome"))
+        .map_err(|error| StoreError::ours("key_lives", format!("an act of the audit can not be read: {error}")))?;
     let time = |value: &Value| CalendarTime::parse(value.as_str()?).ok();
     let validity = |said: &Value| {
         Some(Validity {
@@ -218,7 +220,7 @@ fn change(row: &Row) -> KeyChange {
             until: time(&said["validUntil"]),
         })
     };
-    KeyChange {
+    Ok(KeyChange {
         at: row.get("at"),
         was: validity(&outcome["was"]),
         validity: validity(&outcome),
@@ -227,5 +229,5 @@ fn change(row: &Row) -> KeyChange {
             "key reinstate" => Some(false),
             _ => None,
         },
-    }
+    })
 }

@@ -27,6 +27,17 @@ pub struct TrendOfGroup {
     pub messages: i64,
 }
 
+/// When something of a partner came last, as far as it was written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartnerSeen {
+    /// A message that a key of its own had signed, whatever came of it.
+    pub signed_at: Option<Timestamp>,
+    /// A message that is held still, and was not judged.
+    pub held_at: Option<Timestamp>,
+    /// A message under its name that was refused: whoever sent it.
+    pub refused_at: Option<Timestamp>,
+}
+
 /// The smallest id that a batch of this time may have: they begin with their time.
 fn first_id(at: Timestamp) -> Uuid {
     let ms = u128::try_from(at.as_millisecond()).unwrap_or_default();
@@ -92,18 +103,23 @@ impl Store {
         Ok(session.one(&rows)?.get(0))
     }
 
-    /// Open dead letters that came after one, up to a number.
+    /// Open dead letters that came after one, up to a number: all, or these partners'.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn arrived_after(&self, cursor: i64, most: i64) -> Result<i64, StoreError> {
+    pub async fn arrived_after(&self, cursor: i64, partners: Option<&[String]>, most: i64) -> Result<i64, StoreError> {
         let session = self.session("arrived_after").await?;
         let rows = session
             .query(
                 "/* standing::arrived_after */
                 SELECT count(*)
-                FROM (SELECT FROM settled.dead_letters WHERE state = 'open' AND seq > $1 LIMIT $2) AS a",
-                &[&cursor, &most],
+                FROM (
+                    SELECT
+                    FROM settled.dead_letters
+                    WHERE state = 'open' AND seq > $1 AND ($3::text[] IS NULL OR enterprise_id = ANY ($3))
+                    LIMIT $2
+                ) AS a",
+                &[&cursor, &most, &partners],
             )
             .await?;
         Ok(session.one(&rows)?.get(0))
@@ -147,6 +163,54 @@ impl Store {
                 messages: row.get("messages"),
             })
             .collect())
+    }
+
+    /// When something of each partner came last: of all, or of these.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn partners_seen(&self, partners: Option<&[String]>) -> Result<Vec<(String, PartnerSeen)>, StoreError> {
+        let rows = self
+            .session("partners_seen")
+            .await?
+            .query(
+                "/* standing::partners_seen */
+                SELECT p.enterprise_id, u.signed_at, h.held_at, r.refused_at
+                FROM settled.partners AS p
+                LEFT JOIN (
+                    SELECT k.enterprise_id, max(u.last_used_at) AS signed_at
+                    FROM settled.partner_keys AS k
+                    JOIN settled.key_uses AS u ON u.public_key = k.public_key
+                    GROUP BY k.enterprise_id
+                ) AS u ON u.enterprise_id = p.enterprise_id
+                LEFT JOIN (
+                    SELECT whose, max(held_at) AS held_at FROM settled.held GROUP BY whose
+                ) AS h ON h.whose = p.enterprise_id
+                -- The newest of each state, at the end of its part of the index.
+                LEFT JOIN LATERAL (
+                    SELECT max(n.last_failed_at) AS refused_at
+                    FROM unnest(ARRAY['open', 'due', 'parked', 'settled', 'discarded']) AS s (state)
+                    CROSS JOIN LATERAL (
+                        SELECT d.last_failed_at
+                        FROM settled.dead_letters AS d
+                        WHERE d.enterprise_id = p.enterprise_id AND d.state = s.state
+                        ORDER BY d.seq DESC
+                        LIMIT 1
+                    ) AS n
+                ) AS r ON true
+                WHERE $1::text[] IS NULL OR p.enterprise_id = ANY ($1)",
+                &[&partners],
+            )
+            .await?;
+        let seen = rows.iter().map(|row| {
+            let seen = PartnerSeen {
+                signed_at: row.get("signed_at"),
+                held_at: row.get("held_at"),
+                refused_at: row.get("refused_at"),
+            };
+            (row.get("enterprise_id"), seen)
+        });
+        Ok(seen.collect())
     }
 
     /// Parked messages by partner.

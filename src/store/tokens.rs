@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{
     Session, Store, StoreError,
     audit::{Act, write_audit},
-    registry::{By, maybe_time, time},
+    registry::By,
+    time::{maybe_time, time},
 };
 
 /// A token as kept.

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use super::StoreError;
+use crate::tls::TlsFilesError;
 
 /// By SQLSTATE, and by the kind of error where the server said nothing. In words for whoever looks at `/readyz`, a log or a
 /// terminal; none of them repeats a part of the URL.
@@ -52,7 +53,8 @@ impl Trouble {
                 return Trouble::ReadOnly;
             }
             let inner = io.and_then(std::io::Error::get_ref);
-            if one.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            let is_of_tls = one.is::<rustls::Error>() || one.is::<TlsFilesError>();
+            if is_of_tls || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
                 return Trouble::Tls;
             }
             cause = one.source();
@@ -91,7 +93,8 @@ impl Trouble {
         match self {
             Trouble::NoAnswer => "check that it runs and that SETTLED_DATABASE_URL (or --database-url) says where",
             Trouble::Login => {
-                "check user and password in SETTLED_DATABASE_URL (or --database-url), and pg_hba.conf on the server"
+                "check user and password in SETTLED_DATABASE_URL (or --database-url), database.client_certificate_file \
+                 where the server asks for a certificate, and pg_hba.conf on the server"
             }
             Trouble::NoSuchDatabase => "create it, or check the name in SETTLED_DATABASE_URL (or --database-url)",
             Trouble::TooMany => "raise max_connections on the server, or lower database.pool_size",
@@ -105,7 +108,10 @@ impl Trouble {
                 "a pooler in between lends a connection for a transaction and forgets what was prepared on it: let it \
                  pool by session, or keep prepared statements (PgBouncer 1.21 or later with max_prepared_statements above 0)"
             }
-            Trouble::Tls => "check database.ca_file, the server's certificate and the host's name in it",
+            Trouble::Tls => {
+                "check database.ca_file, the server's certificate and the host's name in it, and \
+                 database.client_certificate_file: whether the server trusts who signed it"
+            }
             Trouble::Right => "`settled doctor` says which, and the SQL that grants it",
             Trouble::Refuses => "the log of the database says more",
         }

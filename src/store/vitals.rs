@@ -27,10 +27,12 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 22] = [
+const GUARDS: [(&str, &str, i16); 30] = [
     ("transfers", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
+    ("withdrawals", "append_only", 58),
+    ("moved_funds", "append_only", 58),
     ("parkings", "append_only", 58),
     ("holdings", "append_only", 58),
     ("receipts", "never_forgotten", 42),
@@ -38,6 +40,8 @@ const GUARDS: [(&str, &str, i16); 22] = [
     ("audit_subjects", "append_only", 58),
     ("approvals", "append_only", 58),
     ("distrusted", "append_only", 58),
+    ("epochs", "append_only", 58),
+    ("voices", "append_only", 58),
     ("told", "never_changed", 50),
     ("allocations", "fixed", 18),
     ("funds", "fixed", 18),
@@ -47,9 +51,13 @@ const GUARDS: [(&str, &str, i16); 22] = [
     ("held", "fixed", 18),
     ("connections", "fixed", 18),
     ("partner_keys", "fixed", 18),
+    ("currency_symbols", "fixed", 18),
+    ("moves", "fixed", 18),
     ("allocations", "never_forgotten", 42),
     ("funds", "never_forgotten", 42),
     ("partner_keys", "never_forgotten", 42),
+    ("currency_symbols", "never_forgotten", 42),
+    ("moves", "never_forgotten", 42),
 ];
 
 /// What a receipt that says settled keeps for ever: the guard `settled_for_ever` compares it.
@@ -72,15 +80,19 @@ const KEPT_OF_RECEIPTS: [&str; 12] = [
 const FUNCTIONS: [&str; 1] = ["settled.exactly(text, bigint, bigint)"];
 
 impl Store {
-    /// Asks for an answer, and nothing else.
+    /// Asks for an answer, and whether anything could be written.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no answer, or nothing could.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let session = self.session("ping").await?;
-        session
-            .ask(session.client()?.batch_execute("/* store::ping */ SELECT 1"))
-            .await
+        let rows = session
+            .query(
+                "/* store::ping */ SELECT current_setting('transaction_read_only')::boolean",
+                &[],
+            )
+            .await?;
+        session.may_write(!session.one(&rows)?.get::<_, bool>(0))
     }
 
     /// How the server is and how it is set up.
@@ -147,60 +159,76 @@ impl Store {
             .await?
             .query(
                 "/* vitals::missing_guards */
-                SELECT format('trigger %s on settled.%s', w.name, w.table_name)
+                WITH armed AS (
+                    SELECT c.relname AS table_name, t.tgname AS name, t.tgtype AS events, t.tgqual IS NULL AS is_always,
+                           f.proname AS function, f.prosrc ~ 'RAISE EXCEPTION' AS refuses,
+                           pg_get_triggerdef(t.oid) AS definition
+                    FROM pg_trigger AS t
+                    JOIN pg_class AS c ON c.oid = t.tgrelid
+                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
+                    JOIN pg_proc AS f ON f.oid = t.tgfoid
+                    WHERE t.tgenabled IN ('O', 'A')
+                ), refusing AS (
+                    SELECT * FROM armed WHERE function = 'refuse_change' AND refuses
+                ), wanting AS (
+                SELECT w.table_name, w.name
                 FROM unnest($1::text[], $2::text[], $3::smallint[]) AS w (table_name, name, events)
                 WHERE NOT EXISTS (
                     SELECT
-                    FROM pg_trigger AS t
-                    JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relname = w.table_name
-                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
-                    JOIN pg_proc AS f ON f.oid = t.tgfoid
-                    WHERE t.tgname = w.name
-                      AND t.tgenabled IN ('O', 'A')
-                      AND t.tgtype & w.events = w.events
-                      AND t.tgqual IS NULL
-                      AND f.proname = 'refuse_change'
-                      AND f.prosrc ~ 'RAISE EXCEPTION'
+                    FROM refusing AS a
+                    WHERE a.table_name = w.table_name AND a.name = w.name
+                      AND a.events & w.events = w.events
+                      AND a.is_always
                 )
                 UNION ALL
-                SELECT 'trigger settled_for_ever on settled.receipts'
+                SELECT 'receipts', 'settled_for_ever'
                 WHERE NOT EXISTS (
                     SELECT
-                    FROM pg_trigger AS t
-                    JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relname = 'receipts'
-                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
-                    JOIN pg_proc AS f ON f.oid = t.tgfoid
-                    WHERE t.tgname = 'settled_for_ever'
-                      AND t.tgenabled IN ('O', 'A')
+                    FROM refusing AS a
+                    WHERE a.table_name = 'receipts' AND a.name = 'settled_for_ever'
                       -- For each row, on UPDATE.
-                      AND t.tgtype & 17 = 17
-                      AND f.proname = 'refuse_change'
-                      AND f.prosrc ~ 'RAISE EXCEPTION'
-                      AND position('WHEN (((old.verdict = ''settled''::text) AND (' IN pg_get_triggerdef(t.oid)) > 0
+                      AND a.events & 17 = 17
+                      AND position('WHEN (((old.verdict = ''settled''::text) AND (' IN a.definition) > 0
                       AND NOT EXISTS (
                           SELECT
                           FROM unnest($4::text[]) AS k (name)
-                          WHERE position(format('(old.%1$s IS DISTINCT FROM new.%1$s)', k.name)
-                                         IN pg_get_triggerdef(t.oid)) = 0
+                          WHERE position(format('(old.%1$s IS DISTINCT FROM new.%1$s)', k.name) IN a.definition) = 0
                       )
                 )
                 UNION ALL
-                SELECT format('trigger %s on settled.%s', w.name, w.table_name)
+                SELECT w.table_name, w.name
+                FROM (VALUES
+                    -- BEFORE, for each row, on UPDATE; on DELETE.
+                    ('receipts', 'voided_for_ever', 19,
+                     'WHEN (((old.voided_at IS NOT NULL) AND (new.voided_at IS DISTINCT FROM old.voided_at)))'),
+                    ('dead_letters', 'done_with', 11,
+                     'WHEN ((old.state <> ALL (ARRAY[''discarded''::text, ''settled''::text])))')
+                ) AS w (table_name, name, events, asked)
+                WHERE NOT EXISTS (
+                    SELECT
+                    FROM refusing AS a
+                    WHERE a.table_name = w.table_name AND a.name = w.name
+                      AND a.events & w.events = w.events
+                      AND position(w.asked IN a.definition) > 0
+                )
+                UNION ALL
+                SELECT w.table_name, w.name
                 FROM (VALUES
                     ('allocations', 'terminal', 'refuse_change'), ('receipts', 'final_for_ever', 'refuse_change'),
                     ('transfers', 'owe', 'transfers_owe'), ('funds', 'pay', 'balances_pay'),
-                    ('funds', 'pay_first', 'balances_pay'), ('owed', 'paid', 'refuse_debt')
+                    ('funds', 'pay_first', 'balances_pay'), ('owed', 'paid', 'refuse_debt'),
+                    ('allocations', 'id_taken', 'leave_taken_id'), ('partners', 'of_moving', 'refuse_of_moving'),
+                    ('partner_keys', 'of_moving', 'refuse_of_moving'), ('connections', 'of_moving', 'refuse_of_moving'),
+                    ('currency_symbols', 'of_moving', 'refuse_of_moving'), ('receipts', 'of_moving', 'refuse_of_moving')
                 ) AS w (table_name, name, function)
                 WHERE NOT EXISTS (
                     SELECT
-                    FROM pg_trigger AS t
-                    JOIN pg_class AS c ON c.oid = t.tgrelid AND c.relname = w.table_name
-                    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = 'settled'
-                    JOIN pg_proc AS f ON f.oid = t.tgfoid
-                    WHERE t.tgname = w.name
-                      AND t.tgenabled IN ('O', 'A')
-                      AND f.proname = w.function
+                    FROM armed AS a
+                    WHERE a.table_name = w.table_name AND a.name = w.name AND a.function = w.function
                 )
+                )
+                SELECT format('trigger %s on settled.%s', name, table_name)
+                FROM wanting
                 ORDER BY 1",
                 &[&tables, &names, &events, &KEPT_OF_RECEIPTS.as_slice()],
             )

@@ -3,14 +3,19 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::Poll,
+    time::Instant,
 };
 
 use futures_util::future::{MaybeDone, maybe_done};
 use tokio_postgres::{Statement, types::ToSql};
 
 use super::{Fate, Session, StoreError};
-use crate::fail::{self, Point};
+use crate::{
+    fail::{self, Point},
+    telemetry::{Signal, Stage},
+};
 
 /// What a statement is given.
 pub(super) type Params<'a> = Vec<Box<dyn ToSql + Sync + Send + 'a>>;
@@ -156,25 +161,38 @@ pub(super) async fn write_all(session: &Session, writes: Vec<Write<'_>>) -> Resu
 /// # Errors
 /// With `at_commit` set, whether it committed is unknown.
 pub(super) async fn write_and_commit(session: Session, writes: Vec<Write<'_>>) -> Result<(), StoreError> {
+    let began = Instant::now();
     let together = writes.iter().all(Write::may_travel_with_commit) && !fail::is_armed(Point::BeforeCommit);
     if !together {
         if let Err(error) = write_all(&session, writes).await {
             session.rollback().await;
             return Err(error);
         }
+        let written = Instant::now();
+        Signal::stage(Stage::Write, began).emit();
         session.pass(Point::BeforeCommit).await?;
-        return session.commit().await;
+        session.commit_and_hear().await?;
+        Signal::stage(Stage::Commit, written).emit();
+        return Ok(());
     }
     session.not_poisoned()?;
     let statements = prepare_all(&session, &writes).await?;
     let session = &session;
+    // When the last write was answered: COMMIT is on its way since before, and is waited for from then on.
+    let written = Mutex::new(began);
+    let note_written = || *written.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     // The last one is COMMIT.
     let steps = writes.iter().zip(&statements).map(Some).chain([None]);
     let running = steps
         .map(|step| {
+            let note_written = &note_written;
             Box::pin(maybe_done(async move {
                 match step {
-                    Some((write, statement)) => write.send_prepared(session, statement).await,
+                    Some((write, statement)) => {
+                        let sent = write.send_prepared(session, statement).await;
+                        note_written();
+                        sent
+                    }
                     None => session.commit_unless_failed().await,
                 }
             }))
@@ -191,7 +209,12 @@ pub(super) async fn write_and_commit(session: Session, writes: Vec<Write<'_>>) -
         .find_map(|(place, answer)| Some((place, answer.err()?)));
     let Some((place, error)) = failed else {
         session.is_over();
-        return session.pass(Point::AfterCommit).await.map_err(unknown);
+        let written = *written.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stage, ended) = (Stage::Write, written);
+        Signal::Stage { stage, began, ended }.emit();
+        Signal::stage(Stage::Commit, written).emit();
+        session.pass(Point::AfterCommit).await.map_err(unknown)?;
+        return session.nobody_cut_its_wait();
     };
     // What the server answered to a write was before COMMIT, which after it commits nothing. Without an answer of its, or
     // where COMMIT itself went wrong, nobody knows.

@@ -1,7 +1,7 @@
 //! Every metric, once. What counts, counts with one of these; what `/metrics` says of them and what the page about metrics
 //! shows comes from here.
 
-use super::labels::{Door, EventFate, EventType, PauseCause, ReplyResult, Stage};
+use super::labels::{Door, EventFate, EventType, PauseCause, ReplyResult, SpanFate, Stage};
 use super::metric::{Counter, Gauge, Histogram, Metric, MetricKind, each, itself, nothing};
 use crate::domain::names;
 use crate::domain::{reason::Reason, verdict::VerdictKind};
@@ -102,6 +102,8 @@ catalogue! {
         "Requests to the public API, by what was asked and how it was answered.";
     Counter DB_ROUND_TRIPS = "settled_db_round_trips_total", Count, ["transaction"], || each(["settle_batch"]),
         "Round trips to the database, by transaction. Statements that travel together are one.";
+    Counter SPANS = "settled_spans_total", Count, ["fate"], || each(SpanFate::ALL.iter().map(|fate| fate.as_str())),
+        "Spans of traces: exported, lost with an export that failed, or dropped for want of room. None where traces are off.";
 
     Gauge BUILD_INFO = "settled_build_info", Count, ["version"], nothing,
         "Always 1: which version this is.";
@@ -157,7 +159,7 @@ catalogue! {
     Histogram(MESSAGES) BATCH_SIZE = "settled_batch_size", Count, ["from"], || each(Door::ALL.iter().map(|door| door.as_str())),
         "Messages in a batch, by where they came from.";
     Histogram(SECONDS) STAGE_SECONDS = "settled_stage_seconds", Seconds, ["stage"], || each(Stage::ALL.iter().map(|stage| stage.as_str())),
-        "Time of a batch in a stage: facts, settle, publish, collect.";
+        "Time of a batch in a stage: facts, settle (of which load, decide, write and commit are parts), publish, hold, collect.";
     Histogram(SECONDS) END_TO_END_SECONDS = "settled_end_to_end_seconds", Seconds, [], itself,
         "From receipt of a message to its confirmed event.";
     Histogram(SECONDS) API_REQUEST_SECONDS = "settled_api_request_seconds", Seconds, ["route"], nothing,

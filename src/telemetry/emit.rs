@@ -11,17 +11,23 @@ use super::catalogue as metric;
 use super::labels::Door;
 use super::signal::Signal;
 use super::tally::Tally;
+use super::traces::note;
 use crate::domain::{reason::Reason, verdict::VerdictKind};
 
 impl Signal<'_> {
-    /// Says it: one log line, one metric.
+    /// Says it: one log line, one metric; and in the trace of the batch in hand, where there is one and it is its concern.
     pub fn emit(&self) {
+        note(self);
         match *self {
             Signal::Started { worker, lanes, version } => {
                 info!(worker, lanes, version, "worker started");
             }
             Signal::HttpListening { address } => {
                 info!(%address, "HTTP listens: /livez, /readyz, /metrics");
+            }
+            Signal::CertificateRenewed => info!("the certificate was renewed: the next connections have it"),
+            Signal::CertificateRefused { error } => {
+                error!(error, "the new certificate can not be used; the one before is");
             }
             Signal::HttpConnectionShed => {
                 metric::HTTP_CONNECTIONS_SHED.add([], 1);
@@ -156,7 +162,8 @@ impl Signal<'_> {
                 metric::RETRIES.add([metric::TRANSACTION.into()], 1);
                 warn!(%batch, lane, attempt, sqlstate, error, "batch tried again");
             }
-            Signal::Stage { stage, elapsed } => {
+            Signal::Stage { stage, began, ended } => {
+                let elapsed = ended.saturating_duration_since(began);
                 metric::STAGE_SECONDS.record([stage.as_str().into()], [elapsed.as_secs_f64()]);
                 trace!(%stage, elapsed_us = micros(elapsed), "stage done");
             }
@@ -291,6 +298,14 @@ impl Signal<'_> {
                 metric::DEAD_LETTERS_SETTLED_SINCE.add([], closed);
                 info!(closed, "open dead letters have settled since and are closed");
             }
+            Signal::DeadLettersLeftOut { letters } => {
+                warn!(
+                    alarm = true,
+                    letters,
+                    "the broker dead-lettered messages that did not come to settlement.dead; they are stored from their copies: \
+                     is that queue bound? `settled doctor` sees it with broker.management_url"
+                );
+            }
             Signal::CollectorIdle => {
                 metric::COLLECTOR_LAG_SECONDS.set([], 0.0);
                 trace!("no dead letter waits");
@@ -362,6 +377,12 @@ impl Signal<'_> {
                 metric::REPLIES.add([result.as_str().into()], 1);
                 debug!(%result, "reply_to");
             }
+            Signal::BooksNotTold { error } => {
+                debug!(
+                    error,
+                    "the broker was not told what was committed last; it is told again"
+                );
+            }
             Signal::OutboxMeasured { pending, oldest } => {
                 metric::OUTBOX_PENDING.set([], pending as f64);
                 metric::OUTBOX_OLDEST_SECONDS.set([], oldest.unwrap_or_default().as_secs_f64());
@@ -414,6 +435,19 @@ impl Signal<'_> {
                 }
                 let open: u64 = open.iter().map(|(_, count)| count).sum();
                 trace!(open, oldest_ms = millis(oldest), "dead letters measured");
+            }
+            Signal::TracesExported { receiver } => info!(receiver, "traces are exported"),
+            Signal::TracesOff { why } => warn!(why, "no traces are exported; nothing else depends on it"),
+            Signal::TracesRefused { receiver, error } => {
+                warn!(
+                    receiver,
+                    error, "traces can not be exported; nothing else depends on it"
+                );
+            }
+            Signal::TracesTaken { receiver } => info!(receiver, "traces are exported again"),
+            Signal::Spans { fate, spans } => {
+                metric::SPANS.add([fate.as_str().into()], spans);
+                trace!(%fate, spans, "spans");
             }
             Signal::Stopping { why } => {
                 info!(why, "stopping: no more messages are taken");

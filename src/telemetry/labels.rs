@@ -36,7 +36,17 @@ label!(
 );
 label!(
     /// A step of a batch that is timed.
-    Stage { Facts = "facts", Hold = "hold", Settle = "settle", Publish = "publish", Collect = "collect" }
+    Stage {
+        Facts = "facts",
+        Hold = "hold",
+        Load = "load",
+        Decide = "decide",
+        Write = "write",
+        Commit = "commit",
+        Settle = "settle",
+        Publish = "publish",
+        Collect = "collect",
+    }
 );
 label!(
     /// What is asked of the public API.
@@ -70,6 +80,10 @@ label!(
 label!(
     /// What became of an answer to `reply_to`.
     ReplyResult { Sent = "sent", Failed = "failed", Ignored = "ignored" }
+);
+label!(
+    /// What became of a span: the receiver has it, an export failed, or there was no room for it.
+    SpanFate { Exported = "exported", Failed = "failed", Dropped = "dropped" }
 );
 label!(
     /// The type of an event.

@@ -1,14 +1,18 @@
 //! The log, on stderr: for people or as JSON lines.
 
+use std::fmt;
 use std::io::IsTerminal;
 
-use tracing::{Level, debug};
+use tracing::{Event, Level, Subscriber, debug};
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry};
 
+use super::traces;
 use crate::config::{LogFormat, LogLevel, LogSettings};
 use crate::plain::ForPeople;
 
@@ -59,6 +63,10 @@ where
         layer
             .with_ansi(to_terminal)
             .with_target(false)
+            .map_event_format(|format| Traced {
+                format: format.with_ansi(to_terminal),
+                is_json: false,
+            })
             .with_filter(filter)
             .boxed()
     } else {
@@ -67,8 +75,37 @@ where
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
+            .map_event_format(|format| Traced { format, is_json: true })
             .with_filter(filter)
             .boxed()
+    }
+}
+
+/// Lines with the ids of the trace in which they are said, where there is one.
+struct Traced<F> {
+    format: F,
+    is_json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Traced<F>
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let Some((trace, span)) = traces::ids() else {
+            return self.format.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        let end = if self.is_json { "}\n" } else { "\n" };
+        let said = line.strip_suffix(end).unwrap_or(&line);
+        if self.is_json {
+            writeln!(writer, "{said},\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}")
+        } else {
+            writeln!(writer, "{said} trace_id={trace} span_id={span}")
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! What happened, as a type.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::labels::{ApiRoute, Dependency, Door, PauseCause, ReplyResult, Stage};
+use super::labels::{ApiRoute, Dependency, Door, PauseCause, ReplyResult, SpanFate, Stage};
 use super::tally::{HeldOf, Published, Tally};
 use crate::domain::reason::Reason;
 
@@ -21,6 +21,12 @@ pub enum Signal<'a> {
     /// HTTP answers here.
     HttpListening {
         address: SocketAddr,
+    },
+    /// The files of a listener's certificate changed, and are used from now on.
+    CertificateRenewed,
+    /// They changed, and can not be used: those before are.
+    CertificateRefused {
+        error: &'a str,
     },
     /// A connection that asked for nothing, or read nothing, was closed for another.
     HttpConnectionShed,
@@ -147,7 +153,8 @@ pub enum Signal<'a> {
     /// One step of a batch took this long.
     Stage {
         stage: Stage,
-        elapsed: Duration,
+        began: Instant,
+        ended: Instant,
     },
     /// What was asked of the database under this name waited for so many answers, those of statements sent together as one.
     RoundTrips {
@@ -259,6 +266,10 @@ pub enum Signal<'a> {
     DeadLettersSettledSince {
         closed: u64,
     },
+    /// What the broker dead-lettered did not come to settlement.dead: it is stored from its copy. An alarm.
+    DeadLettersLeftOut {
+        letters: u64,
+    },
     /// A dead letter that the database refuses, or no database can hold, goes to settlement.unreadable. An alarm.
     DeadLetterSetApart {
         digest: &'a str,
@@ -312,6 +323,11 @@ pub enum Signal<'a> {
         result: ReplyResult,
     },
 
+    /// The broker was not told what was committed last.
+    BooksNotTold {
+        error: &'a str,
+    },
+
     /// Measured now and then.
     OutboxMeasured {
         pending: u64,
@@ -346,6 +362,29 @@ pub enum Signal<'a> {
         runs: &'a [(String, u64)],
     },
 
+    /// Traces are exported to this receiver.
+    TracesExported {
+        receiver: &'a str,
+    },
+    /// They were asked for and are off.
+    TracesOff {
+        why: &'a str,
+    },
+    /// The receiver of traces took nothing. Said once, until it does.
+    TracesRefused {
+        receiver: &'a str,
+        error: &'a str,
+    },
+    /// It takes them again.
+    TracesTaken {
+        receiver: &'a str,
+    },
+    /// What became of spans.
+    Spans {
+        fate: SpanFate,
+        spans: u64,
+    },
+
     /// SIGTERM or an unrecoverable fault: intake ends.
     Stopping {
         why: &'a str,
@@ -361,4 +400,15 @@ pub enum Signal<'a> {
     },
     /// The last line.
     Stopped,
+}
+
+impl Signal<'_> {
+    /// A step of a batch that began then is done now.
+    pub fn stage(stage: Stage, began: Instant) -> Self {
+        Signal::Stage {
+            stage,
+            began,
+            ended: Instant::now(),
+        }
+    }
 }

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::with_local_recorder;
 use tracing::{debug, error, info, warn};
@@ -43,6 +43,9 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
     let second = Duration::from_secs(1);
     let milli = Duration::from_millis(1);
     let reasons = ["no consumer is attached".to_owned()];
+    let began = Instant::now();
+    let ended = began + milli;
+    let stage = |stage| Signal::Stage { stage, began, ended };
     let listening = SocketAddr::from(([127, 0, 0, 1], 9464));
     let queue = "settlement.updates";
     for signal in [
@@ -52,6 +55,8 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             version: "0.1.0",
         },
         Signal::HttpListening { address: listening },
+        Signal::CertificateRenewed,
+        Signal::CertificateRefused { error: "a key" },
         Signal::HttpConnectionShed,
         Signal::ApiListening {
             address: listening,
@@ -143,18 +148,9 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             transaction: "settle_batch",
             count: 3,
         },
-        Signal::Stage {
-            stage: Stage::Facts,
-            elapsed: milli,
-        },
-        Signal::Stage {
-            stage: Stage::Settle,
-            elapsed: milli,
-        },
-        Signal::Stage {
-            stage: Stage::Publish,
-            elapsed: milli,
-        },
+        stage(Stage::Facts),
+        stage(Stage::Settle),
+        stage(Stage::Publish),
         Signal::EndToEnd {
             elapsed: &[milli, second],
         },
@@ -234,6 +230,7 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             filled: 0.8,
         },
         Signal::DeadLettersSettledSince { closed: 3 },
+        Signal::DeadLettersLeftOut { letters: 2 },
         Signal::DeadLetterSetApart {
             digest: "ab",
             sqlstate: Some("23514"),
@@ -279,6 +276,7 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
         Signal::Reply {
             result: ReplyResult::Ignored,
         },
+        Signal::BooksNotTold { error: "timeout" },
         Signal::OutboxMeasured {
             pending: 4,
             oldest: Some(second),
@@ -295,6 +293,21 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
         Signal::QueueMeasured {
             queue: "settlement.unreadable",
             messages: 8,
+        },
+        Signal::TracesExported {
+            receiver: "127.0.0.1:4318",
+        },
+        Signal::TracesOff { why: "a variable" },
+        Signal::TracesRefused {
+            receiver: "127.0.0.1:4318",
+            error: "away",
+        },
+        Signal::TracesTaken {
+            receiver: "127.0.0.1:4318",
+        },
+        Signal::Spans {
+            fate: SpanFate::Dropped,
+            spans: 5,
         },
         Signal::Stopping { why: "SIGTERM" },
         Signal::Drained { elapsed: second },
@@ -394,6 +407,8 @@ fn every_signal_is_counted() {
         "settled_broker_dead_letters_waiting{queue=\"settlement.updates\"} 3",
         "settled_broker_dead_letters_stuck_alarms_total 1",
         "settled_broker_management_answers 0",
+        "settled_spans_total{fate=\"dropped\"} 5",
+        "settled_spans_total{fate=\"exported\"} 0",
         "settled_ready 0",
     ] {
         assert!(text.lines().any(|have| have == line), "missing: {line}\n{text}");
@@ -459,7 +474,7 @@ fn every_signal_is_one_line() {
     let alarms = logged(LogFormat::Json, LogLevel::Error, false, || {
         every_signal(&mut |signal| signal.emit())
     });
-    assert_eq!(alarms.lines().count(), 16, "{alarms}");
+    assert_eq!(alarms.lines().count(), 17, "{alarms}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::{
     domain::delivery::{Delivery, Source},
     retry::{self, Backoff, Waited},
     store::{Fate, StoreError},
-    telemetry::{Dependency, Signal},
+    telemetry::{BatchTrace, Dependency, Door, Signal},
 };
 
 /// How often a consumer asks whether its queue still has one.
@@ -37,6 +37,9 @@ pub(super) const MISFIT_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) trait Work: Sized {
     /// Messages that were read.
     type Batch: Clone + Default;
+
+    /// The door that they come through.
+    const DOOR: Door;
 
     /// Reads what each message tells by itself.
     async fn read(&self, deliveries: Vec<Delivery>) -> Self::Batch;
@@ -92,6 +95,7 @@ pub(crate) struct Consumer<W: Work> {
 struct Taken<B> {
     batch: B,
     received: Instant,
+    trace: BatchTrace,
 }
 
 /// That the broker does not answer for a queue, as long as it is so and somebody looks.
@@ -277,7 +281,7 @@ impl<W: Work> Consumer<W> {
         self.work.held_up(None);
         Signal::ConsumerAttached {
             lane: self.number,
-            queue: &self.queue,
+            queue: topology::shown(&self.queue),
         }
         .emit();
 
@@ -286,8 +290,15 @@ impl<W: Work> Consumer<W> {
         let taking = self.take(&connection, intake, taken, is_over);
         let finishing = async {
             let mut handed_back = None;
-            while let Some(Taken { batch, received }) = to_finish.recv().await {
-                if let Err(why) = self.work.finish(batch, received, &disposer).await {
+            while let Some(Taken { batch, received, trace }) = to_finish.recv().await {
+                let finished = async {
+                    let finished = self.work.finish(batch, received, &disposer).await;
+                    if let Err(HandBack { why, .. }) = &finished {
+                        Signal::HandedBack { lane: self.number, why }.emit();
+                    }
+                    finished
+                };
+                if let Err(why) = trace.within(finished).await {
                     handed_back = Some(why);
                     over.send_replace(true);
                     break;
@@ -301,12 +312,6 @@ impl<W: Work> Consumer<W> {
         let end = match handed_back {
             None => end,
             Some(handed_back) => {
-                let lane = self.number;
-                Signal::HandedBack {
-                    lane,
-                    why: &handed_back.why,
-                }
-                .emit();
                 if handed_back.alone {
                     SessionEnd::Stuck
                 } else {
@@ -334,19 +339,19 @@ impl<W: Work> Consumer<W> {
         }
         if fitness.problem != self.misfit {
             if let Some(problem) = &fitness.problem {
-                let (lane, queue) = (self.number, self.queue.as_str());
+                let (lane, queue) = (self.number, topology::shown(&self.queue));
                 Signal::TopologyMisfit { lane, queue, problem }.emit();
             }
             self.work.misfit(fitness.problem.clone());
             self.misfit = fitness.problem;
         }
         Signal::TopologyLooked {
-            queue: &self.queue,
+            queue: topology::shown(&self.queue),
             fits: self.misfit.is_none(),
         }
         .emit();
         if !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen_told, true) {
-            let (queue, unseen) = (self.queue.as_str(), fitness.unseen.as_slice());
+            let (queue, unseen) = (topology::shown(&self.queue), fitness.unseen.as_slice());
             Signal::TopologyUnseen { queue, unseen }.emit();
         }
         Ok(self.misfit.is_none())
@@ -360,7 +365,7 @@ impl<W: Work> Consumer<W> {
         taken: mpsc::Sender<Taken<W::Batch>>,
         mut is_over: watch::Receiver<bool>,
     ) -> (SessionEnd, Intake) {
-        let (lane, queue) = (self.number, self.queue.as_str());
+        let (lane, queue) = (self.number, topology::shown(&self.queue));
         let end = self.take_until(connection, &mut intake, &taken, &mut is_over).await;
         if matches!(end, SessionEnd::Lost) {
             self.work.attached(false);
@@ -394,7 +399,7 @@ impl<W: Work> Consumer<W> {
             let answered = match tokio::time::timeout(ANSWER_EXPECTED, &mut asked).await {
                 Ok(answered) => answered,
                 Err(_) => {
-                    silent.tell(&self.queue);
+                    silent.tell(topology::shown(&self.queue));
                     asked.await
                 }
             };
@@ -406,7 +411,7 @@ impl<W: Work> Consumer<W> {
                 }
                 Err(BrokerError::Refused { code: 404, .. }) => return,
                 // On a connection that lives: it is asked again.
-                Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(&self.queue),
+                Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(topology::shown(&self.queue)),
                 // Not ours to look at, or the session ends by itself.
                 Err(BrokerError::Refused { .. } | BrokerError::Away(_) | BrokerError::Config(_)) => {
                     std::future::pending().await
@@ -421,7 +426,7 @@ impl<W: Work> Consumer<W> {
                 match topology::fitness(connection, &self.queue).await {
                     Ok(fitness) if fitness.problem.is_none() => {}
                     Ok(_) => return,
-                    Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(&self.queue),
+                    Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(topology::shown(&self.queue)),
                     Err(_) => std::future::pending().await,
                 }
             }
@@ -435,11 +440,15 @@ impl<W: Work> Consumer<W> {
             .filter(|delivery| delivery.properties.undecodable.is_some());
         let messages = undecodable.count();
         if messages > 0 {
-            let (lane, queue) = (self.number, self.queue.as_str());
+            let (lane, queue) = (self.number, topology::shown(&self.queue));
             Signal::Undecodable { lane, queue, messages }.emit();
         }
-        let batch = self.work.read(deliveries).await;
-        Taken { batch, received }
+        let trace = self
+            .worker
+            .traces
+            .begin(topology::shown(&self.queue), W::DOOR, deliveries.iter());
+        let batch = trace.within(self.work.read(deliveries)).await;
+        Taken { batch, received, trace }
     }
 
     /// Until the program stops, intake closes, or the consumer is lost.
@@ -452,7 +461,7 @@ impl<W: Work> Consumer<W> {
     ) -> SessionEnd {
         let mut stop = self.worker.stop.clone();
         let mut closed = self.gate.closed.subscribe();
-        let (lane, queue) = (self.number, self.queue.as_str());
+        let (lane, queue) = (self.number, topology::shown(&self.queue));
         let forgotten = std::pin::pin!(self.forgotten(connection));
         let mut forgotten = forgotten.fuse();
         let told_forgotten = || {

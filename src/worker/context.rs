@@ -11,6 +11,7 @@ use super::{
     publish::RowPublisher,
     rights::Rights,
     stop::Running,
+    witness::Witness,
 };
 use crate::{
     broker::BrokerSettings,
@@ -19,7 +20,7 @@ use crate::{
     retry::{self, Backoff, Waited},
     settle::{Clerk, blocked::KnownLocks},
     store::Store,
-    telemetry::{Dependency, PartnerLabels, Signal},
+    telemetry::{Dependency, PartnerLabels, Signal, Traces},
 };
 
 /// What every task of the worker needs.
@@ -36,7 +37,9 @@ pub struct Worker {
     pub locks: Arc<KnownLocks>,
     pub key_uses: Arc<KeyUses>,
     pub rights: Rights,
+    pub witness: Arc<Witness>,
     pub running: Running,
+    pub traces: Traces,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -55,7 +58,9 @@ impl Worker {
             locks: Arc::default(),
             key_uses: Arc::default(),
             rights: Rights::default(),
+            witness: Arc::default(),
             running: Running::default(),
+            traces: Traces::default(),
             stop,
         }
     }

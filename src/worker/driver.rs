@@ -2,7 +2,7 @@
 //! one that failed is [`next_step`]'s to say. Lanes, due messages, the side room and the collector are all driven from here;
 //! in what they differ is in their [`Terms`] and in how they do what a [`Holder`] does.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ pub(super) struct Trying {
     pub id: BatchId,
     /// What such an attempt came to, if it committed.
     pub earlier: Option<Answered>,
-    began: Instant,
+    pub began: Instant,
     /// Attempts that failed for what passes by itself.
     attempts: u32,
     /// Why the one message that is left is rejected.
@@ -42,10 +42,6 @@ impl Trying {
             attempts: 0,
             refused: None,
         }
-    }
-
-    pub(super) fn elapsed(&self) -> Duration {
-        self.began.elapsed()
     }
 
     /// It may be committed. What is tried next is another batch.

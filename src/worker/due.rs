@@ -10,12 +10,12 @@ use super::{
     publish::{Entrance, Owned, PublishStage, send_all},
 };
 use crate::{
-    domain::verdict::VerdictKind,
+    domain::{names::UPDATES, verdict::VerdictKind},
     fail::{self, Point},
     retry::{self, Backoff, Waited},
     settle::{Answered, Batch, next_step::Terms},
     store::StoreError,
-    telemetry::{Dependency, Door, Signal},
+    telemetry::{Dependency, Door, Signal, Stage},
 };
 
 /// Judges due messages until the program stops.
@@ -99,33 +99,38 @@ async fn judge_some(worker: &Worker, door: Door, owned: &Owned, entrance: &Entra
         }
     }
     let received = Instant::now();
-    let batch = Batch::read(claimed.deliveries).await;
-    let mut hand = InHand::new(Settler::new(worker, lane, door, owned), Terms::DUE);
-    // Handed back means: due again when the lease runs out.
-    match drive(&mut hand, batch).await {
-        Ok(()) => {
-            let sources: Vec<_> = hand.blocked.iter().flat_map(Batch::sources).collect();
-            // What can not be postponed is due again when the lease runs out.
-            if !sources.is_empty()
-                && let Err(error) = store.postpone(&sources, settings.held.first_retry).await
-            {
-                Signal::HandedBack {
-                    lane,
-                    why: &error.to_string(),
+    let trace = worker.traces.begin(UPDATES, door, claimed.deliveries.iter());
+    let judged = async {
+        let batch = Batch::read(claimed.deliveries).await;
+        Signal::stage(Stage::Facts, received).emit();
+        let mut hand = InHand::new(Settler::new(worker, lane, door, owned), Terms::DUE);
+        // Handed back means: due again when the lease runs out.
+        match drive(&mut hand, batch).await {
+            Ok(()) => {
+                let sources: Vec<_> = hand.blocked.iter().flat_map(Batch::sources).collect();
+                // What can not be postponed is due again when the lease runs out.
+                if !sources.is_empty()
+                    && let Err(error) = store.postpone(&sources, settings.held.first_retry).await
+                {
+                    Signal::HandedBack {
+                        lane,
+                        why: &error.to_string(),
+                    }
+                    .emit();
                 }
-                .emit();
             }
+            Err(why) => Signal::HandedBack { lane, why: &why.why }.emit(),
         }
-        Err(why) => Signal::HandedBack { lane, why: &why.why }.emit(),
-    }
-    match door {
-        Door::Replayed => fail::point(Point::ReplayCommitted).await,
-        Door::Parked | Door::Held | Door::Queue | Door::Dead if hand.settler.done.iter().any(ends_a_wait) => {
-            fail::point(Point::Woken).await
+        match door {
+            Door::Replayed => fail::point(Point::ReplayCommitted).await,
+            Door::Parked | Door::Held | Door::Queue | Door::Dead if hand.settler.done.iter().any(ends_a_wait) => {
+                fail::point(Point::Woken).await
+            }
+            Door::Parked | Door::Held | Door::Queue | Door::Dead => {}
         }
-        Door::Parked | Door::Held | Door::Queue | Door::Dead => {}
-    }
-    send_all(place, entrance, hand.settler.done, received).await;
+        send_all(place, entrance, hand.settler.done, received).await;
+    };
+    trace.within(judged).await;
     Ok(true)
 }
 

@@ -17,7 +17,10 @@ use crate::{
         reason::Reason,
         share,
     },
-    settle::{Batch, blocked::KnownLocks},
+    settle::{
+        Batch,
+        blocked::{KnownLocks, SideRoom},
+    },
     store::held::{HeldTotal, HeldWhy, Pack, bytes_of},
 };
 
@@ -250,6 +253,16 @@ impl Fairness {
     pub fn packs_of_quarantined(&self, batch: &Batch) -> (Batch, Vec<Pack>) {
         let waits = vec![Some(HeldWhy::Quarantine); batch.len()];
         self.apart(batch.clone(), &waits)
+    }
+
+    /// Whether the room would take something of these: the rest waits its turn.
+    pub fn room_for(&self, batch: &Batch) -> SideRoom {
+        let mut room = lock(&self.room).clone();
+        let fits = batch
+            .messages()
+            .iter()
+            .any(|message| self.put_one(&mut room, message.facts.enterprise_id.as_ref(), &message.delivery));
+        if fits { SideRoom::Free } else { SideRoom::Full }
     }
 
     fn in_packs(&self, whose: Option<String>, why: HeldWhy, deliveries: Vec<Delivery>) -> Vec<Pack> {

@@ -36,7 +36,13 @@ impl Unseen {
 
     fn told(&mut self, queue: &str, why: &str) {
         if self.0.insert(queue.to_owned(), Instant::now()).is_none() {
-            Signal::QueueUnseen { queue, why }.emit();
+            let shown = topology::shown(queue);
+            let why = why.replace(queue, shown);
+            Signal::QueueUnseen {
+                queue: shown,
+                why: &why,
+            }
+            .emit();
         }
     }
 }
@@ -52,6 +58,7 @@ impl Worker {
         let mut space = SpaceWatch::default();
         let mut unreadable = 0;
         let mut unseen = Unseen::default();
+        let mut hidden: Option<String> = None;
         loop {
             let store = &self.clerk.store;
             if desk_measured.is_none_or(|time| time.elapsed() >= DESK_INTERVAL) {
@@ -98,6 +105,10 @@ impl Worker {
                     }
                 }
             }
+            if hidden.is_none() {
+                let books = self.clerk.store.books_epoch().await;
+                hidden = books.ok().map(|books| topology::hidden(books.books));
+            }
             // Those too that nobody consumes.
             let own_queues = self.clerk.store.own_queues().await.unwrap_or_default();
             let own_queues = own_queues
@@ -112,6 +123,7 @@ impl Worker {
             .map(str::to_owned)
             .into_iter()
             .chain(own_queues)
+            .chain(hidden.clone())
             .collect();
             let asked: Vec<&str> = queues
                 .iter()
@@ -143,6 +155,7 @@ impl Worker {
             let depths = depths.await;
             if let Ok(depths) = depths {
                 for (queue, messages) in &depths {
+                    let queue = topology::shown(queue);
                     Signal::QueueMeasured {
                         queue,
                         messages: u64::from(*messages),

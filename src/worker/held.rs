@@ -22,6 +22,7 @@ use crate::{
     domain::{
         delivery::{Delivery, Source},
         message::Message,
+        names::UPDATES,
     },
     retry::{self, Backoff, Waited},
     settle::{Answered, Batch, next_step::Terms},
@@ -29,7 +30,7 @@ use crate::{
         StoreError,
         held::{HeldPack, HeldWhy, Pack},
     },
-    telemetry::{Dependency, Door, HeldOf, Signal},
+    telemetry::{Dependency, Door, HeldOf, Signal, Stage},
 };
 
 /// How often the room is measured, and the registry read.
@@ -51,8 +52,7 @@ pub(crate) async fn watch(mut worker: Worker) {
                 worker.fairness.enrol(roster.partners);
             }
             drop(store.count_parked_bytes().await);
-            if let Ok(totals) = store.count_held().await {
-                worker.fairness.measured(&totals);
+            if let Some(totals) = worker.measure_room().await {
                 let held = HeldWhy::ALL.map(|why| {
                     let of = totals.iter().filter(|total| total.why == why);
                     HeldOf {
@@ -154,8 +154,13 @@ async fn judge_some(
             .fairness
             .went(held.pack.whose.clone(), held.pack.deliveries.len());
     }
-    let done = judge(worker, claimed.packs, owned).await;
-    send_all(place, entrance, done, received).await;
+    let deliveries = claimed.packs.iter().flat_map(|held| &held.pack.deliveries);
+    let trace = worker.traces.begin(UPDATES, Door::Held, deliveries);
+    let judged = async {
+        let done = judge(worker, claimed.packs, owned).await;
+        send_all(place, entrance, done, received).await;
+    };
+    trace.within(judged).await;
     Ok(Some(owners))
 }
 
@@ -303,7 +308,10 @@ async fn judge(worker: &Worker, packs: Vec<HeldPack>, owned: &Owned) -> Vec<Answ
         settler: Settler::new(worker, lane, Door::Held, owned),
         patience: Patience::new(worker, &Gate::default(), "the side room".to_owned()),
     };
-    if let Err(back) = drive(&mut room, Packs::read(packs).await).await {
+    let reading = Instant::now();
+    let packs = Packs::read(packs).await;
+    Signal::stage(Stage::Facts, reading).emit();
+    if let Err(back) = drive(&mut room, packs).await {
         Signal::HandedBack { lane, why: &back.why }.emit();
     }
     room.settler.done

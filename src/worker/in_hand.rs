@@ -100,6 +100,7 @@ impl<'a> Settler<'a> {
     fn keep(&mut self, trying: &Trying, batch: &Batch, answered: Answered) {
         self.owned.deleted(&answered.deleted);
         self.worker.key_uses.add(batch, &answered);
+        self.worker.witness.note(answered.id);
         if !answered.publications.is_empty() {
             self.owned.add(answered.id);
         }
@@ -115,11 +116,7 @@ impl<'a> Settler<'a> {
             tally: &tally,
         }
         .emit();
-        Signal::Stage {
-            stage: Stage::Settle,
-            elapsed: trying.elapsed(),
-        }
-        .emit();
+        Signal::stage(Stage::Settle, trying.began).emit();
         self.done.push(answered);
     }
 }
@@ -163,7 +160,8 @@ impl<'a> InHand<'a> {
     }
 
     /// Keeps messages of a queue in the side room that need what is locked, or that a partner in quarantine sent. Where that
-    /// has no room, the former wait in line, and the latter are refused: nobody waits for a quarantine to end.
+    /// has no room, the former wait in line, and the latter are refused: nobody waits for a quarantine to end. What is
+    /// another cell's waits.
     pub(super) async fn keep_blocked(&mut self) -> Result<(), HandBack> {
         for batch in std::mem::take(&mut self.blocked) {
             let worker = self.settler.worker;
@@ -180,11 +178,38 @@ impl<'a> InHand<'a> {
                 let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
                 self.settle_in_line(Batch::read(deliveries).await).await?;
             }
-            self.settler.room = SideRoom::Full;
-            let settled = self.settle_in_line(no_room).await;
-            self.settler.room = SideRoom::Free;
-            settled?;
+            self.settle_without_room(no_room).await?;
         }
+        Ok(())
+    }
+
+    /// Refuses what has no room; but what is of a partner that is on its way to another cell, or lives there, waits for room, as
+    /// long as it takes, and pauses intake meanwhile.
+    async fn settle_without_room(&mut self, batch: Batch) -> Result<(), HandBack> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let worker = self.settler.worker;
+        let mut waiting = vec![batch];
+        while let Some(batch) = waiting.pop() {
+            // Others may have made room since it was measured.
+            worker.measure_room().await;
+            let (no_room, packs) = worker.fairness.packs_of_quarantined(&batch);
+            let rest = if self.hold(&packs).await { no_room } else { batch };
+            if rest.is_empty() {
+                continue;
+            }
+            self.settler.room = SideRoom::Full;
+            let tried = drive(self, rest).await;
+            self.settler.room = SideRoom::Free;
+            tried?;
+            for batch in std::mem::take(&mut self.blocked) {
+                let full = StoreError::no_room_for_another_cell();
+                self.patience.wait(PauseCause::Database, &full, &batch).await?;
+                waiting.push(batch);
+            }
+        }
+        self.patience.over();
         Ok(())
     }
 

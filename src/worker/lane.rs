@@ -20,7 +20,10 @@ use crate::{
     domain::delivery::Delivery,
     fail::{self, Point},
     settle::{self, Batch, next_step::Terms},
-    store::{Fate, StoreError, held::Pack},
+    store::{
+        Fate, StoreError,
+        held::{HeldTotal, Pack, new_ids},
+    },
     telemetry::{Door, Signal, Stage},
 };
 
@@ -73,15 +76,13 @@ struct Settling {
 impl Work for Settling {
     type Batch = Batch;
 
+    const DOOR: Door = Door::Queue;
+
     async fn read(&self, deliveries: Vec<Delivery>) -> Batch {
         fail::point(Point::AfterReceive).await;
         let began = Instant::now();
         let batch = Batch::read(deliveries).await;
-        Signal::Stage {
-            stage: Stage::Facts,
-            elapsed: began.elapsed(),
-        }
-        .emit();
+        Signal::stage(Stage::Facts, began).emit();
         batch
     }
 
@@ -119,7 +120,9 @@ impl Work for Settling {
     }
 
     async fn rehearse(&self, batch: &Batch) -> Result<(), StoreError> {
-        settle::rehearse(&self.worker.clerk, batch).await
+        self.worker.ask_books().await?;
+        let room = self.worker.fairness.room_for(batch);
+        settle::rehearse(&self.worker.clerk, batch, room).await
     }
 
     fn attached(&self, is: bool) {
@@ -180,15 +183,24 @@ impl Worker {
         drop(tokio::time::timeout(Duration::from_secs(2), detached).await);
     }
 
+    /// Asks the database how much the side room holds; None if it does not say.
+    pub(super) async fn measure_room(&self) -> Option<Vec<HeldTotal>> {
+        let totals = self.clerk.store.count_held().await.ok()?;
+        self.fairness.measured(&totals);
+        Some(totals)
+    }
+
     /// Stores packs in the side room, and says whether that is known to have been done.
     pub(super) async fn hold(&self, packs: &[Pack]) -> bool {
         if packs.is_empty() {
             return true;
         }
         let began = Instant::now();
+        let ids = new_ids(packs);
         let mut attempts = 0;
+        let mut cut_off = false;
         loop {
-            match self.clerk.store.hold(packs).await {
+            match self.clerk.store.hold(&ids, packs).await {
                 Ok(()) => {
                     for pack in packs {
                         let messages = u64::try_from(pack.deliveries.len()).unwrap_or(u64::MAX);
@@ -198,17 +210,15 @@ impl Worker {
                         }
                         .emit();
                     }
-                    Signal::Stage {
-                        stage: Stage::Hold,
-                        elapsed: began.elapsed(),
-                    }
-                    .emit();
+                    Signal::stage(Stage::Hold, began).emit();
                     self.fairness.put.notify_one();
                     return true;
                 }
                 Err(error) if error.fate == Fate::Retry && attempts < self.settings.retry.transient_attempts => {
                     attempts += 1;
                 }
+                // It may have been stored: it is asked once, under the same ids.
+                Err(error) if error.fate == Fate::Away && !cut_off => cut_off = true,
                 Err(error) => {
                     let error = error.to_string();
                     Signal::HoldFailed { error: &error }.emit();

@@ -22,6 +22,7 @@ mod relay;
 mod rights;
 pub mod settled_since;
 mod stop;
+mod witness;
 
 use std::{sync::Arc, time::Instant};
 
@@ -36,7 +37,7 @@ use crate::{
     http,
     retry::{Backoff, Waited},
     store::{self, Store},
-    telemetry::{self, Dependency, Signal},
+    telemetry::{self, Dependency, Signal, Traces},
 };
 
 /// Who pauses, as /readyz tells it, before there are lanes.
@@ -60,6 +61,9 @@ pub enum WorkerFailure {
     /// Exchanges or queues are missing.
     #[error("{0}")]
     Topology(String),
+    /// The database is older than what was told of it.
+    #[error("{0}")]
+    Loss(String),
     /// A task of ours panicked.
     #[error("{0}")]
     Ours(String),
@@ -92,8 +96,11 @@ pub async fn run(settings: &Settings) -> Result<(), WorkerFailure> {
     }
     .emit();
 
+    let name = &settings.worker.name;
+    let (traces, export) = Traces::start(&settings.traces, name, || http::outlet::outlet(settings));
     let worker = Worker {
         health,
+        traces,
         ..Worker::new(settings, store, broker, stop)
     };
     let mut tasks = JoinSet::new();
@@ -120,6 +127,9 @@ pub async fn run(settings: &Settings) -> Result<(), WorkerFailure> {
         }
     };
     stopper.send_replace(true);
+    if let Some(export) = export {
+        export.finish().await;
+    }
     http_stopper.send_replace(true);
     Signal::Stopped.emit();
     match ended {
@@ -133,6 +143,7 @@ impl Worker {
     async fn work(mut self) -> Result<(), WorkerFailure> {
         if self.wait_for_schema().await? == Waited::Stopping
             || self.wait_for_topology().await? == Waited::Stopping
+            || Box::pin(self.wait_for_books()).await? == Waited::Stopping
             || Box::pin(self.wait_for_rights()).await == Waited::Stopping
         {
             return Ok(());
@@ -146,7 +157,7 @@ impl Worker {
             tasks.spawn(running().task("collector", collector::run(self.clone())));
         } else {
             // Dead letters stay in their queue; what the broker may have kept away from it would be in no place.
-            tasks.spawn(running().task("collector", collector::collect_second(self.clone(), Arc::default())));
+            tasks.spawn(running().task("collector", collector::collect_others(self.clone())));
         }
         tasks.spawn(settled_since::run(self.clone()));
         tasks.spawn(running().task("own queues", self.clone().serve_own_queues()));
@@ -167,15 +178,26 @@ impl Worker {
         tasks.spawn(pulse::run(self.clone()));
         tasks.spawn(broker_watch::run(self.clone()));
         tasks.spawn(key_watch::run(self.clone()));
+        tasks.spawn(witness::run(self.clone()));
         let mut readiness = JoinSet::new();
         readiness.spawn(self.clone().tell_readiness());
         // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                return Err(WorkerFailure::Ours(format!("a task of the worker failed: {error}")));
+        let ended = loop {
+            tokio::select! {
+                ended = tasks.join_next() => match ended {
+                    None => break Ok(()),
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        break Err(WorkerFailure::Ours(format!("a task of the worker failed: {error}")));
+                    }
+                },
+                why = self.witness.loss() => break Err(WorkerFailure::Loss(why)),
             }
-        }
-        Ok(())
+        };
+        // What is aborted is not lost: unacknowledged messages come again.
+        tasks.shutdown().await;
+        self.last_word().await;
+        ended
     }
 
     /// Waits for the database; a schema of another version is not a thing that passes.

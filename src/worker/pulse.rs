@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Goes on until the program stops.
 pub(super) async fn run(mut worker: Worker) {
     loop {
-        match worker.clerk.store.ping().await {
+        match worker.ask_books().await {
             Ok(()) => worker.health.set_database_ok(true),
             Err(error) => {
                 worker.health.set_database_trouble(error.trouble().sentence());

@@ -404,6 +404,18 @@ pub(crate) const HONEST: usize = 6;
 /// Behind all of those: of each reservation, what ends within a schedule.
 pub(crate) const ENDING: usize = RESERVATIONS.len() * LETTERS_EACH;
 pub(crate) const ENDING_EACH: usize = 4;
+/// Behind all of those: of each reservation, amounts that are named by symbols.
+pub(crate) const NAMED: usize = ENDING + RESERVATIONS.len() * ENDING_EACH;
+pub(crate) const NAMED_EACH: usize = 4;
+/// What acme may call the currencies.
+pub(crate) const MAPS: [&[(&str, &str)]; 6] = [
+    &[],
+    &[("XBT", "BTC")],
+    &[("XBT", "BTC"), ("XXBT", "BTC"), ("XETH", "ETH:wei")],
+    &[("XBT", "ETH:wei"), ("XXBT", "BTC")],
+    &[("XETH", "ETH:wei")],
+    &[("BTC", "BTC"), ("ETH:wei", "ETH:wei")],
+];
 /// Schedules begin at 01:00.
 const ENDS: [(&str, u64); 2] = [
     ("2026-01-02T01:00:04.500999Z", 3_604_500),
@@ -440,6 +452,15 @@ pub(crate) static PALETTE: LazyLock<Vec<Letter>> = LazyLock::new(|| {
             for released in [None, Some(RELEASED)] {
                 let mut draft = Draft::new(reservation, released, nonce);
                 draft.say(|fields| fields.expires = Some(expires));
+                letters.push(draft.finish());
+            }
+        }
+    }
+    for (reservation, own) in RESERVATIONS.iter().zip(own) {
+        for symbol in ["XBT", "XXBT"] {
+            for nonce in ["n-1", own] {
+                let mut draft = Draft::new(reservation, None, nonce);
+                draft.say(|fields| fields.currency = symbol);
                 letters.push(draft.finish());
             }
         }

@@ -123,6 +123,24 @@ pub(crate) struct Partner {
     pub(crate) allocations: bool,
     pub(crate) deallocations: bool,
     pub(crate) keys: Vec<Validity>,
+    /// What it calls the currencies: symbol and currency.
+    pub(crate) symbols: &'static [(&'static str, &'static str)],
+}
+
+impl Partner {
+    /// Why an amount that is named so is not of the currency that was reserved.
+    fn misnames(&self, symbol: &str, reserved: &str) -> Option<&'static str> {
+        let meant = self.symbols.iter().find(|(name, _)| *name == symbol);
+        let currency = meant.map_or(symbol, |(_, currency)| currency);
+        let has_own = self.symbols.iter().any(|(name, currency)| name != currency);
+        let reserved_is_named = self.symbols.iter().any(|(_, currency)| *currency == reserved);
+        match () {
+            () if currency == reserved => None,
+            () if !has_own || meant.is_some_and(|(name, currency)| name == currency) => Some("allocation_mismatch"),
+            () if meant.is_none() && !reserved_is_named => Some("currency_unmapped"),
+            () => Some("currency_mismatch"),
+        }
+    }
 }
 
 /// A key, from when and until when; it may be taken back.
@@ -177,6 +195,8 @@ pub(crate) struct Record {
 #[derive(Clone, Debug)]
 pub(crate) struct Settled {
     pub(crate) partners_id: &'static str,
+    /// By which symbol of the partner's own.
+    pub(crate) symbol: Option<&'static str>,
     pub(crate) nonce: &'static str,
     pub(crate) evaluation: Option<&'static str>,
     pub(crate) approval: Option<&'static str>,
@@ -230,7 +250,7 @@ pub(crate) struct Answer {
 }
 
 /// Reason, class, final.
-pub(crate) const REASONS: [(&str, u16, bool); 17] = [
+pub(crate) const REASONS: [(&str, u16, bool); 19] = [
     ("message_too_large", 400, true),
     ("malformed_message", 400, true),
     ("invalid_field", 400, true),
@@ -246,6 +266,8 @@ pub(crate) const REASONS: [(&str, u16, bool); 17] = [
     ("partner_inactive", 403, false),
     ("allocation_not_found", 404, false),
     ("not_permitted", 403, true),
+    ("currency_unmapped", 500, false),
+    ("currency_mismatch", 409, false),
     ("allocation_mismatch", 409, true),
     ("already_settled", 409, true),
 ];
@@ -416,8 +438,13 @@ impl Books {
             answer.published = false;
             return answer;
         }
-        // Steps 10 to 15.
-        match self.settle_or_refuse(word, enterprise) {
+        // Steps 10 to 15. What was refused for good stays so, also where a map of currencies would let it through by now.
+        let before = self.receipts.get(&slot).and_then(|receipt| receipt.reason);
+        let step = match (self.settle_or_refuse(word, enterprise), before) {
+            (Ok(_), Some(reason)) if is_final(Some(reason)) => Err((reason, None)),
+            (step, _) => step,
+        };
+        match step {
             Ok("settled") => {
                 self.settle(word, key);
                 self.keep_receipt(word, slot, key, "settled", None);
@@ -517,8 +544,17 @@ impl Books {
             .settled
             .as_ref()
             .map_or(said.partners_id, |settled| settled.partners_id);
+        // What it was settled by it may be called for ever.
+        let settled_by = record.settled.as_ref().and_then(|settled| settled.symbol);
+        let receipt = self.receipts.get(&(record.reservation.enterprise, said.nonce));
+        let was_duplicate = receipt.is_some_and(|receipt| receipt.verdict == "duplicate");
+        if settled_by != Some(said.currency)
+            && !was_duplicate
+            && let Some(reason) = partner.misnames(said.currency, reserved.currency)
+        {
+            return Err((reason, Some("amount.currency")));
+        }
         for (field, agrees) in [
-            ("amount.currency", reserved.currency == said.currency),
             ("amount.quantity", reserved.quantity == said.quantity),
             ("clientId", reserved.client == said.client),
             ("connectionId", reserved.connection == said.connection),
@@ -587,6 +623,7 @@ impl Books {
         record.updated = self.now;
         record.settled = Some(Settled {
             partners_id: said.partners_id,
+            symbol: (said.currency != record.reservation.currency).then_some(said.currency),
             nonce: said.nonce,
             evaluation: said.evaluation,
             approval: said.approval,
@@ -659,6 +696,7 @@ impl Books {
         });
         let optional = [
             ("notes", reserved.notes),
+            ("partnerSymbol", settled.symbol),
             ("evaluationId", settled.evaluation),
             ("pendingApprovalId", settled.approval),
             ("policyResult", settled.policy.as_deref()),

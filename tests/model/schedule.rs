@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::palette::{ENDING, ENDING_EACH, HONEST, LETTERS_EACH, PALETTE, RESERVATIONS};
+use crate::palette::{ENDING, ENDING_EACH, HONEST, LETTERS_EACH, MAPS, NAMED, NAMED_EACH, PALETTE, RESERVATIONS};
 
 /// Who acts. Two lanes take from the queue, two claim parked messages that are due, and the relay takes abandoned outbox
 /// rows. Each has one batch in hand and does one step of the walk at a time, so that any of them may be killed, and any
@@ -46,6 +46,8 @@ pub(crate) enum Op {
     Deallocations(bool),
     /// An operator makes the nonce of this message unusable.
     Void(u16),
+    /// Acme's symbols are those of this row of `MAPS` from now on.
+    Map(u8),
     /// Ghost is registered.
     Register,
     /// Milliseconds go by.
@@ -97,11 +99,12 @@ pub(crate) fn generate(dice: &mut Dice) -> Vec<Op> {
     while ops.len() < length {
         let op = match dice.below(100) {
             0..30 => {
-                let letter = match dice.below(11) {
+                let letter = match dice.below(12) {
                     0..3 if !sent.is_empty() => usize::from(dice.pick(&sent)),
                     0..6 => dice.pick(&subjects) * LETTERS_EACH + dice.below(HONEST),
                     6..9 => dice.pick(&subjects) * LETTERS_EACH + dice.below(LETTERS_EACH),
                     9 => ENDING + dice.pick(&subjects) * ENDING_EACH + dice.below(ENDING_EACH),
+                    10 => NAMED + dice.pick(&subjects) * NAMED_EACH + dice.below(NAMED_EACH),
                     _ => dice.below(PALETTE.len()),
                 };
                 sent.push(letter as u16);
@@ -144,6 +147,7 @@ pub(crate) fn generate(dice: &mut Dice) -> Vec<Op> {
             90 => Op::Deallocations(dice.coin()),
             91 => Op::Register,
             92 if !sent.is_empty() => Op::Void(dice.pick(&sent)),
+            93 | 94 => Op::Map(dice.below(MAPS.len()) as u8),
             _ => Op::Pass(dice.pick(&[1, 700, 1_000, 3_000, 5_000, 12_000, 20_000])),
         };
         ops.push(op);
@@ -211,6 +215,7 @@ fn simpler(op: Op) -> Vec<Op> {
         | Op::Bind(_)
         | Op::Deallocations(_)
         | Op::Void(_)
+        | Op::Map(_)
         | Op::Register => Vec::new(),
     }
 }

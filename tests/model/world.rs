@@ -22,7 +22,7 @@ use settled::domain::{
     publications,
     receipt::{Receipt, ReceiptKey},
     signature::{PublicKey, Signer},
-    snapshot::{Parked, Partner, Rules, Snapshot},
+    snapshot::{Parked, Partner, Rules, Snapshot, Whereabouts},
     verdict::{Judgement, Verdict, VerdictKind},
 };
 use sha2::{Digest, Sha256};
@@ -30,8 +30,8 @@ use uuid::Uuid;
 
 use crate::{
     palette::{
-        LETTERS_EACH, Letter, PALETTE, RESERVATIONS, RESERVED_AT_FIRST, TRACEPARENT, identity, key_number, number,
-        public_key,
+        LETTERS_EACH, Letter, MAPS, PALETTE, RESERVATIONS, RESERVED_AT_FIRST, TRACEPARENT, identity, key_number,
+        number, public_key,
     },
     reference::{
         self, AWAITING, Account, Answer, Books, Door, INITIATED_BY, Kind, Millis, PARK_DEADLINE, PARK_MAX, Record,
@@ -380,6 +380,7 @@ impl World {
                 reason: Some(reservation.reason.unwrap_or(AWAITING).to_owned()),
                 retriable: reservation.retriable,
                 partner_external_id: None,
+                partner_symbol: None,
                 evaluation_id: None,
                 pending_approval_id: None,
                 policy_result: None,
@@ -444,6 +445,7 @@ impl World {
             }
             Op::Bind(bound) => self.partner("acme").user = bound.then_some("acme-user"),
             Op::Void(letter) => self.void(letter),
+            Op::Map(map) => self.partner("acme").symbols = MAPS[usize::from(map)],
             Op::Deallocations(enabled) => self.partner("acme").deallocations = enabled,
             Op::Register => {
                 self.books
@@ -744,6 +746,7 @@ impl World {
             .filter(|validity| any || validity.holds_at(self.books.now));
         Partner {
             quarantined: false,
+            whereabouts: Whereabouts::Here,
             broker_user: partner.user.map(str::to_owned),
             suspended: partner.suspended,
             async_allocations: partner.allocations,
@@ -754,6 +757,11 @@ impl World {
                 .iter()
                 .filter(|validity| validity.revoked)
                 .map(|validity| public_key(validity.key))
+                .collect(),
+            symbols: partner
+                .symbols
+                .iter()
+                .map(|(symbol, currency)| ((*symbol).to_owned(), (*currency).to_owned()))
                 .collect(),
         }
     }
@@ -1336,6 +1344,7 @@ fn columns(record: &Allocation) -> Vec<(&'static str, String)> {
         ("reason", text(&record.reason)),
         ("retriable", record.retriable.to_string()),
         ("partnerExternalId", text(&record.partner_external_id)),
+        ("partnerSymbol", text(&record.partner_symbol)),
         ("evaluationId", text(&record.evaluation_id)),
         ("pendingApprovalId", text(&record.pending_approval_id)),
         (
@@ -1357,6 +1366,7 @@ fn columns_of(record: &Record) -> Vec<(&'static str, String)> {
         ("reason", text(record.reason)),
         ("retriable", record.retriable.to_string()),
         ("partnerExternalId", text(settled.map(|settled| settled.partners_id))),
+        ("partnerSymbol", text(settled.and_then(|settled| settled.symbol))),
         ("evaluationId", text(settled.and_then(|settled| settled.evaluation))),
         ("pendingApprovalId", text(settled.and_then(|settled| settled.approval))),
         (
@@ -1383,6 +1393,7 @@ fn partner(keys: &[(u8, Millis, Option<Millis>)]) -> reference::Partner {
         allocations: true,
         deallocations: true,
         keys: keys.iter().map(valid).collect(),
+        symbols: &[],
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Instant;
 use super::*;
 use crate::broker::publisher::Publisher;
 use crate::broker::server_version;
-use crate::broker::testing::{AUTHORITY, Vhost, event, eventually, queue, settings_of, soon, tls_front};
+use crate::broker::testing::{AUTHORITY, Vhost, event, eventually, queue, settings_of, soon, tls_front, trusting};
+use crate::config::Secret;
 
 #[tokio::test]
 async fn wrong_password_and_wrong_vhost_are_refused_and_nobody_home_is_away() {
@@ -13,13 +14,13 @@ async fn wrong_password_and_wrong_vhost_are_refused_and_nobody_home_is_away() {
     let right = vhost.settings();
     assert_eq!(soon(probe(&right)).await, Ok(()));
     let password = BrokerSettings {
-        url: right.url.replace('@', "x@"),
+        url: Secret::new(right.url.expose().replace('@', "x@")),
         ..right.clone()
     };
     let error = soon(probe(&password)).await.expect_err("refused");
     assert_eq!(error.code(), Some(403), "{error}");
     let elsewhere = BrokerSettings {
-        url: format!("{}x", right.url),
+        url: Secret::new(format!("{}x", right.url.expose())),
         ..right.clone()
     };
     let error = soon(probe(&elsewhere)).await.expect_err("refused");
@@ -106,11 +107,11 @@ async fn tls_with_an_authority_of_our_own() {
     let authority = std::env::temp_dir().join(format!("{}.pem", vhost.name));
     std::fs::write(&authority, AUTHORITY).expect("written");
     for host in ["localhost", "127.0.0.1"] {
-        let url = vhost.settings().url.replacen("amqp://", "amqps://", 1);
+        let url = vhost.settings().url.expose().replacen("amqp://", "amqps://", 1);
         let (before, _) = url.rsplit_once('@').expect("a user");
         let url = format!("{before}@{host}:{port}/{}", vhost.name);
         let trusting = BrokerSettings {
-            ca_file: Some(authority.clone()),
+            files: trusting(&authority),
             ..settings_of(&url)
         };
         assert_eq!(soon(probe(&trusting)).await, Ok(()));
@@ -137,7 +138,7 @@ fn silent() -> (std::net::TcpListener, u16) {
 async fn a_silent_or_dead_host_is_not_waited_for() {
     let vhost = Vhost::new();
     let (_silent, port) = silent();
-    let url = vhost.settings().url;
+    let url = vhost.settings().url.expose().to_owned();
     for others in [
         format!("127.0.0.1:{port},127.0.0.1:1"),
         format!("localhost:{port},127.0.0.1:1"),

@@ -5,6 +5,7 @@ use super::*;
 use crate::broker::BrokerSettings;
 use crate::broker::publisher::{BrokerAnswer, Publisher};
 use crate::broker::testing::{self, Vhost, delete_queue, event, eventually, numbered, quorum_queue, ready, soon, tag};
+use crate::config::Secret;
 use crate::domain::delivery::{Bytes, HeaderValue};
 
 fn body(delivery: &Delivery) -> String {
@@ -452,11 +453,15 @@ async fn what_lapin_can_not_decode_comes_like_any_other() {
     let authority = std::env::temp_dir().join(format!("{}.pem", vhost.name));
     std::fs::write(&authority, testing::AUTHORITY).expect("written");
     let encrypted = {
-        let url = vhost.settings().url.replacen("amqp://", "amqps://", 1);
+        let url = vhost.settings().url.expose().replacen("amqp://", "amqps://", 1);
         let (before, _) = url.rsplit_once('@').expect("a user");
         BrokerSettings {
-            url: format!("{before}@localhost:{}/{}", testing::tls_front(&vhost), vhost.name),
-            ca_file: Some(authority.clone()),
+            url: Secret::new(format!(
+                "{before}@localhost:{}/{}",
+                testing::tls_front(&vhost),
+                vhost.name
+            )),
+            files: testing::trusting(&authority),
             ..vhost.settings()
         }
     };

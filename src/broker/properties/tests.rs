@@ -73,6 +73,7 @@ async fn properties_come_as_they_were_sent() {
     let (_, rest) = vhost
         .settings()
         .url
+        .expose()
         .split_once("://")
         .map(|(a, b)| (a.to_owned(), b.to_owned()))
         .expect("a URL");

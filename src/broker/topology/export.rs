@@ -3,9 +3,9 @@
 use lapin::{ExchangeKind, types::AMQPValue};
 use serde_json::{Map, Value, json};
 
-use super::{EVENTS, Exchange, Queue, UPDATES, exchanges, partner_queue, queues};
+use super::{EVENTS, Exchange, Queue, UPDATES, exchanges, partner_queue, queues, update_keys};
 use crate::broker::{
-    own_exchange::{keys, own_exchange},
+    own_exchange::own_exchange,
     rights::{DECLARE, READ, WRITE},
 };
 
@@ -36,6 +36,25 @@ pub struct BrokerUser {
 /// Where the events of a partner's own messages wait for it.
 pub fn outcomes(enterprise_id: &str) -> String {
     format!("settlement.outcomes.{enterprise_id}")
+}
+
+impl BrokerUser {
+    /// A user of this name is somebody else's too.
+    fn may_also(&mut self, other: Self) {
+        self.purpose = format!("{}; {}", self.purpose, other.purpose);
+        for (mine, its) in [
+            (&mut self.configure, other.configure),
+            (&mut self.write, other.write),
+            (&mut self.read, other.read),
+        ] {
+            if *mine != its {
+                *mine = format!("{mine}|{its}");
+            }
+        }
+        if self.tags.is_empty() {
+            self.tags = other.tags;
+        }
+    }
 }
 
 /// Everything for a virtual host, or what one partner needs of it.
@@ -109,7 +128,15 @@ impl BrokerExport {
             }
         });
         let ours = ours.into_iter().filter(|_| !self.is_part);
-        ours.chain(partners).collect()
+        let mut users: Vec<BrokerUser> = Vec::new();
+        for user in ours.chain(partners) {
+            // Whoever sets a user's permissions replaces those that it has: one user is one line, whomever it serves.
+            match users.iter_mut().find(|known| known.name == user.name) {
+                Some(known) => known.may_also(user),
+                None => users.push(user),
+            }
+        }
+        users
     }
 
     /// Definitions that the broker imports, after `settled topology`: exchanges, queues, bindings and permissions. Users are made by the lines, since a
@@ -149,7 +176,7 @@ impl BrokerExport {
                     "name": name, "vhost": vhost, "type": "topic", "durable": true, "auto_delete": false,
                     "internal": false, "arguments": {},
                 }));
-                let keys = keys(enterprise_id);
+                let keys = update_keys(enterprise_id);
                 bindings.extend(
                     keys.iter()
                         .map(|key| binding(&name, UPDATES, "exchange", key, json!({}))),
@@ -294,6 +321,34 @@ mod tests {
         let lines = export(true).lines().join("\n");
         assert!(lines.contains(r"'o'\''hara'"), "{lines}");
         assert!(!lines.contains("settlement-worker"), "{lines}");
+    }
+
+    #[test]
+    fn one_user_of_two_partners_may_do_for_both() {
+        let partner = |enterprise_id: &str| PartnerDoor {
+            enterprise_id: enterprise_id.into(),
+            user: "shared".into(),
+            own_queue: false,
+        };
+        let export = BrokerExport::new("settlement", vec![partner("east"), partner("west")], true);
+        let users = export.users();
+        assert_eq!(users.len(), 1);
+        assert_eq!(users[0].configure, "^$");
+        assert_eq!(
+            users[0].write,
+            r"^settlement\.updates\.east$|^settlement\.updates\.west$"
+        );
+        assert_eq!(
+            users[0].read,
+            r"^settlement\.outcomes\.east$|^settlement\.outcomes\.west$"
+        );
+        assert!(
+            users[0].purpose.contains("east") && users[0].purpose.contains("west"),
+            "{}",
+            users[0].purpose
+        );
+        let lines = export.lines();
+        assert_eq!(lines.iter().filter(|line| line.contains("set_permissions")).count(), 1);
     }
 
     #[test]

@@ -1,24 +1,19 @@
 //! Looking at what is there, as far as AMQP and our rights let us, and changing nothing.
 
-use super::{Exchange, Queue, QueueKind, UPDATES, close, exchanges, partner_queue, queues};
-use crate::broker::{BrokerError, Connection, rights};
-
-/// What [`inspect`] has to say about one thing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopologyFinding {
-    /// What was looked at: `queue settlement.updates`.
-    pub object: String,
-    /// What is wrong with it; nothing if it is as it should be.
-    pub problem: Option<String>,
-    /// What to do about it, or what could not be looked at.
-    pub hint: Option<String>,
-}
+use super::{
+    BROKER_MADE, Exchange, HIDDEN, Queue, QueueKind, TopologyFinding, UPDATES, exchanges, hidden_queue, partner_queue,
+    queues,
+};
+use crate::broker::{BrokerError, Connection, channel::refusal, rights};
 
 /// Looks at every exchange and queue and at the permissions of this user, and changes nothing. Bindings cannot be seen
-/// through AMQP. `own` names the partners that have a queue of their own, `mend` how this user gets its permissions. Use a connection made for this: each refusal costs a channel number that lapin never gives out again.
+/// through AMQP. `own` names the partners that have a queue of their own, `hidden` is the queue of that name, where the books say it, `mend`
+/// how this user gets its permissions. Use a connection made for this: each refusal costs a channel number that lapin never gives
+/// out again.
 pub async fn inspect(
     connection: &Connection,
     own: &[String],
+    hidden: Option<&str>,
     mend: &rights::Mend,
 ) -> Result<Vec<TopologyFinding>, BrokerError> {
     let mut findings = Vec::new();
@@ -30,7 +25,34 @@ pub async fn inspect(
         findings.push(look_at_queue(connection, &queue).await?);
     }
     findings.extend(rights::look(connection, mend, &rights::of_a_worker(own)).await?);
+    if let Some(name) = hidden {
+        findings.extend(look_at_hidden(connection, name, mend).await?);
+    }
     Ok(findings)
+}
+
+/// Queue and right under a name that may be shown to anybody.
+async fn look_at_hidden(
+    connection: &Connection,
+    name: &str,
+    mend: &rights::Mend,
+) -> Result<Vec<TopologyFinding>, BrokerError> {
+    let mut findings = vec![look_at_queue(connection, &hidden_queue(name)).await?];
+    findings.extend(rights::look(connection, mend, &[rights::Right::Consume(name.to_owned())]).await?);
+    Ok(findings
+        .into_iter()
+        .map(|finding| without_name(finding, name))
+        .collect())
+}
+
+/// The queue's name is worth something as long as no sender knows it.
+fn without_name(finding: TopologyFinding, name: &str) -> TopologyFinding {
+    let shown = |text: &str| text.replace(name, HIDDEN);
+    TopologyFinding {
+        object: shown(&finding.object),
+        problem: finding.problem.as_deref().map(shown),
+        hint: finding.hint.as_deref().map(shown),
+    }
 }
 
 async fn look_at_exchange(connection: &Connection, exchange: &Exchange) -> Result<TopologyFinding, BrokerError> {
@@ -70,9 +92,11 @@ pub struct Fitness {
 /// arguments than ours the broker may lose what it dead-letters, and says nothing. A passive declaration does not see
 /// arguments; one that is the same as ours changes nothing, and is refused where something is different.
 pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, BrokerError> {
-    let own = queue.strip_prefix(UPDATES).and_then(|rest| rest.strip_prefix('.'));
-    let looked_at = match own {
+    let behind = |name: &str| queue.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+    let is_hidden = behind(BROKER_MADE).is_some();
+    let looked_at = match behind(UPDATES) {
         Some(enterprise_id) => Some(partner_queue(enterprise_id)),
+        None if is_hidden => Some(hidden_queue(queue)),
         None => queues().into_iter().find(|ours| ours.name == queue),
     };
     let Some(looked_at) = looked_at else {
@@ -85,7 +109,7 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
     }
     match looked_at.kind {
         QueueKind::DeadLettering(exchange) => around.push(exchange),
-        QueueKind::Last | QueueKind::Patient => {}
+        QueueKind::Last | QueueKind::Patient | QueueKind::Words => {}
     }
     for exchange in exchanges() {
         if around.contains(&exchange.name) {
@@ -94,6 +118,11 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
     }
     let mut fitness = Fitness::default();
     for finding in findings {
+        let finding = if is_hidden {
+            without_name(finding, queue)
+        } else {
+            finding
+        };
         match (finding.problem, finding.hint) {
             (Some(problem), hint) if fitness.problem.is_none() => {
                 let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -104,19 +133,6 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
         }
     }
     Ok(fitness)
-}
-
-/// Asks on a channel of its own, which a refusal closes.
-pub(in crate::broker) async fn refusal(
-    connection: &Connection,
-    question: impl AsyncFnOnce(&lapin::Channel) -> Result<(), BrokerError>,
-) -> Result<Option<(u16, String)>, BrokerError> {
-    let channel = connection.channel().await?;
-    match question(&channel).await {
-        Ok(()) => close(&channel).await.map(|()| None),
-        Err(BrokerError::Refused { code, text }) => Ok(Some((code, text))),
-        Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => Err(error),
-    }
 }
 
 fn finding(object: String, found: Option<(u16, String)>, same: Option<(u16, String)>) -> TopologyFinding {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Binding, DELIVERY_LIMIT, Exchange, NO_DELIVERY_LIMIT, Queue, QueueKind, TopologyFinding, exchanges, partner_queue,
-    queues,
+    Binding, DELIVERY_LIMIT, Exchange, NO_DELIVERY_LIMIT, Queue, QueueKind, TopologyFinding, WORDS_FILE, WORDS_MAX,
+    exchanges, hidden_queue, partner_queue, queues, shown,
 };
 use crate::broker::management::{Management, ManagementError, escaped};
 
@@ -64,7 +64,7 @@ struct SeenBinding {
 
 async fn seen_queues(management: &Management) -> Result<Vec<SeenQueue>, ManagementError> {
     let columns = "name,arguments,policy,operator_policy,effective_policy_definition,messages_dlx";
-    let names = escaped(r"^settlement\.(updates|dead|unreadable)");
+    let names = escaped(r"^settlement\.(updates|dead|unreadable|epoch)");
     let path = format!(
         "queues/{}?page=1&page_size={QUEUES_MAX}&use_regex=true&name={names}&columns={columns}",
         management.vhost()
@@ -90,16 +90,21 @@ pub async fn waiting(management: &Management) -> Result<Vec<DeadLettering>, Mana
 }
 
 /// Looks at arguments, policies and bindings of everything that there must be. `own` names the partners that have a queue of
-/// their own.
+/// their own, `hidden` is the queue of that name, where the books say it.
 ///
 /// # Errors
 /// The management API does not answer.
-pub async fn seen(management: &Management, own: &[String]) -> Result<Vec<TopologyFinding>, ManagementError> {
+pub async fn seen(
+    management: &Management,
+    own: &[String],
+    hidden: Option<&str>,
+) -> Result<Vec<TopologyFinding>, ManagementError> {
     let mut findings = vec![look_at_exchanges(management).await?];
     let there = seen_queues(management).await?;
     let own_queues = own.iter().map(|enterprise_id| partner_queue(enterprise_id));
-    for queue in queues().into_iter().chain(own_queues) {
-        let object = format!("management: queue {}", queue.name);
+    let hidden_queues = hidden.map(hidden_queue).into_iter();
+    for queue in queues().into_iter().chain(own_queues).chain(hidden_queues) {
+        let object = format!("management: queue {}", shown(&queue.name));
         let finding = match there.iter().find(|seen| seen.name == queue.name) {
             None => TopologyFinding {
                 object,
@@ -186,7 +191,7 @@ impl Binding {
 impl Queue {
     /// Its arguments as JSON has them.
     fn arguments_seen(&self) -> BTreeMap<String, Value> {
-        let mut arguments = BTreeMap::from([("x-queue-type".to_owned(), json!("quorum"))]);
+        let mut arguments = BTreeMap::from([("x-queue-type".to_owned(), json!(self.kind.word()))]);
         match self.kind {
             QueueKind::DeadLettering(exchange) => arguments.extend([
                 ("x-delivery-limit".to_owned(), json!(DELIVERY_LIMIT)),
@@ -195,6 +200,10 @@ impl Queue {
                 ("x-overflow".to_owned(), json!("reject-publish")),
             ]),
             QueueKind::Patient => drop(arguments.insert("x-delivery-limit".to_owned(), json!(NO_DELIVERY_LIMIT))),
+            QueueKind::Words => arguments.extend([
+                ("x-max-length-bytes".to_owned(), json!(WORDS_MAX)),
+                ("x-stream-max-segment-size-bytes".to_owned(), json!(WORDS_FILE)),
+            ]),
             QueueKind::Last => {}
         }
         arguments
@@ -259,7 +268,8 @@ fn policy_findings(queue: &Queue, seen: &SeenQueue) -> (Vec<String>, Vec<String>
         return (wrong, noted);
     };
     let drops_when_full = match queue.kind {
-        QueueKind::DeadLettering(_) => false,
+        // A stream is meant to forget what is old.
+        QueueKind::DeadLettering(_) | QueueKind::Words => false,
         QueueKind::Last | QueueKind::Patient => {
             policy.get("overflow").and_then(Value::as_str) != Some("reject-publish")
         }
@@ -280,7 +290,7 @@ fn policy_findings(queue: &Queue, seen: &SeenQueue) -> (Vec<String>, Vec<String>
                 let limit = match queue.kind {
                     QueueKind::DeadLettering(_) => Some(DELIVERY_LIMIT),
                     QueueKind::Patient => Some(NO_DELIVERY_LIMIT),
-                    QueueKind::Last => None,
+                    QueueKind::Last | QueueKind::Words => None,
                 };
                 if limit.is_some_and(|limit| value.as_i64().is_some_and(|value| value < i64::from(limit))) {
                     wrong.push(format!("lowers its delivery limit to {value}"));

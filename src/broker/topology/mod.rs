@@ -1,29 +1,39 @@
 //! Exchanges and queues: what there must be, making it, and looking whether it is there.
 
-use std::collections::BTreeMap;
-
 use lapin::ExchangeKind;
-use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::options::{ExchangeBindOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
 
-use super::{ANSWER_TIMEOUT, BrokerError, Connection, answer};
+use super::{
+    ANSWER_TIMEOUT, BrokerError, Connection, answer,
+    channel::{close, declare_exchange, short, table, text},
+};
 
 mod export;
-pub(super) mod look;
+mod look;
 mod managed;
 #[cfg(test)]
 mod tests;
 
 pub use export::{BrokerExport, BrokerUser, PartnerDoor, outcomes};
-pub use look::{Fitness, TopologyFinding, fitness, inspect};
+pub use look::{Fitness, fitness, inspect};
 pub use managed::{DeadLettering, seen, waiting};
 
-pub use crate::domain::names::{BROKER_MADE, DEAD, EVENTS, UNREADABLE, UPDATES, UPDATES_ALL};
+pub use super::channel::TopologyFinding;
+use crate::domain::names::update_keys;
+pub use crate::domain::names::{
+    BROKER_MADE, DEAD, EPOCH, EVENTS, HIDDEN, UNREADABLE, UPDATES, UPDATES_ALL, hidden, own_queue, shown,
+};
 
 /// Redeliveries before the broker dead-letters a message. Never negative: 3.10 drops such a message at its first requeue.
 const DELIVERY_LIMIT: i32 = 50;
 /// As good as none: what is dropped at the limit has no other place. RabbitMQ 4 has a limit of 20 where none is said.
 const NO_DELIVERY_LIMIT: i32 = 1_000_000_000;
+
+/// Bytes of a stream of words that are kept at least, and of the files that it is kept in: what is older than the newest two of
+/// them is forgotten. It is read as a whole whenever a worker starts.
+const WORDS_MAX: i32 = 1_000_000;
+const WORDS_FILE: i32 = 500_000;
 
 struct Exchange {
     name: &'static str,
@@ -46,6 +56,18 @@ enum QueueKind {
     Last,
     /// The last stop of what is taken again and again until it is stored.
     Patient,
+    /// A stream: everybody reads it, and nobody takes anything out.
+    Words,
+}
+
+impl QueueKind {
+    /// The broker's name for it.
+    fn word(&self) -> &'static str {
+        match self {
+            QueueKind::DeadLettering(_) | QueueKind::Patient | QueueKind::Last => "quorum",
+            QueueKind::Words => "stream",
+        }
+    }
 }
 
 pub(super) struct Binding {
@@ -64,6 +86,14 @@ impl Binding {
         }
     }
 
+    /// Of what the broker dead-letters: it writes such a header into all of it.
+    fn of_the_broker() -> Self {
+        Self {
+            header: Some("x-death"),
+            ..Self::new(BROKER_MADE, "")
+        }
+    }
+
     fn arguments(&self) -> FieldTable {
         let present = self
             .header
@@ -73,7 +103,7 @@ impl Binding {
 }
 
 /// In an order in which each can be declared: an exchange before what refers to it.
-fn exchanges() -> [Exchange; 6] {
+fn exchanges() -> [Exchange; 7] {
     [
         Exchange {
             name: UNREADABLE,
@@ -108,6 +138,12 @@ fn exchanges() -> [Exchange; 6] {
             from: None,
         },
         Exchange {
+            name: EPOCH,
+            kind: ExchangeKind::Fanout,
+            alternate: None,
+            from: None,
+        },
+        Exchange {
             name: EVENTS,
             kind: ExchangeKind::Topic,
             alternate: None,
@@ -116,7 +152,7 @@ fn exchanges() -> [Exchange; 6] {
     ]
 }
 
-fn queues() -> [Queue; 4] {
+fn queues() -> [Queue; 5] {
     [
         Queue {
             name: UNREADABLE.to_owned(),
@@ -131,32 +167,35 @@ fn queues() -> [Queue; 4] {
         Queue {
             name: BROKER_MADE.to_owned(),
             kind: QueueKind::Patient,
-            bindings: vec![Binding {
-                // The broker writes one into whatever it dead-letters.
-                header: Some("x-death"),
-                ..Binding::new(BROKER_MADE, "")
-            }],
+            bindings: vec![Binding::of_the_broker()],
         },
         Queue {
             name: UPDATES.to_owned(),
             kind: QueueKind::DeadLettering(DEAD),
             bindings: vec![Binding::new(UPDATES_ALL, "")],
         },
+        Queue {
+            name: EPOCH.to_owned(),
+            kind: QueueKind::Words,
+            bindings: vec![Binding::new(EPOCH, "")],
+        },
     ]
-}
-
-/// The name of a partner's own input queue.
-pub fn own_queue(enterprise_id: &str) -> String {
-    format!("{UPDATES}.{enterprise_id}")
 }
 
 pub(super) fn partner_queue(enterprise_id: &str) -> Queue {
     Queue {
         name: own_queue(enterprise_id),
         kind: QueueKind::DeadLettering(DEAD),
-        bindings: ["allocation", "deallocation"]
-            .map(|kind| Binding::new(UPDATES, format!("{enterprise_id}.{kind}.update")))
-            .into(),
+        bindings: update_keys(enterprise_id).map(|key| Binding::new(UPDATES, key)).into(),
+    }
+}
+
+/// The queue of [`hidden`], by its name.
+fn hidden_queue(name: &str) -> Queue {
+    Queue {
+        name: name.to_owned(),
+        kind: QueueKind::Patient,
+        bindings: vec![Binding::of_the_broker()],
     }
 }
 
@@ -166,15 +205,7 @@ impl Exchange {
     }
 
     async fn declare(&self, channel: &lapin::Channel, passive: bool) -> Result<(), BrokerError> {
-        let options = ExchangeDeclareOptions {
-            passive,
-            durable: true,
-            auto_delete: false,
-            internal: false,
-            nowait: false,
-        };
-        let declared = channel.exchange_declare(self.name.into(), self.kind.clone(), options, self.arguments());
-        answer("an exchange declaration", ANSWER_TIMEOUT, declared).await
+        declare_exchange(channel, self.name.into(), self.kind.clone(), passive, self.arguments()).await
     }
 
     async fn bind(&self, channel: &lapin::Channel) -> Result<(), BrokerError> {
@@ -194,7 +225,7 @@ impl Exchange {
 
 impl Queue {
     fn arguments(&self) -> FieldTable {
-        let mut arguments = vec![("x-queue-type", text("quorum"))];
+        let mut arguments = vec![("x-queue-type", text(self.kind.word()))];
         match self.kind {
             QueueKind::DeadLettering(exchange) => arguments.extend([
                 ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
@@ -206,6 +237,10 @@ impl Queue {
                 ("x-overflow", text("reject-publish")),
             ]),
             QueueKind::Patient => arguments.push(("x-delivery-limit", AMQPValue::LongInt(NO_DELIVERY_LIMIT))),
+            QueueKind::Words => arguments.extend([
+                ("x-max-length-bytes", AMQPValue::LongInt(WORDS_MAX)),
+                ("x-stream-max-segment-size-bytes", AMQPValue::LongInt(WORDS_FILE)),
+            ]),
             QueueKind::Last => {}
         }
         table(arguments)
@@ -249,24 +284,6 @@ async fn declare_queue(
         .message_count())
 }
 
-pub(super) fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
-}
-
-pub(super) fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
-    entries
-        .into_iter()
-        .map(|(name, value)| (ShortString::from(name), value))
-        .collect::<BTreeMap<_, _>>()
-        .into()
-}
-
-/// lapin's conversion panics above 255 bytes.
-pub(super) fn short(name: &str) -> Result<ShortString, BrokerError> {
-    ShortString::try_new(name)
-        .map_err(|error| BrokerError::Config(format!("a name for the broker is too long: {error}")))
-}
-
 /// Declares every exchange, queue and binding. Changes nothing that is there already; refused with 406 if something is
 /// there with other arguments.
 pub async fn declare(connection: &Connection) -> Result<(), BrokerError> {
@@ -282,8 +299,16 @@ pub async fn declare(connection: &Connection) -> Result<(), BrokerError> {
     close(&channel).await
 }
 
-pub(super) async fn close(channel: &lapin::Channel) -> Result<(), BrokerError> {
-    answer("closing a channel", ANSWER_TIMEOUT, channel.close(200, "done".into())).await
+/// Declares the queue of [`hidden`]. Can be said again.
+///
+/// # Errors
+/// The broker is away or refuses.
+pub async fn declare_hidden(connection: &Connection, name: &str) -> Result<(), BrokerError> {
+    let channel = connection.channel().await?;
+    let queue = hidden_queue(name);
+    queue.declare(&channel, false).await?;
+    queue.bind(&channel).await?;
+    close(&channel).await
 }
 
 /// Messages ready in each queue.

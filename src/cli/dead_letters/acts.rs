@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Who acts.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(in crate::cli) struct Operator {
     /// Who acts, for the audit; the user of this machine if left out
     #[arg(long, value_name = "NAME", value_parser = desk::Author::operator)]
@@ -165,6 +165,12 @@ pub(super) async fn purge(context: &Context, wish: &Purge) -> Result<Exit, Failu
     let consent = consent(&desk, purgeable.messages, wish.yes, "purging")?;
     let purged = desk.purge(&purge, purgeable, consent).await?;
     context.out.say(&purged, |out| {
+        if purged.is_proposed() {
+            return out.line(format!(
+                "nothing is purged yet (audit {}): it takes two people, the second names the same time, as RFC 3339",
+                purged.audit_id
+            ));
+        }
         out.line(format!(
             "purged {} and {} for ever (audit {})",
             counted(purged.purged, "message"),
@@ -172,5 +178,5 @@ pub(super) async fn purge(context: &Context, wish: &Purge) -> Result<Exit, Failu
             purged.audit_id
         ))
     })?;
-    Ok(Exit::Done)
+    Ok(if purged.is_proposed() { Exit::Partly } else { Exit::Done })
 }

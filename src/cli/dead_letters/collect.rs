@@ -55,7 +55,8 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
     let connection = Connection::open(&broker, "settled collect")
         .await
         .map_err(Failure::no_broker)?;
-    waiting(&connection).await?;
+    let hidden = topology::hidden(store.books_epoch().await?.books);
+    waiting(&connection, &hidden).await?;
     let mut signals = Signals::new().map_err(|error| Failure::ours(format!("signals can not be caught: {error}")))?;
 
     let account = Arc::new(Collected::default());
@@ -66,7 +67,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
     tasks.spawn(async move { collector::collect(worker, &counts).await });
     let looked = tokio::select! {
         _ = signals.next() => Ok(()),
-        looked = drained(&connection, wish.follow, &account) => looked,
+        looked = drained(&connection, &hidden, wish.follow, &account) => looked,
     };
     stopper.send_replace(true);
     // What is in hand when it stops is stored and told, unless a dependency is away for too long or a second signal comes.
@@ -80,7 +81,7 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
         return Err(Failure::ours(format!("the collector's own code failed: {error}")));
     }
     looked?;
-    let left = waiting(&connection).await?;
+    let left = waiting(&connection, &hidden).await?;
     drop(connection.close().await);
     let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
     let done = Done {
@@ -106,20 +107,27 @@ pub(super) async fn run(context: &Context, wish: &Collect) -> Result<Exit, Failu
 
 /// Resolves once nothing is in the queue. What is handed out and not acknowledged does not count: it is somebody's, perhaps
 /// ours.
-async fn drained(connection: &Connection, follow: bool, account: &Collected) -> Result<(), BrokerError> {
+async fn drained(connection: &Connection, hidden: &str, follow: bool, account: &Collected) -> Result<(), BrokerError> {
     if follow {
         return std::future::pending().await;
     }
     // Where there is no room for more it ends as well, and says what is left.
-    while !account.full.load(Ordering::Relaxed) && waiting(connection).await? > 0 {
+    while !account.full.load(Ordering::Relaxed) && waiting(connection, hidden).await? > 0 {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
 }
 
-/// What is ready in either queue of dead letters.
-async fn waiting(connection: &Connection) -> Result<u32, BrokerError> {
-    let first = topology::depth_of(connection, topology::DEAD).await?;
-    let second = topology::depth_of(connection, topology::BROKER_MADE).await?;
-    Ok(first.saturating_add(second))
+/// What is ready in the queues of dead letters.
+async fn waiting(connection: &Connection, hidden: &str) -> Result<u32, BrokerError> {
+    let mut all = 0_u32;
+    for queue in [topology::DEAD, topology::BROKER_MADE, hidden] {
+        match topology::depth_of(connection, queue).await {
+            Ok(ready) => all = all.saturating_add(ready),
+            // `settled topology` of an earlier version has not made it, and so nothing is in it.
+            Err(BrokerError::Refused { code: 404, .. }) if queue == hidden => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }

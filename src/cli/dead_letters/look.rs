@@ -9,12 +9,13 @@ use uuid::Uuid;
 use super::{acts::Operator, filters::Looking};
 use crate::{
     cli::{
-        Context, Exit, Failure, audit,
+        Context, Exit, Failure,
         output::{Output, complain, plain},
+        sealed::Sealed,
     },
     desk::{self, AuditRecord, ByPartner, ByReason, DeadLetter, FullLetter, Group, LetterName, Replayed},
     domain::{calendar::rfc3339, dead_letter::MadeBy},
-    plain::counted,
+    plain::{brief, counted},
 };
 
 // List ---------------------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ fn print(out: &Output, shown: &FullLetter) -> Result<(), Failure> {
                 act.operator.clone(),
                 act.act.clone(),
                 act.why.clone().unwrap_or_default(),
-                audit::brief(&act.outcome),
+                brief(&act.outcome),
             ]
         };
         let header = ["audit", "at", "operator", "act", "why", "outcome"];
@@ -329,10 +330,15 @@ pub(super) async fn stats(context: &Context, question: &Stats) -> Result<Exit, F
 One line each (NDJSON), with or without --json: everything that `list` says, and properties and body (base64) as they were
 received: enough to publish the message again, byte for byte. Headers are JSON values; typedHeaders says of what AMQP type
 each is. Of a message that was too large only the head is kept: bodyBytesKept says how much. Who exported what stands in
-the audit.")]
+the audit.
+A body that was kept can be sent again by whoever has it. With --recipient what is written is encrypted with age, and only who
+has the private key reads it: age --decrypt -i KEY_FILE FILE.age")]
 pub(in crate::cli) struct Export {
     #[command(flatten)]
     filters: Looking,
+    /// Encrypt it to this public key of age (age1...); may be repeated
+    #[arg(long = "recipient", value_name = "PUBLIC_KEY")]
+    recipients: Vec<String>,
     #[command(flatten)]
     operator: Operator,
 }
@@ -341,6 +347,7 @@ impl Export {
     pub(in crate::cli) fn typed(&self) -> desk::Export {
         desk::Export {
             which: self.filters.which(),
+            recipients: self.recipients.clone(),
             operator: self.operator.name(),
         }
     }
@@ -348,10 +355,23 @@ impl Export {
 
 pub(super) async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
     let wanted = std::io::stderr().is_terminal() && !std::io::stdout().is_terminal();
+    // Before anything is asked: what is no key must not leave a row in the audit.
+    let mut sealed = match wish.recipients.as_slice() {
+        [] => None,
+        recipients => Some(Sealed::to(recipients, &context.out)?),
+    };
     let bar = progress(wanted, "exporting");
     let each = |line: &desk::ExportedLine, total: i64| {
         bar.set_length(total.unsigned_abs());
-        context.out.document(line)?;
+        match &mut sealed {
+            None => context.out.document(line)?,
+            Some(sealed) => {
+                let text = serde_json::to_string(line)
+                    .map_err(|error| Failure::ours(format!("the answer is no JSON: {error}")))?;
+                sealed.write(&text)?;
+                sealed.write("\n")?;
+            }
+        }
         bar.inc(1);
         Ok::<_, Failure>(if context.out.is_closed() {
             ControlFlow::Break(())
@@ -362,6 +382,9 @@ pub(super) async fn export(context: &Context, wish: &Export) -> Result<Exit, Fai
     let exports = context.desk()?.export(&wish.typed(), each).await;
     bar.finish_and_clear();
     let exports = exports?;
+    if let Some(sealed) = sealed {
+        sealed.finish()?;
+    }
     if exports.is_cut {
         complain(&format!(
             "settled: nobody reads the export any more: stopped after {}",

@@ -98,6 +98,9 @@ pub(in crate::cli) struct Resume {
     /// Messages a second from now on; as before if left out
     #[arg(long, value_name = "R", value_parser = rate)]
     rate: Option<f64>,
+    /// Also messages that other runs replayed meanwhile, dead_letters.max_replays times or more, and that are open again
+    #[arg(long)]
+    yes_again: bool,
     #[command(flatten)]
     author: Author,
 }
@@ -139,6 +142,7 @@ impl Resume {
         desk::Resume {
             run: self.run,
             rate: self.rate,
+            yes_again: self.yes_again,
             author: self.author.typed(),
         }
     }

@@ -170,6 +170,16 @@ fn spawn(context: &Context, log: &Path, chaos: bool) -> Result<Child, Failure> {
     for (name, file) in [
         ("SETTLED_DATABASE__CA_FILE", &settings.database.ca_file),
         ("SETTLED_BROKER__CA_FILE", &settings.broker.ca_file),
+        (
+            "SETTLED_DATABASE__CLIENT_CERTIFICATE_FILE",
+            &settings.database.client_certificate_file,
+        ),
+        ("SETTLED_DATABASE__CLIENT_KEY_FILE", &settings.database.client_key_file),
+        (
+            "SETTLED_BROKER__CLIENT_CERTIFICATE_FILE",
+            &settings.broker.client_certificate_file,
+        ),
+        ("SETTLED_BROKER__CLIENT_KEY_FILE", &settings.broker.client_key_file),
     ] {
         if let Some(file) = file {
             command.env(name, file);

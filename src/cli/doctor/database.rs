@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Check, POSTGRES_MIN, versions};
+use super::{Check, POSTGRES_MIN, certificate, versions};
 use crate::{
     config::Settings,
     domain::calendar::rfc3339,
-    settle::{self, Batch, Clerk},
+    settle::{self, Batch, Clerk, blocked::SideRoom},
     store::{self, Store, StoreError, dead_letter_space::SpaceBounds, held::HeldWhy, vitals::Vitals},
     worker::{
         collector::{self, SpaceWatch},
@@ -22,22 +22,25 @@ const CLOCK_MAX: SignedDuration = SignedDuration::from_secs(2);
 /// Messages of the side room that wait this long are worth a look.
 const HELD_FOR_LONG: Duration = Duration::from_secs(15 * 60);
 
-pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
-    let store = match settings.database_url() {
-        Err(error) => return vec![Check::bad("database", error.message()).hint(error.hint())],
-        Ok(_) => match Store::new(settings) {
-            Err(sentence) => {
-                return vec![Check::bad("database", sentence).hint("check database.url and database.ca_file")];
-            }
-            Ok(store) => store,
-        },
-    };
+/// Where the database is asked; or why it can not be.
+pub(super) fn store(settings: &Settings) -> Result<Store, Check> {
+    if let Err(error) = settings.database_url() {
+        return Err(Check::bad("database", error.message()).hint(error.hint()));
+    }
+    Store::new(settings).map_err(|sentence| {
+        let hint = "check database.url, database.ca_file and database.client_certificate_file";
+        Check::bad("database", sentence).hint(hint)
+    })
+}
+
+pub(super) async fn checks(settings: &Settings, store: &Store) -> Vec<Check> {
     let vitals = match store.vitals().await {
         Err(error) => return vec![Check::failed("database", &error.into())],
         Ok(vitals) => vitals,
     };
     let mut checks = vec![server(&vitals)];
-    let grants = grants(&store, &vitals).await;
+    checks.extend(certificate("database_certificate", store.certificate_until()));
+    let grants = grants(store, &vitals).await;
     let version = match store.schema_version().await {
         Err(error) if error.is_right() => {
             let hint = grants.hint.clone().unwrap_or_default();
@@ -55,26 +58,48 @@ pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
     };
     // Without a schema each of these would only say so again.
     if version.is_some() || !grants.ok {
-        checks.push(append_only(&store, &vitals).await);
+        checks.push(append_only(store, &vitals).await);
         checks.push(grants);
-        checks.push(ownership(&store, &vitals).await);
+        checks.push(ownership(store, &vitals).await);
     }
-    if version.is_some() && !vitals.read_only {
+    // To count what waits is a walk through all of it: the rest is asked meanwhile.
+    let (letters, rest) = tokio::join!(
+        async {
+            match version {
+                Some(_) => Some(open_dead_letters(store).await),
+                None => None,
+            }
+        },
+        rest(settings, store, &vitals, version.is_some()),
+    );
+    let (before, after) = rest;
+    checks.extend(before);
+    checks.extend(letters);
+    checks.extend(after);
+    checks
+}
+
+/// What stands before the letters, and after them.
+async fn rest(settings: &Settings, store: &Store, vitals: &Vitals, has_schema: bool) -> (Vec<Check>, Vec<Check>) {
+    let mut checks = Vec::new();
+    if has_schema && !vitals.read_only {
         checks.push(rehearsal(&Clerk::new(settings, store.clone())).await);
     }
-    checks.push(clock(&store).await);
-    checks.push(synchronous_commit(&vitals));
-    checks.push(standbys(&vitals));
-    checks.push(fsync(&vitals));
-    if version.is_some() {
-        checks.push(keys(&store, settings.registry.key_warn_before).await);
-        checks.push(open_dead_letters(&store).await);
-        checks.push(outbox(&store, settings.outbox.stuck_after).await);
-        checks.push(dead_letter_space(&store, settings).await);
-        checks.push(outbox_refused(&store).await);
-        checks.push(held(&store, settings).await);
+    checks.push(clock(store).await);
+    checks.push(synchronous_commit(vitals));
+    checks.push(standbys(vitals));
+    checks.push(fsync(vitals));
+    if !has_schema {
+        return (checks, Vec::new());
     }
-    checks
+    checks.push(keys(store, settings.registry.key_warn_before).await);
+    let after = vec![
+        outbox(store, settings.outbox.stuck_after).await,
+        dead_letter_space(store, settings).await,
+        outbox_refused(store).await,
+        held(store, settings).await,
+    ];
+    (checks, after)
 }
 
 fn asked<T>(name: &str, answer: Result<T, StoreError>, judge: impl FnOnce(T) -> Check) -> Check {
@@ -187,7 +212,7 @@ async fn ownership(store: &Store, vitals: &Vitals) -> Check {
 async fn rehearsal(clerk: &Clerk) -> Check {
     const NAME: &str = "rehearsal";
     let rehearsed = async {
-        settle::rehearse(clerk, &Batch::default()).await?;
+        settle::rehearse(clerk, &Batch::default(), SideRoom::Free).await?;
         collector::rehearse(clerk).await
     };
     match rehearsed.await {

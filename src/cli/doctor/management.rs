@@ -17,7 +17,7 @@ const NAME: &str = "management";
 const LOOKS: u32 = 4;
 const LOOK: Duration = Duration::from_secs(3);
 
-pub(super) async fn lines(settings: &Settings, own: &[String]) -> Vec<Check> {
+pub(super) async fn lines(settings: &Settings, own: &[String], hidden: Option<&str>) -> Vec<Check> {
     let management = match Management::from_settings(settings) {
         Err(error) => return vec![failed(&error)],
         Ok(None) => {
@@ -31,8 +31,12 @@ pub(super) async fn lines(settings: &Settings, own: &[String]) -> Vec<Check> {
         }
         Ok(Some(management)) => management,
     };
-    let asked =
-        async { Ok::<_, ManagementError>((topology::seen(&management, own).await?, waiting(&management).await?)) };
+    let asked = async {
+        Ok::<_, ManagementError>((
+            topology::seen(&management, own, hidden).await?,
+            waiting(&management).await?,
+        ))
+    };
     let (findings, waiting) = match asked.await {
         Err(error) => return vec![failed(&error)],
         Ok(found) => found,

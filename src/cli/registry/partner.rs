@@ -4,7 +4,12 @@ use clap::{ArgAction, ArgGroup, Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Note, own_queue::Removal, tell, times, unknown_partner, why};
+use super::{
+    Note,
+    moving::{MovePartner, move_partner},
+    own_queue::Removal,
+    tell, times, unknown_partner, why,
+};
 use crate::{
     broker::{own_exchange, own_queue},
     cli::{
@@ -13,8 +18,9 @@ use crate::{
         enterprise_id,
         output::{complain, yes_no},
     },
+    desk::PartnerAct,
     domain::calendar::rfc3339,
-    store::registry::{FieldChanges, NewPartner, PartnerRecord, PartnerWish, Registered},
+    store::registry::{By, FieldChanges, NewPartner, PartnerRecord, PartnerWish, Registered},
 };
 
 #[derive(Subcommand)]
@@ -29,6 +35,8 @@ pub(in crate::cli) enum PartnerCommand {
     Quarantine(QuarantinedPartner),
     /// Take its updates again, suspended or in quarantine; what was held is judged now, oldest first
     Resume(OnePartner),
+    /// Move it to another cell, with everything that was ever said of it
+    Move(MovePartner),
     /// Every partner
     List,
 }
@@ -179,9 +187,34 @@ pub(in crate::cli) async fn partner(context: &Context, command: PartnerCommand) 
     match command {
         PartnerCommand::Add(wish) => add_partner(context, wish).await,
         PartnerCommand::Set(wish) => set_partner(context, &wish).await,
-        PartnerCommand::Suspend(wish) => suspend(context, &wish).await,
-        PartnerCommand::Quarantine(wish) => quarantine(context, &wish).await,
-        PartnerCommand::Resume(wish) => resume(context, &wish).await,
+        PartnerCommand::Suspend(wish) => {
+            let operator = wish.note.operator();
+            act(
+                context,
+                &wish.enterprise_id,
+                PartnerAct::Suspend,
+                wish.note.by(&operator),
+            )
+            .await
+        }
+        PartnerCommand::Quarantine(wish) => {
+            let by = By {
+                operator: &wish.operator.name(),
+                why: Some(&wish.reason),
+            };
+            act(context, &wish.enterprise_id, PartnerAct::Quarantine, by).await
+        }
+        PartnerCommand::Resume(wish) => {
+            let operator = wish.note.operator();
+            act(
+                context,
+                &wish.enterprise_id,
+                PartnerAct::Resume,
+                wish.note.by(&operator),
+            )
+            .await
+        }
+        PartnerCommand::Move(wish) => move_partner(context, &wish).await,
         PartnerCommand::List => list_partners(context).await,
     }
 }
@@ -440,49 +473,29 @@ fn sentence(field: &str, from: &Value, to: &Value) -> String {
     format!("{what} was {}, is {} now", value(from), value(to))
 }
 
-async fn suspend(context: &Context, wish: &OnePartner) -> Result<Exit, Failure> {
-    let (store, operator) = (context.store()?, wish.note.operator());
-    let enterprise_id = wish.enterprise_id.as_str();
-    let registered = context
-        .patiently(async || store.suspend_partner(enterprise_id, wish.note.by(&operator)).await)
-        .await?
-        .ok_or_else(|| unknown_partner(enterprise_id))?;
-    let words = [
-        "",
-        "suspended already",
-        "suspended; its updates are refused from the next batch on",
-    ];
-    tell(context, &format!("partner {enterprise_id}"), &registered, words)
-}
-
-async fn quarantine(context: &Context, wish: &QuarantinedPartner) -> Result<Exit, Failure> {
-    let (store, operator) = (context.store()?, wish.operator.name());
-    let enterprise_id = wish.enterprise_id.as_str();
-    let registered = context
-        .patiently(async || store.quarantine_partner(enterprise_id, &wish.reason, &operator).await)
-        .await?
-        .ok_or_else(|| unknown_partner(enterprise_id))?;
-    let words = [
-        "",
-        "in quarantine already",
-        "in quarantine; its messages are held from the next batch on, until `settled partner resume`",
-    ];
-    tell(context, &format!("partner {enterprise_id}"), &registered, words)
-}
-
-async fn resume(context: &Context, wish: &OnePartner) -> Result<Exit, Failure> {
-    let (store, operator) = (context.store()?, wish.note.operator());
-    let enterprise_id = wish.enterprise_id.as_str();
-    let registered = context
-        .patiently(async || store.resume_partner(enterprise_id, wish.note.by(&operator)).await)
-        .await?
-        .ok_or_else(|| unknown_partner(enterprise_id))?;
-    let words = [
-        "",
-        "neither suspended nor in quarantine",
-        "its updates are taken again from the next batch on; what was held is judged now, oldest first",
-    ];
-    tell(context, &format!("partner {enterprise_id}"), &registered, words)
+/// From the worker's next batch on.
+async fn act(context: &Context, enterprise_id: &str, act: PartnerAct, by: By<'_>) -> Result<Exit, Failure> {
+    let registered = context.desk()?.act_on_partner(enterprise_id, act, by).await?;
+    let (already, now) = match act {
+        PartnerAct::Suspend => (
+            "suspended already",
+            "suspended; its updates are refused from the next batch on",
+        ),
+        PartnerAct::Quarantine => (
+            "in quarantine already",
+            "in quarantine; its messages are held from the next batch on, until `settled partner resume`",
+        ),
+        PartnerAct::Resume => (
+            "neither suspended nor in quarantine",
+            "its updates are taken again from the next batch on; what was held is judged now, oldest first",
+        ),
+    };
+    tell(
+        context,
+        &format!("partner {enterprise_id}"),
+        &registered,
+        ["", already, now],
+    )
 }
 
 async fn list_partners(context: &Context) -> Result<Exit, Failure> {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::plan::{Counts, Expected, Item, Plan};
 use crate::{
     broker::topology,
-    domain::{delivery::Delivery, digest::sha256, event, reason::Reason, verdict::VerdictKind},
+    domain::{delivery::Delivery, digest::sha256, event, names::header, reason::Reason, verdict::VerdictKind},
 };
 
 /// Unexpected things that are listed; the rest is counted.
@@ -263,7 +263,7 @@ impl Accounting {
     pub(in crate::cli) fn hear(&self, delivery: &Delivery) {
         let now = Instant::now();
         if delivery.exchange == topology::DEAD {
-            let digest = sha256(&delivery.body);
+            let digest = message_digest(delivery);
             if self.by_digest.contains_key(&digest) {
                 self.state().dead_letters.insert(digest);
             }
@@ -528,6 +528,14 @@ fn is_done(item: &Item, entry: &Entry) -> bool {
         Expected::Rejected(reason) => Some(Heard::Rejected(reason)),
     };
     entry.published.is_some() && entry.answer == answer && entry.parked == item.expected.parks()
+}
+
+/// The digest of the message that a dead letter is about. Of one that was too large the body is only a part: its header says.
+fn message_digest(letter: &Delivery) -> [u8; 32] {
+    let headers = letter.properties.headers.as_ref();
+    let said = headers.and_then(|headers| headers.get(header::DIGEST)?.as_text());
+    said.and_then(|text| hex::decode(text).ok()?.try_into().ok())
+        .unwrap_or_else(|| sha256(&letter.body))
 }
 
 fn heard(entry: &Entry) -> String {

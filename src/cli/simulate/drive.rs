@@ -28,7 +28,8 @@ use crate::{
     retry::{self, Backoff, Waited},
     store::{
         Fate, Store, StoreError,
-        registry::{By, Deposited, KeyProof, NewConnection, NewKey, NewPartner, Registered},
+        funds::{FundsMoved, FundsWay},
+        registry::{By, KeyProof, NewConnection, NewKey, NewPartner, Registered},
     },
 };
 
@@ -131,11 +132,11 @@ impl Registrar {
             let put = self
                 .again(async || {
                     self.store
-                        .deposit(deposit.client_id, &deposit.amount, &deposit.reference, BY)
+                        .move_funds(FundsWay::In, deposit.client_id, &deposit.amount, &deposit.reference, BY)
                         .await
                 })
                 .await?;
-            if let Deposited::Conflict(_) = put {
+            if let FundsMoved::Conflict(_) = put {
                 return Err(Failure::refused(format!(
                     "the deposit {} is there with other content",
                     deposit.reference

@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::signature::SigningKey;
+use crate::domain::{currency::Meaning, signature::SigningKey};
 
 const ID: Uuid = Uuid::from_u128(1);
 const CLIENT: Uuid = Uuid::from_u128(2);
@@ -47,6 +47,7 @@ fn sound(status: &str) -> Authorised {
             kind: "allocation".into(),
             status: status.into(),
             currency: "BTC".into(),
+            partner_symbol: None,
             quantity: "5".into(),
             client_id: CLIENT,
             connection_id: CONNECTION,
@@ -79,11 +80,15 @@ fn now(enterprise_id: &str) -> KeyNow {
     }
 }
 
-fn keys() -> HashMap<PublicKey, KeyLife> {
-    [(1, "acme"), (2, "other"), (3, "acme")]
+fn keys() -> Register {
+    let keys = [(1, "acme"), (2, "other"), (3, "acme")]
         .into_iter()
         .map(|(number, enterprise)| (key(number).public_key(), KeyLife::new(now(enterprise), Vec::new())))
-        .collect()
+        .collect();
+    Register {
+        keys,
+        symbols: SymbolLives::default(),
+    }
 }
 
 #[test]
@@ -252,4 +257,92 @@ fn a_key_is_judged_by_what_counted_then() {
     // Without a word in the audit the row counts.
     let life = KeyLife::new(now("acme"), Vec::new());
     assert_eq!(life.objection("acme", at("2027-01-01T00:00:00Z")), None);
+}
+
+/// What a symbol meant when it settled, and not what it means today.
+#[test]
+fn an_amount_is_compared_through_the_map_of_then() {
+    let mut own = sound("cleared");
+    signed_anew(&mut own, payload("cleared").replace("BTC", "XBT"), &key(1));
+    own.record.as_mut().expect("a record").partner_symbol = Some("XBT".into());
+    let plain = sound("cleared");
+    let meaning = |currency: &str, since: &str, until: Option<&str>| Meaning {
+        currency: currency.into(),
+        since: at(since),
+        until: until.map(at),
+    };
+    let register = |symbol: &str, meanings: Vec<Meaning>| {
+        let mut register = keys();
+        for meaning in meanings {
+            register.symbols.add("acme", symbol, meaning);
+        }
+        register
+    };
+    let (year, before, after) = ("2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z");
+    // It settled at 2026-01-02T00:00:00Z.
+    for (index, (settlement, symbol, meanings, is_right)) in [
+        (&own, "XBT", vec![], false),
+        (&own, "XBT", vec![meaning("BTC", before, None)], true),
+        (
+            &own,
+            "XBT",
+            vec![meaning("BTC", before, Some(after)), meaning("LTC", after, None)],
+            true,
+        ),
+        (
+            &own,
+            "XBT",
+            vec![meaning("LTC", year, Some(before)), meaning("BTC", before, None)],
+            true,
+        ),
+        (
+            &own,
+            "XBT",
+            vec![meaning("BTC", year, Some(before)), meaning("LTC", before, None)],
+            false,
+        ),
+        (&own, "XBT", vec![meaning("BTC", after, None)], false),
+        (&own, "XXBT", vec![meaning("BTC", before, None)], false),
+        // Changed while the batch was under way; cut to milliseconds.
+        (
+            &own,
+            "XBT",
+            vec![meaning("BTC", before, Some("2026-01-01T23:59:01Z"))],
+            true,
+        ),
+        (
+            &own,
+            "XBT",
+            vec![meaning("BTC", before, Some("2026-01-01T23:58:59Z"))],
+            false,
+        ),
+        (
+            &own,
+            "XBT",
+            vec![meaning("BTC", "2026-01-02T00:00:00.0009Z", None)],
+            true,
+        ),
+        // By its own name, unless that meant another.
+        (&plain, "BTC", vec![], true),
+        (&plain, "XBT", vec![meaning("BTC", before, None)], true),
+        (&plain, "BTC", vec![meaning("BTC", before, None)], true),
+        (&plain, "BTC", vec![meaning("TBTC", before, None)], false),
+        (&plain, "BTC", vec![meaning("TBTC", after, None)], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let why = objection(settlement, &register(symbol, meanings));
+        assert_eq!(why.is_none(), is_right, "{index}: {why:?}");
+        if let Some(why) = why {
+            assert!(why.ends_with("did not mean the currency of the books then"), "{why}");
+        }
+    }
+    // The record says another symbol than was signed.
+    own.record.as_mut().expect("a record").partner_symbol = Some("XXBT".into());
+    let why = objection(&own, &register("XXBT", vec![meaning("BTC", before, None)])).expect("an objection");
+    assert!(
+        why.contains("amount.currency: what was signed is not what stands"),
+        "{why}"
+    );
 }

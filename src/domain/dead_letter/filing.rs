@@ -1,6 +1,6 @@
 //! How dead letters that came out of the queue join what is known: one row a message.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -10,7 +10,11 @@ use super::{
     identity::Identity,
     state::State,
 };
-use crate::domain::{message::MessageRef, reason::Reason};
+use crate::domain::{
+    message::MessageRef,
+    reason::Reason,
+    verdict::{Judgement, VerdictKind},
+};
 
 /// A stored dead letter, as far as another failure of the same message touches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,19 +39,33 @@ pub struct Arrival<'a> {
 
 impl Arrival<'_> {
     pub fn id(&self) -> Uuid {
-        let is_too_large = match &self.message.facts.content {
-            Err(refusal) => refusal.reason == Reason::MessageTooLarge,
-            Ok(_) => false,
-        };
-        Identity {
-            routing_key: &self.message.delivery.routing_key,
-            digest: self.message.facts.message_digest,
-            properties: &self.message.delivery.properties,
-            is_too_large,
-            is_unknown: self.cause.made_by == MadeBy::Unknown,
-        }
-        .id()
+        row_id(self.message, self.cause.made_by == MadeBy::Unknown)
     }
+}
+
+fn row_id(message: MessageRef<'_>, is_unknown: bool) -> Uuid {
+    let is_too_large = match &message.facts.content {
+        Err(refusal) => refusal.reason == Reason::MessageTooLarge,
+        Ok(_) => false,
+    };
+    Identity {
+        routing_key: &message.delivery.routing_key,
+        digest: message.facts.message_digest,
+        properties: &message.delivery.properties,
+        is_too_large,
+        is_unknown,
+    }
+    .id()
+}
+
+/// How many dead letters come of a batch, by the rows that they are: a message and its copy are one.
+pub fn letters_of<'m>(judged: impl IntoIterator<Item = (MessageRef<'m>, &'m Judgement)>) -> usize {
+    let letters = judged.into_iter().filter(|(message, judgement)| {
+        // Of one that is stored already there is no second one.
+        judgement.verdict.kind() == VerdictKind::Rejected && message.delivery.source.dead_letter().is_none()
+    });
+    let rows: BTreeSet<Uuid> = letters.map(|(message, _)| row_id(message, false)).collect();
+    rows.len()
 }
 
 /// A row as it will be.

@@ -1,9 +1,9 @@
-//! The two ways by which a dead letter that the broker made comes, and what each is for.
+//! The three ways by which a dead letter that the broker made comes, and what each is for.
 
 use super::death::death_at_input;
 use crate::domain::{
     delivery::{Delivery, HeaderValue},
-    names::DEAD,
+    names::{BROKER_MADE, DEAD},
 };
 
 /// Whether the broker may have kept a dead letter of its own making away from its queue. It compares that queue with the
@@ -11,6 +11,16 @@ use crate::domain::{
 /// that brings along a record of that queue never comes this way. Which records make a cycle differs from version to
 /// version (an entry with the reason `rejected` may break it): where this says yes the letter may come both ways, or one.
 pub fn may_be_cut(delivery: &Delivery) -> bool {
+    may_be_cut_from(delivery, &[DEAD])
+}
+
+/// Whether it may have kept the letter away from the second way too. No true record names that queue: a sender made it up.
+pub fn may_be_cut_twice(delivery: &Delivery) -> bool {
+    may_be_cut_from(delivery, &[DEAD, BROKER_MADE])
+}
+
+/// Whether there are records of all of these.
+fn may_be_cut_from(delivery: &Delivery, queues: &[&str]) -> bool {
     // Nobody can say what its record is.
     if delivery.properties.undecodable.is_some() {
         return true;
@@ -25,12 +35,15 @@ pub fn may_be_cut(delivery: &Delivery) -> bool {
     let Some(HeaderValue::Array(deaths)) = headers.get("x-death") else {
         return false;
     };
-    deaths.iter().any(|death| {
+    let is_of = |death: &HeaderValue, queue: &str| {
         let HeaderValue::Table(death) = death else {
             return false;
         };
-        death.get("queue").and_then(HeaderValue::as_text) == Some(DEAD)
-    })
+        death.get("queue").and_then(HeaderValue::as_text) == Some(queue)
+    };
+    queues
+        .iter()
+        .all(|queue| deaths.iter().any(|death| is_of(death, queue)))
 }
 
 #[cfg(test)]
@@ -45,8 +58,8 @@ mod tests {
         ]))
     }
 
-    fn cut(deaths: &[HeaderValue]) -> bool {
-        may_be_cut(&Delivery {
+    fn with(deaths: &[HeaderValue]) -> Delivery {
+        Delivery {
             exchange: String::new(),
             routing_key: String::new(),
             body: Vec::new(),
@@ -57,7 +70,26 @@ mod tests {
             cut: None,
             redelivered: false,
             source: Source::Plain,
-        })
+        }
+    }
+
+    #[test]
+    fn only_records_of_both_queues_cut_a_letter_off_twice() {
+        let input = || death("settlement.updates", "expired");
+        let (dead, second) = (
+            death("settlement.dead", "expired"),
+            death("settlement.dead.broker", "expired"),
+        );
+        for (deaths, expected) in [
+            (vec![input()], false),
+            (vec![input(), dead.clone()], false),
+            (vec![input(), second.clone()], false),
+            (vec![input(), dead.clone(), second.clone()], true),
+            (vec![input(), second.clone(), HeaderValue::Void, dead.clone()], true),
+            (vec![second.clone(), dead.clone(), input()], false),
+        ] {
+            assert_eq!(may_be_cut_twice(&with(&deaths)), expected, "{deaths:?}");
+        }
     }
 
     #[test]
@@ -80,7 +112,7 @@ mod tests {
             (vec![dead(), input()], false),
             (vec![death("theirs", "expired"), dead()], false),
         ] {
-            assert_eq!(cut(&deaths), expected, "{deaths:?}");
+            assert_eq!(may_be_cut(&with(&deaths)), expected, "{deaths:?}");
         }
     }
 }

@@ -1,7 +1,5 @@
 //! A message as a dead letter, with why it is one.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 
 use super::headers::{as_text, is_of_dead_letters};
@@ -88,18 +86,4 @@ pub(in crate::domain) fn dead_letter_of(
         },
         body: delivery.body.clone(),
     }
-}
-
-/// How many dead letters are among publications; the same message twice is one.
-pub fn letters_of(publications: &[Publication]) -> usize {
-    let mut messages = BTreeSet::new();
-    for letter in publications
-        .iter()
-        .filter(|publication| publication.kind == PublicationKind::DeadLetter)
-    {
-        let headers = letter.properties.headers.as_ref();
-        let digest = headers.and_then(|headers| headers.get(header::DIGEST)?.as_text());
-        messages.insert((letter.routing_key.as_str(), digest));
-    }
-    messages.len()
 }

@@ -24,14 +24,15 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::{
     address::routing_key,
-    allocation::Kind,
+    allocation::{Kind, PolicyResult, Status},
+    currency::Symbols,
     delivery::Properties,
     digest::sha256,
     draft::{body_text, payload_text},
     ledger::{AccountId, AccountKind, Amount, Quantity},
     message::{self, Facts, facts},
     signature::SigningKey,
-    snapshot::{KeyStanding, RegisteredKey},
+    snapshot::{KeyStanding, RegisteredKey, Whereabouts},
     update::Outcome,
 };
 
@@ -64,11 +65,19 @@ fn partner(keys: &[u8]) -> Partner {
         broker_user: None,
         suspended: false,
         quarantined: false,
+        whereabouts: Whereabouts::Here,
         async_allocations: true,
         async_deallocations: true,
         keys: keys.iter().map(|number| key(*number).public_key()).collect(),
         revoked: Vec::new(),
+        symbols: Symbols::default(),
     }
+}
+
+/// What a partner calls the currencies.
+fn symbols(pairs: &[(&str, &str)]) -> Symbols {
+    let owned = |(symbol, currency): &(&str, &str)| ((*symbol).to_owned(), (*currency).to_owned());
+    pairs.iter().map(owned).collect()
 }
 
 /// A reservation: one connection and three accounts a partner and currency.
@@ -97,6 +106,7 @@ fn reserved(id: Uuid) -> Allocation {
         reason: Some("awaiting the partner's update".to_owned()),
         retriable: true,
         partner_external_id: None,
+        partner_symbol: None,
         evaluation_id: None,
         pending_approval_id: None,
         policy_result: None,
@@ -580,3 +590,4 @@ mod parking;
 mod reasons;
 mod receipts;
 mod stories;
+mod symbols;

@@ -21,7 +21,7 @@ use crate::domain::{
     names::{DEAD, content_type, header},
     reply::is_reply_queue,
     signature::SigningKey,
-    snapshot::{Partner, Snapshot},
+    snapshot::{Partner, Snapshot, Whereabouts},
     update::{Outcome, Update},
     wire,
 };
@@ -73,6 +73,7 @@ fn allocation(kind: Kind, status: Status, full: bool) -> Allocation {
         reason,
         retriable: false,
         partner_external_id: some("theirs-1"),
+        partner_symbol: some("XETH"),
         evaluation_id: some("eval-1"),
         pending_approval_id: some("pending-1"),
         policy_result: full.then_some(PolicyResult::Approved),

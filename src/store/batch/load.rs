@@ -8,22 +8,26 @@ use std::{
 
 use futures_util::join;
 use jiff::Timestamp;
-use tokio_postgres::{Row, types::FromSql};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::{
     domain::{
-        allocation::{Allocation, Kind, PolicyResult, Status},
-        ledger::{Amount, Quantity},
+        currency::Symbols,
         message::MessageRef,
         reason::Reason,
         receipt::{Receipt, ReceiptKey},
         signature::{PublicKey, Signer},
-        snapshot::{KeyStanding, Parked, Partner, RegisteredKey, Snapshot},
+        snapshot::{KeyStanding, Parked, Partner, RegisteredKey, Snapshot, Whereabouts},
         verdict::VerdictKind,
     },
     fail::Point,
-    store::{Fate, Session, StoreError, told},
+    store::{
+        Session, StoreError,
+        allocations::{allocation, select_allocations},
+        row::{InOrder, corrupt},
+        told,
+    },
 };
 
 /// What a batch names, and so may touch.
@@ -59,35 +63,16 @@ impl Wanted {
     }
 }
 
-/// The numbers of the accounts are those of `settled.account()`.
-pub(in crate::store) const ALLOCATION_COLUMNS: &str = "\
-    a.id, a.type, a.status, a.currency, a.quantity::text AS quantity, a.connection_id, a.client_id,
-    a.client_external_id, a.initiated_by, a.notes, a.reason, a.retriable, a.partner_external_id, a.evaluation_id,
-    a.pending_approval_id, a.policy_result, a.settled_nonce, a.created_at, a.updated_at,
-    a.client_funds * 4 + 1 AS available_account, a.connection_funds * 4 + 2 AS held_account,
-    a.connection_funds * 4 + 3 AS allocated_account,
-    c.enterprise_id, c.partners_client_id, c.partners_connection_id";
-
-/// The statement that reads allocations, with what follows its FROM.
-pub(in crate::store) fn select_allocations(function: &str, rest: &str) -> String {
-    format!(
-        "/* {function} */
-        SELECT {ALLOCATION_COLUMNS}
-        FROM settled.allocations AS a
-        JOIN settled.connections AS c ON c.connection_id = a.connection_id
-        {rest}"
-    )
-}
-
-/// The moment, the partners with their keys, and whose the keys are that signed. A key that signed for one partner may be
-/// another's. There is a row even where nobody is known, since there is a moment.
+/// The moment, the partners with their keys, whose the keys are that signed, and the partners' symbols, a row for all of one.
+/// A key that signed for one partner may be another's. There is a row even where nobody is known, since there is a moment.
 const LOAD_REGISTRY: &str = "\
     /* batch::load registry */
     SELECT date_trunc('milliseconds', n.moment) AS moment, p.enterprise_id, p.broker_user,
            p.suspended_at IS NOT NULL AS suspended, p.async_allocations, p.async_deallocations, k.public_key,
            k.revoked_at IS NOT NULL AS revoked, k.reinstated_at IS NOT NULL AS reinstated,
            NULL::text AS owner, NULL::boolean AS early, NULL::boolean AS expired,
-           p.quarantined_at IS NOT NULL AS quarantined
+           p.quarantined_at IS NOT NULL AS quarantined, p.moving IS NOT NULL AS is_moving, p.left_at IS NOT NULL AS has_left,
+           NULL::text[] AS symbols, NULL::text[] AS currencies
     FROM (SELECT clock_timestamp() AS moment) AS n
     LEFT JOIN settled.partners AS p
       ON p.enterprise_id = ANY ($1)
@@ -98,9 +83,17 @@ const LOAD_REGISTRY: &str = "\
       AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())))
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, NULL, s.public_key, NULL, NULL,
-           s.enterprise_id, s.valid_from > clock_timestamp(), coalesce(s.valid_until <= clock_timestamp(), false), NULL
+           s.enterprise_id, s.valid_from > clock_timestamp(), coalesce(s.valid_until <= clock_timestamp(), false), NULL,
+           NULL, NULL, NULL, NULL
     FROM settled.partner_keys AS s
-    WHERE s.public_key = ANY ($2)";
+    WHERE s.public_key = ANY ($2)
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, y.enterprise_id, NULL, NULL, NULL, NULL,
+           NULL, array_agg(y.symbol), array_agg(y.currency)
+    FROM settled.currency_symbols AS y
+    WHERE y.enterprise_id = ANY ($1)
+      AND y.until IS NULL
+    GROUP BY y.enterprise_id";
 
 /// What was refused because its key was revoked then. Asked only where a message is signed with a key that was reinstated;
 /// after the keys, so that whatever was refused before that is seen.
@@ -278,6 +271,7 @@ async fn load_registry(session: &Session, wanted: &Wanted) -> Result<Registry, S
     let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
     let signers: Vec<&[u8]> = wanted.signers.iter().map(|key| key.as_bytes().as_slice()).collect();
     let rows = session.query(LOAD_REGISTRY, &[&enterprises, &signers]).await?;
+    let mut symbols = symbols(&rows);
     let mut registry = Registry {
         now: session.one(&rows)?.get("moment"),
         partners: HashMap::new(),
@@ -310,6 +304,12 @@ async fn load_registry(session: &Session, wanted: &Wanted) -> Result<Registry, S
             broker_user: row.get("broker_user"),
             suspended: row.get("suspended"),
             quarantined: row.get("quarantined"),
+            whereabouts: match (row.get("is_moving"), row.get("has_left")) {
+                (false, _) => Whereabouts::Here,
+                (true, false) => Whereabouts::OnItsWay,
+                (true, true) => Whereabouts::Elsewhere,
+            },
+            symbols: symbols.remove(row.get::<_, &str>("enterprise_id")).unwrap_or_default(),
             async_allocations: row.get("async_allocations"),
             async_deallocations: row.get("async_deallocations"),
             keys: Vec::new(),
@@ -326,6 +326,21 @@ async fn load_registry(session: &Session, wanted: &Wanted) -> Result<Registry, S
         }
     }
     Ok(registry)
+}
+
+/// What each partner calls the currencies.
+fn symbols(rows: &[Row]) -> HashMap<String, Symbols> {
+    let mut of_all = HashMap::new();
+    for row in rows {
+        if let (Some(owner), Some(symbols), Some(currencies)) = (
+            row.get::<_, Option<String>>("owner"),
+            row.get::<_, Option<Vec<String>>>("symbols"),
+            row.get::<_, Option<Vec<String>>>("currencies"),
+        ) {
+            of_all.insert(owner, symbols.into_iter().zip(currencies).collect());
+        }
+    }
+    of_all
 }
 
 fn parked(session: &Session, rows: &[Row]) -> Result<HashMap<ReceiptKey, Parked>, StoreError> {
@@ -402,75 +417,8 @@ async fn recall_newer(session: &Session, snapshot: &mut Snapshot) -> Result<(), 
     Ok(())
 }
 
-fn corrupt(session: &Session, what: &str) -> StoreError {
-    StoreError::new(
-        session.name,
-        Fate::Ours,
-        format!("the database holds {what} that this version can not read"),
-    )
-}
-
 fn public_key(session: &Session, bytes: &[u8]) -> Result<PublicKey, StoreError> {
     PublicKey::stored(bytes).ok_or_else(|| corrupt(session, "a public key"))
-}
-
-/// A row's columns one after another, in the order of its SELECT. To find each by its name takes a microsecond a row.
-struct InOrder<'a> {
-    row: &'a Row,
-    next: usize,
-}
-
-impl<'a> InOrder<'a> {
-    fn of(row: &'a Row) -> Self {
-        Self { row, next: 0 }
-    }
-
-    fn take<T: FromSql<'a>>(&mut self) -> T {
-        let value = self.row.get(self.next);
-        self.next += 1;
-        value
-    }
-}
-
-/// Reads a row of [`select_allocations`].
-pub(in crate::store) fn allocation(session: &Session, row: &Row) -> Result<Allocation, StoreError> {
-    let read = || {
-        let mut column = InOrder::of(row);
-        // In the order of ALLOCATION_COLUMNS: the fields of a literal are read as they are written.
-        Some(Allocation {
-            id: column.take(),
-            kind: Kind::parse(column.take())?,
-            status: Status::parse(column.take())?,
-            amount: Amount {
-                currency: column.take(),
-                quantity: Quantity::parse(column.take()).ok()?,
-            },
-            connection_id: column.take(),
-            client_id: column.take(),
-            client_external_id: column.take(),
-            initiated_by: column.take(),
-            notes: column.take(),
-            reason: column.take(),
-            retriable: column.take(),
-            partner_external_id: column.take(),
-            evaluation_id: column.take(),
-            pending_approval_id: column.take(),
-            policy_result: match column.take::<Option<&str>>() {
-                Some(text) => Some(PolicyResult::parse(text)?),
-                None => None,
-            },
-            settled_nonce: column.take(),
-            created_at: column.take(),
-            updated_at: column.take(),
-            available_account: column.take(),
-            held_account: column.take(),
-            allocated_account: column.take(),
-            enterprise_id: column.take(),
-            partners_client_id: column.take(),
-            partners_connection_id: column.take(),
-        })
-    };
-    read().ok_or_else(|| corrupt(session, "an allocation"))
 }
 
 /// Reads a row of [`load_receipts`], its key apart.

@@ -1,6 +1,7 @@
-//! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`]. Each is one round trip (the load a second
-//! one where a message may be parked); arrays in, keys sorted. What is written stands in one ordered list, in `writes`. Locks
-//! are taken in the order of every writer: allocations, receipts, who parks, what was told, parked, dead letters, funds.
+//! A batch's two visits: load a [`Snapshot`] under locks, write a [`Changeset`](crate::domain::changeset::Changeset). Each is
+//! one round trip (the load a second one where a message may be parked); arrays in, keys sorted. What is written stands in one
+//! ordered list, in `writes`. Locks are taken in the order of every writer: allocations, receipts, who parks, what was told,
+//! parked, dead letters, funds.
 
 mod head;
 mod load;
@@ -8,25 +9,22 @@ mod money;
 mod parking;
 mod receipts;
 
-use jiff::Timestamp;
-
 pub(super) use self::head::BatchHead;
 use self::load::load;
-pub(super) use self::load::{ALLOCATION_COLUMNS, allocation, select_allocations};
 use super::{
-    Session, Store, StoreError, dead_letters, held, told,
+    Session, Store, StoreError, dead_letters, held,
+    judged::JudgedBatch,
+    told,
     write::{Write, write_all, write_and_commit},
 };
 use crate::{
     domain::{
-        changeset::Changeset,
         dead_letter,
-        delivery::{BatchId, Publication},
-        kept::Kept,
+        delivery::BatchId,
         message::MessageRef,
         snapshot::Snapshot,
         told::{Firsts, Tellings},
-        verdict::{Judgement, Verdict},
+        verdict::Verdict,
     },
     fail::Point,
 };
@@ -71,29 +69,6 @@ impl Store {
 /// The transaction between load and write. Dropped, it leaves no trace.
 pub struct OpenBatch {
     session: Session,
-}
-
-/// A batch's outcome, ready to be written.
-pub struct JudgedBatch<'a> {
-    /// Made before the transaction; the first row written carries it.
-    pub id: BatchId,
-    pub worker: &'a str,
-    /// The door it came through: `queue` (also of what was held since), `parked` or `replayed`.
-    pub source: &'static str,
-    pub now: Timestamp,
-    /// Each message with what it came to.
-    pub judged: &'a [(MessageRef<'a>, &'a Judgement)],
-    pub changes: &'a Changeset,
-    /// Events and dead letters to publish once this is committed.
-    pub publications: &'a [Publication],
-    /// What is kept of each of them, in their order; of those without a word, all.
-    pub kept: &'a [Kept],
-    /// The `source` of the events that are made again.
-    pub event_source: &'a str,
-    /// How long the writer owns the outbox row.
-    pub lease: std::time::Duration,
-    /// Outbox rows whose publications are all confirmed.
-    pub published: &'a [BatchId],
 }
 
 impl OpenBatch {
@@ -144,7 +119,7 @@ fn writes<'a>(outcome: &'a JudgedBatch<'_>) -> Result<Vec<Write<'a>>, StoreError
         source: outcome.source,
         now: outcome.now,
         verdicts: &verdicts,
-        letters: dead_letter::letters_of(outcome.publications),
+        letters: dead_letter::letters_of(outcome.judged.iter().copied()),
         publications: outcome.publications,
         kept: outcome.kept,
         event_source: outcome.event_source,

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use num_bigint::BigInt;
 use uuid::Uuid;
 
-use super::{JudgedBatch, receipts::ReceiptColumns};
+use super::receipts::ReceiptColumns;
+use crate::store::judged::JudgedBatch;
 use crate::{
     domain::{
         allocation::PolicyResult,
@@ -46,6 +47,7 @@ const SETTLE: &str = "\
             reason = n.reason,
             retriable = false,
             partner_external_id = n.partner_external_id,
+            partner_symbol = n.partner_symbol,
             evaluation_id = n.evaluation_id,
             pending_approval_id = n.pending_approval_id,
             policy_result = n.policy_result,
@@ -53,9 +55,9 @@ const SETTLE: &str = "\
             updated_at = n.updated_at
         FROM unnest(
             $15::uuid[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[],
-            $23::timestamptz[]
+            $23::timestamptz[], $34::text[]
         ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
-                updated_at)
+                updated_at, partner_symbol)
         WHERE a.id = n.id
           AND a.status = 'reserved'
         RETURNING 1
@@ -104,6 +106,7 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
     let partner_ids: Vec<Option<&str>> = each()
         .map(|allocation| allocation.partner_external_id.as_deref())
         .collect();
+    let symbols: Vec<Option<&str>> = each().map(|allocation| allocation.partner_symbol.as_deref()).collect();
     let evaluations: Vec<Option<&str>> = each().map(|allocation| allocation.evaluation_id.as_deref()).collect();
     let approvals: Vec<Option<&str>> = each()
         .map(|allocation| allocation.pending_approval_id.as_deref())
@@ -167,6 +170,7 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
             column(|row| &row.available),
             column(|row| &row.held),
             column(|row| &row.allocated),
+            symbols,
         ],
     );
     Ok(write

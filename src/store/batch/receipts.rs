@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::JudgedBatch;
+use crate::store::judged::JudgedBatch;
 use crate::{
     domain::{
         changeset::Changeset,

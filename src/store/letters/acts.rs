@@ -138,9 +138,10 @@ impl Store {
         let rows = session
             .query(
                 "/* acts::count_purgeable */
-                SELECT count(*)
-                FROM settled.dead_letters
-                WHERE state = 'discarded' AND discarded_at < $1 OR $2 AND state = 'settled' AND judged_at < $1",
+                SELECT (SELECT count(*) FROM settled.dead_letters WHERE state = 'discarded' AND discarded_at < $1)
+                     + CASE WHEN $2 THEN
+                           (SELECT count(*) FROM settled.dead_letters WHERE state = 'settled' AND judged_at < $1)
+                       ELSE 0 END",
                 &[&before, &settled_too],
             )
             .await?;

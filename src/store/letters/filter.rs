@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::super::registry::maybe_time;
+use super::super::time::maybe_time;
 use crate::domain::{
     dead_letter::{MadeBy, State},
     reason::Reason,
@@ -23,6 +23,9 @@ pub struct Filter {
     pub is_final: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partner: Option<String>,
+    /// Of these alone, whatever else is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partners: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,6 +43,17 @@ pub struct Filter {
     /// ... and before this one.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
     pub until: Option<Timestamp>,
+}
+
+impl Filter {
+    /// What a plan of it leaves out, if anything: nobody vouches for what these say, so they are planned if somebody asks for
+    /// them, and never among others.
+    pub fn left_out(&self) -> Option<Filter> {
+        self.made_by.is_none().then(|| Filter {
+            made_by: Some(MadeBy::Unknown),
+            ..self.clone()
+        })
+    }
 }
 
 fn states<S: Serializer>(states: &[State], serializer: S) -> Result<S::Ok, S::Error> {
@@ -102,6 +116,7 @@ impl<'f> Asked<'f> {
             value.as_ref().map(|value| value as &(dyn ToSql + Sync))
         }
         add("d.enterprise_id = ?", sql_of(&filter.partner));
+        add("d.enterprise_id = ANY (?)", sql_of(&filter.partners));
         match self.reasons.as_deref() {
             // An equality lets the planner walk the reason's own index in order.
             Some([one]) => add("d.reason = ?", Some(one)),
@@ -115,6 +130,10 @@ impl<'f> Asked<'f> {
         add("d.made_by = ?", sql_of(&self.made_by));
         add("d.last_failed_at >= ?", sql_of(&filter.since));
         add("d.last_failed_at < ?", sql_of(&filter.until));
+        if filter.made_by.is_some_and(|maker| maker != MadeBy::Settled) {
+            // In so many words: an index holds these alone.
+            sql.push_str(" AND d.made_by <> 'settled'");
+        }
         if filter.is_known {
             sql.push_str(" AND d.made_by <> 'unknown'");
         }

@@ -7,6 +7,19 @@ use crate::{
     store::{Store, StoreError},
 };
 
+/// What can be told of them at a glance.
+#[derive(Clone, Debug, Default)]
+pub struct LettersUnderWay {
+    /// How long ago the oldest open one was collected.
+    pub oldest: Option<Duration>,
+    /// Runs by state.
+    pub runs: Vec<(String, u64)>,
+}
+
+fn natural(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
 /// How many dead letters wait, and what is being replayed.
 #[derive(Clone, Debug, Default)]
 pub struct LettersWaiting {
@@ -25,7 +38,6 @@ impl Store {
     /// The database is away.
     pub async fn measure_letters(&self) -> Result<LettersWaiting, StoreError> {
         let session = self.session("measure_letters").await?;
-        let natural = |number: i64| u64::try_from(number).unwrap_or_default();
         let rows = session
             .query(
                 "/* letters::measure_letters open */
@@ -40,9 +52,20 @@ impl Store {
             .iter()
             .map(|row| (Reason::written(row.get(0)), natural(row.get(1))))
             .collect();
+        drop(session);
+        let LettersUnderWay { oldest, runs } = self.letters_under_way().await?;
+        Ok(LettersWaiting { open, oldest, runs })
+    }
+
+    /// What costs nothing, however many there are.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn letters_under_way(&self) -> Result<LettersUnderWay, StoreError> {
+        let session = self.session("letters_under_way").await?;
         let rows = session
             .query(
-                "/* letters::measure_letters oldest */
+                "/* letters::letters_under_way oldest */
                 SELECT extract(epoch FROM clock_timestamp() - collected_at)::float8
                 FROM settled.dead_letters
                 WHERE state = 'open'
@@ -56,11 +79,11 @@ impl Store {
             .map(|row| Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0)));
         let rows = session
             .query(
-                "/* letters::measure_letters runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
+                "/* letters::letters_under_way runs */ SELECT state, count(*) FROM settled.runs GROUP BY state",
                 &[],
             )
             .await?;
         let runs = rows.iter().map(|row| (row.get(0), natural(row.get(1)))).collect();
-        Ok(LettersWaiting { open, oldest, runs })
+        Ok(LettersUnderWay { oldest, runs })
     }
 }

@@ -5,13 +5,16 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 
-use super::{By, Registered, Unproven, maybe_time, note, time, vanished};
+use super::{By, Registered, Unproven, note, vanished};
 use crate::{
     domain::{
         calendar::{CalendarTime, rfc3339},
         signature::{PublicKey, Signer, signer},
     },
-    store::{Session, Store, StoreError},
+    store::{
+        Session, Store, StoreError,
+        time::{maybe_time, time},
+    },
 };
 
 fn shown<S: Serializer>(time: &CalendarTime, serializer: S) -> Result<S::Ok, S::Error> {

@@ -7,10 +7,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 
-use super::{By, Registered, maybe_time, note, time, vanished};
+use super::{By, Registered, note, vanished};
 use crate::{
     domain::calendar::rfc3339,
-    store::{Store, StoreError},
+    store::{
+        Session, Store, StoreError,
+        time::{maybe_time, time},
+    },
 };
 
 /// A partner as registered.
@@ -32,6 +35,13 @@ pub struct PartnerRecord {
     pub quarantine_reason: Option<String>,
     #[serde(serialize_with = "time")]
     pub created_at: Timestamp,
+}
+
+impl PartnerRecord {
+    /// Whom it logs in as at the broker: who is bound to nobody is given a user of its own name.
+    pub fn login(&self) -> &str {
+        self.broker_user.as_deref().unwrap_or(&self.enterprise_id)
+    }
 }
 
 /// Who is registered.
@@ -128,6 +138,51 @@ fn partner(row: &Row) -> PartnerRecord {
         quarantine_reason: row.get("quarantine_reason"),
         created_at: row.get("created_at"),
     }
+}
+
+/// What was held of a partner is due at once, oldest first; what was parked waits as much longer as the partner was in quarantine,
+/// which began then. Says how much is parked.
+pub(in crate::store) async fn let_go_on(
+    session: &Session,
+    enterprise_id: &str,
+    since: Timestamp,
+) -> Result<u64, StoreError> {
+    // What is being judged just now has its lease, and comes again by itself.
+    let waited = session
+        .execute(
+            "/* registry::let_go_on parked */
+            WITH waiting AS (
+                SELECT key
+                FROM settled.parked
+                WHERE enterprise_id = $1
+                ORDER BY key
+                FOR UPDATE
+            )
+            UPDATE settled.parked AS p
+            SET until = p.until + greatest(statement_timestamp() - greatest(p.parked_at, $2), interval '0'),
+                due_at = least(p.due_at, statement_timestamp())
+            FROM waiting AS w
+            WHERE p.key = w.key",
+            &[&enterprise_id, &since],
+        )
+        .await?;
+    session
+        .execute(
+            "/* registry::let_go_on held */
+            UPDATE settled.held
+            SET due_at = statement_timestamp()
+            WHERE id IN (
+                SELECT id
+                FROM settled.held
+                WHERE whose = $1
+                  AND due_at > statement_timestamp()
+                  AND leased_until IS NULL
+                FOR UPDATE SKIP LOCKED
+            )",
+            &[&enterprise_id],
+        )
+        .await?;
+    Ok(waited)
 }
 
 impl Store {
@@ -246,8 +301,7 @@ impl Store {
     pub async fn quarantine_partner(
         &self,
         enterprise_id: &str,
-        why: &str,
-        operator: &str,
+        by: By<'_>,
     ) -> Result<Option<Registered<PartnerRecord>>, StoreError> {
         let session = self.session("quarantine_partner").await?;
         session.begin().await?;
@@ -262,16 +316,12 @@ impl Store {
                       AND quarantined_at IS NULL
                     RETURNING {PARTNER_COLUMNS}"
                 ),
-                &[&enterprise_id, &why],
+                &[&enterprise_id, &by.why],
             )
             .await?;
         if let Some(row) = rows.first() {
             let changed = partner(row);
             let about = json!({"enterpriseId": changed.enterprise_id});
-            let by = By {
-                operator,
-                why: Some(why),
-            };
             note(&session, by, "partner quarantine", &about, &json!({})).await?;
             session.commit().await?;
             return Ok(Some(Registered::Updated(changed)));
@@ -295,8 +345,7 @@ impl Store {
         let rows = session
             .query(
                 "/* registry::resume_partner before */
-                SELECT suspended_at, quarantined_at,
-                       extract(epoch FROM clock_timestamp() - quarantined_at)::float8 AS took
+                SELECT suspended_at, quarantined_at
                 FROM settled.partners
                 WHERE enterprise_id = $1
                 FOR NO KEY UPDATE",
@@ -314,42 +363,7 @@ impl Store {
         }
         let mut outcome = json!({});
         if let Some(quarantined_at) = quarantined_at {
-            let took: f64 = row.get::<_, f64>(2).max(0.0);
-            // What is being judged just now has its lease, and comes again by itself.
-            let waited = session
-                .execute(
-                    "/* registry::resume_partner parked */
-                    WITH waiting AS (
-                        SELECT key
-                        FROM settled.parked
-                        WHERE enterprise_id = $1
-                        ORDER BY key
-                        FOR UPDATE
-                    )
-                    UPDATE settled.parked AS p
-                    SET until = p.until + least(statement_timestamp() - p.parked_at, make_interval(secs => $2)),
-                        due_at = least(p.due_at, statement_timestamp())
-                    FROM waiting AS w
-                    WHERE p.key = w.key",
-                    &[&enterprise_id, &took],
-                )
-                .await?;
-            session
-                .execute(
-                    "/* registry::resume_partner held */
-                    UPDATE settled.held
-                    SET due_at = statement_timestamp()
-                    WHERE id IN (
-                        SELECT id
-                        FROM settled.held
-                        WHERE whose = $1
-                          AND due_at > statement_timestamp()
-                          AND leased_until IS NULL
-                        FOR UPDATE SKIP LOCKED
-                    )",
-                    &[&enterprise_id],
-                )
-                .await?;
+            let waited = let_go_on(&session, enterprise_id, quarantined_at).await?;
             let rows = session
                 .query(
                     "/* registry::resume_partner count */

@@ -11,14 +11,14 @@ use uuid::Uuid;
 use super::{
     By, Registered,
     keys::{KEY_COLUMNS, KeyRecord, NewKey, Registering, about_key, key, outcome_of, register},
-    note, time,
+    note,
 };
 use crate::{
     domain::{
         calendar::{CalendarTime, rfc3339},
         signature::{PublicKey, key_challenge},
     },
-    store::{Store, StoreError},
+    store::{Store, StoreError, time::time},
 };
 
 /// A key that takes the place of others.
@@ -97,29 +97,12 @@ impl Store {
                 return Err(error);
             }
         };
-        let alone = |key: &KeyRecord| Rotated {
-            key: key.clone(),
-            ending: Vec::new(),
-        };
-        let stored = match &came {
-            Registered::Added(key) | Registered::Updated(key) | Registered::Exists(key) => key,
-            Registered::Conflict(key) => {
-                session.rollback().await;
-                return Ok(Registered::Conflict(alone(key)));
-            }
-            Registered::Revoked(key) => {
-                session.rollback().await;
-                return Ok(Registered::Revoked(alone(key)));
-            }
-            Registered::NoPartner => return Ok(Registered::NoPartner),
-            Registered::NeverValid => {
-                session.rollback().await;
-                return Ok(Registered::NeverValid);
-            }
-            Registered::Unproven(why) => {
-                session.rollback().await;
-                return Ok(Registered::Unproven(*why));
-            }
+        let (Registered::Added(stored) | Registered::Updated(stored) | Registered::Exists(stored)) = &came else {
+            session.rollback().await;
+            return Ok(came.map(|key| Rotated {
+                key,
+                ending: Vec::new(),
+            }));
         };
         let rows = session
             .query(
@@ -155,6 +138,7 @@ impl Store {
         session.commit().await?;
         Ok(match came {
             Registered::Added(_) => Registered::Added(rotated),
+            // The others end earlier now, if nothing else.
             _ => Registered::Updated(rotated),
         })
     }

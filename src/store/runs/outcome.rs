@@ -48,6 +48,35 @@ impl Store {
         Ok(session.one(&rows)?.get(0))
     }
 
+    /// Messages of a run that wait in it, are open and were replayed so often already; none where whoever began it or went on
+    /// with it said that this is meant.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn count_waiting_worn(&self, run: i64, times: u32) -> Result<i64, StoreError> {
+        let session = self.session("count_waiting_worn").await?;
+        let times = i32::try_from(times).unwrap_or(i32::MAX);
+        let rows = session
+            .query(
+                "/* runs::count_waiting_worn */
+                SELECT count(*)
+                FROM settled.run_items AS i
+                JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+                WHERE i.run_id = $1
+                  AND i.state = 'waiting'
+                  AND d.state = 'open'
+                  AND d.replays >= $2
+                  AND NOT EXISTS (
+                      SELECT
+                      FROM settled.audit AS a
+                      WHERE a.run_id = $1 AND a.act IN ('replay', 'resume') AND a.filters -> 'yesAgain' = 'true'
+                  )",
+                &[&run, &times],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
     /// What a run's messages came to, and the money.
     ///
     /// # Errors

@@ -77,6 +77,25 @@ impl Letters {
         Ok(effects.filter_map(|(index, effect)| Some((index, effect?))).collect())
     }
 
+    /// All of both, in the order in which they came.
+    pub(super) fn both(one: &Self, other: &Self) -> Self {
+        let mut letters: Vec<Letter> = one.letters.iter().chain(other.letters.iter()).cloned().collect();
+        letters.sort_by_key(|letter| letter.message.delivery.source.delivery_tag());
+        Self {
+            letters: Arc::new(letters),
+            again: one.again || other.again,
+        }
+    }
+
+    /// Those at the places that are picked, as ones that may be stored.
+    pub(super) fn part(&self, picks: impl Fn(usize) -> bool) -> Self {
+        let letters = self.letters.iter().enumerate().filter(|(index, _)| picks(*index));
+        Self {
+            letters: Arc::new(letters.map(|(_, letter)| letter.clone()).collect()),
+            again: true,
+        }
+    }
+
     /// Two halves, unless a single one is left.
     pub(super) fn halves(&self) -> Option<[Self; 2]> {
         let (left, right) = self.letters.split_at_checked(self.letters.len() / 2)?;

@@ -16,7 +16,7 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-pub use self::{filing::rehearse, second::collect as collect_second, space::SpaceWatch};
+pub use self::{filing::rehearse, space::SpaceWatch};
 use self::{
     filing::{StoredLetters, file, rehearse_with, tellings},
     letters::{Effects, Letter, Letters},
@@ -75,19 +75,24 @@ pub async fn run(worker: Worker) {
 pub async fn collect(worker: Worker, account: &Arc<Collected>) {
     let way = Way {
         who: WHO,
-        queue: topology::DEAD,
+        queue: topology::DEAD.to_owned(),
         linger: worker.settings.dead_letters.linger,
     };
     let first = serve(worker.clone(), account, &way, |storing| (storing.gate.clone(), storing));
-    let second = second::collect(worker, Arc::clone(account));
-    tokio::join!(first, second);
+    let others = second::collect(worker, Arc::clone(account), true);
+    tokio::join!(first, others);
 }
 
-/// One of the two ways by which dead letters come.
+/// Where dead letters are left in their queue: what the broker may keep away from it is stored all the same.
+pub async fn collect_others(worker: Worker) {
+    second::collect(worker, Arc::default(), false).await;
+}
+
+/// One of the ways by which dead letters come.
 struct Way {
     /// As logs and connections name it.
     who: &'static str,
-    queue: &'static str,
+    queue: String,
     /// How long it waits for more once a letter is there.
     linger: Duration,
 }
@@ -118,7 +123,7 @@ async fn serve<W: Work>(
     let mut consumer = Consumer {
         number,
         name: way.who.to_owned(),
-        queue: way.queue.to_owned(),
+        queue: way.queue.clone(),
         // While one batch is being stored the next one arrives.
         prefetch: u16::try_from(batch_max.saturating_mul(2)).map_or(PREFETCH_MAX, |most| most.min(PREFETCH_MAX)),
         batch_max,
@@ -161,14 +166,21 @@ impl Storing {
     /// One attempt: what is known, how these join it, write, commit.
     async fn store(&self, id: BatchId, letters: &Letters) -> Result<StoredLetters, StoreError> {
         let clerk = &self.worker.clerk;
+        let loading = Instant::now();
         let effects = letters.effects(clerk).await?;
         let arrivals = letters.arrivals(&effects);
         let ids: Vec<Uuid> = arrivals.iter().map(Arrival::id).collect();
         let bounds = bounds(&self.worker.settings.dead_letters);
         let (open, known, now) = clerk.store.open_filing(&ids, bounds).await?;
         let firsts = open.remember(id, &tellings(&arrivals, now)).await?;
+        Signal::stage(Stage::Load, loading).emit();
+        let deciding = Instant::now();
         let filed = file(clerk, id, &arrivals, &effects, &known, &firsts, now)?;
+        Signal::stage(Stage::Decide, deciding).emit();
+        let writing = Instant::now();
         open.write(&filed.outcome(clerk, &arrivals)).await?;
+        // Its commit is a part of it.
+        Signal::stage(Stage::Write, writing).emit();
         Ok(filed.stored())
     }
 
@@ -191,7 +203,7 @@ impl Storing {
         }
     }
 
-    fn tell(&self, letters: &Letters, stored: &StoredLetters, elapsed: Duration) {
+    fn tell(&self, letters: &Letters, stored: &StoredLetters, began: Instant) {
         let total = u64::try_from(letters.len()).unwrap_or(u64::MAX);
         let counted = u64::try_from(stored.filing.counted.len()).unwrap_or(u64::MAX);
         let new = stored.filing.entries.values().filter(|entry| entry.is_new).count();
@@ -207,11 +219,7 @@ impl Storing {
             lag: stored.lag,
         }
         .emit();
-        Signal::Stage {
-            stage: Stage::Collect,
-            elapsed,
-        }
-        .emit();
+        Signal::stage(Stage::Collect, began).emit();
         if stored.answered.answers.is_empty() {
             return;
         }
@@ -364,7 +372,7 @@ impl Holder for Filer<'_> {
         self.patience.over();
         self.full_since = None;
         self.storing.tell_room(None);
-        self.storing.tell(part, &stored, trying.elapsed());
+        self.storing.tell(part, &stored, trying.began);
         self.seen_to.extend(part.sources());
         self.done.push(stored.answered);
         Ok(Vec::new())
@@ -411,6 +419,8 @@ impl Holder for Filer<'_> {
 
 impl Work for Storing {
     type Batch = Letters;
+
+    const DOOR: Door = Door::Dead;
 
     async fn read(&self, deliveries: Vec<Delivery>) -> Letters {
         fail::point(Point::CollectorReceived).await;

@@ -1,5 +1,6 @@
 //! The publish stage: a batch's outbox row is published from memory until every confirm is in, and only then deleted.
 
+mod answers;
 mod row;
 
 use std::{
@@ -17,7 +18,7 @@ use crate::{
     domain::delivery::BatchId,
     settle::Answered,
     store::{Store, StoreError},
-    telemetry::{Dependency, Signal},
+    telemetry::{BatchTrace, Dependency, Signal},
 };
 
 /// The outbox rows that a lane owns: to publish, or published and still to delete.
@@ -101,6 +102,8 @@ pub struct Committed {
     pub answered: Answered,
     /// When its messages were taken from the queue.
     pub received: Instant,
+    /// What becomes of its publications is said in it.
+    pub trace: BatchTrace,
 }
 
 /// A lane's publish stage: takes committed batches, one waiting while one is published.
@@ -179,7 +182,12 @@ pub async fn place_in<B>(entrance: &Entrance, limit: Duration) -> Result<mpsc::P
 
 /// Hands the parts of a batch to the publish stage; nearly always there is one.
 pub async fn send_all(place: mpsc::Permit<'_, Committed>, entrance: &Entrance, done: Vec<Answered>, received: Instant) {
-    let mut parts = done.into_iter().map(|answered| Committed { answered, received });
+    let trace = BatchTrace::current();
+    let mut parts = done.into_iter().map(|answered| Committed {
+        answered,
+        received,
+        trace: trace.clone(),
+    });
     if let Some(first) = parts.next() {
         place.send(first);
     }
@@ -223,14 +231,22 @@ async fn publish_batches(
                 }
             }
         };
-        let Some(Committed { answered, received }) = next else {
+        let Some(Committed {
+            answered,
+            received,
+            trace,
+        }) = next
+        else {
             break;
         };
-        if !answered.publications.is_empty() {
-            publisher.publish_row(answered.id, &answered.publications).await;
-            owned.published(answered.id);
-        }
-        publisher.reply(&answered).await;
+        let told = async {
+            if !answered.publications.is_empty() {
+                publisher.publish_row(answered.id, &answered.publications).await;
+                owned.published(answered.id);
+            }
+            publisher.reply(&answered).await;
+        };
+        trace.within(told).await;
         let elapsed = vec![received.elapsed(); answered.answers.len()];
         Signal::EndToEnd { elapsed: &elapsed }.emit();
     }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::answers::Answers;
 use crate::{
     broker::{
         BrokerError, BrokerSettings, Connection,
@@ -69,6 +70,7 @@ pub struct RowPublisher {
     health: Arc<Health>,
     pub(super) backoff: Backoff,
     link: Option<(Connection, Publisher)>,
+    answers: Answers,
     /// The broker refused a dead letter that carried our login: it may know us by another name.
     without_login: bool,
     /// Whether something passed on that connection.
@@ -91,6 +93,7 @@ impl RowPublisher {
             health,
             backoff: Backoff::new(&settings.retry),
             link: None,
+            answers: Answers::new(settings),
             without_login: false,
             has_passed: false,
             strikes: settings.outbox.strikes,
@@ -150,11 +153,7 @@ impl RowPublisher {
             published: &told,
         }
         .emit();
-        Signal::Stage {
-            stage: Stage::Publish,
-            elapsed: began.elapsed(),
-        }
-        .emit();
+        Signal::stage(Stage::Publish, began).emit();
     }
 
     async fn publisher(&mut self) -> Result<&mut Publisher, BrokerError> {
@@ -329,11 +328,20 @@ impl RowPublisher {
 
     /// Answers partners that asked for it. Best effort: no retry, no confirm.
     pub(super) async fn reply(&mut self, answered: &Answered) {
+        // Only where events pass: none waits for a broker that is away because of a reply.
+        let is_there = self
+            .link
+            .as_ref()
+            .is_some_and(|(connection, _)| connection.is_connected());
         for reply in &answered.replies {
-            // Only over a connection that is there: no event waits for one because of a reply.
-            let sent = match &mut self.link {
-                Some((connection, publisher)) if connection.is_connected() => publisher.reply(reply).await,
-                Some(_) | None => false,
+            let publisher = if is_there {
+                self.answers.publisher(&self.broker, &self.name).await
+            } else {
+                None
+            };
+            let sent = match publisher {
+                Some(publisher) => publisher.reply(reply).await,
+                None => false,
             };
             let result = if sent { ReplyResult::Sent } else { ReplyResult::Failed };
             Signal::Reply { result }.emit();
@@ -348,7 +356,7 @@ impl RowPublisher {
 
     /// Closes the connection in order.
     pub async fn close(self) {
-        if let Some((connection, publisher)) = self.link {
+        for (connection, publisher) in [self.link, self.answers.link].into_iter().flatten() {
             // It is on its way out; a connection that can not even close is cut when it is dropped.
             if let Err(error) = connection.close().await {
                 let error = error.to_string();

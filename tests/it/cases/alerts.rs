@@ -1,12 +1,21 @@
-//! What Prometheus and Grafana are given names what is exported; promtool holds the alerts, where the machine has it.
+//! What Prometheus and Grafana are given names what is exported; promtool holds the alerts and what a worker shows, where the
+//! machine has it.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 use settled::telemetry::{MetricKind, catalogue::ALL};
 
 use super::pages::{read, root};
-use crate::kit::support::skip;
+use crate::kit::{
+    amqp::Message,
+    auditor::Expect,
+    support::{COLLECTS, PATIENCE, said, skip, until, with_partner},
+};
 
 /// Names of our metrics in a text, a histogram's series as the histogram.
 fn named(text: &str) -> BTreeSet<String> {
@@ -99,14 +108,60 @@ fn promtool_finds_nothing_wrong() {
     for arguments in [
         ["check", "rules", "config/prometheus/alerts.yml"],
         ["test", "rules", "config/prometheus/alerts-test.yml"],
+        ["check", "config", "config/prometheus/prometheus.yml"],
     ] {
-        let output = std::process::Command::new("promtool")
-            .args(arguments)
-            .current_dir(root())
-            .output();
+        let output = Command::new("promtool").args(arguments).current_dir(root()).output();
         match output {
-            Ok(output) => assert!(output.status.success(), "{}", crate::kit::support::said(&output)),
+            Ok(output) => assert!(output.status.success(), "{}", said(&output)),
             Err(error) => return skip("alerts::promtool_finds_nothing_wrong", &format!("no promtool: {error}")),
         }
     }
+}
+
+/// What a worker shows under load, as Prometheus would read it: names, units, types and help.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promtool_finds_nothing_wrong_with_what_a_worker_shows() {
+    if let Err(error) = Command::new("promtool").arg("--version").output() {
+        let test = "alerts::promtool_finds_nothing_wrong_with_what_a_worker_shows";
+        return skip(test, &format!("no promtool: {error}"));
+    }
+    let (place, partner) = with_partner("promtool", "1000000").await;
+    let reservations: Vec<_> = (0..20).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let worker = place.ready_worker(&COLLECTS).await;
+    let refused = Message::new("acme.allocation.update", "{", Expect::Refused("malformed_message"));
+    let settles = reservations.iter().map(|reservation| partner.cleared(reservation));
+    place.publish(&settles.chain([refused]).collect::<Vec<_>>()).await;
+    place.rest().await;
+    // Gauges are there once they were measured.
+    let text = until("everything is shown", PATIENCE, async || {
+        let (_, text) = worker.get("/metrics").await?;
+        let is_measured = [
+            "settled_outbox_pending ",
+            "settled_held{",
+            "settled_dead_letters_rows ",
+            "settled_replay_runs{",
+        ]
+        .iter()
+        .all(|name| text.contains(name));
+        is_measured.then_some(text)
+    })
+    .await;
+    assert!(
+        text.contains("settled_messages_total{verdict=\"settled\",reason=\"\"} 20"),
+        "{text}"
+    );
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool");
+    let mut stdin = promtool.stdin.take().expect("a pipe");
+    stdin.write_all(text.as_bytes()).expect("it reads");
+    drop(stdin);
+    let output = promtool.wait_with_output().expect("it ends");
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", said(&output));
+    place.settle_up(worker).await;
 }

@@ -317,6 +317,8 @@ async fn each_user_does_what_it_is_for_and_nothing_else() {
         Act::Publish("settlement.events", "allocation.cleared.acme"),
         Act::Publish("settlement.dead", update),
         Act::Publish("settlement.unreadable", ""),
+        Act::Publish("settlement.epoch", ""),
+        Act::Consume("settlement.epoch"),
         Act::Publish("", "settlement.updates"),
         Act::Publish("", "settlement.outcomes.other"),
         Act::Consume("settlement.updates"),

@@ -17,7 +17,7 @@ use crate::kit::{
     command::{ask_in, run_in},
     partner::{Draft, Partner, new_key},
     proxy::Proxy,
-    support::{PATIENCE, Place, address, until, userinfo, with_address},
+    support::{PATIENCE, Place, address, get, until, userinfo, with_address},
 };
 
 /// The largest body.
@@ -445,6 +445,38 @@ async fn a_bound_partner_is_believed_through_the_api_and_no_other_way() {
         .expect("sent");
     assert!(sent.await.is_err(), "the broker checks user_id");
     worker.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_the_broker_has_answered_it_is_not_ready_and_an_update_waits() {
+    let partner = Partner::new("acme");
+    let place = place_of("api_starts", &partner).await;
+    let reservations = reserved(&place, &partner, 1).await;
+    let worker = place.ready_worker(&[]).await;
+    let proxy = Proxy::to(&address(&place.broker_url)).await;
+    let url = with_address(&place.broker_url, proxy.address);
+    proxy.stall();
+    let settings = [
+        ("SETTLED_BROKER_URL", url.as_str()),
+        ("SETTLED_BROKER__CONNECT_TIMEOUT", "1m"),
+        ("SETTLED_BROKER__PUBLISH_DEADLINE", "1m"),
+    ];
+    let api = Api::start_unready(&place, &settings).await;
+    let acme = token(&place, "acme", "partner", &[]).await;
+    // The database is well, so the broker alone is what it waits for.
+    until("only the broker is missing", PATIENCE, async || {
+        let (status, body) = get(&format!("http://{}/readyz", api.watch())).await?;
+        assert_eq!(status, 503, "ready without a line to the broker: {body}");
+        let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        (body["reasons"] == serde_json::json!(["paused: the broker has not answered yet"])).then_some(())
+    })
+    .await;
+    let message = partner.cleared(&reservations[0]);
+    // Whichever comes first, the update waits for the line and is settled.
+    let (answer, ()) = tokio::join!(put(&place, &api, &acme, &message), async { proxy.open() });
+    as_shown(&place, &answer, reservations[0].id).await;
+    api.stop().await;
+    place.settle_up(worker).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

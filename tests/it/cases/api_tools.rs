@@ -100,7 +100,7 @@ async fn signer() -> Result<PathBuf, String> {
 async fn schemathesis_finds_the_document_true() {
     let schemathesis = match schemathesis().await {
         Ok(schemathesis) => schemathesis,
-        Err(why) => return skip("schemathesis_finds_the_document_true", &why),
+        Err(why) => return skip("api_tools::schemathesis_finds_the_document_true", &why),
     };
     let place = Place::new("api_schemathesis").await;
     let partner = Partner::new("acme");
@@ -174,7 +174,7 @@ async fn schemathesis_finds_the_document_true() {
 async fn what_bitgos_library_signs_settles() {
     let signer = match signer().await {
         Ok(signer) => signer,
-        Err(why) => return skip("what_bitgos_library_signs_settles", &why),
+        Err(why) => return skip("api_tools::what_bitgos_library_signs_settles", &why),
     };
     let place = Place::new("api_bitgo").await;
     let partner = Partner::new("acme");

@@ -7,10 +7,10 @@ use settled::{
         reason::Reason,
         verdict::{Verdict, VerdictKind},
     },
-    settle::{self, Answered, Batch},
+    settle::{self, Answered, Batch, blocked::SideRoom},
     store::{
         Fate,
-        held::{HeldWhy, Pack},
+        held::{HeldWhy, Pack, new_ids},
     },
 };
 use tokio_postgres::{Client, error::SqlState};
@@ -124,7 +124,7 @@ async fn locks_are_taken_in_the_order_of_keys() {
             holder.batch_execute("BEGIN").await.expect("a transaction");
             holder.query(&lock(""), &[held]).await.expect("locked");
             let (clerk, batch) = (clerk.clone(), batch.clone());
-            let trying = tokio::spawn(async move { settle::rehearse(&clerk, &batch).await });
+            let trying = tokio::spawn(async move { settle::rehearse(&clerk, &batch, SideRoom::Free).await });
             until_waiting(&db, 1).await;
             let free = db.query(&lock("SKIP LOCKED"), &[other]).await.expect("asked").len() == 1;
             assert_eq!(free, is_free, "{table}: while it waits for {held}, is {other} free?");
@@ -262,7 +262,11 @@ async fn a_held_batch_whose_commit_is_unknown_is_found_by_its_id() {
         due_in: Duration::ZERO,
         attempts: 0,
     };
-    clerk.store.hold(&[pack]).await.expect("held");
+    clerk
+        .store
+        .hold(&new_ids(std::slice::from_ref(&pack)), &[pack])
+        .await
+        .expect("held");
     let claimed = clerk.store.claim_held(10, PATIENCE, &[]).await.expect("claimed");
     let deliveries = claimed.packs.into_iter().flat_map(|held| held.pack.deliveries);
     let batch = Batch::read(deliveries.collect()).await;

@@ -26,10 +26,7 @@ async fn role(ground: &Ground, options: &str) -> (String, String) {
     db.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'p' {options}"))
         .await
         .expect("a role");
-    let (user, password) = userinfo(&ground.database_url);
-    let url = ground
-        .database_url
-        .replace(&format!("{user}:{password}@"), &format!("{name}:p@"));
+    let url = ground.database_url_of(&name);
     (name, url)
 }
 

@@ -12,19 +12,11 @@ use crate::kit::{
     auditor::{self, Expect, Reservation},
     partner::Partner,
     raw::{CONTENT_TYPE, DELIVERY_MODE, EXPIRATION, HEADERS, MESSAGE_ID, Raw, TOO_DEEP, UNDECODABLE, nested, short},
-    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, said, until, userinfo},
+    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, said, until, userinfo, with_partner},
 };
 
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000000").await;
-    (place, partner)
-}
-
 async fn with_reserved(test: &str, count: usize) -> (Place, Partner, Vec<Reservation>) {
-    let (place, partner) = with_partner(test).await;
+    let (place, partner) = with_partner(test, "1000000").await;
     let reservations: Vec<Reservation> = (0..count).map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
     (place, partner, reservations)
@@ -161,7 +153,7 @@ async fn a_dead_letter_is_stored_with_everything_it_came_with() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_one_row_however_often_it_fails() {
-    let (place, _) = with_partner("one_row").await;
+    let (place, _) = with_partner("one_row", "1000000").await;
     let worker = place.ready_worker(&[]).await;
     let message = junk(1);
     for times in 1..=3 {
@@ -227,7 +219,7 @@ fn forged_headers(reason: &str) -> FieldTable {
 /// nobody is told anything by it. From 4.0 on the broker writes its own, whatever came along.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_the_sender_brought_along_says_nothing() {
-    let (place, _) = with_partner("brought_along").await;
+    let (place, _) = with_partner("brought_along", "1000000").await;
     let message = Message::new("acme.allocation.update", "brought along", Expect::Any).with(|properties| {
         properties
             .with_headers(forged_headers("expired"))
@@ -262,7 +254,7 @@ async fn a_record_that_the_sender_brought_along_says_nothing() {
 /// What the broker makes by itself, plain, and with everything forged that a sender can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_broker_gave_up_is_stored_told_and_counted() {
-    let (place, _) = with_partner("broker_made").await;
+    let (place, _) = with_partner("broker_made", "1000000").await;
     let made = |name: &str, body: Vec<u8>| {
         Message::new("acme.allocation.update", body, Expect::Any).expecting(match name {
             "expired" => Expect::Refused("expired"),
@@ -367,7 +359,7 @@ async fn what_the_broker_gave_up_is_stored_told_and_counted() {
 /// Versions before this one rejected what is too large, and left the rest to the broker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_earlier_version_rejected_is_still_too_large() {
-    let (place, _) = with_partner("rejected").await;
+    let (place, _) = with_partner("rejected", "1000000").await;
     let body = vec![b' '; 262_145];
     place
         .publish(&[Message::new("acme.allocation.update", body.clone(), Expect::Any)])
@@ -399,7 +391,7 @@ async fn what_an_earlier_version_rejected_is_still_too_large() {
 /// Handed out before is not stored before: what a later failure of the same message overtook is told all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_broker_gave_up_is_told_even_if_it_looks_like_a_copy() {
-    let (place, _) = with_partner("overtaken").await;
+    let (place, _) = with_partner("overtaken", "1000000").await;
     let body = b"overtaken";
     let message = Message::new("acme.allocation.update", body.to_vec(), Expect::Any);
     let expiring = message
@@ -439,7 +431,7 @@ async fn what_the_broker_gave_up_is_told_even_if_it_looks_like_a_copy() {
 /// By hand, through any RabbitMQ tool: kept like any other, and nothing is believed of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_judged_is_stored_as_of_unknown_origin() {
-    let (place, _) = with_partner("by_hand").await;
+    let (place, _) = with_partner("by_hand", "1000000").await;
     let worker = place.ready_worker(&[]).await;
     let mut headers = FieldTable::default();
     headers.insert("settled-reason".into(), AMQPValue::LongString("expired".into()));
@@ -485,7 +477,7 @@ async fn what_nobody_judged_is_stored_as_of_unknown_origin() {
 /// What one message alone can cause costs nobody else anything: it ends in `settlement.unreadable`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_can_not_be_stored_is_set_apart() {
-    let (place, _) = with_partner("set_apart").await;
+    let (place, _) = with_partner("set_apart", "1000000").await;
     let refuse = "ALTER TABLE settled.dead_letters ADD CHECK (body <> 'junk 13'::bytea)";
     place.db().await.batch_execute(refuse).await.expect(refuse);
     let to_dead = |mut message: Message| {
@@ -740,7 +732,7 @@ async fn headers_nested_deeper_than_we_walk() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn collecting_by_hand_ends_with_an_empty_queue() {
-    let (place, _) = with_partner("by_command").await;
+    let (place, _) = with_partner("by_command", "1000000").await;
     let nothing = json!({"new": 0, "again": 0, "copies": 0, "unreadable": 0, "left": 0});
     assert_eq!(place.json(&["dead-letters", "collect"]).await, nothing);
     // A worker that leaves the dead letters where they are, beside it.
@@ -778,7 +770,7 @@ async fn collecting_by_hand_ends_with_an_empty_queue() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_collects_until_it_is_stopped() {
-    let (place, _) = with_partner("follow").await;
+    let (place, _) = with_partner("follow", "1000000").await;
     let mut command = place.command(&["dead-letters", "collect", "--follow", "--json"]);
     command.stdout(std::process::Stdio::piped());
     let child = command.spawn().expect("settled starts");
@@ -806,7 +798,7 @@ async fn a_follower_collects_until_it_is_stopped() {
 /// A second signal, or the end of `worker.drain_deadline`, ends it, whatever is in the way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collection_that_is_held_up_can_be_stopped() {
-    let (place, _) = with_partner("held_up").await;
+    let (place, _) = with_partner("held_up", "1000000").await;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
                   $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '42501'; END $$;
                   CREATE TRIGGER refuse BEFORE INSERT ON settled.dead_letters FOR EACH ROW EXECUTE FUNCTION refuse()";
@@ -851,7 +843,7 @@ async fn a_collection_that_is_held_up_can_be_stopped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn collecting_without_a_database_or_a_broker_says_so() {
-    let (place, _) = with_partner("nowhere").await;
+    let (place, _) = with_partner("nowhere", "1000000").await;
     for (name, value) in [
         ("--database-url", "postgres://nobody@127.0.0.1:1/x"),
         ("--broker-url", "amqp://nobody:x@127.0.0.1:1/x"),
@@ -865,7 +857,7 @@ async fn collecting_without_a_database_or_a_broker_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_an_operator_is_measured() {
-    let (place, _) = with_partner("measured").await;
+    let (place, _) = with_partner("measured", "1000000").await;
     let worker = place.ready_worker(&[]).await;
     place.publish(&(0..5).map(junk).collect::<Vec<_>>()).await;
     rows(&place, 5).await;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::kit::{
     amqp::Message,
     auditor::{Expect, Reservation, event_id, sha256},
-    command::{Answer, NOWHERE, add_key, add_partner, ask, ask_in, ask_with, deposit, ledger, register},
+    command::{Answer, NOWHERE, add_key, add_partner, ask, ask_in, ask_with, deposit, ledger, move_funds, register},
     partner::{Draft, Partner, new_key},
     support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, until, userinfo},
     traffic::partner_signature,
@@ -642,6 +642,72 @@ async fn a_currency_that_looks_like_a_slip_must_be_meant() {
     );
 }
 
+/// Only what is available goes out, once per client and reference, and the books prove it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn funds_go_out_once_per_client_and_reference() {
+    let ground = ledger("withdraw").await;
+    let partner = Partner::new("acme");
+    register(&ground, &partner).await;
+    let client = partner.client.to_string();
+    let withdraw = async |quantity: &str, reference: &str| {
+        move_funds(&ground, "withdraw", &client, ("BTC", quantity), reference).await
+    };
+    withdraw("1", "out 1").await.refused(1, "has less than 1 BTC available");
+    deposit(&ground, &client, "BTC", "100", "out 1").await.document(0);
+    let line = partner.allocation("BTC", "40").line();
+    ask_with(&ground, &["allocation", "reserve"], &line).await;
+    withdraw("61", "out 1")
+        .await
+        .refused(1, "has less than 61 BTC available");
+    let mut expected = json!({
+        "clientId": client, "currency": "BTC", "quantity": "25", "reference": "out 1", "result": "withdrawn",
+    });
+    assert_eq!(withdraw("25", "out 1").await.document(0), expected);
+    expected["result"] = json!("exists");
+    assert_eq!(withdraw("25", "out 1").await.document(0), expected);
+    withdraw("5", "out 1").await.refused(
+        1,
+        "another withdrawal under the reference \"out 1\" (its quantity is 25, and 5 was given)",
+    );
+    move_funds(&ground, "withdraw", &client, ("ETH", "25"), "out 1")
+        .await
+        .refused(1, "its currency is BTC, and ETH was given");
+    for (quantity, reference) in [("0", "r"), ("1.5", "r"), ("-1", "r"), ("1", "")] {
+        withdraw(quantity, reference).await.refusal(2);
+    }
+    // Whoever comes first takes what is left: thirty-five at ten each go out three times.
+    let left = futures_util::future::join_all(
+        (0..8).map(async |number| withdraw("10", &format!("race {number}")).await.code == Some(0)),
+    )
+    .await;
+    assert_eq!(left.iter().filter(|went| **went).count(), 3, "{left:?}");
+    let balances = ask(&ground, &["ledger", "balances"]).await.document(0);
+    let of = |account: &str| {
+        let mut found = balances.as_array().expect("a list").iter();
+        found.find(|balance| balance["account"] == account).expect("an account")["balance"].clone()
+    };
+    assert_eq!(
+        (of("available"), of("external"), of("held")),
+        (json!("5"), json!("-45"), json!("40"))
+    );
+    let acts = ask(&ground, &["audit", "list", "--act", "withdraw"]).await.lines(0);
+    assert_eq!(acts.len(), 4, "{acts:?}");
+    let checked = ask(&ground, &["ledger", "check"]).await.document(0);
+    assert_eq!(
+        (&checked["ok"], &checked["counted"]["withdrawals"]),
+        (&json!(true), &json!(4)),
+        "{checked}"
+    );
+    let wrong = "UPDATE settled.withdrawals SET quantity = 26 WHERE reference = 'out 1'";
+    ground.tamper(wrong).await;
+    let checked = ask(&ground, &["ledger", "check"]).await.document(1);
+    let problems = checked["problems"].to_string();
+    assert!(
+        problems.contains("is withdrawal of 25") && problems.contains("instead of withdrawal of 26"),
+        "{problems}"
+    );
+}
+
 #[tokio::test]
 async fn ten_times_the_largest_quantity_is_exact() {
     let ground = ledger("largest").await;
@@ -786,6 +852,28 @@ async fn each_reservation_is_judged_on_its_own() {
         (&json!(no_field.id), &json!("invalid_field"))
     );
     assert_eq!(answers[2]["result"], "exists");
+    // The id of a deposit is taken, and costs the lines beside it nothing.
+    let db = ground.db().await;
+    let deposit_id: Uuid = db
+        .query_one("SELECT id FROM settled.deposits", &[])
+        .await
+        .expect("it")
+        .get(0);
+    deposit(&ground, &partner.client.to_string(), "ETH", "9", "r3")
+        .await
+        .document(0);
+    let [before, theirs, after] = [(); 3].map(|()| partner.allocation("ETH", "3"));
+    let lines = [before.line(), with(&theirs, "id", json!(deposit_id)), after.line()];
+    let answers = ask_with(&ground, &reserve, &lines.join("\n")).await.lines(3);
+    let taken = "id: it, or the clientExternalId, was taken by somebody else just now";
+    assert_eq!(
+        answers,
+        [
+            json!({"id": before.id, "result": "reserved"}),
+            refused(deposit_id, "conflict", taken),
+            json!({"id": after.id, "result": "reserved"}),
+        ]
+    );
     // All refused, none asked, all there.
     assert_eq!(ask_with(&ground, &reserve, &too_much.line()).await.lines(1).len(), 1);
     assert!(ask_with(&ground, &reserve, "\n \n").await.lines(0).is_empty());

@@ -15,7 +15,7 @@ use crate::kit::{
     auditor::{Expect, Reservation, dead_letter_id, event_id, sha256},
     command::Answer,
     partner::Partner,
-    support::{COLLECTS, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, settled, until},
+    support::{COLLECTS, LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, count, settled, until},
 };
 
 // Staging ------------------------------------------------------------------------------------------------------------
@@ -71,13 +71,6 @@ async fn strand(place: &Place, enterprise: &str, count: usize) -> Stranded {
         reservations,
         messages,
     }
-}
-
-async fn count(db: &Client, what: &str) -> i64 {
-    db.query_one(&format!("SELECT count(*) FROM settled.{what}"), &[])
-        .await
-        .expect(what)
-        .get(0)
 }
 
 /// Waits until the collector has put so many messages into the table.
@@ -304,6 +297,14 @@ async fn wrong_filters_are_usage_errors() {
         &["list", "--reason", "bad"][..],
         &["list", "--state", "bad"],
         &["list", "--since", "yesterday"],
+        &["list", "--since", "1h", "--until", "2h"],
+        &[
+            "list",
+            "--since",
+            "2030-01-02T00:00:00Z",
+            "--until",
+            "2030-01-01T00:00:00Z",
+        ],
         &["list", "--final", "--not-final"],
         &["list", "--partner", "a.b"],
         &["list", "--allocation", "7"],

@@ -40,7 +40,7 @@ const DATABASE: [&str; 16] = [
 ];
 
 /// The lines about the broker.
-const BROKER: [&str; 23] = [
+const BROKER: [&str; 30] = [
     "broker",
     "partners_apart",
     "updates",
@@ -52,18 +52,31 @@ const BROKER: [&str; 23] = [
     "exchange settlement.dead.broker",
     "exchange settlement.updates.all",
     "exchange settlement.updates",
+    "exchange settlement.epoch",
     "exchange settlement.events",
     "queue settlement.unreadable",
     "queue settlement.dead",
     "queue settlement.dead.broker",
     "queue settlement.updates",
+    "queue settlement.epoch",
+    "queue settlement.dead.broker.*",
     "permission to publish to settlement.events",
     "permission to publish to settlement.dead",
     "permission to publish to settlement.unreadable",
+    "permission to publish to settlement.epoch",
     "permission to consume settlement.updates",
     "permission to consume settlement.dead",
     "permission to consume settlement.dead.broker",
+    "permission to consume settlement.epoch",
+    "permission to consume settlement.dead.broker.*",
     "alarms",
+    "epoch",
+];
+
+/// What is looked at at the broker only where the database says its name.
+const OF_THE_BOOKS: [&str; 2] = [
+    "permission to consume settlement.dead.broker.*",
+    "queue settlement.dead.broker.*",
 ];
 
 /// What the doctor said, line by line.
@@ -238,7 +251,8 @@ async fn what_is_away_is_a_line_and_the_rest_is_still_looked_at() {
     let ground = well("away").await;
     let (database, broker) = (ground.database_url.as_str(), ground.broker_url.as_str());
     let (user, password) = userinfo(database);
-    let others: Vec<&str> = DATABASE.into_iter().filter(|name| *name != "database").collect();
+    let others = DATABASE.into_iter().filter(|name| *name != "database");
+    let others: Vec<&str> = others.chain(OF_THE_BOOKS).collect();
     for (url, piece) in [
         (format!("postgres://{user}:{password}@{NOWHERE}/x"), "refused"),
         (database.replace(password, "wrong"), "password authentication failed"),
@@ -298,6 +312,8 @@ async fn the_schema_is_the_one_that_is_needed() {
     found.assert_problems(
         &["schema"],
         &[
+            OF_THE_BOOKS[0],
+            OF_THE_BOOKS[1],
             "append_only",
             "grants",
             "ownership",
@@ -327,11 +343,17 @@ async fn what_keeps_the_books_unchanged_is_there_and_switched_on() {
         ("transfers", "append_only"),
         ("batches", "append_only"),
         ("deposits", "append_only"),
+        ("withdrawals", "append_only"),
+        ("moved_funds", "append_only"),
+        ("moves", "fixed"),
         ("parkings", "append_only"),
         ("receipts", "never_forgotten"),
         ("receipts", "settled_for_ever"),
         ("audit", "append_only"),
         ("audit_subjects", "append_only"),
+        ("allocations", "id_taken"),
+        ("partners", "of_moving"),
+        ("receipts", "of_moving"),
     ];
     for (table, name) in guards {
         let piece = format!("trigger {name} on settled.{table}");
@@ -612,7 +634,7 @@ async fn a_server_that_forgets_in_a_crash_is_found() {
         let access = "host all all 127.0.0.1/32 trust\n";
         let server = match Server::start(&format!("{setting} = off"), access, &[]).await {
             Ok(server) => server,
-            Err(why) => return skip("a_server_that_forgets_in_a_crash_is_found", &why),
+            Err(why) => return skip("doctor::a_server_that_forgets_in_a_crash_is_found", &why),
         };
         let mut ground = Ground::new("fsync").await;
         ground.database_url = server.url("127.0.0.1", "postgres");
@@ -706,6 +728,11 @@ async fn each_exchange_is_there_and_as_it_should_be() {
             &["permission to publish to settlement.dead"],
             "topic",
         ),
+        (
+            "settlement.epoch",
+            &["permission to publish to settlement.epoch"],
+            "fanout",
+        ),
         ("settlement.updates.all", &[], "fanout"),
         ("settlement.updates", &[], "topic"),
         (
@@ -775,6 +802,12 @@ async fn the_dead_letter_queues_are_there_and_as_they_should_be() {
         json!({"durable": true, "arguments": {"x-queue-type": "quorum", "x-max-length": 9}}),
     ];
     spoil(&ground, "queue settlement.unreadable", &[], &DEPTHS, &others).await;
+    let others = [
+        json!({"durable": true, "arguments": {"x-queue-type": "stream"}}),
+        json!({"durable": true, "arguments": {"x-queue-type": "stream", "x-max-length-bytes": 1_000}}),
+    ];
+    let concerned = ["permission to consume settlement.epoch"];
+    spoil(&ground, "queue settlement.epoch", &concerned, &[], &others).await;
 }
 
 #[tokio::test]
@@ -798,8 +831,8 @@ async fn the_broker_user_has_the_permissions() {
         // As a worker should be: it declares nothing.
         (
             "",
-            "settlement.(events|dead|unreadable)",
-            "settlement.(updates|dead)",
+            "settlement.(events|dead|unreadable|epoch)",
+            "settlement.(updates|dead|epoch)",
             &[],
         ),
         (
@@ -809,11 +842,12 @@ async fn the_broker_user_has_the_permissions() {
             &[
                 "permission to publish to settlement.dead",
                 "permission to publish to settlement.unreadable",
+                "permission to publish to settlement.epoch",
             ],
         ),
         (
             "",
-            "settlement.(dead|unreadable)",
+            "settlement.(dead|unreadable|epoch)",
             ".*",
             &["permission to publish to settlement.events"],
         ),
@@ -824,12 +858,14 @@ async fn the_broker_user_has_the_permissions() {
             &[
                 "permission to consume settlement.dead",
                 "permission to consume settlement.dead.broker",
+                "permission to consume settlement.epoch",
+                "permission to consume settlement.dead.broker.*",
             ],
         ),
         (
             "",
             ".*",
-            "settlement.dead",
+            "settlement.(dead|epoch)",
             &["permission to consume settlement.updates"],
         ),
     ] {

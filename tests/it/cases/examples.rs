@@ -14,7 +14,7 @@ use crate::kit::{
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, said, skip},
 };
 
-const OF_PARTNERS: [&str; 2] = ["partner/python", "partner/node"];
+const OF_PARTNERS: [&str; 3] = ["partner/python", "partner/node", "partner/go"];
 const OF_SUBSCRIBERS: [&str; 2] = ["subscriber/python", "subscriber/node"];
 
 /// Gets what an example builds on. Where there is no such language or registry its test is skipped, with why.
@@ -135,6 +135,13 @@ async fn the_partner_in_node_settles_with_bitgos_library() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_partner_in_go_settles() {
+    if installed("partner/go", "examples::the_partner_in_go_settles") {
+        a_partner_in("partner/go", "go").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_partner_in_rust_settles() {
     a_partner_in("partner/rust", "rust").await;
 }
@@ -236,6 +243,7 @@ fn the_examples_are_short_and_pinned() {
         let file = match language {
             "python" => format!("{kind}.py"),
             "node" => format!("{kind}.js"),
+            "go" => "main.go".to_owned(),
             _ => "main.rs".to_owned(),
         };
         let text = read(&format!("examples/{name}/{file}"));

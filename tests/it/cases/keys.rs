@@ -2,22 +2,13 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use tokio_postgres::Client;
 
 use crate::kit::{
     auditor::Expect,
     command::{Answer, ask},
     partner::{Partner, new_key, sign},
-    support::{PATIENCE, Place, Worker, until},
+    support::{PATIENCE, Place, Worker, count, until, with_partner},
 };
-
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000").await;
-    (place, partner)
-}
 
 /// The same partner with another key.
 fn with_key(partner: &Partner) -> Partner {
@@ -49,14 +40,9 @@ async fn metric_is(worker: &Worker, line: &str) {
     .await;
 }
 
-async fn count(db: &Client, what: &str) -> i64 {
-    let sql = format!("SELECT count(*) FROM settled.{what}");
-    db.query_one(&sql, &[]).await.expect(&sql).get(0)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_rotated_with_a_grace() {
-    let (place, old) = with_partner("key_rotate").await;
+    let (place, old) = with_partner("key_rotate", "1000").await;
     let new = with_key(&old);
     let worker = place
         .ready_worker(&[("SETTLED_REGISTRY__KEY_USE_INTERVAL", "100ms")])
@@ -135,7 +121,7 @@ async fn a_key_is_rotated_with_a_grace() {
 
 #[tokio::test]
 async fn whoever_gives_a_key_proves_to_have_it() {
-    let (place, partner) = with_partner("key_proof").await;
+    let (place, partner) = with_partner("key_proof", "1000").await;
     let new = with_key(&partner);
     let required = ["--set", "registry.key_proof_required=true"];
     let challenge = async |new: &Partner| {
@@ -224,7 +210,7 @@ async fn whoever_gives_a_key_proves_to_have_it() {
 
 #[tokio::test]
 async fn a_key_that_ends_is_told_before() {
-    let (place, partner) = with_partner("key_ends").await;
+    let (place, partner) = with_partner("key_ends", "1000").await;
     let line = async || {
         let checks = ask(&place, &["doctor"]).await;
         let checks: Value = serde_json::from_str(&checks.out).expect("JSON");
@@ -266,7 +252,7 @@ async fn a_key_that_ends_is_told_before() {
 /// Pasted by mistake, wherever on the line: known for what it is, and nowhere repeated.
 #[tokio::test]
 async fn what_is_no_public_key_is_refused_and_not_repeated() {
-    let (place, _) = with_partner("key_slips").await;
+    let (place, _) = with_partner("key_slips", "1000").await;
     let secret = "5HueCGU8rMjxEXxiPuD5BDku4MkFqeZyd4dZ1jvhTVqvbTLvyTJ";
     let hex = "c0ffee11".repeat(8);
     for (text, piece) in [

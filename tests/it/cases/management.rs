@@ -79,7 +79,9 @@ async fn what_amqp_does_not_show_is_seen() {
             "management: queue settlement.dead",
             "management: queue settlement.dead.broker",
             "management: queue settlement.updates",
+            "management: queue settlement.epoch",
             "management: queue settlement.updates.acme",
+            "management: queue settlement.dead.broker.*",
         ]
     );
 

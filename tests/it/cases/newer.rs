@@ -7,19 +7,11 @@ use crate::kit::{
     auditor::Expect,
     command::{Answer, ask},
     partner::{Partner, new_key},
-    support::{PATIENCE, Place, until},
+    support::{PATIENCE, until, with_partner},
 };
 
 /// A reason that no version knows.
 const NEWER: &str = "custody_frozen";
-
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000").await;
-    (place, partner)
-}
 
 fn event(seen: &crate::kit::amqp::Seen) -> Value {
     serde_json::from_slice(&seen.body).expect("an event is JSON")
@@ -27,7 +19,7 @@ fn event(seen: &crate::kit::amqp::Seen) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reason_of_a_newer_version_is_kept_told_again_and_stops_nobody() {
-    let (place, partner) = with_partner("newer").await;
+    let (place, partner) = with_partner("newer", "1000").await;
     let db = place.db().await;
     let reservations: Vec<_> = (0..2).map(|_| partner.allocation("BTC", "5")).collect();
     place.reserve(&reservations).await;
@@ -189,7 +181,7 @@ async fn a_reason_of_a_newer_version_is_kept_told_again_and_stops_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_signature_says_where_its_key_stands() {
-    let (place, partner) = with_partner("mismatch").await;
+    let (place, partner) = with_partner("mismatch", "1000").await;
     let other = Partner::new("beta");
     place.register(&other).await;
     let (early, late) = (new_key(), new_key());

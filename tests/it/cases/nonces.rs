@@ -4,22 +4,13 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use tokio_postgres::Client;
 
 use crate::kit::{
     auditor::Expect,
     command::{Answer, ask},
-    partner::{Partner, new_key},
-    support::{PATIENCE, Place, until},
+    partner::new_key,
+    support::{PATIENCE, Place, count, until, with_partner},
 };
-
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000").await;
-    (place, partner)
-}
 
 async fn void(place: &Place, nonce: &str) -> Answer {
     let words = ["nonce", "void", "--enterprise-id", "acme", "--nonce", nonce];
@@ -36,14 +27,9 @@ async fn receipt(place: &Place, nonce: &str) -> Value {
         .document(0)
 }
 
-async fn count(db: &Client, what: &str) -> i64 {
-    let sql = format!("SELECT count(*) FROM settled.{what}");
-    db.query_one(&sql, &[]).await.expect(&sql).get(0)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voided_nonce_settles_nothing_and_is_told_as_any_refusal() {
-    let (place, partner) = with_partner("nonce_void").await;
+    let (place, partner) = with_partner("nonce_void", "1000").await;
     let worker = place.ready_worker(&[]).await;
     let db = place.db().await;
     let reservations: Vec<_> = (0..3).map(|_| partner.allocation("BTC", "5")).collect();
@@ -156,7 +142,7 @@ async fn a_voided_nonce_settles_nothing_and_is_told_as_any_refusal() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voiding_and_settling_exclude_each_other() {
     const MESSAGES: usize = 24;
-    let (place, partner) = with_partner("nonce_race").await;
+    let (place, partner) = with_partner("nonce_race", "1000").await;
     let worker = place.ready_worker(&[]).await;
     let db = place.db().await;
     let late: Vec<_> = (0..MESSAGES).map(|_| partner.allocation("BTC", "1")).collect();
@@ -200,7 +186,7 @@ async fn voiding_and_settling_exclude_each_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_message_ends_when_it_says_so() {
-    let (place, partner) = with_partner("expires_at").await;
+    let (place, partner) = with_partner("expires_at", "1000").await;
     let worker = place.ready_worker(&[]).await;
     let db = place.db().await;
     let reservations: Vec<_> = (0..4).map(|_| partner.allocation("BTC", "5")).collect();

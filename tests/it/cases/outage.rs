@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lapin::types::AMQPValue;
 
 use crate::kit::{
-    amqp::Message,
+    amqp::{Message, Seen},
     auditor::{
         Reservation,
         bounds::{Amounts, Gauge, Watch},
@@ -191,12 +191,15 @@ async fn all_back(place: &Place, count: usize) {
 /// How often each message in the queue went back there.
 async fn delivery_counts(place: &Place) -> Vec<i64> {
     let queued = place.line().peek("settlement.updates").await;
-    let counts = queued.iter().map(|seen| match seen.header("x-delivery-count") {
+    queued.iter().map(delivery_count).collect()
+}
+
+fn delivery_count(seen: &Seen) -> i64 {
+    match seen.header("x-delivery-count") {
         None => 0,
         Some(AMQPValue::LongLongInt(count)) => *count,
         Some(other) => panic!("{other:?}"),
-    });
-    counts.collect()
+    }
 }
 
 /// However long the database is away, a message is handed back once: its delivery count must not grow with the outage. Again
@@ -468,4 +471,129 @@ async fn a_backlog_stays_in_the_queue() {
     assert_eq!(peak.above(&worker.bounds), Vec::<String>::new());
     assert!(peak.ahead > 0, "it was looked at while it worked: {peak:?}");
     place.settle_up(worker).await;
+}
+
+/// A number from the environment, for those who have less time.
+fn number(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty());
+    text.map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name} is a whole number"))
+    })
+}
+
+/// The batches' own count of what settled, once the database answers.
+async fn settled(db: &tokio_postgres::Client) -> i64 {
+    let sql = "SELECT coalesce(sum(settled), 0)::bigint FROM settled.batches";
+    db.query_one(sql, &[]).await.expect("batches").get(0)
+}
+
+/// What the database takes on disk, in bytes.
+async fn size(db: &tokio_postgres::Client) -> i64 {
+    let sql = "SELECT pg_database_size(current_database())";
+    db.query_one(sql, &[]).await.expect("a size").get(0)
+}
+
+/// Waits until so many are settled. The times of the first beyond `before` and of the last.
+async fn drained(db: &tokio_postgres::Client, before: i64, all: i64) -> (Instant, Instant) {
+    const LONG: Duration = Duration::from_secs(1_800);
+    let first = until("the first settles", LONG, async || {
+        (settled(db).await > before).then(Instant::now)
+    })
+    .await;
+    let last = until("all settle", LONG, async || {
+        (settled(db).await >= all).then(Instant::now)
+    })
+    .await;
+    (first, last)
+}
+
+/// Ten minutes without the database while a hundred thousand messages wait: nothing is dead-lettered, no message was delivered
+/// more than once in vain, and then all of it drains about as fast as ever. `make outage`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a quarter of an hour: run `make outage`"]
+async fn away_while_a_hundred_thousand_wait() {
+    let waiting = number("SETTLED_OUTAGE_MESSAGES", 100_000) as usize;
+    let away = Duration::from_secs(number("SETTLED_OUTAGE_SECONDS", 600));
+    let usual = (waiting / 5).max(1_000);
+    let private = Private::start().await.unwrap_or_else(|why| panic!("{why}"));
+    let place = Place::within(private.services.clone(), "long_away").await;
+    place.story().only_valid = true;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "100000000").await;
+    let empty = size(&place.db().await).await;
+    let mut messages = Vec::new();
+    for _ in 0..(usual + waiting).div_ceil(5_000) {
+        let reservations: Vec<Reservation> = (0..5_000).map(|_| partner.allocation("BTC", "1")).collect();
+        place.reserve(&reservations).await;
+        messages.extend(reservations.iter().map(|reservation| partner.cleared(reservation)));
+    }
+    messages.truncate(usual + waiting);
+    let (before, during) = messages.split_at(usual);
+    let publish = async |messages: &[Message]| {
+        for lot in messages.chunks(250) {
+            place.publish(lot).await;
+        }
+    };
+    let rate =
+        |messages: usize, (first, last): (Instant, Instant)| messages as f64 / last.duration_since(first).as_secs_f64();
+
+    publish(before).await;
+    let db = place.db().await;
+    let worker = place.ready_worker(&[("SETTLED_LOG__LEVEL", "info")]).await;
+    let usual_rate = rate(usual, drained(&db, 0, usual as i64).await);
+    println!("{usual} messages that waited while nothing was away: {usual_rate:.0} a second");
+    place.rest_within(Duration::from_secs(600)).await;
+
+    // Some are in the worker's hands when it goes.
+    let (in_hand, rest) = during.split_at(2_000.min(during.len()));
+    db.batch_execute("BEGIN; LOCK TABLE settled.batches")
+        .await
+        .expect("a lock");
+    publish(in_hand).await;
+    private.kill("postgres").await;
+    let gone = Instant::now();
+    worker.not_ready().await;
+    publish(rest).await;
+    println!("{waiting} wait after {:.0?} without the database", gone.elapsed());
+    tokio::time::sleep(away.saturating_sub(gone.elapsed())).await;
+    all_back(&place, waiting).await;
+    // Those that were in hand are the first in the queue again; to look at more would count against them.
+    let counts = place.line().peek_some("settlement.updates", 5_000).await;
+    let counts: Vec<i64> = counts.iter().map(delivery_count).collect();
+    let mut table = std::collections::BTreeMap::<i64, usize>::new();
+    for count in &counts {
+        *table.entry(*count).or_default() += 1;
+    }
+    println!(
+        "delivery counts of the first {} after {:.0?}: {table:?}",
+        counts.len(),
+        gone.elapsed()
+    );
+    assert!(
+        counts.iter().all(|count| *count <= 1),
+        "handed back more than once: {table:?}"
+    );
+
+    private.restart("postgres").await;
+    let back = Instant::now();
+    let db = place.db().await;
+    let (first, last) = drained(&db, usual as i64, (usual + waiting) as i64).await;
+    let after_rate = rate(waiting, (first, last));
+    println!(
+        "back: the first settled {:.0?} after the database answered, {waiting} at {after_rate:.0} a second, {:.2} of the usual rate",
+        first.duration_since(back),
+        after_rate / usual_rate
+    );
+    place.rest_within(Duration::from_secs(900)).await;
+    place.settle_up(worker).await;
+    assert!(place.dead.seen().is_empty());
+    println!(
+        "on disk: {} bytes for each reservation and its settlement",
+        (size(&db).await - empty) / (usual + waiting) as i64
+    );
+    assert!(
+        after_rate > 0.8 * usual_rate,
+        "{after_rate:.0} a second, {usual_rate:.0} as usual"
+    );
 }

@@ -150,6 +150,8 @@ fn every_setting_named_exists() {
                 "broker_url_file",
                 "migrate_database_url",
                 "migrate_database_url_file",
+                "target_database_url",
+                "target_database_url_file",
                 "a.b",
             ];
             let of_tools = [

@@ -536,6 +536,16 @@ async fn at_rest(place: &Place, line: &Line) -> bool {
             return false;
         }
     }
+    let books: String = place
+        .db()
+        .await
+        .query_one("SELECT 'settlement.dead.broker.' || replace(books::text, '-', '') FROM settled.epochs ORDER BY epoch DESC LIMIT 1", &[])
+        .await
+        .expect("the books")
+        .get(0);
+    if line.depth(&books).await > 0 {
+        return false;
+    }
     let sql = "SELECT (SELECT count(*) FROM settled.outbox) + (SELECT count(*) FROM settled.held)";
     let left: i64 = place.db().await.query_one(sql, &[]).await.expect(sql).get(0);
     left == 0

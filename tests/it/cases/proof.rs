@@ -247,6 +247,10 @@ const SPOILT: &[(&str, &str)] = &[
         "I6: *changed deposits",
     ),
     (
+        "INSERT INTO settled.withdrawals (client_id, reference, currency, quantity) VALUES (gen_random_uuid(), 'x', 'BTC', 1)",
+        "I6: *changed withdrawals",
+    ),
+    (
         "UPDATE settled.allocations SET updated_at = updated_at + interval '1 millisecond'",
         "I6: *changed allocations",
     ),

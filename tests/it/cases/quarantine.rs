@@ -7,13 +7,8 @@ use crate::kit::{
     auditor::Expect,
     command::{Answer, ask},
     partner::Partner,
-    support::{PATIENCE, Place, until},
+    support::{PATIENCE, Place, count, until},
 };
-
-async fn count(db: &Client, what: &str) -> i64 {
-    let sql = format!("SELECT count(*) FROM settled.{what}");
-    db.query_one(&sql, &[]).await.expect(&sql).get(0)
-}
 
 async fn held(db: &Client) -> i64 {
     let sql = "SELECT coalesce(sum(messages), 0)::bigint FROM settled.held WHERE why = 'quarantine'";

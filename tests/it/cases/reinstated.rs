@@ -1,22 +1,13 @@
 //! A key that was revoked and counts again: what it signed meanwhile, and was refused, never settles.
 
 use serde_json::{Value, json};
-use tokio_postgres::Client;
 
 use crate::kit::{
     auditor::Expect,
     command::{Answer, ask},
     partner::{Partner, new_key},
-    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, until},
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, count, until, with_partner},
 };
-
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000").await;
-    (place, partner)
-}
 
 async fn key(place: &Place, act: &str, partner: &Partner, flags: &[&str]) -> Answer {
     let public_key = partner.public_key();
@@ -24,14 +15,9 @@ async fn key(place: &Place, act: &str, partner: &Partner, flags: &[&str]) -> Ans
     ask(place, &[&words, flags].concat()).await
 }
 
-async fn count(db: &Client, what: &str) -> i64 {
-    let sql = format!("SELECT count(*) FROM settled.{what}");
-    db.query_one(&sql, &[]).await.expect(&sql).get(0)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_refused_while_revoked_never_settles() {
-    let (place, partner) = with_partner("reinstated").await;
+    let (place, partner) = with_partner("reinstated", "1000").await;
     let worker = place.ready_worker(&[]).await;
     let db = place.db().await;
     let reservations: Vec<_> = (0..4).map(|_| partner.allocation("BTC", "5")).collect();
@@ -116,7 +102,7 @@ async fn what_was_refused_while_revoked_never_settles() {
 /// A batch that refuses and a command that reinstates wait for each other: never is a copy refused and another settled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reinstating_waits_for_what_is_being_refused() {
-    let (place, partner) = with_partner("reinstate_race").await;
+    let (place, partner) = with_partner("reinstate_race", "1000").await;
     let worker = place.ready_worker(&[LEAVE_DEAD_LETTERS]).await;
     let reservations: Vec<_> = (0..30).map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
@@ -150,7 +136,7 @@ async fn reinstating_waits_for_what_is_being_refused() {
 
 #[tokio::test]
 async fn a_key_that_can_not_be_reinstated() {
-    let (place, partner) = with_partner("not_reinstated").await;
+    let (place, partner) = with_partner("not_reinstated", "1000").await;
     let db = place.db().await;
     key(&place, "revoke", &partner, &[]).await.document(0);
     let reinstate = async || key(&place, "reinstate", &partner, &["--reason", "why not"]).await;

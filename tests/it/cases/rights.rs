@@ -29,7 +29,7 @@ impl User {
     }
 
     async fn may(&self, place: &Place, write: &str) {
-        let read = "settlement.(updates|dead)";
+        let read = "settlement.(updates|dead|epoch)";
         let body = json!({"configure": "", "write": write, "read": read});
         let path = format!("/api/permissions/{}/{}", place.name, self.name);
         let (status, answer) = place.services.manage("PUT", &path, Some(body)).await;
@@ -73,7 +73,7 @@ async fn who_may_not_publish_moves_no_money() {
     let reservations: Vec<_> = (0..10).map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
     let user = User::new(&place).await;
-    user.may(&place, "settlement.(dead|unreadable)").await;
+    user.may(&place, "settlement.(dead|unreadable|epoch)").await;
     let messages: Vec<_> = reservations
         .iter()
         .map(|reservation| partner.cleared(reservation))
@@ -98,7 +98,7 @@ async fn who_may_not_publish_moves_no_money() {
     assert_eq!(db.query_one(settled, &[]).await.expect("batches").get::<_, i64>(0), 0);
 
     // The other exchange is asked for as well, and each answer is the one of now.
-    user.may(&place, "settlement.events").await;
+    user.may(&place, "settlement.(events|epoch)").await;
     until("it says what is missing now", PATIENCE, async || {
         let (_, body) = worker.get("/readyz").await?;
         body.contains("permission to publish to settlement.dead: ACCESS_REFUSED")
@@ -107,7 +107,7 @@ async fn who_may_not_publish_moves_no_money() {
     .await;
     assert_eq!(place.line().depth("settlement.updates").await, 10);
 
-    user.may(&place, "settlement.(events|dead|unreadable)").await;
+    user.may(&place, "settlement.(events|dead|unreadable|epoch)").await;
     worker.ready().await;
     place.rest().await;
     assert_eq!(place.line().depth("astray").await, 0, "no question was a message");
@@ -119,7 +119,7 @@ async fn who_may_not_publish_moves_no_money() {
     );
 
     // A right that is taken away is noticed before the next session takes anything.
-    user.may(&place, "settlement.(dead|unreadable)").await;
+    user.may(&place, "settlement.(dead|unreadable|epoch)").await;
     until("it says what is missing again", PATIENCE, async || {
         // A right that was there a moment ago is not asked for again: this may take a second session.
         place.line().delete("settlement.updates").await;
@@ -128,7 +128,7 @@ async fn who_may_not_publish_moves_no_money() {
         body.contains(sentence).then_some(())
     })
     .await;
-    user.may(&place, "settlement.(events|dead|unreadable)").await;
+    user.may(&place, "settlement.(events|dead|unreadable|epoch)").await;
     place.settle_up(worker).await;
     user.forget(&place).await;
 }
@@ -142,10 +142,7 @@ async fn a_schema_that_can_not_be_seen_is_waited_for() {
     db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'"))
         .await
         .expect("a role");
-    let (user, password) = userinfo(&place.database_url);
-    let url = place
-        .database_url
-        .replace(&format!("{user}:{password}@"), &format!("{role}:p@"));
+    let url = place.database_url_of(&role);
     let worker = place.worker(&[("SETTLED_DATABASE_URL", &url), ("SETTLED_RETRY__MAX", "200ms")]);
     until("it says what is missing", PATIENCE, async || {
         let (_, body) = worker.get("/readyz").await?;
@@ -226,7 +223,7 @@ async fn a_depth_that_may_not_be_seen_keeps_nobody_from_settling() {
     place.reserve(&reservations).await;
     let user = User::new(&place).await;
     // No right of any kind on the queue settlement.unreadable.
-    user.may(&place, "^settlement\\.(events|dead)$").await;
+    user.may(&place, "^settlement\\.(events|dead|epoch)$").await;
     let worker = place
         .ready_worker(&[("SETTLED_BROKER_URL", user.url.as_str()), LEAVE_DEAD_LETTERS])
         .await;

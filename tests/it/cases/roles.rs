@@ -12,12 +12,13 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::kit::{
+    amqp::Message,
     auditor::{Expect, Reservation},
     command::{Answer, ask, ask_in},
     contract,
     in_process::{self, read, settle},
     partner::{Partner, new_key, sign},
-    support::{COLLECTS, PATIENCE, Place, run, settled, until, userinfo},
+    support::{COLLECTS, Ground, PATIENCE, Place, run, settled, until},
 };
 
 /// What a command says that is not allowed what it does.
@@ -119,10 +120,7 @@ impl Fixture {
         let login = self.login_name(role);
         self.sql(&format!("CREATE ROLE {login} LOGIN PASSWORD 'p' IN ROLE {role}"))
             .await;
-        let (user, password) = userinfo(&self.place.database_url);
-        self.place
-            .database_url
-            .replace(&format!("{user}:{password}@"), &format!("{login}:p@"))
+        self.place.database_url_of(&login)
     }
 
     fn login_name(&self, role: DatabaseRole) -> String {
@@ -186,6 +184,28 @@ impl Walk<'_> {
 
     async fn run(&mut self, arguments: &[&str]) -> Value {
         self.with(&[0], arguments, "").await
+    }
+
+    /// With another cell, of which it has every right.
+    async fn across(&mut self) {
+        if self.denied.is_some() {
+            return;
+        }
+        let other = Ground::new("roles_across").await;
+        other.copy_template().await;
+        other
+            .tamper("UPDATE settled.epochs SET books = gen_random_uuid()")
+            .await;
+        let variables = [
+            ("SETTLED_DATABASE_URL", self.url.as_str()),
+            ("SETTLED_TARGET_DATABASE_URL", other.database_url.as_str()),
+        ];
+        let answer = ask_in(&variables, &["reconcile", "--since", "1h", "--across"]).await;
+        match answer.code {
+            Some(DENIED) => self.denied = Some(("reconcile --across".to_owned(), answer)),
+            Some(0 | 1) => {}
+            _ => panic!("settled reconcile --across: {}", answer.all()),
+        }
     }
 
     /// The API, which goes on for as long as it may look.
@@ -254,6 +274,10 @@ async fn registrar(walk: &mut Walk<'_>) {
     walk.run(&[&connection[..], &theirs[..]].concat()).await;
     walk.run(&["client", "add", "--client-id", &client, "--enterprise-id", &enterprise])
         .await;
+    let named = ["--enterprise-id", &enterprise, "--symbol", "XBT"];
+    walk.run(&[&["currency", "map"], &named[..], &["--currency", "BTC"]].concat())
+        .await;
+    walk.run(&[&["currency", "unmap"], &named[..]].concat()).await;
     let token = walk
         .run(&["token", "add", "--enterprise-id", &enterprise, "--role", "client"])
         .await;
@@ -272,8 +296,7 @@ async fn registrar(walk: &mut Walk<'_>) {
 async fn custody(walk: &mut Walk<'_>) {
     let fresh = Uuid::new_v4().to_string();
     let client = walk.fixture.partner.client.to_string();
-    let deposit = [
-        "deposit",
+    let about = [
         "--client-id",
         &client,
         "--currency",
@@ -282,8 +305,10 @@ async fn custody(walk: &mut Walk<'_>) {
         &fresh,
         "--quantity",
     ];
-    walk.run(&[&deposit[..], &["5"]].concat()).await;
-    walk.with(&[1], &[&deposit[..], &["6"]].concat(), "").await;
+    for way in ["deposit", "withdraw"] {
+        walk.run(&[&[way], &about[..], &["5"]].concat()).await;
+        walk.with(&[1], &[&[way], &about[..], &["6"]].concat(), "").await;
+    }
     let line = walk.fixture.partner.allocation("BTC", "1").line();
     walk.with(&[0], &["allocation", "reserve"], &line).await;
 }
@@ -296,6 +321,7 @@ async fn reader(walk: &mut Walk<'_>) {
         "partner list",
         "key list",
         "connection list",
+        "currency list",
         "client list",
         "token list",
         "ledger balances",
@@ -329,6 +355,7 @@ async fn auditor(walk: &mut Walk<'_>) {
     walk.run(&["ledger", "check"]).await;
     walk.run(&["ledger", "check", "--signatures"]).await;
     walk.with(&[0, 1], &["reconcile", "--since", "1h"], "").await;
+    walk.across().await;
 }
 
 async fn operator(walk: &mut Walk<'_>) {
@@ -419,6 +446,23 @@ async fn operator(walk: &mut Walk<'_>) {
         "x",
     ];
     walk.run(&void).await;
+    // Of what a worker told the broker these books lack a batch; somebody else accepted that.
+    let row = "SELECT books, epoch FROM settled.epochs ORDER BY epoch DESC LIMIT 1";
+    let row = fixture.db.query_one(row, &[]).await.expect("an epoch");
+    let (books, epoch): (Uuid, i32) = (row.get(0), row.get(1));
+    let batch = Uuid::now_v7();
+    let word = json!({"books": books, "epoch": epoch, "batch": batch, "at": "2026-01-02T03:04:05Z"});
+    let mut word = Message::new("", word.to_string(), Expect::Any);
+    word.exchange = "settlement.epoch".to_owned();
+    fixture.place.line().publish(&[word]).await;
+    fixture
+        .sql(&format!(
+            "INSERT INTO settled.voices (act, subject, at, expires_at, operator, why)
+             VALUES ('recover', 'epoch {epoch}: up to batch {batch}', now(), now() + interval '1 hour', 'ann', 'x')"
+        ))
+        .await;
+    walk.run(&["recover", "--accept-loss", "--reason", "x", "--operator", "bob"])
+        .await;
     walk.run(&["outbox", "list"]).await;
     let retry = [
         "outbox",
@@ -687,11 +731,7 @@ async fn a_missing_right_is_told_with_what_gives_it() {
     let fixture = Fixture::new("role_told").await;
     let name = format!("{}_bob", fixture.place.name);
     fixture.sql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'p'")).await;
-    let (user, password) = userinfo(&fixture.place.database_url);
-    let url = fixture
-        .place
-        .database_url
-        .replace(&format!("{user}:{password}@"), &format!("{name}:p@"));
+    let url = fixture.place.database_url_of(&name);
     let environment = [("SETTLED_DATABASE_URL", url.as_str())];
     let add = ["partner", "add", "--enterprise-id", "x", "--name", "x"];
     let (message, hint) = ask_in(&environment, &add).await.refusal(DENIED);
@@ -730,7 +770,7 @@ async fn a_missing_right_is_told_with_what_gives_it() {
     // Nobody else may call what moves money in, and everybody finds the same functions.
     let sql = "SELECT p.proname::text, p.prosecdef, p.proconfig::text, pg_get_userbyid(p.proowner)::text
                FROM pg_proc AS p
-               WHERE p.pronamespace = 'settled'::regnamespace AND p.proname IN ('reserve', 'deposit')";
+               WHERE p.pronamespace = 'settled'::regnamespace AND p.proname IN ('reserve', 'deposit', 'withdraw')";
     for row in fixture.db.query(sql, &[]).await.expect("functions") {
         assert!(row.get::<_, bool>(1), "{} is SECURITY DEFINER", row.get::<_, String>(0));
         assert_eq!(row.get::<_, String>(2), "{\"search_path=pg_catalog, pg_temp\"}");
@@ -738,6 +778,7 @@ async fn a_missing_right_is_told_with_what_gives_it() {
     }
     for call in [
         "SELECT settled.deposit(gen_random_uuid(), 'BTC', 5, 'r')",
+        "SELECT settled.withdraw(gen_random_uuid(), 'BTC', 5, 'r')",
         "SELECT * FROM settled.reserve('[]')",
     ] {
         let sql = format!("SET ROLE {name}");

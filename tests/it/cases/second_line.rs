@@ -9,7 +9,7 @@ use crate::kit::{
     auditor::Expect,
     command::ask,
     partner::Partner,
-    support::{COLLECTS, PATIENCE, Place, connect, until, userinfo},
+    support::{COLLECTS, PATIENCE, Place, connect, until},
 };
 
 /// No right; refused by a trigger; balances and transfers do not agree; a duplicate key.
@@ -62,10 +62,7 @@ async fn books(test: &str, grants: &str) -> Books {
     ))
     .await
     .expect("a role");
-    let (user, password) = userinfo(&place.database_url);
-    let url = place
-        .database_url
-        .replace(&format!("{user}:{password}@"), &format!("{role}:p@"));
+    let url = place.database_url_of(&role);
     Books {
         settled: reservations[0].id,
         reserved: reservations[2].id,
@@ -102,6 +99,9 @@ impl Books {
 }
 
 const CHANGES: &str = "UPDATE settled.funds SET held = held - 3 WHERE holder = 'connection' AND held >= 3";
+const MOVES: &str = "UPDATE settled.funds SET held = held - 3, allocated = allocated + 3 WHERE holder = 'connection'";
+const MOVES_BACK: &str =
+    "UPDATE settled.funds SET held = held + 3, allocated = allocated - 3 WHERE holder = 'connection'";
 const TRANSFER: &str =
     "INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at)
     SELECT gen_random_uuid(), 0, 'reserved', settled.account(f.id, 'held'), settled.account(f.id, 'allocated'), 3, now()
@@ -214,10 +214,25 @@ async fn who_may_write_everywhere_can_not_rewrite_money() {
             "SET CONSTRAINTS ALL IMMEDIATE; UPDATE settled.funds SET held = held + 1 WHERE holder = 'connection'",
             OWED,
         ),
+        (
+            "a savepoint's part taken back",
+            &format!("{TRANSFER}; SAVEPOINT a; {MOVES}; ROLLBACK TO a"),
+            OWED,
+        ),
+        (
+            "the first part taken back",
+            &format!("SAVEPOINT a; {TRANSFER}; ROLLBACK TO a; {MOVES}"),
+            OWED,
+        ),
+        (
+            "the last of many",
+            &format!("{}{CHANGES}", format!("{MOVES}; {MOVES_BACK}; ").repeat(20)),
+            OWED,
+        ),
         ("what is owed", "DELETE FROM settled.owed", NO_RIGHT),
         (
-            "what is owed, by its function",
-            "SELECT settled.owe(ARRAY[5], ARRAY[1.0])",
+            "what is owed, made up",
+            "INSERT INTO settled.owed VALUES (pg_current_xact_id(), false, ARRAY[5], ARRAY[1.0])",
             NO_RIGHT,
         ),
         (
@@ -259,11 +274,19 @@ async fn who_may_write_everywhere_can_not_rewrite_money() {
         ),
         ("a key away", "DELETE FROM settled.partner_keys", REFUSED),
         (
+            "what a symbol means",
+            "UPDATE settled.currency_symbols SET currency = 'x'",
+            REFUSED,
+        ),
+        ("a symbol away", "DELETE FROM settled.currency_symbols", REFUSED),
+        (
             "a connection's client",
             "UPDATE settled.connections SET client_id = gen_random_uuid()",
             REFUSED,
         ),
         ("the audit", "DELETE FROM settled.audit", REFUSED),
+        ("an epoch", "UPDATE settled.epochs SET epoch = epoch + 7", REFUSED),
+        ("who wanted what", "DELETE FROM settled.voices", REFUSED),
         ("triggers off", "SET LOCAL session_replication_role = replica", NO_RIGHT),
         (
             "a trigger off",
@@ -279,14 +302,45 @@ async fn who_may_write_everywhere_can_not_rewrite_money() {
         assert_eq!(books.says(sql).await.as_deref(), Some(code), "{what}: {sql}");
     }
     // What belongs together is let through, in any order of the statements.
-    let both = "UPDATE settled.funds SET held = held - 3, allocated = allocated + 3 WHERE holder = 'connection'";
-    let back = "UPDATE settled.funds SET held = held + 3, allocated = allocated - 3 WHERE holder = 'connection'";
     for sql in [
-        format!("{TRANSFER}; {both}; ROLLBACK"),
-        format!("{both}; {back}"),
+        format!("{TRANSFER}; {MOVES}; ROLLBACK"),
+        format!("{MOVES}; {MOVES_BACK}"),
+        format!("SAVEPOINT a; {TRANSFER}; ROLLBACK TO a; {MOVES}; {MOVES_BACK}"),
+        format!("{MOVES}; {MOVES_BACK}; ").repeat(20),
         "SELECT 1".to_owned(),
     ] {
         assert_eq!(books.says(&sql).await, None, "{sql}");
+    }
+    // Each refusal says what it is about.
+    for (sql, sentence) in [
+        (
+            "UPDATE settled.allocations SET quantity = 1",
+            "these columns never change",
+        ),
+        (
+            "UPDATE settled.allocations SET notes = notes WHERE status <> 'reserved'",
+            "these columns never change",
+        ),
+        (
+            "UPDATE settled.allocations SET updated_at = now() WHERE status <> 'reserved'",
+            "what is cleared or released never changes",
+        ),
+        ("DELETE FROM settled.funds", "its rows are never deleted"),
+        (
+            "UPDATE settled.receipts SET verdict = 'parked' WHERE verdict = 'settled'",
+            "a receipt that says settled never changes",
+        ),
+        (
+            "UPDATE settled.transfers SET amount = 1",
+            "its rows are only ever added",
+        ),
+    ] {
+        let error = books.db.batch_execute(sql).await.expect_err(sql);
+        let said = error
+            .as_db_error()
+            .map(|db| db.message().to_owned())
+            .unwrap_or_default();
+        assert!(said.ends_with(sentence), "{sql}: {said}");
     }
     books.leave().await;
 }
@@ -309,11 +363,13 @@ async fn a_thief_of_the_workers_role_is_kept_to_what_a_worker_does() {
         "SELECT payload FROM settled.transfers",
         "INSERT INTO settled.deposits (client_id, reference, currency, quantity) VALUES (gen_random_uuid(), 'r', 'BTC', 1)",
         "SELECT settled.deposit(gen_random_uuid(), 'BTC', 5, 'r')",
+        "SELECT settled.withdraw(gen_random_uuid(), 'BTC', 5, 'r')",
         "SELECT settled.reserve('[]')",
         "SELECT settled.move(gen_random_uuid(), 'deposit', 1, 2, 3, now())",
         "INSERT INTO settled.partners (enterprise_id, name) VALUES ('x', 'x')",
         "INSERT INTO settled.partner_keys (public_key, enterprise_id) VALUES (decode(repeat('02', 33), 'hex'), 'acme')",
         "UPDATE settled.partner_keys SET valid_until = NULL",
+        "INSERT INTO settled.currency_symbols (enterprise_id, symbol, currency, since) VALUES ('acme', 'x', 'BTC', now())",
         "UPDATE settled.partners SET suspended_at = NULL",
         "INSERT INTO settled.connections SELECT * FROM settled.connections",
         "SELECT * FROM settled.tokens",
@@ -343,6 +399,49 @@ async fn a_thief_of_the_workers_role_is_kept_to_what_a_worker_does() {
     ] {
         assert_eq!(books.says(sql).await.as_deref(), Some(code), "{sql}");
     }
+    books.leave().await;
+}
+
+/// As a member of settled_operator: what its commands do not do to what was refused, no statement of its does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_login_takes_no_refusal_back() {
+    let books = books("operators_login", &format!("GRANT {} TO ROLE", DatabaseRole::Operator)).await;
+    let owner = books.place.db().await;
+    // A refusal that is not final, as a parked message has.
+    owner
+        .batch_execute(
+            "INSERT INTO settled.receipts (key, allocation_id, event_id, batch_id, first_seen, last_seen, verdict, reason,
+                                           enterprise_id, nonce, payload_digest, message_digest, public_key, voided_at)
+             SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), batch_id, now(), now(), 'parked', NULL,
+                    enterprise_id, 'voided', payload_digest, message_digest, public_key, now()
+             FROM settled.receipts WHERE verdict = 'settled'",
+        )
+        .await
+        .expect("a voided nonce");
+    for sql in [
+        "UPDATE settled.receipts SET voided_at = NULL WHERE nonce = 'voided'",
+        "UPDATE settled.receipts SET voided_at = now() + interval '1 day' WHERE nonce = 'voided'",
+        "DELETE FROM settled.dead_letters",
+    ] {
+        assert_eq!(books.says(sql).await.as_deref(), Some(REFUSED), "{sql}");
+    }
+    for sql in [
+        "DELETE FROM settled.receipts",
+        "UPDATE settled.receipts SET verdict = 'settled'",
+        "UPDATE settled.dead_letters SET reason = 'internal'",
+        "UPDATE settled.allocations SET status = 'cleared' WHERE id = RESERVED",
+        "DELETE FROM settled.parked",
+        "DELETE FROM settled.audit",
+    ] {
+        let said = books.says(sql).await;
+        assert!(matches!(said.as_deref(), Some(NO_RIGHT)), "{sql}: {said:?}");
+    }
+    // What a person is done with may go.
+    owner
+        .batch_execute("UPDATE settled.dead_letters SET state = 'discarded', discarded_at = now()")
+        .await
+        .expect("discarded");
+    assert_eq!(books.says("DELETE FROM settled.dead_letters").await, None);
     books.leave().await;
 }
 

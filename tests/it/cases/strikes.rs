@@ -1,6 +1,12 @@
 //! What the broker's way does not carry: a publication that ends good connections is set aside, and nothing else is.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use serde_json::Value;
 
@@ -117,6 +123,46 @@ async fn what_ends_good_connections_is_set_aside_by_its_lane() {
     two_are_set_aside(&place, &worker).await;
     assert_eq!(worker.terminate().await.code(), Some(0));
     assert_eq!(place.line().depth("settlement.updates").await, 0);
+}
+
+/// A name that somebody made up ends the line on which replies leave, and no other: nothing is told a second time for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_ends_its_connection_ends_no_other() {
+    let (place, proxy, partner, reservations) = struck("struck_reply").await;
+    let asks = |reservation: &Reservation, name: &str| {
+        partner
+            .cleared(reservation)
+            .with(|properties| properties.with_reply_to(name.into()))
+    };
+    // How often the lane opened its line for events, by the name that it gives.
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&opened);
+    proxy.strike(Some(Arc::new(move |frame: &[u8]| {
+        let has = |text: &str| frame.windows(text.len()).any(|window| window == text.as_bytes());
+        if has("connection_name") && has("lane 0 publish") && !has("lane 0 publish replies") {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        has(MARK)
+    })));
+    let worker = worker(&place, &proxy, &[("SETTLED_WORKER__LANES", "1")]);
+    worker.ready().await;
+    let marked = format!("settlement.reply.acme.{MARK}");
+    for reservation in &reservations[..4] {
+        place.publish(&[asks(reservation, &marked)]).await;
+        place.rest().await;
+    }
+    assert!(proxy.injected() >= 1, "a reply was sent");
+    assert_eq!(opened.load(Ordering::SeqCst), 1, "the line for events");
+    // Once that is over others are answered again.
+    place.line().declare("settlement.reply.acme.inbox").await;
+    let asking = asks(&reservations[4], "settlement.reply.acme.inbox");
+    until("somebody is answered", PATIENCE, async || {
+        place.publish(std::slice::from_ref(&asking)).await;
+        place.rest().await;
+        (place.line().depth("settlement.reply.acme.inbox").await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(worker.terminate().await.code(), Some(0));
 }
 
 /// The same of a row whose lane is gone.

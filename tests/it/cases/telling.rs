@@ -10,19 +10,11 @@ use crate::kit::{
     amqp::{Message, Seen},
     auditor::Expect,
     in_process,
-    partner::{Partner, new_key},
-    support::{PATIENCE, Place, Worker, until},
+    partner::new_key,
+    support::{PATIENCE, Place, Worker, until, with_partner},
 };
 
 const ONE_LANE: (&str, &str) = ("SETTLED_WORKER__LANES", "1");
-
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000000000000").await;
-    (place, partner)
-}
 
 fn event(seen: &Seen) -> Value {
     serde_json::from_slice(&seen.body).expect("an event is JSON")
@@ -61,7 +53,7 @@ async fn told_so_often(place: &Place, kind: &str, times: usize) -> BTreeMap<Stri
 }
 
 async fn refused_copies(format: &str) {
-    let (place, partner) = with_partner(&format!("copies_{format}")).await;
+    let (place, partner) = with_partner(&format!("copies_{format}"), "1000000000000").await;
     let reservations: Vec<_> = (0..2).map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
     let settings = [ONE_LANE, ("SETTLED_EVENTS__FORMAT", format)];
@@ -129,7 +121,7 @@ async fn copies_of_a_refusal_are_identical_in_arrays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_detail_that_changed_meanwhile_is_told_as_it_was() {
-    let (place, partner) = with_partner("details").await;
+    let (place, partner) = with_partner("details", "1000000000000").await;
     let worker = place.ready_worker(&[("SETTLED_PARK__DEADLINE", "100ms")]).await;
     // Nobody reserved it in time; then too many wait. One reason, two sentences, one event.
     let lone = partner.cleared(&partner.allocation("BTC", "1"));
@@ -155,7 +147,7 @@ async fn a_detail_that_changed_meanwhile_is_told_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_asks_while_it_waits_is_answered() {
-    let (place, partner) = with_partner("asking").await;
+    let (place, partner) = with_partner("asking", "1000000000000").await;
     let names = ["a", "b", "c", "d"].map(|name| format!("settlement.reply.acme.{name}"));
     for name in &names {
         place.line().declare(name).await;
@@ -219,7 +211,7 @@ async fn waiting_until(place: &Place) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_in_the_same_batch_is_answered_and_the_deadline_stands() {
-    let (place, partner) = with_partner("asking_at_once").await;
+    let (place, partner) = with_partner("asking_at_once", "1000000000000").await;
     let names = ["a", "b"].map(|name| format!("settlement.reply.acme.{name}"));
     for name in &names {
         place.line().declare(name).await;
@@ -269,7 +261,7 @@ async fn collected(place: &Place, count: i64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_step_of_a_life_is_kept_and_found_by_each_of_its_names() {
-    let (place, partner) = with_partner("steps").await;
+    let (place, partner) = with_partner("steps", "1000000000000").await;
     let late = partner.allocation("BTC", "1");
     let message = partner.cleared(&late).expecting(Expect::Any);
     let run = async |worker: Worker| worker.terminate().await;
@@ -379,7 +371,7 @@ async fn every_step_of_a_life_is_kept_and_found_by_each_of_its_names() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strangers_message_has_its_steps_too_and_touches_no_ones_life() {
-    let (place, partner) = with_partner("strangers").await;
+    let (place, partner) = with_partner("strangers", "1000000000000").await;
     let reserved = partner.allocation("BTC", "1");
     place.reserve(std::slice::from_ref(&reserved)).await;
     let worker = place.ready_worker(&[]).await;
@@ -413,7 +405,7 @@ async fn a_strangers_message_has_its_steps_too_and_touches_no_ones_life() {
 /// through stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_strangers_brought_about_is_forgotten_in_time() {
-    let (place, partner) = with_partner("forgotten").await;
+    let (place, partner) = with_partner("forgotten", "1000000000000").await;
     let clerk = in_process::clerk(&place);
     for number in 0..5 {
         let message = Message::new("acme.allocation.update", format!("no JSON {number}"), Expect::Any);

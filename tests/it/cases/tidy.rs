@@ -158,6 +158,21 @@ fn signals_are_said_only_in_telemetry() {
     assert_none(&found, "logs and metrics are types in src/telemetry");
 }
 
+/// A room says what happened; that there are traces is nobody's business but telemetry's.
+#[test]
+fn opentelemetry_stands_only_in_telemetry() {
+    let words = [
+        "opentelemetry",
+        "opentelemetry_sdk",
+        "opentelemetry_otlp",
+        "opentelemetry_http",
+    ];
+    assert_none(
+        &trespassers(&words, &["src/telemetry/"]),
+        "spans are signals of src/telemetry",
+    );
+}
+
 /// What an operator may do is at the desk, for whoever asks: a command line, a console, an API.
 #[test]
 fn the_desk_reads_no_arguments_and_prints_nothing() {
@@ -188,7 +203,6 @@ fn the_command_line_asks_the_desk() {
         ("src/cli/doctor/broker.rs", "examines the server itself"),
         ("src/cli/doctor/database.rs", "examines the server itself"),
         ("src/cli/failure.rs", "an error of those here as an exit code"),
-        ("src/cli/ledger.rs", "deposits"),
         ("src/cli/mod.rs", "opens the store for those here"),
         ("src/cli/registry.rs", "registers"),
         ("src/cli/registry/connection.rs", "registers"),

@@ -1,22 +1,12 @@
 //! TLS on both sides: a PostgreSQL of one's own with a certificate, and a TLS front before the broker. And what is refused
 //! without it.
 
-use std::{
-    io::{Read, Write},
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use rustls::{
-    ServerConfig, ServerConnection,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 use uuid::Uuid;
 
@@ -24,173 +14,31 @@ use crate::kit::{
     amqp::{Line, Tap},
     api::Api,
     auditor::event_id,
+    certificates::Certificates,
     command::{Answer, ask, ask_in},
+    front::Front,
     partner::Partner,
     postgres::Server,
-    support::{Beside, Ground, Services, address, connect, said, skip, userinfo},
+    support::{Ground, Services, address, connect, said, skip, userinfo},
 };
 
 /// Where nobody is, on another machine (RFC 5737).
 const ELSEWHERE: &str = "192.0.2.1";
 
-// Certificates -------------------------------------------------------------------------------------------------------
-
-fn openssl(directory: &Path, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new("openssl")
-        .current_dir(directory)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("openssl: {error}"))?;
-    assert!(output.status.success(), "openssl {arguments:?}: {}", said(&output));
-    Ok(())
-}
-
-const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-
-/// Makes an authority, and a certificate of a server that is called localhost, and nothing else: NAME.pem, NAME-server.pem
-/// and NAME-server.key.
-fn certify(directory: &Path, name: &str) -> Result<(), String> {
-    let config = "[req]\ndistinguished_name = dn\nx509_extensions = ca\n[dn]\n[ca]\n\
-                  basicConstraints = critical,CA:TRUE\nkeyUsage = critical,keyCertSign\n";
-    std::fs::write(directory.join("openssl.cnf"), config).expect("a file");
-    std::fs::write(directory.join("server.ext"), "subjectAltName = DNS:localhost\n").expect("a file");
-    let [subject, key, certificate] = [format!("/CN={name}"), format!("{name}.key"), format!("{name}.pem")];
-    let [server_key, request, server] = ["key", "csr", "pem"].map(|ending| format!("{name}-server.{ending}"));
-    let new = ["req", "-config", "openssl.cnf", "-subj", &subject];
-    let out = ["-x509", "-days", "2", "-keyout", &key, "-out", &certificate];
-    openssl(directory, &[&new[..], &NEW_KEY, &out].concat())?;
-    let out = ["-new", "-keyout", &server_key, "-out", &request];
-    openssl(directory, &[&new[..], &NEW_KEY, &out].concat())?;
-    let sign = [
-        "x509",
-        "-req",
-        "-days",
-        "2",
-        "-in",
-        &request,
-        "-CA",
-        &certificate,
-        "-CAkey",
-        &key,
-    ];
-    let out = ["-set_serial", "1", "-extfile", "server.ext", "-out", &server];
-    openssl(directory, &[&sign[..], &out].concat())
-}
-
-// A TLS front --------------------------------------------------------------------------------------------------------
-
-/// Takes TLS connections and hands their content on in plaintext.
-struct Front {
-    address: SocketAddr,
-    _open: Beside,
-}
-
-impl Front {
-    async fn open(upstream: String, certificate: &Path, key: &Path) -> Self {
-        let chain = CertificateDer::pem_file_iter(certificate).expect("a certificate");
-        let chain = chain.collect::<Result<Vec<_>, _>>().expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(key).expect("a key");
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a server's certificate");
-        let config = Arc::new(config);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let open = Beside::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (upstream, config) = (upstream.clone(), Arc::clone(&config));
-                tokio::spawn(async move {
-                    // The end of either side ends both; who spoke through it notices.
-                    drop(front(client, &upstream, config).await);
-                });
-            }
-        });
-        Self { address, _open: open }
-    }
-}
-
-/// Passes everything on, both ways, until one side ends.
-async fn front(mut client: TcpStream, upstream: &str, config: Arc<ServerConfig>) -> std::io::Result<()> {
-    let mut server = TcpStream::connect(upstream).await?;
-    let mut tls = ServerConnection::new(config).map_err(std::io::Error::other)?;
-    let (mut secret, mut plain) = (vec![0; 65_536], vec![0; 65_536]);
-    loop {
-        while tls.wants_write() {
-            let mut records = Vec::new();
-            tls.write_tls(&mut records)?;
-            client.write_all(&records).await?;
-        }
-        tokio::select! {
-            read = client.read(&mut secret) => {
-                let read = read?;
-                let mut records = secret.get(..read).unwrap_or_default();
-                if records.is_empty() {
-                    return Ok(());
-                }
-                while !records.is_empty() {
-                    tls.read_tls(&mut records)?;
-                    let refused = tls.process_new_packets().map_err(std::io::Error::other);
-                    if refused.is_err() {
-                        let mut alert = Vec::new();
-                        tls.write_tls(&mut alert)?;
-                        client.write_all(&alert).await?;
-                    }
-                    let waiting = refused?.plaintext_bytes_to_read();
-                    let mut text = vec![0; waiting];
-                    tls.reader().read_exact(&mut text)?;
-                    server.write_all(&text).await?;
-                }
-            }
-            read = server.read(&mut plain), if !tls.is_handshaking() => {
-                let read = read?;
-                if read == 0 {
-                    return Ok(());
-                }
-                tls.writer().write_all(plain.get(..read).unwrap_or_default())?;
-            }
-        }
-    }
-}
-
 // The tests ----------------------------------------------------------------------------------------------------------
 
-/// A directory with certificates of two authorities.
-struct Certificates(PathBuf);
+/// A server that takes nothing but TLS.
+async fn postgres(certificates: &Certificates) -> Result<Server, String> {
+    let settings = "ssl = on\nssl_cert_file = 'good-server.pem'\nssl_key_file = 'good-server.key'";
+    let files = ["good-server.pem", "good-server.key"].map(|name| certificates.file(name));
+    let access = "hostssl all all 127.0.0.1/32 trust\n";
+    Server::start(settings, access, &files.each_ref().map(|file| file.as_path())).await
+}
 
-impl Certificates {
-    fn new() -> Result<Self, String> {
-        let name = format!("certificates-{}", Uuid::new_v4().simple());
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&directory).expect("a directory");
-        let certificates = Self(directory);
-        certify(&certificates.0, "good")?;
-        certify(&certificates.0, "other")?;
-        Ok(certificates)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn name(&self, name: &str) -> String {
-        self.file(name).display().to_string()
-    }
-
-    /// A server that takes nothing but TLS.
-    async fn postgres(&self) -> Result<Server, String> {
-        let settings = "ssl = on\nssl_cert_file = 'good-server.pem'\nssl_key_file = 'good-server.key'";
-        let (certificate, key) = (self.file("good-server.pem"), self.file("good-server.key"));
-        Server::start(settings, "hostssl all all 127.0.0.1/32 trust\n", &[&certificate, &key]).await
-    }
-
-    async fn broker(&self) -> Front {
-        let upstream = address(&Services::of_environment().broker);
-        Front::open(upstream, &self.file("good-server.pem"), &self.file("good-server.key")).await
-    }
+async fn broker(certificates: &Certificates) -> Front {
+    let upstream = address(&Services::of_environment().broker);
+    let [certificate, key] = ["good-server.pem", "good-server.key"].map(|name| certificates.file(name));
+    Front::open(upstream, &certificate, &key).await
 }
 
 /// The management API behind TLS is asked only if it proves who it is.
@@ -198,7 +46,12 @@ impl Certificates {
 async fn management_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
     let certificates = match Certificates::new() {
         Ok(certificates) => certificates,
-        Err(why) => return skip("management_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
+        Err(why) => {
+            return skip(
+                "tls::management_is_reached_by_tls_and_only_if_it_proves_who_it_is",
+                &why,
+            );
+        }
     };
     let ground = Ground::new("managed_tls").await;
     ground.copy_template().await;
@@ -233,12 +86,6 @@ async fn management_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
     }
 }
 
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
 /// What is refused because nobody vouches for the other side: said so, as away.
 fn assert_untrusted(answer: &Answer, piece: &str) {
     let (message, hint) = answer.refusal(69);
@@ -253,12 +100,12 @@ fn assert_untrusted(answer: &Answer, piece: &str) {
 async fn postgres_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
     let prepared = async {
         let certificates = Certificates::new()?;
-        let server = certificates.postgres().await?;
+        let server = postgres(&certificates).await?;
         Ok::<_, String>((certificates, server))
     };
     let (certificates, server) = match prepared.await {
         Ok(prepared) => prepared,
-        Err(why) => return skip("postgres_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
+        Err(why) => return skip("tls::postgres_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
     };
     let run = async |host: &str, mode: &str, authority: &str, arguments: &[&str]| {
         let url = server.url(host, &format!("postgres{mode}"));
@@ -329,9 +176,14 @@ async fn postgres_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
 async fn the_broker_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
     let certificates = match Certificates::new() {
         Ok(certificates) => certificates,
-        Err(why) => return skip("the_broker_is_reached_by_tls_and_only_if_it_proves_who_it_is", &why),
+        Err(why) => {
+            return skip(
+                "tls::the_broker_is_reached_by_tls_and_only_if_it_proves_who_it_is",
+                &why,
+            );
+        }
     };
-    let front = certificates.broker().await;
+    let front = broker(&certificates).await;
     let ground = Ground::new("amqps").await;
     let (user, password) = userinfo(&ground.broker_url);
     let run = async |host: &str, authority: &str| {
@@ -365,14 +217,14 @@ async fn the_broker_is_reached_by_tls_and_only_if_it_proves_who_it_is() {
 async fn a_message_settles_over_tls_on_both_sides() {
     let prepared = async {
         let certificates = Certificates::new()?;
-        let server = certificates.postgres().await?;
+        let server = postgres(&certificates).await?;
         Ok::<_, String>((certificates, server))
     };
     let (certificates, server) = match prepared.await {
         Ok(prepared) => prepared,
-        Err(why) => return skip("a_message_settles_over_tls_on_both_sides", &why),
+        Err(why) => return skip("tls::a_message_settles_over_tls_on_both_sides", &why),
     };
-    let front = certificates.broker().await;
+    let front = broker(&certificates).await;
     let mut ground = Ground::new("tls").await;
     let plain = ground.broker_url.clone();
     let (user, password) = userinfo(&plain);
@@ -513,7 +365,7 @@ async fn plaintext_stays_on_this_machine_unless_it_is_allowed() {
 async fn the_private_server_leaves_nothing_behind() {
     let server = match Server::start("fsync = off", "host all all 127.0.0.1/32 trust\n", &[]).await {
         Ok(server) => server,
-        Err(why) => return skip("the_private_server_leaves_nothing_behind", &why),
+        Err(why) => return skip("tls::the_private_server_leaves_nothing_behind", &why),
     };
     let db = connect(&server.url("127.0.0.1", "postgres")).await;
     db.batch_execute("SELECT 1").await.expect("it answers");
@@ -529,7 +381,7 @@ async fn the_private_server_leaves_nothing_behind() {
 async fn the_api_speaks_tls() {
     let certificates = match Certificates::new() {
         Ok(certificates) => certificates,
-        Err(why) => return skip("the_api_speaks_tls", &why),
+        Err(why) => return skip("tls::the_api_speaks_tls", &why),
     };
     let ground = Ground::new("api_tls").await;
     ground.copy_template().await;
@@ -548,7 +400,11 @@ async fn the_api_speaks_tls() {
     let api = Api::start(&ground, &settings).await;
     let port = api.address().rsplit(':').next().expect("a port").to_owned();
     let ask = async |authority: &str, host: &'static str| -> std::io::Result<String> {
-        let trust = settled::tls::client_config(Some(&certificates.file(authority))).expect("an authority");
+        let files = settled::tls::ClientFiles {
+            ca_file: Some(certificates.file(authority)),
+            ..settled::tls::ClientFiles::default()
+        };
+        let trust = files.config().expect("an authority");
         let stream = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
         let name = rustls::pki_types::ServerName::try_from(host).expect("a name");
         let connector = tokio_rustls::TlsConnector::from(Arc::new(trust));

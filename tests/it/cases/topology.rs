@@ -7,19 +7,11 @@ use crate::kit::{
     amqp::Message,
     auditor::{self, Expect, Reservation},
     partner::Partner,
-    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until, userinfo},
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until, userinfo, with_partner},
 };
 
 const KEY: &str = "acme.allocation.update";
 const WITH_COLLECTOR: (&str, &str) = ("SETTLED_DEAD_LETTERS__COLLECT", "true");
-
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000000").await;
-    (place, partner)
-}
 
 async fn count(place: &Place, sql: &str) -> i64 {
     place.db().await.query_one(sql, &[]).await.expect(sql).get(0)
@@ -70,7 +62,7 @@ fn record(deaths: &[(&str, &str)]) -> FieldTable {
 }
 
 /// Records that a message may bring along, as one has that a tool moved back with all its headers.
-const RECORDS: [&[(&str, &str)]; 10] = [
+const RECORDS: [&[(&str, &str)]; 13] = [
     &[],
     &[("settlement.dead", "delivery_limit")],
     &[("settlement.dead", "expired")],
@@ -88,6 +80,14 @@ const RECORDS: [&[(&str, &str)]; 10] = [
         ("theirs.too", "delivery_limit"),
         ("settlement.dead", "expired"),
     ],
+    // No true record names the second queue: these were made up, and cut the letter off from both.
+    &[("settlement.dead", "expired"), ("settlement.dead.broker", "expired")],
+    &[
+        ("settlement.dead.broker", "delivery_limit"),
+        ("settlement.updates", "expired"),
+        ("settlement.dead", "delivery_limit"),
+    ],
+    &[("settlement.dead.broker", "expired")],
     // These the broker lets through, and they come both ways.
     &[("settlement.dead", "rejected")],
     &[
@@ -125,7 +125,7 @@ async fn all_expired(place: &Place, queue: &str) {
 /// Whatever record a message brings along, what the broker dead-letters by itself is stored, told, and counted once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_record_makes_a_dead_letter_vanish() {
-    let (place, _) = with_partner("cycles").await;
+    let (place, _) = with_partner("cycles", "1000000").await;
     let own = Partner::new("own");
     place.register_with(&own, &["--own-queue"]).await;
     let mut sent = moved_back(&place, KEY);
@@ -174,7 +174,7 @@ async fn no_record_makes_a_dead_letter_vanish() {
 /// Who leaves the dead letters in their queue finds there what came there, and what can not come there in the database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_second_way_is_taken_without_a_collector_too() {
-    let (place, _) = with_partner("second").await;
+    let (place, _) = with_partner("second", "1000000").await;
     let sent = moved_back(&place, KEY);
     place.publish(&sent).await;
     all_expired(&place, "settlement.updates").await;
@@ -202,6 +202,107 @@ async fn the_second_way_is_taken_without_a_collector_too() {
         count(&place, "SELECT max(times_seen) FROM settled.dead_letters").await,
         1,
         "what came both ways is one failure"
+    );
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}
+
+/// The broker keeps what it can bring nowhere, and dead-letters nothing more once it has a few dozens of them: a sender that
+/// makes up records of both queues must not come to that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_were_made_up_hold_up_nobody() {
+    let (place, _) = with_partner("made_up", "1000000").await;
+    // Nothing but our own queues: another one would take these letters, and hide that they came nowhere.
+    place.line().delete("test.dead").await;
+    let both = record(&[("settlement.dead", "expired"), ("settlement.dead.broker", "expired")]);
+    let expiring = |body: String, headers: Option<&FieldTable>| {
+        Message::new(KEY, body, Expect::Refused("expired")).with(|properties| {
+            let properties = properties.with_expiration("1".into());
+            match headers {
+                Some(headers) => properties.with_headers(headers.clone()),
+                None => properties,
+            }
+        })
+    };
+    let mut sent: Vec<Message> = (0..40)
+        .map(|number| expiring(format!("made up {number}"), Some(&both)))
+        .collect();
+    sent.push(expiring("an innocent".to_owned(), None));
+    place.publish(&sent).await;
+    all_expired(&place, "settlement.updates").await;
+    let worker = place.ready_worker(&[WITH_COLLECTOR]).await;
+    until("all are stored", PATIENCE, async || {
+        let rows = "SELECT count(*) FROM settled.dead_letters WHERE reason = 'expired' AND made_by = 'broker'";
+        (count(&place, rows).await == 41).then_some(())
+    })
+    .await;
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}
+
+/// `settled topology` may come before `settled migrate`: the queue that is named by the books is then made by a worker that may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_may_makes_the_queue_of_its_books() {
+    let (place, _) = with_partner("before_books", "1000000").await;
+    let id: uuid::Uuid = place
+        .db()
+        .await
+        .query_one("SELECT books FROM settled.epochs ORDER BY epoch DESC LIMIT 1", &[])
+        .await
+        .expect("the books")
+        .get(0);
+    let queue = format!("settlement.dead.broker.{}", id.simple());
+    place.line().delete(&queue).await;
+    let worker = place.ready_worker(&[WITH_COLLECTOR]).await;
+    assert_eq!(place.line().depth(&queue).await, 0);
+    let path = format!("/api/queues/{}/{queue}/bindings", place.name);
+    let (status, bindings) = place.services.manage("GET", &path, None).await;
+    assert!(
+        status == 200 && bindings.to_string().contains("\"source\":\"settlement.dead.broker\""),
+        "{bindings}"
+    );
+    assert_eq!(worker.terminate().await.code(), Some(0));
+}
+
+/// Whoever takes the binding of settlement.dead away tells nobody. What the broker dead-letters then comes to its second queue
+/// alone, is confirmed, and is stored from there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_binding_no_letter_of_the_brokers_is_lost() {
+    let (place, _) = with_partner("unbound", "1000000").await;
+    let unbind = async || {
+        let path = format!("/api/bindings/{}/e/settlement.dead/q/settlement.dead/%23", place.name);
+        let (status, answer) = place.services.manage("DELETE", &path, None).await;
+        assert_eq!(status, 204, "{answer}");
+    };
+    // Before there is a worker, which would take the message.
+    unbind().await;
+    let expiring =
+        Message::new(KEY, "{}", Expect::Refused("expired")).with(|properties| properties.with_expiration("1".into()));
+    place.publish(&[expiring]).await;
+    all_expired(&place, "settlement.updates").await;
+    let worker = place.ready_worker(&[WITH_COLLECTOR]).await;
+    until("it is stored", PATIENCE, async || {
+        (count(&place, "SELECT count(*) FROM settled.dead_letters").await == 1).then_some(())
+    })
+    .await;
+    let digest = hex::encode(auditor::sha256(b"{}"));
+    let row = &place.json(&["dead-letters", "show", &digest]).await["deadLetter"];
+    assert_eq!(
+        (&row["reason"], &row["madeBy"], &row["timesSeen"]),
+        (&json!("expired"), &json!("broker"), &json!(1)),
+        "{row}"
+    );
+    let id = auditor::event_id(&format!("update.rejected|{KEY}|{digest}|expired"));
+    place
+        .events
+        .wait("its event", |seen| seen.message_id() == Some(id.as_str()))
+        .await;
+    until("its copies are let go", PATIENCE, async || {
+        (place.line().depth("settlement.dead.broker").await == 0).then_some(())
+    })
+    .await;
+    assert!(
+        worker.said().contains("did not come to settlement.dead"),
+        "{}",
+        worker.said()
     );
     assert_eq!(worker.terminate().await.code(), Some(0));
 }
@@ -277,7 +378,7 @@ async fn says_what_the_doctor_says(place: &Place, worker: &Worker, object: &str)
 /// With each of these the worker takes nothing and says why; mended, it settles by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_wrong_input_queue_nothing_is_taken() {
-    let (place, partner) = with_partner("misfit").await;
+    let (place, partner) = with_partner("misfit", "1000000").await;
     let variants = wrong("settlement.dead");
     let reservations: Vec<Reservation> = variants.iter().map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
@@ -335,7 +436,7 @@ async fn on_a_wrong_input_queue_nothing_is_taken() {
 /// A dead letter that left its queue and came to nobody is missed; one that waits, is on its way or is taken is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_that_never_came_is_missed() {
-    let (place, _) = with_partner("missed").await;
+    let (place, _) = with_partner("missed", "1000000").await;
     let junk = |number: usize| Message::new(KEY, format!("junk {number}"), Expect::Refused("malformed_message"));
     let worker = place
         .ready_worker(&[LEAVE_DEAD_LETTERS, ("SETTLED_WORKER__LANES", "1")])
@@ -384,7 +485,7 @@ async fn a_dead_letter_that_never_came_is_missed() {
 /// The same for what leads to the queue and away from it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_wrong_exchanges_nothing_is_taken() {
-    let (place, _) = with_partner("exchanges").await;
+    let (place, _) = with_partner("exchanges", "1000000").await;
     for (name, other) in [
         ("settlement.updates", json!({"type": "topic", "durable": true})),
         ("settlement.updates.all", json!({"type": "topic", "durable": true})),
@@ -405,7 +506,7 @@ async fn on_wrong_exchanges_nothing_is_taken() {
 /// A partner's own queue holds up nobody else, and the dead letters' queue holds up no settling.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_queue_beside_holds_up_only_what_it_is_for() {
-    let (place, partner) = with_partner("beside").await;
+    let (place, partner) = with_partner("beside", "1000000").await;
     let own = Partner::new("own");
     place.register_with(&own, &["--own-queue"]).await;
     let reservations: Vec<Reservation> = (0..2).map(|_| partner.allocation("BTC", "1")).collect();
@@ -444,7 +545,7 @@ async fn a_wrong_queue_beside_holds_up_only_what_it_is_for() {
 /// A worker with the rights that it needs and no more settles on a right topology, and says once what it may not look at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_right_to_look_it_settles_and_says_so_once() {
-    let (place, partner) = with_partner("rights").await;
+    let (place, partner) = with_partner("rights", "1000000").await;
     let reservation = partner.allocation("BTC", "1");
     place.reserve(std::slice::from_ref(&reservation)).await;
     let role = format!("{}_user", place.name);
@@ -453,8 +554,8 @@ async fn without_the_right_to_look_it_settles_and_says_so_once() {
     manage(&place, "PUT", &user, Some(json!({"password": secret, "tags": ""}))).await;
     let rights = json!({
         "configure": "^$",
-        "write": "^settlement\\.(events|dead)$",
-        "read": "^settlement\\.(updates|dead)(\\..*)?$",
+        "write": "^settlement\\.(events|dead|epoch)$",
+        "read": "^settlement\\.((updates|dead)(\\..*)?|epoch)$",
     });
     let path = format!("/api/permissions/{}/{role}", place.name);
     manage(&place, "PUT", &path, Some(rights)).await;
@@ -470,16 +571,22 @@ async fn without_the_right_to_look_it_settles_and_says_so_once() {
         (count(&place, "SELECT count(*) FROM settled.settlements").await == 1).then_some(())
     })
     .await;
-    let lines = worker.lines();
-    for queue in ["settlement.dead", "settlement.dead.broker"] {
+    let times_told = |queue: &str| {
+        let lines = worker.lines();
         let told = lines.iter().filter(|line| {
             line["queue"] == queue
                 && line["message"]
                     .as_str()
                     .is_some_and(|text| text.starts_with("not looked at"))
         });
-        assert_eq!(told.count(), 1, "{queue}: {}", worker.said());
+        told.count()
+    };
+    for queue in ["settlement.dead", "settlement.dead.broker"] {
+        until("it is told", PATIENCE, async || (times_told(queue) > 0).then_some(())).await;
     }
     assert_eq!(worker.terminate().await.code(), Some(0));
+    for queue in ["settlement.dead", "settlement.dead.broker"] {
+        assert_eq!(times_told(queue), 1, "{queue}: {}", worker.said());
+    }
     manage(&place, "DELETE", &user, None).await;
 }

@@ -145,6 +145,38 @@ async fn a_database_that_turned_read_only_is_left_and_found_again() {
     place.settle_up(worker).await;
 }
 
+/// An idle worker knows as well that it could settle nothing, before a message shows it: servers are switched to this when
+/// their disk is nearly full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_worker_is_not_ready_on_a_database_that_turned_read_only() {
+    let (place, messages) = place_with("traps_read_only_idle", 4).await;
+    let db = place.db().await;
+    let name = &place.name;
+    let worker = place.ready_worker(&[("SETTLED_RETRY__MAX", "200ms")]).await;
+    // Before its first batch, and after one.
+    for messages in messages.chunks(2) {
+        db.batch_execute(&format!(
+            "ALTER DATABASE {name} SET default_transaction_read_only = on;
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name = 'settled'"
+        ))
+        .await
+        .expect("a standby");
+        until("it says so", PATIENCE, async || {
+            let said = worker.not_ready().await;
+            said.contains("the database is read-only").then_some(())
+        })
+        .await;
+        db.batch_execute(&format!("ALTER DATABASE {name} RESET default_transaction_read_only"))
+            .await
+            .expect("a primary");
+        worker.ready().await;
+        place.publish(messages).await;
+        place.rest().await;
+    }
+    place.settle_up(worker).await;
+}
+
 /// A policy can take messages away before anybody judges them. They are not lost: the broker's dead letter says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_broker_gives_up_is_a_dead_letter() {

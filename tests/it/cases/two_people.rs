@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use crate::kit::{
-    auditor::Expect,
     command::Answer,
     partner::Partner,
     support::{COLLECTS, PATIENCE, Place, until},
@@ -24,11 +23,8 @@ impl Login {
         ))
         .await
         .expect("a login");
-        let (user, password) = crate::kit::support::userinfo(&place.database_url);
         Self {
-            url: place
-                .database_url
-                .replace(&format!("{user}:{password}@"), &format!("{role}:p@")),
+            url: place.database_url_of(&role),
         }
     }
 
@@ -47,18 +43,64 @@ impl Login {
 
 async fn stranded(place: &Place, count: usize) -> Partner {
     let partner = Partner::new("acme");
-    let add = ["partner", "add", "--enterprise-id", "acme", "--name", "A partner"];
-    assert!(place.run(&add).await.status.success());
-    place.connect_partner(&partner).await;
-    place.deposit(&partner, "BTC", "1000000").await;
-    let reservations: Vec<_> = (0..count).map(|_| partner.allocation("BTC", "7")).collect();
-    place.reserve(&reservations).await;
-    let messages: Vec<_> = reservations
-        .iter()
-        .map(|reservation| partner.draft(reservation, "cleared").message(Expect::Any))
-        .collect();
-    place.publish(&messages).await;
+    place.strand(&partner, "A partner", "1000000", (count, "7")).await;
     partner
+}
+
+/// A purge has no plan: two people name the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_purge_takes_two_people() {
+    let place = Place::new("two_purge").await;
+    let worker = place.ready_worker(&COLLECTS).await;
+    let partner = stranded(&place, 6).await;
+    let db = place.db().await;
+    let letters = async || crate::kit::support::count(&db, "dead_letters").await;
+    until("they are collected", PATIENCE, async || {
+        (letters().await == 6).then_some(())
+    })
+    .await;
+    let enterprise = partner.enterprise.as_str();
+    place
+        .json(&[
+            "dead-letters",
+            "discard",
+            "--partner",
+            enterprise,
+            "--reason",
+            "why",
+            "--yes",
+        ])
+        .await;
+    place
+        .tamper("UPDATE settled.dead_letters SET discarded_at = now() - interval '1 day'")
+        .await;
+    let (ann, bob) = (Login::new(&place, "ann").await, Login::new(&place, "bob").await);
+    let many = ("SETTLED_DEAD_LETTERS__APPROVE_ABOVE", "5");
+    let sql = "SELECT to_char(now() AT TIME ZONE 'UTC' - interval '1 hour', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+    let time: String = db.query_one(sql, &[]).await.expect("a time").get(0);
+    let purge = ["purge", "--discarded-before", &time, "--reason", "why", "--yes"];
+    let proposed = ann.says(&place, many, &purge, "ann").await.document(3);
+    assert_eq!(
+        (&proposed["act"], &proposed["purged"]),
+        (&"purge propose".into(), &0.into())
+    );
+    for (login, name) in [(&ann, "ann"), (&ann, "bob"), (&bob, "ann")] {
+        login
+            .says(&place, many, &purge, name)
+            .await
+            .refused(1, "takes two people");
+    }
+    // Another time is another purge.
+    let other = ["purge", "--discarded-before", "2h", "--reason", "why", "--yes"];
+    assert_eq!(bob.says(&place, many, &other, "bob").await.document(3)["purged"], 0);
+    assert_eq!(letters().await, 6);
+    let purged = bob.says(&place, many, &purge, "bob").await.document(0);
+    assert_eq!((&purged["act"], &purged["purged"]), (&"purge".into(), &6.into()));
+    // What is not many takes one.
+    assert_eq!(ann.says(&place, many, &purge, "ann").await.document(0)["purged"], 0);
+    worker.terminate().await;
+    ann.forget(&place).await;
+    bob.forget(&place).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,11 +109,7 @@ async fn a_large_act_takes_two_people() {
     let worker = place.ready_worker(&COLLECTS).await;
     let partner = stranded(&place, 6).await;
     let db = place.db().await;
-    until("they are collected", PATIENCE, async || {
-        let sql = "SELECT count(*) FROM settled.dead_letters WHERE state = 'open'";
-        (db.query_one(sql, &[]).await.expect("a count").get::<_, i64>(0) == 6).then_some(())
-    })
-    .await;
+    place.collected(6).await;
     place.add_key(&partner).await;
     let (ann, bob) = (Login::new(&place, "ann").await, Login::new(&place, "bob").await);
     let many = ("SETTLED_DEAD_LETTERS__APPROVE_ABOVE", "5");
@@ -124,6 +162,18 @@ async fn a_large_act_takes_two_people() {
             "{operator}: {message}"
         );
     }
+    // What was planned to be refused may settle all the same: of a replay of everything all that it could move counts.
+    place.json(&["partner", "suspend", "--enterprise-id", "acme"]).await;
+    let planned = ann
+        .says(&place, dear, &["plan", "--partner", "acme"], "ann")
+        .await
+        .document(0);
+    assert_eq!(planned["wouldMove"], serde_json::json!([]), "{planned}");
+    place.json(&["partner", "resume", "--enterprise-id", "acme"]).await;
+    let number = planned["plan"].to_string();
+    let everything = ["replay", number.as_str(), "--all-verdicts", "--reason", "why"];
+    let (message, _) = ann.says(&place, dear, &everything, "ann").await.refusal(1);
+    assert!(message.contains("42 BTC is more than"), "{message}");
     // For another act it does not count, nor once it is over.
     let for_discard = ["plan", "approve", "1", "--for", "discard", "--reason", "I looked"];
     let approved = bob.says(&place, many, &for_discard, "bob").await.document(0);

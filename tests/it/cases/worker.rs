@@ -12,22 +12,13 @@ use crate::kit::{
     amqp::{Message, Seen},
     auditor::{Expect, Reservation},
     partner::{Partner, new_key, sign},
-    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, said, until},
+    support::{Ground, LEAVE_DEAD_LETTERS, PATIENCE, Place, said, until, with_partner},
     traffic,
 };
 
-/// A place with one partner whose client has plenty of BTC.
-async fn with_partner(test: &str) -> (Place, Partner) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000000000000").await;
-    (place, partner)
-}
-
 /// The same with reserved allocations of one satoshi each.
 async fn with_reserved(test: &str, count: usize) -> (Place, Partner, Vec<Reservation>) {
-    let (place, partner) = with_partner(test).await;
+    let (place, partner) = with_partner(test, "1000000000000").await;
     let reservations: Vec<Reservation> = (0..count).map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
     (place, partner, reservations)
@@ -240,7 +231,7 @@ async fn what_settled_is_a_duplicate_for_ever() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_allocation_reserved_two_seconds_later_settles_within_a_second() {
-    let (place, partner) = with_partner("later").await;
+    let (place, partner) = with_partner("later", "1000000000000").await;
     let worker = place.ready_worker(&[]).await;
     let began = Instant::now();
     let reservation = partner.allocation("BTC", "5");
@@ -280,7 +271,7 @@ async fn an_allocation_reserved_two_seconds_later_settles_within_a_second() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_waited_too_long_is_rejected() {
-    let (place, partner) = with_partner("too_long").await;
+    let (place, partner) = with_partner("too_long", "1000000000000").await;
     let worker = place
         .ready_worker(&[("SETTLED_PARK__DEADLINE", "1s"), ("SETTLED_PARK__FIRST_RETRY", "100ms")])
         .await;
@@ -328,7 +319,7 @@ async fn a_message_that_waited_too_long_is_rejected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partner_parks_so_many_and_no_more() {
-    let (place, partner) = with_partner("so_many").await;
+    let (place, partner) = with_partner("so_many", "1000000000000").await;
     let worker = place
         .ready_worker(&[("SETTLED_PARK__MAX_PER_PARTNER", "3"), ("SETTLED_WORKER__LANES", "1")])
         .await;
@@ -381,7 +372,7 @@ async fn what_waits_keeps_its_properties() {
 /// However many count at the same moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_lanes_park_no_more_than_one_would() {
-    let (place, partner) = with_partner("so_many_at_once").await;
+    let (place, partner) = with_partner("so_many_at_once", "1000000000000").await;
     let draft = || partner.draft(&partner.allocation("BTC", "5"), "cleared");
     let messages: Vec<Message> = (0..200).map(|_| draft().message(Expect::Any)).collect();
     place.publish(&messages).await;

@@ -2,7 +2,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,7 @@ use uuid::Uuid;
 use crate::kit::{
     auditor::Expect,
     contract,
-    support::{Beside, PATIENCE, until},
+    support::{Beside, PATIENCE, each_host, until},
 };
 
 /// Something to publish, and what is expected of it.
@@ -61,6 +64,9 @@ impl Message {
 /// A broker that starts may accept a connection and never answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Partners wait for a broker as long as it takes; a cluster takes its time to start.
+const BACK: Duration = PATIENCE.saturating_mul(3);
+
 async fn answered<T>(question: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
     let late = || lapin::ErrorKind::IOError(std::sync::Arc::new(std::io::ErrorKind::TimedOut.into()));
     tokio::time::timeout(ANSWER, question)
@@ -68,7 +74,23 @@ async fn answered<T>(question: impl Future<Output = lapin::Result<T>>) -> lapin:
         .unwrap_or_else(|_| Err(late().into()))
 }
 
+/// Of several hosts the first that lets us in, each time beginning with another.
 async fn open(url: &str) -> lapin::Result<(Connection, Channel)> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let mut urls = each_host(url);
+    let first = NEXT.fetch_add(1, Ordering::Relaxed) % urls.len();
+    urls.rotate_left(first);
+    let mut tried = open_at(urls.first().expect("a host")).await;
+    for url in urls.iter().skip(1) {
+        if tried.is_ok() {
+            break;
+        }
+        tried = open_at(url).await;
+    }
+    tried
+}
+
+async fn open_at(url: &str) -> lapin::Result<(Connection, Channel)> {
     let connection = answered(Connection::connect(url, ConnectionProperties::default())).await?;
     let channel = answered(connection.create_channel()).await?;
     Ok((connection, channel))
@@ -115,7 +137,7 @@ impl Line {
             return channel.clone();
         }
         *link = None;
-        let (connection, channel) = until("the broker answers", PATIENCE, async || open(&self.url).await.ok()).await;
+        let (connection, channel) = until("the broker answers", BACK, async || open(&self.url).await.ok()).await;
         let confirms = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
         confirms.expect("publisher confirms");
         *link = Some((connection, channel.clone()));
@@ -127,7 +149,7 @@ impl Line {
     pub(crate) async fn publish(&self, messages: &[Message]) {
         messages.iter().for_each(contract::sent);
         let mut left: Vec<&Message> = messages.iter().collect();
-        until("the broker confirms", PATIENCE, async || {
+        until("the broker confirms", BACK, async || {
             let channel = self.channel().await;
             let publishes = left.iter().map(|message| async {
                 let options = BasicPublishOptions {
@@ -151,6 +173,10 @@ impl Line {
                 .filter(|(_, confirmed)| !confirmed)
                 .map(|(message, _)| *message)
                 .collect();
+            if !left.is_empty() {
+                // A node that is frozen keeps its connections, and says nothing on them.
+                *self.link.lock().await = None;
+            }
             left.is_empty().then_some(())
         })
         .await;
@@ -197,10 +223,17 @@ impl Line {
 
     /// What is ready in a queue, without taking it out: it is got, not acknowledged, and goes back when the channel closes.
     pub(crate) async fn peek(&self, queue: &str) -> Vec<Seen> {
+        self.peek_some(queue, usize::MAX).await
+    }
+
+    /// The same of the first so many.
+    pub(crate) async fn peek_some(&self, queue: &str, most: usize) -> Vec<Seen> {
         let (_connection, channel) = open(&self.url).await.expect("the broker answers");
         let mut seen = Vec::new();
         let options = BasicGetOptions { no_ack: false };
-        while let Some(got) = channel.basic_get(queue.into(), options).await.expect("an answer") {
+        while seen.len() < most
+            && let Some(got) = channel.basic_get(queue.into(), options).await.expect("an answer")
+        {
             seen.push(Seen::of(got.delivery));
         }
         channel.close(200, "done".into()).await.expect("it closes");

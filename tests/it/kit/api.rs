@@ -1,24 +1,17 @@
 //! `settled api` as partners and clients meet it.
 
-use std::{
-    path::PathBuf,
-    process::{ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
-};
+use std::process::{ExitStatus, Stdio};
 
 use serde_json::Value;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    process::Child,
-};
 
-use crate::kit::support::{Ground, PATIENCE, get, until};
+use crate::kit::{
+    program::{self, HttpAnswer, Program, header},
+    support::{Ground, PATIENCE, get, until},
+};
 
 /// A running API.
 pub(crate) struct Api {
-    child: Mutex<Child>,
-    log: PathBuf,
+    program: Program,
     address: String,
 }
 
@@ -32,8 +25,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(other, _)| other == name);
-        found.map(|(_, value)| value.as_str())
+        header(&self.headers, name)
     }
 
     /// The name of what went wrong; it has the public API's shape, and the request's number.
@@ -76,29 +68,23 @@ impl Api {
     /// Starts one and waits until it listens.
     pub(crate) async fn start_unready(ground: &Ground, settings: &[(&str, &str)]) -> Self {
         let log = ground.file(&format!("api-{}.log", uuid::Uuid::new_v4().simple()));
-        let file = std::fs::File::create(&log).expect("a log");
         let mut command = ground.command(&["api"]);
         command
             .env("SETTLED_API__LISTEN", "127.0.0.1:0")
             .env("SETTLED_API__WATCH_LISTEN", "127.0.0.1:0")
-            .env("SETTLED_LOG__LEVEL", "debug")
+            .env("SETTLED_LOG__LEVEL", "trace")
             .env("SETTLED_LOG__FORMAT", "json")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file);
+            .stdout(Stdio::null());
         for (name, value) in settings {
             command.env(name, value);
         }
-        let child = Mutex::new(command.spawn().expect("settled starts"));
         let mut api = Self {
-            child,
-            log,
+            program: Program::start("the API", &mut command, log),
             address: String::new(),
         };
         api.address = until("the API listens", PATIENCE, async || {
-            if let Some(status) = api.ended() {
-                panic!("the API ended with {status}: {}", api.said());
-            }
+            api.program.still_runs();
             api.address_of("the API listens")
         })
         .await;
@@ -114,7 +100,7 @@ impl Api {
         line["address"].as_str().map(str::to_owned)
     }
 
-    fn watch(&self) -> String {
+    pub(crate) fn watch(&self) -> String {
         self.address_of("HTTP listens").expect("it says where it is watched")
     }
 
@@ -128,29 +114,20 @@ impl Api {
     }
 
     pub(crate) fn said(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).expect("its log")).into_owned()
-    }
-
-    fn ended(&self) -> Option<ExitStatus> {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        child.try_wait().expect("a child")
+        self.program.said()
     }
 
     pub(crate) fn terminate(&self) {
-        let id = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
-        let kill = format!("kill -TERM {}", id.expect("it runs"));
-        let status = std::process::Command::new("sh").args(["-c", &kill]).status();
-        assert!(status.expect("a shell").success());
+        self.program.terminate();
     }
 
     /// SIGTERM, and an orderly end.
     pub(crate) async fn stop(&self) {
-        self.terminate();
-        assert_eq!(self.end().await.code(), Some(0), "SIGTERM ends the API in order");
+        self.program.stop().await;
     }
 
     pub(crate) async fn end(&self) -> ExitStatus {
-        until("the API ends", PATIENCE, async || self.ended()).await
+        self.program.end().await
     }
 
     /// A request with a token, or none.
@@ -180,46 +157,17 @@ impl Api {
 
     /// Sends bytes as they are, and reads the answer.
     pub(crate) async fn exchange(&self, bytes: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(&self.address).await.expect("it listens");
-        let (mut read, mut write) = stream.split();
-        let mut answer = Vec::new();
-        let both = async {
-            // One that answers before it has read all closes, and the rest can not be sent.
-            let sent = async { drop(write.write_all(bytes).await) };
-            let got = async { drop(read.read_to_end(&mut answer).await) };
-            tokio::join!(sent, got);
-        };
-        let ended = tokio::time::timeout(PATIENCE, both).await;
-        assert!(
-            ended.is_ok(),
-            "no end of the answer: {}",
-            String::from_utf8_lossy(&answer)
-        );
-        read_answer(&answer)
+        program::exchange(&self.address, bytes).await.into()
     }
 }
 
-impl Drop for Api {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the API said:\n{}", self.said());
-        }
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(child.start_kill());
+impl From<HttpAnswer> for Answer {
+    fn from((status, headers, body): HttpAnswer) -> Self {
+        let body = serde_json::from_str(&body).unwrap_or(Value::String(body));
+        Self { status, headers, body }
     }
 }
 
 pub(crate) fn read_answer(bytes: &[u8]) -> Answer {
-    let text = String::from_utf8_lossy(bytes).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let mut lines = head.lines();
-    let status = lines.next().unwrap_or_default().split(' ').nth(1);
-    Answer {
-        status: status.and_then(|status| status.parse().ok()).unwrap_or_default(),
-        headers: lines
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-            .collect(),
-        body: serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())),
-    }
+    program::read_answer(bytes).into()
 }

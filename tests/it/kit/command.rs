@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{
     contract,
     partner::Partner,
+    secrets,
     support::{Ground, PATIENCE, settled},
 };
 
@@ -109,6 +110,7 @@ pub(crate) async fn run_in(variables: &[(&str, &str)], arguments: &[&str]) -> Ou
         .unwrap_or_else(|_| panic!("settled {arguments:?} did not end"))
         .expect("settled runs");
     contract::answered(arguments, &output);
+    secrets::check_command(arguments, &output);
     output
 }
 
@@ -130,6 +132,17 @@ pub(crate) async fn add_key(ground: &Ground, enterprise: &str, key: &str, flags:
 }
 
 pub(crate) async fn deposit(ground: &Ground, client: &str, currency: &str, quantity: &str, reference: &str) -> Answer {
+    move_funds(ground, "deposit", client, (currency, quantity), reference).await
+}
+
+/// `way` is `deposit` or `withdraw`.
+pub(crate) async fn move_funds(
+    ground: &Ground,
+    way: &str,
+    client: &str,
+    (currency, quantity): (&str, &str),
+    reference: &str,
+) -> Answer {
     let flags = [
         "--client-id",
         client,
@@ -140,7 +153,7 @@ pub(crate) async fn deposit(ground: &Ground, client: &str, currency: &str, quant
         "--reference",
         reference,
     ];
-    ask(ground, &[&["deposit"], &flags[..]].concat()).await
+    ask(ground, &[&[way], &flags[..]].concat()).await
 }
 
 pub(crate) async fn register(ground: &Ground, partner: &Partner) {

@@ -1,27 +1,21 @@
 //! `settled console` as a browser meets it, without one.
 
-use std::{
-    path::PathBuf,
-    process::{ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
-};
+use std::{path::PathBuf, process::Stdio};
 
 use serde_json::Value;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    process::Child,
-};
 
-use crate::kit::support::{Ground, PATIENCE, until};
+use crate::kit::{
+    program::{self, Program, header},
+    support::{Ground, PATIENCE, until},
+};
 
 /// What the proxy of these tests knows.
 pub(crate) const PROXY_SECRET: &str = "what only the proxy knows";
 
 /// A running console.
 pub(crate) struct Console {
-    child: Mutex<Child>,
-    log: PathBuf,
+    /// None: it runs in another's program.
+    program: Option<Program>,
     told: PathBuf,
     address: String,
 }
@@ -36,8 +30,7 @@ pub(crate) struct PageSeen {
 
 impl PageSeen {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(other, _)| other == name);
-        found.map(|(_, value)| value.as_str())
+        header(&self.headers, name)
     }
 
     /// The cookie that the browser is to keep.
@@ -70,7 +63,6 @@ impl Console {
             ground.file(&format!("console-{name}.log")),
             ground.file(&format!("console-{name}.out")),
         );
-        let file = |path| std::fs::File::create(path).expect("a file");
         let mut command = ground.command(&["console", "--json", "--operator", "ann"]);
         command
             .env("SETTLED_CONSOLE__LISTEN", "127.0.0.1:0")
@@ -80,20 +72,18 @@ impl Console {
             .env("SETTLED_LOG__LEVEL", "debug")
             .env("SETTLED_LOG__FORMAT", "json")
             .stdin(Stdio::null())
-            .stdout(file(&told))
-            .stderr(file(&log));
+            .stdout(std::fs::File::create(&told).expect("a file"));
         for (name, value) in settings {
             command.env(name, value);
         }
         let mut console = Self {
-            child: Mutex::new(command.spawn().expect("settled starts")),
-            log,
+            program: Some(Program::start("the console", &mut command, log)),
             told,
             address: String::new(),
         };
         let url = until("the console says where it is", PATIENCE, async || {
-            if let Some(status) = console.ended() {
-                panic!("the console ended with {status}: {}", console.said());
+            if let Some(program) = &console.program {
+                program.still_runs();
             }
             console.lines().last().cloned()
         })
@@ -103,7 +93,7 @@ impl Console {
             .or(url["listens"].as_str())
             .expect("where")
             .to_owned();
-        let rest = url.strip_prefix("http://").expect("in the clear");
+        let (_, rest) = url.split_once("://").expect("a URL");
         console.address = rest.split('/').next().expect("an address").to_owned();
         console
     }
@@ -119,6 +109,15 @@ impl Console {
             ("SETTLED_CONSOLE__APPROVERS", "bob"),
         ];
         Self::start(ground, &[&proxied, settings].concat()).await
+    }
+
+    /// One that runs in another's program, at an address.
+    pub(crate) fn at(address: &str) -> Self {
+        Self {
+            program: None,
+            told: PathBuf::new(),
+            address: address.to_owned(),
+        }
     }
 
     fn lines(&self) -> Vec<Value> {
@@ -139,23 +138,22 @@ impl Console {
         &self.address
     }
 
-    pub(crate) fn said(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).expect("its log")).into_owned()
-    }
-
-    fn ended(&self) -> Option<ExitStatus> {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        child.try_wait().expect("a child")
-    }
-
     /// SIGTERM, and an orderly end.
     pub(crate) async fn stop(&self) {
-        let id = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
-        let kill = format!("kill -TERM {}", id.expect("it runs"));
-        let status = std::process::Command::new("sh").args(["-c", &kill]).status();
-        assert!(status.expect("a shell").success());
-        let status = until("the console ends", PATIENCE, async || self.ended()).await;
-        assert_eq!(status.code(), Some(0), "SIGTERM ends the console in order");
+        if let Some(program) = &self.program {
+            program.stop().await;
+        }
+    }
+
+    /// What the kernel says of its memory, in kB.
+    pub(crate) fn memory_kb(&self, line: &str) -> u64 {
+        let id = self.program.as_ref().and_then(Program::id).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let found = status
+            .lines()
+            .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+        let number = found.and_then(|text| text.split_whitespace().next()?.parse().ok());
+        number.expect("a number of kB")
     }
 
     /// Opens the link.
@@ -255,35 +253,8 @@ impl Console {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
         }
         head.push_str("\r\n");
-        let mut stream = TcpStream::connect(&self.address).await.expect("it listens");
-        let mut answer = Vec::new();
-        let both = async {
-            drop(stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await);
-            drop(stream.read_to_end(&mut answer).await);
-        };
-        let ended = tokio::time::timeout(PATIENCE, both).await;
-        assert!(ended.is_ok(), "no end: {}", String::from_utf8_lossy(&answer));
-        let text = String::from_utf8_lossy(&answer).into_owned();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let mut lines = head.lines();
-        let status = lines.next().unwrap_or_default().split(' ').nth(1);
-        PageSeen {
-            status: status.and_then(|status| status.parse().ok()).unwrap_or_default(),
-            headers: lines
-                .filter_map(|line| line.split_once(':'))
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-                .collect(),
-            text: body.to_owned(),
-        }
-    }
-}
-
-impl Drop for Console {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the console said:\n{}", self.said());
-        }
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(child.start_kill());
+        let bytes = [head.as_bytes(), body.as_bytes()].concat();
+        let (status, headers, text) = program::exchange(&self.address, &bytes).await;
+        PageSeen { status, headers, text }
     }
 }

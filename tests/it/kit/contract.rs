@@ -21,7 +21,7 @@ use settled::domain::{
     signature::Signer,
 };
 
-use crate::kit::{amqp::Message, auditor::Expect};
+use crate::kit::{amqp::Message, auditor::Expect, secrets};
 
 /// Where the schemas stand.
 pub(crate) fn directory() -> PathBuf {
@@ -36,7 +36,7 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 62] = [
+pub(crate) const ANSWERS: [(&str, Form); 68] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
@@ -47,6 +47,9 @@ pub(crate) const ANSWERS: [(&str, Form); 62] = [
     ("connection add", Form::Document),
     ("connection list", Form::Document),
     ("connection show", Form::Document),
+    ("currency list", Form::Document),
+    ("currency map", Form::Document),
+    ("currency unmap", Form::Document),
     ("dead-letters collect", Form::Document),
     ("dead-letters discard", Form::Document),
     ("dead-letters export", Form::Lines),
@@ -82,6 +85,7 @@ pub(crate) const ANSWERS: [(&str, Form); 62] = [
     ("outbox retry", Form::Document),
     ("partner add", Form::Document),
     ("partner list", Form::Document),
+    ("partner move", Form::Document),
     ("partner quarantine", Form::Document),
     ("partner resume", Form::Document),
     ("partner set", Form::Document),
@@ -91,6 +95,7 @@ pub(crate) const ANSWERS: [(&str, Form); 62] = [
     ("partner-kit vectors", Form::Document),
     ("receipt", Form::Document),
     ("reconcile", Form::Document),
+    ("recover", Form::Document),
     ("roles", Form::Document),
     ("simulate", Form::Document),
     ("timeline", Form::Document),
@@ -99,6 +104,7 @@ pub(crate) const ANSWERS: [(&str, Form); 62] = [
     ("token revoke", Form::Document),
     ("topology", Form::Document),
     ("topology export", Form::Document),
+    ("withdraw", Form::Document),
 ];
 
 /// Commands that answer no program, and why.
@@ -327,6 +333,7 @@ static FORGED: LazyLock<Mutex<HashSet<Vec<u8>>>> = LazyLock::new(Mutex::default)
 
 /// Looks at what a test is about to publish.
 pub(crate) fn sent(message: &Message) {
+    secrets::message(message);
     if message.exchange != "settlement.updates" {
         FORGED
             .lock()

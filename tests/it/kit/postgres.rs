@@ -15,6 +15,7 @@ pub(crate) struct Server {
     process: Child,
     pub(crate) port: u16,
     pub(crate) directory: PathBuf,
+    home: Home,
 }
 
 /// A directory that the server's user can reach, and that user, if it must be another than we are.
@@ -134,7 +135,8 @@ impl Server {
         let mut server = Self {
             process,
             port,
-            directory: home.directory,
+            directory: home.directory.clone(),
+            home,
         };
         until("the server listens", PATIENCE, async || {
             if let Some(status) = server.process.try_wait().expect("a child") {
@@ -144,6 +146,23 @@ impl Server {
         })
         .await;
         Ok(server)
+    }
+
+    /// Puts a file in the place of one that it was started with, and has it read its settings anew.
+    pub(crate) fn renew(&self, name: &str, with: &Path) {
+        let (beside, old) = (self.directory.join("beside"), self.directory.join("data").join(name));
+        std::fs::copy(with, &beside).expect("a copy");
+        self.home.give(&beside, 0o600);
+        std::fs::rename(&beside, &old).expect("in its place");
+        self.tell("HUP");
+    }
+
+    fn tell(&self, signal: &str) -> bool {
+        let id = self.process.id();
+        let told = Command::new("sh")
+            .args(["-c", &format!("kill -{signal} {id}")])
+            .status();
+        told.is_ok_and(|status| status.success())
     }
 
     fn log(&self) -> String {
@@ -162,9 +181,7 @@ impl Drop for Server {
             eprintln!("the server said:\n{}", self.log());
         }
         // QUIT ends it at once, and its children with it.
-        let id = self.process.id();
-        let told = Command::new("sh").args(["-c", &format!("kill -QUIT {id}")]).status();
-        if told.is_ok_and(|status| status.success()) {
+        if self.tell("QUIT") {
             drop(self.process.wait());
         }
         drop(std::fs::remove_dir_all(&self.directory));

@@ -124,6 +124,8 @@ struct Shared {
     /// What is set, and how far it is from springing.
     trap: Mutex<Option<(Trap, usize)>>,
     injected: AtomicUsize,
+    /// Bytes that travelled alone since that was said last.
+    alone: AtomicUsize,
 }
 
 /// What happens to a frame.
@@ -230,6 +232,7 @@ impl Proxy {
     }
 
     pub(crate) fn bytewise(&self) {
+        self.shared.alone.store(0, Ordering::SeqCst);
         self.set(Mode::Bytewise);
     }
 
@@ -435,7 +438,8 @@ impl Passing<'_> {
 
     async fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
         let is_bytewise = self.state.borrow().mode == Mode::Bytewise;
-        if is_bytewise && self.shared.injected.load(Ordering::SeqCst) < ALONE {
+        if is_bytewise && self.shared.alone.load(Ordering::SeqCst) < ALONE {
+            self.shared.alone.fetch_add(frame.len(), Ordering::SeqCst);
             self.shared.count(frame.len());
             for byte in frame {
                 self.to.write_all(&[*byte]).await?;

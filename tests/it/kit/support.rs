@@ -29,6 +29,7 @@ use crate::kit::{
     },
     contract,
     partner::Partner,
+    secrets,
 };
 
 /// Of a worker that leaves dead letters in their queue, for tests that look at them there.
@@ -108,6 +109,18 @@ impl Services {
 
     /// Asks the broker's management API; the status and the answer.
     pub(crate) async fn manage(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let answer = self.try_manage(method, path, body, PATIENCE).await;
+        answer.unwrap_or_else(|error| panic!("the management API answers: {error}"))
+    }
+
+    /// The same of one that may be away.
+    pub(crate) async fn try_manage(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        patience: Duration,
+    ) -> Result<(u16, Value), String> {
         let (scheme, rest) = self.management.split_once("://").expect("a URL");
         let (user, host) = rest.rsplit_once('@').expect("user and password in the management URL");
         let (name, password) = user.split_once(':').expect("a password in the management URL");
@@ -124,14 +137,14 @@ impl Services {
         let answer = tokio::task::spawn_blocking(move || {
             let config = ureq::Agent::config_builder()
                 .http_status_as_error(false)
-                .timeout_global(Some(PATIENCE))
+                .timeout_global(Some(patience))
                 .build();
             let mut answer = ureq::Agent::new_with_config(config).run(request)?;
             let text = answer.body_mut().read_to_string()?;
             Ok::<_, ureq::Error>((answer.status().as_u16(), text))
         });
-        let (status, text) = answer.await.expect("no panic").expect("the management API answers");
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let (status, text) = answer.await.expect("no panic").map_err(|error| error.to_string())?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
     /// The first number of the broker's version.
@@ -142,7 +155,7 @@ impl Services {
         major.unwrap_or_else(|| panic!("a version: {version}"))
     }
 
-    async fn make_vhost(&self, name: &str) {
+    pub(crate) async fn make_vhost(&self, name: &str) {
         let (status, answer) = self.manage("PUT", &format!("/api/vhosts/{name}"), None).await;
         assert!(matches!(status, 201 | 204), "vhost {name}: {status} {answer}");
         let user = userinfo(&self.broker).0;
@@ -189,6 +202,12 @@ impl Services {
             .arg("migrate");
         let output = migrate.output().await.expect("settled runs");
         assert!(output.status.success(), "settled migrate: {}", said(&output));
+        let made = connect(&with_path(&self.database, &name)).await;
+        let applied = "SELECT count(*) FROM settled.refinery_schema_history";
+        let applied: i64 = made.query_one(applied, &[]).await.expect("a history").get(0);
+        let stale = "the program was built of another checkout than the tests: build it again";
+        assert_eq!(usize::try_from(applied).ok(), Some(files.len()), "{stale}");
+        drop(made);
         // Nobody connects to it any more, so that it can be copied at any time. Being a template says that it is complete.
         make(format!(
             "ALTER DATABASE {name} ALLOW_CONNECTIONS false IS_TEMPLATE true"
@@ -230,6 +249,21 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(bytes).expect("UTF-8")
 }
 
+/// A place with one partner, whose client has so many satoshis.
+pub(crate) async fn with_partner(test: &str, satoshis: &str) -> (Place, Partner) {
+    let place = Place::new(test).await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", satoshis).await;
+    (place, partner)
+}
+
+/// How many rows of a table or view of ours; `what` may go on with a condition.
+pub(crate) async fn count(db: &Client, what: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM settled.{what}");
+    db.query_one(&sql, &[]).await.expect(&sql).get(0)
+}
+
 /// The user and the password of a URL, as they stand in it.
 pub(crate) fn userinfo(url: &str) -> (&str, &str) {
     let rest = url.split_once("://").expect("a URL").1;
@@ -260,6 +294,12 @@ pub(crate) fn address(url: &str) -> String {
     rest.split(['/', '?']).next().expect("a first part").to_owned()
 }
 
+/// A URL for each of its hosts.
+pub(crate) fn each_host(url: &str) -> Vec<String> {
+    let all = address(url);
+    all.split(',').map(|host| url.replacen(&all, host, 1)).collect()
+}
+
 pub(crate) async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the database answers");
     tokio::spawn(async move {
@@ -273,7 +313,8 @@ pub(crate) async fn connect(url: &str) -> Client {
 pub(crate) fn settled() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_settled"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("SETTLED_") {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("SETTLED_") || name_text.starts_with("OTEL_") {
             command.env_remove(&name);
         }
     }
@@ -281,8 +322,15 @@ pub(crate) fn settled() -> Command {
     command
 }
 
-/// Says that a test cannot run here, and why.
+/// Says that a test cannot run here, and why. Its name is the one that `tests/skips.txt` has: `file::function`.
 pub(crate) fn skip(test: &str, why: &str) {
+    // The runner names a test's thread after it, unless it runs them on its own.
+    if let Some(name) = std::thread::current()
+        .name()
+        .and_then(|name| name.strip_prefix("cases::"))
+    {
+        assert_eq!(name, test, "the test that was skipped has another name");
+    }
     let line = format!("SKIPPED {test}: {}\n", why.replace('\n', " "));
     eprint!("{line}");
     if let Some(path) = std::env::var_os("SETTLED_TEST_SKIPS") {
@@ -485,6 +533,11 @@ impl Place {
 
     /// Waits until everything that was published has its place and nothing is left to publish; says what is missing.
     pub(crate) async fn rest(&self) {
+        self.rest_within(PATIENCE).await;
+    }
+
+    /// The same where there is more to do.
+    pub(crate) async fn rest_within(&self, patience: Duration) {
         let db = self.db().await;
         let began = Instant::now();
         loop {
@@ -505,8 +558,8 @@ impl Place {
                 return;
             }
             assert!(
-                began.elapsed() < PATIENCE,
-                "no rest within {PATIENCE:?}: {}",
+                began.elapsed() < patience,
+                "no rest within {patience:?}: {}",
                 problems.join("\n")
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -598,6 +651,9 @@ impl Place {
             "I3: dead letters nobody could read"
         );
         let observed = self.observed().await;
+        let sql = "SELECT coalesce(string_agg(a::text, E'\\n'), '') FROM settled.audit AS a";
+        let written: String = self.db().await.query_one(sql, &[]).await.expect("the audit").get(0);
+        secrets::check("the audit", &written);
         let mut problems = auditor::audit(&self.db().await, &self.told(), &observed).await;
         if self.line.depth("settlement.dead").await == 0 {
             problems.extend(auditor::uncollected(&self.db().await, &observed.dead).await);
@@ -640,6 +696,9 @@ impl Ground {
         services.make_vhost(&name).await;
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&name);
         std::fs::create_dir_all(&directory).expect("a directory");
+        for url in [&services.database, &services.broker, &services.management] {
+            secrets::of_url(url);
+        }
         Self {
             database_url: with_path(&services.database, &name),
             broker_url: with_path(&services.broker, &name),
@@ -671,6 +730,13 @@ impl Ground {
     /// A connection to the database, for looking at it and for breaking it.
     pub(crate) async fn db(&self) -> Client {
         connect(&self.database_url).await
+    }
+
+    /// The database's URL for another login, whose password is `p`.
+    pub(crate) fn database_url_of(&self, login: &str) -> String {
+        let (user, password) = userinfo(&self.database_url);
+        self.database_url
+            .replace(&format!("{user}:{password}@"), &format!("{login}:p@"))
     }
 
     /// Changes what the database's guards let nobody change: time passes, a later version wrote it, somebody had the owner's
@@ -730,7 +796,15 @@ impl Ground {
             .env("SETTLED_BROKER_URL", &self.broker_url)
             .env("SETTLED_WORKER__NAME", format!("w{number}"))
             .env("SETTLED_HTTP__LISTEN", "127.0.0.1:0")
-            .env("SETTLED_LOG__LEVEL", "debug")
+            // Of half of them everything: what they say is searched for what nobody may read.
+            .env(
+                "SETTLED_LOG__LEVEL",
+                if (self.name.len() + number).is_multiple_of(2) {
+                    "trace"
+                } else {
+                    "debug"
+                },
+            )
             .env("SETTLED_LOG__FORMAT", "json");
         for (name, value) in settings {
             command.env(name, value);
@@ -818,6 +892,7 @@ pub(crate) async fn run(database_url: &str, broker_url: &str, arguments: &[&str]
         .unwrap_or_else(|_| panic!("settled {arguments:?} did not end"))
         .expect("an exit");
     contract::answered(arguments, &output);
+    secrets::check_command(arguments, &output);
     output
 }
 
@@ -869,14 +944,22 @@ impl Worker {
             .collect()
     }
 
+    /// Where its HTTP listens, if it said so.
+    pub(crate) fn http_said(&self) -> Option<String> {
+        // A console beside it has an address of its own.
+        let is_its = |line: &Value| {
+            line["message"]
+                .as_str()
+                .is_some_and(|said| said.starts_with("HTTP listens"))
+        };
+        let line = self.lines().into_iter().find(is_its);
+        line.and_then(|line| line["address"].as_str().map(str::to_owned))
+    }
+
     /// Where its HTTP listens, once it said so.
     pub(crate) async fn http(&self) -> String {
-        let said = async || {
-            let line = self.lines().into_iter().find(|line| line["address"].is_string());
-            line.and_then(|line| line["address"].as_str().map(str::to_owned))
-        };
         until("the worker says where its HTTP listens", PATIENCE, async || {
-            let address = said().await;
+            let address = self.http_said();
             if address.is_none()
                 && let Some(status) = self.ended()
             {
@@ -961,6 +1044,11 @@ impl Drop for Worker {
             eprintln!("the end of {}:\n{}", self.log.display(), tail.join("\n"));
         }
         drop(self.child().start_kill());
+        // Of a place that is gone already there is nothing left to read.
+        if let Ok(said) = std::fs::read(&self.log) {
+            let said = String::from_utf8_lossy(&said);
+            secrets::check(&format!("the log of worker {}", self.name), &said);
+        }
     }
 }
 

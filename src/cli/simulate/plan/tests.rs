@@ -32,6 +32,8 @@ fn a_plan_has_every_reason_and_as_many_messages_as_asked() {
     // What an operator does first is no message, and what we do is no partner's.
     let ours = BTreeSet::from([
         Reason::NonceVoided,
+        Reason::CurrencyUnmapped,
+        Reason::CurrencyMismatch,
         Reason::DeliveryLimit,
         Reason::Expired,
         Reason::Internal,

@@ -331,3 +331,65 @@ fn a_verdict_on_a_dead_letter_says_where_it_stands() {
         assert!(!is_refusal || !publications.is_empty());
     }
 }
+
+/// What a batch says it published is what the collector counts, whatever copies differ in.
+#[test]
+fn a_batch_counts_its_letters_as_the_collector_does() {
+    let plain = sent();
+    let with = |change: fn(&mut Delivery)| {
+        let mut delivery = sent();
+        change(&mut delivery);
+        delivery
+    };
+    let copies = [
+        plain.clone(),
+        with(|copy| copy.properties.message_id = Some("m-2".into())),
+        with(|copy| copy.properties.content_type = Some("text/plain".into())),
+        with(|copy| copy.properties.content_encoding = Some("gzip".into())),
+        with(|copy| copy.properties.user_id = None),
+        with(|copy| copy.routing_key = "acme.deallocation.update".into()),
+        with(|copy| copy.body = b"[]".to_vec()),
+    ];
+    let rejected = Judgement {
+        verdict: Verdict::Rejected {
+            reason: Reason::MalformedMessage,
+            detail: "no".into(),
+        },
+        proven: false,
+    };
+    let facts: Vec<_> = copies.iter().map(facts).collect();
+    let judged = copies
+        .iter()
+        .zip(&facts)
+        .map(|(delivery, facts)| (MessageRef { delivery, facts }, &rejected));
+    let letters: Vec<(Delivery, Cause)> = copies
+        .iter()
+        .map(|copy| opened(letter_of(copy, Reason::MalformedMessage)))
+        .collect();
+    let read: Vec<_> = letters
+        .iter()
+        .map(|(delivery, _)| crate::domain::message::facts(delivery))
+        .collect();
+    let arrivals: Vec<Arrival<'_>> = letters
+        .iter()
+        .zip(&read)
+        .map(|((delivery, cause), facts)| Arrival {
+            message: MessageRef { delivery, facts },
+            cause,
+            again: false,
+            has_effect: false,
+        })
+        .collect();
+    let counted: u32 = taken(&[].into(), &arrivals).values().sum();
+    assert_eq!(letters_of(judged), 6);
+    assert_eq!(counted, 6);
+    // One that is replayed makes no second letter.
+    let mut replayed = plain;
+    replayed.source = Source::Replayed { id: Uuid::nil() };
+    let facts = crate::domain::message::facts(&replayed);
+    let one = MessageRef {
+        delivery: &replayed,
+        facts: &facts,
+    };
+    assert_eq!(letters_of([(one, &rejected)]), 0);
+}

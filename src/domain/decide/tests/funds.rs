@@ -24,6 +24,7 @@ fn the_funds_move_as_the_table_says() {
             reason: outcome.reject_reason().map(str::to_owned),
             retriable: false,
             partner_external_id: Some("theirs-1".to_owned()),
+            partner_symbol: None,
             evaluation_id: Some("eval-1".to_owned()),
             pending_approval_id: Some("pending-1".to_owned()),
             policy_result: Some(PolicyResult::Approved),

@@ -21,6 +21,8 @@ fn code_class_and_finality_of_every_reason() {
         ("partner_inactive", 403, false),
         ("allocation_not_found", 404, false),
         ("not_permitted", 403, true),
+        ("currency_unmapped", 500, false),
+        ("currency_mismatch", 409, false),
         ("allocation_mismatch", 409, true),
         ("already_settled", 409, true),
         ("delivery_limit", 500, false),
@@ -340,6 +342,26 @@ fn every_reason_has_the_message_that_causes_it() {
             true,
         ),
         (
+            "a symbol that is not mapped, for what has none",
+            |model, _, letter| {
+                model.acme().symbols = symbols(&[("XETH", "ETH:wei")]);
+                letter.draft.amount.currency = "XBT".to_owned();
+            },
+            Reason::CurrencyUnmapped,
+            "amount.currency: this symbol is not mapped, and no symbol of this partner is mapped to what was reserved",
+            true,
+        ),
+        (
+            "a symbol that means another currency",
+            |model, _, letter| {
+                model.acme().symbols = symbols(&[("BTC", "TBTC")]);
+                letter.draft.amount.currency = "BTC".to_owned();
+            },
+            Reason::CurrencyMismatch,
+            "amount.currency: this symbol is mapped to another currency than was reserved",
+            true,
+        ),
+        (
             "another quantity",
             |_, _, letter| letter.draft.amount.quantity = Quantity::parse("99999999").expect("a quantity"),
             Reason::AllocationMismatch,
@@ -484,12 +506,12 @@ fn every_reason_has_the_message_that_causes_it() {
         }
     }
     let covered: BTreeSet<Reason> = table.iter().map(|row| row.2).collect();
-    let ours: Vec<Reason> = Reason::ALL.into_iter().take(17).collect();
+    let ours: Vec<Reason> = Reason::ALL.into_iter().take(19).collect();
     assert_eq!(covered.into_iter().collect::<Vec<_>>(), ours, "a reason without a row");
 }
 
 /// Each breaks one rule, in the table's order, and leaves the others as they are.
-const BREAKERS: [Twist; 17] = [
+const BREAKERS: [Twist; 19] = [
     |_, _, letter| letter.altered.push(("padding", "x".repeat(message::BODY_MAX).into())),
     |_, _, letter| letter.properties.content_encoding = Some("gzip".to_owned()),
     |_, _, letter| letter.altered.push(("evaluationId", "".into())),
@@ -519,6 +541,14 @@ const BREAKERS: [Twist; 17] = [
             .entry(letter.draft.id)
             .and_modify(|allocation| allocation.enterprise_id = "beta".to_owned());
     },
+    |model, _, letter| {
+        model.acme().symbols = symbols(&[("XETH", "ETH:wei")]);
+        letter.draft.amount.currency = "XBT".to_owned();
+    },
+    |model, _, letter| {
+        model.acme().symbols = symbols(&[("XBT", "TBTC")]);
+        letter.draft.amount.currency = "XBT".to_owned();
+    },
     |_, _, letter| letter.draft.partners_client_id = "cust-2".to_owned(),
     |model, _, letter| {
         model
@@ -544,11 +574,11 @@ fn broken(numbers: impl DoubleEndedIterator<Item = usize>) -> String {
 #[test]
 fn the_earliest_broken_rule_names_the_reason() {
     assert_eq!(broken(std::iter::empty()), "settled");
-    for (index, reason) in Reason::ALL.iter().enumerate().take(17) {
+    for (index, reason) in Reason::ALL.iter().enumerate().take(19) {
         let first = index + 1;
         assert_eq!(broken([first].into_iter()), reason.as_str(), "{first} alone");
-        assert_eq!(broken(first..=17), reason.as_str(), "{first} and all that follow");
-        for second in first + 1..=17 {
+        assert_eq!(broken(first..=19), reason.as_str(), "{first} and all that follow");
+        for second in first + 1..=19 {
             assert_eq!(
                 broken([first, second].into_iter()),
                 reason.as_str(),

@@ -53,7 +53,7 @@ fn the_event_of_a_settlement_byte_for_byte() {
                 r#""id":"10764cd8-59b5-422a-93a6-681bae7e84bd","#,
                 amount,
                 r#","connectionId":"00000000-0000-0000-0000-0000000000c0","clientExternalId":"external-1""#,
-                if_full(r#","partnerExternalId":"theirs-1""#),
+                if_full(r#","partnerExternalId":"theirs-1","partnerSymbol":"XETH""#),
                 r#","initiatedBy":"user-1""#,
                 if_full(r#","notes":"a note""#),
                 r#","createdAt":"2026-01-02T03:04:05.000Z","updatedAt":"2026-01-02T03:05:06.789Z","retriable":false"#,
@@ -190,22 +190,28 @@ fn the_same_refusal_has_the_same_id() {
 
 #[test]
 fn a_receipt_names_the_event() {
-    let sent = Sent::update(Kind::Allocation, Properties::default());
-    let record = allocation(Kind::Allocation, Status::Cleared, true);
-    let named = |verdict, reason| id_of(sent.by_ref(), verdict, reason, Some(&record)).to_string();
     let told = |publications: Vec<Publication>| publications[0].properties.message_id.clone();
-    let outcome = told(sent.say(settled(&record), true));
-    assert_eq!(Some(named(VerdictKind::Settled, None)), outcome);
-    assert_eq!(Some(named(VerdictKind::Duplicate, None)), outcome);
-    let reason = Reason::AllocationNotFound;
-    assert_eq!(
-        Some(named(VerdictKind::Parked, Some(reason))),
-        told(sent.say(parked(false), true))
-    );
-    assert_eq!(
-        Some(named(VerdictKind::Rejected, Some(reason))),
-        told(sent.reject(reason))
-    );
+    for kind in [Kind::Allocation, Kind::Deallocation] {
+        let sent = Sent::update(kind, Properties::default());
+        let cleared = &sent.facts.content.as_ref().expect("content").update;
+        let released = Update {
+            outcome: Outcome::Released {
+                reject_reason: "why".to_owned(),
+            },
+            ..cleared.clone()
+        };
+        for (update, status) in [(cleared, Status::Cleared), (&released, Status::Released)] {
+            let named = |verdict: &Verdict| Some(id_of(sent.by_ref(), update, verdict).to_string());
+            let record = allocation(kind, status, true);
+            let outcome = told(sent.say(settled(&record), true));
+            assert_eq!(named(&settled(&record)), outcome);
+            let allocation = Arc::new(record);
+            assert_eq!(named(&Verdict::Duplicate { allocation }), outcome);
+            assert_eq!(named(&parked(false)), told(sent.say(parked(false), true)));
+            let (reason, detail) = (Reason::AllocationNotFound, String::new());
+            assert_eq!(named(&Verdict::Rejected { reason, detail }), told(sent.reject(reason)));
+        }
+    }
 }
 
 #[test]

@@ -109,12 +109,14 @@ fn a_stranger_is_not_answered() {
     let now = time("2026-01-02T03:06:07.008Z");
     let mut partner = Partner {
         quarantined: false,
+        whereabouts: Whereabouts::Here,
         broker_user: None,
         suspended: true,
         async_allocations: true,
         async_deallocations: true,
         keys: Vec::new(),
         revoked: Vec::new(),
+        symbols: crate::domain::currency::Symbols::default(),
     };
     for (known, expected) in [(false, 2), (true, 3)] {
         if known {

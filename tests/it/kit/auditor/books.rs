@@ -10,12 +10,17 @@ use uuid::Uuid;
 use super::{Expect, Observed, Story, digest_of, is_by_broker};
 use crate::kit::partner;
 
+/// Said of a settlement whose key did not count at its moment, to the millisecond.
+pub(crate) const BY_AN_ENDED_KEY: &str = "I9: an effect by a key that was not active";
+
 /// What a replay must leave as it is, each as rows of text. A receipt's `last_seen` may grow, and a verdict that is not
 /// `settled` may be given anew.
-const BOOKS: [(&str, &str); 8] = [
+const BOOKS: [(&str, &str); 10] = [
     ("funds", "SELECT f::text FROM settled.funds AS f"),
     ("accounts", "SELECT a::text FROM settled.accounts AS a"),
     ("deposits", "SELECT d::text FROM settled.deposits AS d"),
+    ("withdrawals", "SELECT w::text FROM settled.withdrawals AS w"),
+    ("moved_funds", "SELECT m::text FROM settled.moved_funds AS m"),
     ("allocations", "SELECT a::text FROM settled.allocations AS a"),
     ("transfers", "SELECT t::text FROM settled.transfers AS t"),
     ("entries", "SELECT e::text FROM settled.entries AS e"),
@@ -150,7 +155,9 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
             "I2: transfers of nothing",
             "SELECT t.id::text, t.event FROM settled.transfers AS t
              WHERE NOT EXISTS (SELECT FROM settled.allocations AS a WHERE a.id = t.subject_id)
-               AND NOT EXISTS (SELECT FROM settled.deposits AS d WHERE d.id = t.subject_id)",
+               AND NOT EXISTS (SELECT FROM settled.deposits AS d WHERE d.id = t.subject_id)
+               AND NOT EXISTS (SELECT FROM settled.withdrawals AS w WHERE w.id = t.subject_id)
+               AND NOT EXISTS (SELECT FROM settled.moved_funds AS m WHERE m.id = t.subject_id)",
         ),
         (
             "I1: a transfer that settles without its receipt, its text or its signature",
@@ -192,7 +199,7 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
             "SELECT enterprise_id, nonce FROM settled.receipts GROUP BY enterprise_id, nonce HAVING count(*) > 1",
         ),
         (
-            "I9: an effect by a key that was not active",
+            BY_AN_ENDED_KEY,
             "SELECT s.allocation_id::text, encode(s.public_key, 'hex') FROM settled.settlements AS s
              LEFT JOIN settled.partner_keys AS k USING (public_key, enterprise_id)
              LEFT JOIN settled.partners AS p USING (enterprise_id)
@@ -200,6 +207,18 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
                 AND s.settled_at < coalesce(k.valid_until, 'infinity')
                 AND s.settled_at < coalesce(k.revoked_at, 'infinity')
                 AND s.settled_at < coalesce(p.suspended_at, 'infinity')) IS NOT TRUE",
+        ),
+        (
+            "I9: an amount in the partner's own words that did not mean the currency of the books then",
+            "SELECT a.id::text, a.partner_symbol FROM settled.allocations AS a
+             JOIN settled.settlements AS s ON s.allocation_id = a.id
+             WHERE a.partner_symbol IS NOT NULL
+               AND NOT EXISTS (
+                   SELECT FROM settled.currency_symbols AS m
+                   WHERE (m.enterprise_id, m.symbol, m.currency) = (s.enterprise_id, a.partner_symbol, a.currency)
+                     AND date_trunc('milliseconds', m.since) <= s.settled_at
+                     AND s.settled_at <= coalesce(m.until, 'infinity')
+               )",
         ),
         (
             "I5: a nonce was accepted twice",
@@ -223,7 +242,8 @@ pub(crate) async fn ledger(db: &Client) -> Vec<String> {
 /// Nothing has an effect without a signature that a key of that partner made over that text, and the text says just this.
 pub(crate) async fn authority(db: &Client, story: &Story) -> Vec<String> {
     let sql = "SELECT s.allocation_id, s.enterprise_id, s.nonce, s.payload, s.signature, s.public_key,
-                      a.type, a.status, a.currency, a.quantity::text, a.client_id, a.connection_id
+                      a.type, a.status, coalesce(a.partner_symbol, a.currency), a.quantity::text, a.client_id,
+                      a.connection_id
                FROM settled.settlements AS s JOIN settled.allocations AS a ON a.id = s.allocation_id";
     let mut problems = Vec::new();
     for row in db.query(sql, &[]).await.expect("settlements") {
@@ -291,7 +311,7 @@ pub(crate) async fn batches(db: &Client, story: &Story, observed: &Observed) -> 
     }
     let sql = "SELECT (SELECT coalesce(sum(settled), 0) FROM settled.batches)::bigint,
                       (SELECT count(*) FROM settled.allocations WHERE status <> 'reserved'),
-                      (SELECT coalesce(sum(received), 0) FROM settled.batches WHERE source = 'queue')::bigint,
+                      (SELECT coalesce(sum(received), 0) FROM settled.batches WHERE source IN ('queue', 'moved'))::bigint,
                       (SELECT coalesce(sum(rejected), 0) FROM settled.batches)::bigint,
                       (SELECT coalesce(sum(messages), 0) FROM settled.held)::bigint";
     let row = db.query_one(sql, &[]).await.expect("sums");

@@ -91,9 +91,10 @@ impl Amounts {
             0 => lanes + 4,
             pool_size => pool_size,
         };
-        // A lane and the collector consume on one and publish on another; due messages and relay publish, the gauges ask,
-        // and what may be published is asked before a session begins.
-        let broker_connections = 2 * lanes + 4 + collector;
+        // A lane consumes on one, publishes on another and answers on a third; so do due messages and the relay, which consume
+        // nothing. The collector consumes and publishes, the gauges ask, and what may be published is asked before a session
+        // begins.
+        let broker_connections = 3 * lanes + 6 + collector;
         let connections = database_connections + broker_connections;
         Self {
             memory: EMPTY_KIB + connections * CONNECTION_KIB + (lanes * prefetch + collected) * MESSAGE_KIB,
@@ -112,7 +113,7 @@ impl Amounts {
             memory: self.memory + more * (prefetch * MESSAGE_KIB + 2 * CONNECTION_KIB),
             unacked: self.unacked + more * prefetch,
             ahead: self.ahead + more * prefetch,
-            broker_connections: self.broker_connections + 2 * more,
+            broker_connections: self.broker_connections + 3 * more,
             outbox_rows: self.outbox_rows + 2 * more,
             ..self
         }

@@ -1,0 +1,137 @@
+//! Inputs that nobody thought of: what reads bytes of others is fed with changed ones, for as long as it is given.
+//!
+//! `make fuzz MINUTES=10` gives each target its share of the time. A target is a function of bytes that must not panic, must take
+//! no more memory than it says, and where there is a second implementation must say the same as that. It begins with its corpus:
+//! the files in `tests/fuzz/corpus/NAME`, the vectors of `partner-kit`, and a few inputs that are built. What fails is made
+//! smaller and written to `target/fuzz`; moved to the corpus it is tried again for ever.
+//!
+//! It runs on stable Rust: chance chooses the changes (proptest), and no coverage leads it. What it lacks in aim it makes up for
+//! with inputs that are nearly right, words of the formats, and signatures that are made anew over what was changed.
+
+mod corpus;
+mod engine;
+mod targets;
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use engine::Target;
+
+#[global_allocator]
+static MEMORY: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+/// Memory is counted for the whole process: one test at a time, and in each one target after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn nothing_that_is_read_panics_or_takes_too_much() {
+    let _alone = alone();
+    let only = std::env::var("FUZZ_ONLY").unwrap_or_default();
+    let all = targets::all();
+    let chosen: Vec<&Target> = all.iter().filter(|target| target.name.contains(&only)).collect();
+    assert!(!chosen.is_empty(), "no target is called {only:?}");
+    let share = engine::time() / u32::try_from(chosen.len()).expect("a few");
+    for target in chosen {
+        let inputs = engine::run(target, share);
+        println!("{:12} {inputs:>12} inputs", target.name);
+    }
+}
+
+/// Bodies of the largest size whose values are as small as can be: no tree is made of them.
+#[test]
+fn the_smallest_values_take_no_more_than_their_text() {
+    let _alone = alone();
+    let most = 262_144;
+    let keys = |length: usize, key: fn(usize) -> String| {
+        let members: String = (0..length).map(|number| format!("\"{}\":0,", key(number))).collect();
+        format!("{{{members}\"\":0}}")
+    };
+    let nested = (0..15).fold("0".to_owned(), |inner, _| {
+        format!("{{\"z\":{inner},{}", &keys(1_500, |number| format!("{number:x}"))[1..])
+    });
+    let payload = keys(18_000, |number| format!("{number:x}"));
+    for (name, body) in [
+        ("an array", format!("[{}0]", "0,".repeat(131_000))),
+        ("arrays", format!("[{}0]", "[],".repeat(87_000))),
+        ("keys", keys(28_000, |number| format!("{number:x}"))),
+        ("escaped keys", keys(20_000, |number| format!("\\t{number:x}"))),
+        ("objects", nested),
+        (
+            "a payload",
+            serde_json::json!({"payload": payload, "signature": "00"}).to_string(),
+        ),
+    ] {
+        assert!(body.len() > most / 2 && body.len() <= most, "{name}: {}", body.len());
+        assert_eq!(targets::decode(body.as_bytes()), Ok(()), "{name}");
+    }
+}
+
+/// One key as long as half a body among many short ones, at places where a search takes it for the middle: keys are compared no
+/// further than to where they differ.
+#[test]
+fn a_long_key_costs_no_more_than_its_length() {
+    let short: Vec<String> = (0..12_000).map(|number| format!("\"{number}\":0")).collect();
+    for (place, fill) in [
+        (0, "x"),
+        (6_000, "x"),
+        (12_000, "x"),
+        (6_000, "\\u0078"),
+        (6_000, "5999"),
+    ] {
+        let long = format!("\"{}\":0", fill.repeat(128 * 1024 / fill.len()));
+        let (before, after) = short.split_at(place);
+        let body = format!("{{{}}}", [before, &[long], after].concat().join(","));
+        assert!(body.len() <= 262_144, "it is read: {}", body.len());
+        let began = Instant::now();
+        assert_eq!(targets::decode(body.as_bytes()), Ok(()));
+        // A tenth of a second where nothing else runs; comparing whole keys would take minutes.
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+/// What a target is for is found, or it would be tried in vain.
+#[test]
+fn the_engine_finds_what_it_is_there_for() {
+    let _alone = alone();
+    for (name, check) in [
+        ("panics", panics as fn(&[u8]) -> Result<(), String>),
+        ("differs", differs),
+        ("takes", takes),
+    ] {
+        let target = Target {
+            name,
+            words: &["\"x\""],
+            memory: 4,
+            seeds: || vec![b"{\"x\":1}".to_vec()],
+            check,
+        };
+        let found = engine::search(&target, Duration::from_secs(20)).expect_err(name);
+        assert!(found.why.contains(name), "{name}: {}", found.why);
+        assert!(found.input.len() <= 16, "{name} was made small: {:?}", found.input);
+    }
+}
+
+fn panics(input: &[u8]) -> Result<(), String> {
+    assert!(!input.contains(&0), "it panics");
+    Ok(())
+}
+
+fn differs(input: &[u8]) -> Result<(), String> {
+    if input.first() == Some(&b'{') {
+        Ok(())
+    } else {
+        Err("it differs".to_owned())
+    }
+}
+
+fn takes(input: &[u8]) -> Result<(), String> {
+    if input.is_empty() {
+        std::hint::black_box(Vec::<u8>::with_capacity(1 << 22));
+    }
+    Ok(())
+}

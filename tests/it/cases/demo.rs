@@ -1,0 +1,92 @@
+//! The whole story, as a newcomer plays it.
+
+use std::process::Stdio;
+
+use serde_json::json;
+
+use crate::kit::{
+    console::{Console, Visitor},
+    program::Program,
+    support::{Ground, PATIENCE, until},
+};
+
+/// Every message is accounted for, those too whose dead letter holds a part of them only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_story_adds_up() {
+    let ground = Ground::new("demo").await;
+    ground.create_database("template0").await;
+    let told = ground.json(&["demo", "--messages", "400"]).await;
+    assert_eq!(told["ok"], true, "{told}");
+    assert_eq!(
+        (&told["unaccounted"], &told["wrong"]),
+        (&json!(0), &json!([])),
+        "{told}"
+    );
+    let reasons = told["reasons"].to_string();
+    assert!(
+        reasons.contains("message_too_large"),
+        "a story with messages that are too large: {reasons}"
+    );
+}
+
+/// What `make demo CONSOLE=1` leaves open once the story is told: a console on it, with its link printed, and a worker that it
+/// shows. Ctrl-C ends both in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_console_is_left_open_on_the_story() {
+    let ground = Ground::new("demo_console").await;
+    ground.create_database("template0").await;
+    ground.json(&["demo", "--messages", "300"]).await;
+    let settled = ground.command(&[]);
+    let mut command = tokio::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/dev/demo-console"));
+    command.arg(settled.as_std().get_program());
+    for (name, value) in settled.as_std().get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let (told, log) = (ground.file("demo-console.out"), ground.file("demo-console.log"));
+    // A group of its own, as a terminal gives it: Ctrl-C reaches all of it.
+    command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(&told).expect("a file"));
+    let program = Program::start("the demo's console", &mut command, log);
+    let link = until("its link is printed", PATIENCE, async || {
+        program.still_runs();
+        let text = std::fs::read_to_string(&told).unwrap_or_default();
+        let link = text.lines().find_map(|line| line.strip_prefix("open once: http://"));
+        link.map(str::to_owned)
+    })
+    .await;
+    let (address, secret) = link.split_once("/enter?link=").expect("an address and a secret");
+    let console = Console::at(address);
+    let entered = console
+        .post(&Visitor::default(), "/enter", &format!("link={secret}"))
+        .await;
+    assert_eq!(entered.status, 303, "{entered:?}");
+    let visitor = Visitor {
+        cookie: entered.cookie(),
+        ..Visitor::default()
+    };
+    until("the worker and the story's partners are shown", PATIENCE, async || {
+        let page = console.get(&visitor, "/").await;
+        let shown = ["</b>ready</span>", "/partners/acme", "/partners/globex"];
+        shown.iter().all(|text| page.text.contains(text)).then_some(())
+    })
+    .await;
+    until("its letters are collected", PATIENCE, async || {
+        let page = console.get(&visitor, "/letters?state=open").await;
+        page.text.contains("href=\"/letters/").then_some(())
+    })
+    .await;
+    let group = program.id().expect("it runs");
+    let interrupt = format!("kill -INT -{group}");
+    let sent = std::process::Command::new("sh").args(["-c", &interrupt]).status();
+    assert!(sent.expect("a shell").success());
+    assert_eq!(program.end().await.code(), Some(0), "{}", program.said());
+    assert!(
+        tokio::net::TcpStream::connect(address).await.is_err(),
+        "it ended with the console"
+    );
+}
