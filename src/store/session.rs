@@ -53,6 +53,13 @@ pub(crate) struct Session {
 /// drops them without a word; set for a session they are somebody else's as soon as the pooler lends the connection on.
 pub(super) struct Limits(String);
 
+/// A batch's statements are planned once for a connection, not anew for the arrays of each batch: planning would cost a small
+/// batch as much as its rows. Whatever a batch touches it finds by a key, so no such plan reads a whole table; one that was made
+/// while a table was empty would, for as long as nobody analyses it. None is worth compiling either, which PostgreSQL would do
+/// where it has to read a table all the same, since that counts as dear then.
+const PLANNED_ONCE: &str =
+    "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+
 impl Limits {
     pub(super) fn of(settings: &DatabaseSettings) -> Self {
         Self(format!(
@@ -203,7 +210,10 @@ impl Session {
 
     /// Opens the transaction of a batch, which waits for a lock only so long. One message, as a plain BEGIN is.
     pub(super) async fn begin_impatient(&self, patience: Duration) -> Result<(), StoreError> {
-        let and = format!("; SET LOCAL lock_timeout = {}", patience.as_millis().max(1));
+        let and = format!(
+            "; SET LOCAL lock_timeout = {}; {PLANNED_ONCE}",
+            patience.as_millis().max(1)
+        );
         self.begin_with("BEGIN", &and).await
     }
 

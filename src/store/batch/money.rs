@@ -27,7 +27,9 @@ use crate::{
 /// are hot; each part must touch as many rows as it is given.
 ///
 /// `status = 'reserved'` is the second guard: an allocation leaves it at most once. An UPDATE FROM takes its rows in any order;
-/// that funds are locked first, in id order, keeps batches from deadlocking. What a row holds is looked at once it is locked.
+/// that funds are locked first, in id order, keeps batches from deadlocking: how many were locked is asked before the first is
+/// changed. What a row holds is looked at once it is locked. No two arrays are joined: the plan is made once for any number of
+/// rows, and would compare each with each.
 const SETTLE: &str = "\
     /* batch::settle */
     WITH receipts AS (
@@ -83,10 +85,9 @@ const SETTLE: &str = "\
         SET available = f.available + n.available::numeric,
             held = f.held + n.held::numeric,
             allocated = f.allocated + n.allocated::numeric
-        FROM locked AS l
-        JOIN unnest($30::bigint[], $31::text[], $32::text[], $33::text[]) AS n (id, available, held, allocated)
-          ON n.id = l.id
-        WHERE f.id = l.id
+        FROM unnest($30::bigint[], $31::text[], $32::text[], $33::text[]) AS n (id, available, held, allocated)
+        WHERE f.id = n.id
+          AND (SELECT count(*) FROM locked) = cardinality($30::bigint[])
         RETURNING 1
     )
     SELECT settled.exactly('batch::settle, receipts,', (SELECT count(*) FROM receipts), cardinality($3::uuid[])),

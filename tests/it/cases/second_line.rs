@@ -1,8 +1,13 @@
 //! What the database refuses, whatever program asks: a role that may write to every table still can not rewrite money. The
 //! worker's own role may write less than that.
 
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex},
+};
+
 use settled::{domain::reason::Reason, store::roles::DatabaseRole};
-use tokio_postgres::Client;
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
 use crate::kit::{
@@ -470,4 +475,59 @@ fn every_final_reason_of_a_receipt_is_kept() {
         found += 1;
     }
     assert!(found >= 4, "reasons are read");
+}
+
+/// What PL/pgSQL asks is planned at its first call on a connection, and that plan is kept: see `docs/traps.md`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_batch_makes_no_later_one_slow() {
+    let place = Place::new("first_plan").await;
+    place
+        .tamper(
+            "INSERT INTO settled.funds (holder, owner, currency, held)
+            SELECT 'connection', gen_random_uuid(), 'BTC', 10 FROM generate_series(1, 300)",
+        )
+        .await;
+    let (db, said) = connect_and_hear(&place).await;
+    db.batch_execute(
+        "LOAD 'auto_explain'; SET auto_explain.log_nested_statements = on; SET auto_explain.log_min_duration = 0;
+        SET auto_explain.log_analyze = on; SET client_min_messages = log",
+    )
+    .await
+    .expect("the tests' user may");
+    for limit in [1, 300] {
+        let some = format!(
+            "WHERE f.id IN (SELECT id FROM settled.funds WHERE holder = 'connection' ORDER BY id LIMIT {limit})"
+        );
+        let moves = MOVES.replace("WHERE holder = 'connection'", &some);
+        let moves = moves.replace("settled.funds SET", "settled.funds AS f SET");
+        let transfers = TRANSFER.replace("WHERE f.holder = 'connection'", &some);
+        db.batch_execute(&format!("BEGIN; {transfers}; {moves}; COMMIT"))
+            .await
+            .expect("balances and transfers agree");
+    }
+    let said = said.lock().expect("no panic").clone();
+    let plans: Vec<&String> = said.iter().filter(|plan| plan.contains("settled.owed")).collect();
+    // Of each transaction what is owed, what is paid, the sum of both, and its end.
+    assert_eq!(plans.len(), 8, "{plans:#?}");
+    for plan in plans {
+        assert!(!plan.contains("Removed by Join Filter"), "each with each: {plan}");
+        assert!(!plan.contains("Seq Scan on owed"), "all of it is read: {plan}");
+    }
+}
+
+/// A connection, and what the server says on it beside its answers.
+async fn connect_and_hear(place: &Place) -> (Client, Arc<Mutex<Vec<String>>>) {
+    let (client, mut connection) = tokio_postgres::connect(&place.database_url, NoTls)
+        .await
+        .expect("the database answers");
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let hears = Arc::clone(&said);
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                hears.lock().expect("no panic").push(notice.message().to_owned());
+            }
+        }
+    });
+    (client, said)
 }
