@@ -5,9 +5,9 @@ use std::os::unix::process::CommandExt;
 use super::{Context, Exit, Failure};
 use crate::{broker, console::Beside, telemetry, worker};
 
-/// glibc lets threads have up to eight arenas a core, and what is free in one is of no use to another. With so many at most
-/// a worker takes some megabytes less, and is as fast; with fewer its threads wait for each other.
-const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "4");
+/// What the allocator is told: jemalloc has four arenas a core by itself, and what is free in one is of no use to another. What is
+/// free for a second goes back to the system when the arena is used next, since a worker is idle for longer than it is busy.
+const ALLOCATOR: (&str, &str) = ("_RJEM_MALLOC_CONF", "narenas:4,dirty_decay_ms:1000,muzzy_decay_ms:0");
 
 /// Runs until it is told to stop, with a console beside it where `beside` gives one.
 pub(super) async fn run(
@@ -26,8 +26,8 @@ pub(super) async fn run(
 }
 
 /// Headers nested far deeper than anyone means need more stack than lapin's thread has by itself; only this variable sizes it,
-/// and only from a process's start: so the process replaces itself once, with the variable set. So it is with [`ARENAS`], unless whoever
-/// started us chose their number.
+/// and only from a process's start: so the process replaces itself once, with the variable set. So it is with [`ALLOCATOR`], unless
+/// whoever started us chose otherwise.
 pub(super) fn start_again_with_stack() -> Result<(), Failure> {
     let (name, value) = broker::STACK;
     if std::env::var_os(name).is_some() {
@@ -40,8 +40,8 @@ pub(super) fn start_again_with_stack() -> Result<(), Failure> {
     if let Some(called) = arguments.next() {
         again.arg0(called);
     }
-    if std::env::var_os(ARENAS.0).is_none() {
-        again.env(ARENAS.0, ARENAS.1);
+    if std::env::var_os(ALLOCATOR.0).is_none() {
+        again.env(ALLOCATOR.0, ALLOCATOR.1);
     }
     let error = again.args(arguments).env(name, value).exec();
     Err(Failure::ours(format!(
