@@ -376,6 +376,8 @@ pub struct LogSettings {
 pub struct TraceSettings {
     #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
     pub links_max: u32,
+    #[serde(deserialize_with = "within::<0, 1_000_000, _, _>")]
+    pub states_max: usize,
     #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
     pub queue_max: usize,
     #[serde(deserialize_with = "within::<1, 10_000, _, _>")]

@@ -127,8 +127,8 @@ fn the_defaults() {
     );
     assert_eq!((log.format, log.level), (LogFormat::Auto, LogLevel::Info));
     assert_eq!(
-        (traces.links_max, traces.queue_max, traces.export_max),
-        (128, 2_048, 512)
+        (traces.links_max, traces.states_max, traces.queue_max, traces.export_max),
+        (128, 8_192, 2_048, 512)
     );
     assert!(traces.ca_file.is_none());
     assert!(

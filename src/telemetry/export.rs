@@ -226,7 +226,7 @@ fn started(
         queue,
         deadline: settings.flush_deadline,
     };
-    Ok((Traces::with(tracer), export))
+    Ok((Traces::with(tracer, settings.states_max), export))
 }
 
 /// Who we are, unless the environment says otherwise.

@@ -35,11 +35,18 @@ tokio::task_local! {
 
 /// Whether batches are traced. Where not, all of this is an option that holds nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Traces(Option<SdkTracer>);
+pub struct Traces(Option<Tracing>);
+
+#[derive(Clone, Debug)]
+struct Tracing {
+    tracer: SdkTracer,
+    /// Bytes of `tracestate` in the links of one batch: they wait in memory where the receiver is away.
+    states_max: usize,
+}
 
 impl Traces {
-    pub(super) fn with(tracer: SdkTracer) -> Self {
-        Self(Some(tracer))
+    pub(super) fn with(tracer: SdkTracer, states_max: usize) -> Self {
+        Self(Some(Tracing { tracer, states_max }))
     }
 
     /// Messages were taken from a queue, or from where they waited. Where the sampler does not want the trace, nothing more
@@ -50,7 +57,7 @@ impl Traces {
         door: Door,
         deliveries: impl Iterator<Item = &'d Delivery> + Clone,
     ) -> BatchTrace {
-        let Some(tracer) = &self.0 else {
+        let Some(Tracing { tracer, states_max }) = &self.0 else {
             return BatchTrace::default();
         };
         let clock = Clock::now();
@@ -71,9 +78,14 @@ impl Traces {
         ]);
         // How many there may be is the tracer's limit, which counts those beyond it.
         let mut linked = HashSet::new();
-        for origin in deliveries.filter_map(origin_of) {
-            if linked.insert((origin.trace_id(), origin.span_id())) {
-                span.add_link(origin, Vec::new());
+        let mut room = *states_max;
+        for delivery in deliveries {
+            let Some((trace_id, span_id, flags)) = origin_of(delivery) else {
+                continue;
+            };
+            if linked.insert((trace_id, span_id)) {
+                let state = state_within(&mut room, delivery);
+                span.add_link(SpanContext::new(trace_id, span_id, flags, true, state), Vec::new());
             }
         }
         let context = span.span_context().clone();
@@ -87,20 +99,26 @@ impl Traces {
     }
 }
 
-/// Where in somebody's trace a message was made. A `tracestate` that is none is passed over.
-fn origin_of(delivery: &Delivery) -> Option<SpanContext> {
+/// Where in somebody's trace a message was made.
+fn origin_of(delivery: &Delivery) -> Option<(TraceId, SpanId, TraceFlags)> {
     let mut parts = traceparent(delivery)?.split('-').skip(1);
     let trace_id = TraceId::from_hex(parts.next()?).ok()?;
     let span_id = SpanId::from_hex(parts.next()?).ok()?;
     let flags = TraceFlags::new(u8::from_str_radix(parts.next()?, 16).ok()?);
-    let state = tracestate(delivery).and_then(|state| state.parse::<TraceState>().ok());
-    Some(SpanContext::new(
-        trace_id,
-        span_id,
-        flags,
-        true,
-        state.unwrap_or_default(),
-    ))
+    Some((trace_id, span_id, flags))
+}
+
+/// A message's `tracestate`, where there is room for it. One that is none is passed over.
+fn state_within(room: &mut usize, delivery: &Delivery) -> TraceState {
+    let taken = tracestate(delivery).and_then(|text| {
+        let left = room.checked_sub(text.len())?;
+        Some((left, text.parse().ok()?))
+    });
+    let Some((left, state)) = taken else {
+        return TraceState::default();
+    };
+    *room = left;
+    state
 }
 
 fn rabbitmq() -> KeyValue {

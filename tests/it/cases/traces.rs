@@ -317,6 +317,39 @@ async fn links_have_a_bound_and_say_what_is_beyond_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_tracers_add_has_a_bound_for_each_batch() {
+    let (place, partner) = with_partner("states", "1000000").await;
+    let reservations: Vec<_> = (0..20).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let receiver = Receiver::open(Manner::Takes).await;
+    let endpoint = receiver.endpoint();
+    let messages: Vec<Message> = (1..)
+        .zip(&reservations)
+        .map(|(number, reservation)| traced(partner.cleared(reservation), number))
+        .collect();
+    place.publish(&messages).await;
+    // Room for two of them and a half.
+    let room = state(10).len() * 5 / 2;
+    let settings = [
+        (ENDPOINT, endpoint.as_str()),
+        ("SETTLED_TRACES__STATES_MAX", &room.to_string()),
+        SOON,
+        ONE_LANE,
+    ];
+    let worker = place.ready_worker(&settings).await;
+    let batches = receiver.batches("queue", messages.len()).await;
+    for batch in &batches {
+        let states: Vec<usize> = batch.links.iter().map(|(_, state)| state.len()).collect();
+        let with_state = states.iter().filter(|length| **length > 0).count();
+        assert_eq!(with_state, batch.links.len().min(2), "{states:?}");
+        assert!(states.iter().sum::<usize>() <= room, "{states:?}");
+    }
+    let most = batches.iter().map(|batch| batch.links.len()).max();
+    assert!(most > Some(2), "a batch was larger: {batches:?}");
+    place.settle_up(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waited_is_linked_to_where_it_came_from() {
     let place = Place::new("waited").await;
     let partner = Partner::new("acme");
