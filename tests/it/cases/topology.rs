@@ -335,16 +335,32 @@ fn wrong(dead_letters: &str) -> Vec<Value> {
     ]
 }
 
-async fn replace(place: &Place, queue: &str, arguments: Option<&Value>, bound_to: &str) {
+/// Deletes a queue, and makes it as a test wants it. The worker stands still meanwhile: one that looks in between would declare the
+/// right one by it. A node of RabbitMQ 3.10 can stop altogether over queues that come and go like that.
+async fn replace(place: &Place, worker: Option<&Worker>, queue: &str, arguments: Option<&Value>, bound_to: &str) {
+    let signal = |name: &str| {
+        if let Some(worker) = worker {
+            worker.signal(name);
+        }
+    };
+    signal("STOP");
     let path = format!("/api/queues/{}/{queue}", place.name);
     manage(place, "DELETE", &path, None).await;
-    let Some(arguments) = arguments else { return };
+    let Some(arguments) = arguments else {
+        signal("CONT");
+        return;
+    };
     let body = json!({"durable": true, "arguments": arguments});
     until("the queue is as this test wants it", PATIENCE, async || {
         let (status, answer) = place.services.manage("PUT", &path, Some(body.clone())).await;
         if status == 400 {
-            // A worker that looked at the old one at this very moment has declared the right one by it.
+            // What the worker had sent before it stood still.
             assert!(answer.to_string().contains("inequivalent"), "{answer}");
+            until("its dead-lettering is at work", PATIENCE, async || {
+                let (_, queue) = place.services.manage("GET", &path, None).await;
+                queue.get("messages_dlx").map(drop)
+            })
+            .await;
             manage(place, "DELETE", &path, None).await;
             return None;
         }
@@ -354,6 +370,7 @@ async fn replace(place: &Place, queue: &str, arguments: Option<&Value>, bound_to
     .await;
     let path = format!("/api/bindings/{}/e/{bound_to}/q/{queue}", place.name);
     manage(place, "POST", &path, Some(json!({"routing_key": KEY}))).await;
+    signal("CONT");
 }
 
 async fn says_what_the_doctor_says(place: &Place, worker: &Worker, object: &str) {
@@ -385,6 +402,7 @@ async fn on_a_wrong_input_queue_nothing_is_taken() {
     // The first finds it when it starts; the others are put in its place under a running worker.
     replace(
         &place,
+        None,
         "settlement.updates",
         Some(&variants[0]),
         "settlement.updates.all",
@@ -395,6 +413,7 @@ async fn on_a_wrong_input_queue_nothing_is_taken() {
         if index > 0 {
             replace(
                 &place,
+                Some(&worker),
                 "settlement.updates",
                 Some(&variants[index]),
                 "settlement.updates.all",
@@ -406,6 +425,7 @@ async fn on_a_wrong_input_queue_nothing_is_taken() {
         gauge(&worker, "settled_consumers_attached{queue=\"settlement.updates\"} 0").await;
         replace(
             &place,
+            Some(&worker),
             "settlement.updates",
             Some(&variants[index]),
             "settlement.updates.all",
@@ -420,7 +440,7 @@ async fn on_a_wrong_input_queue_nothing_is_taken() {
             "nothing is taken: {}",
             variants[index]
         );
-        replace(&place, "settlement.updates", None, "").await;
+        replace(&place, Some(&worker), "settlement.updates", None, "").await;
         assert!(place.run(&["topology"]).await.status.success());
         worker.ready().await;
         place.line().publish(&[partner.cleared(reservation)]).await;
@@ -512,7 +532,14 @@ async fn a_wrong_queue_beside_holds_up_only_what_it_is_for() {
     let reservations: Vec<Reservation> = (0..2).map(|_| partner.allocation("BTC", "1")).collect();
     place.reserve(&reservations).await;
     let arguments = &wrong("settlement.dead")[0];
-    replace(&place, "settlement.updates.own", Some(arguments), "settlement.events").await;
+    replace(
+        &place,
+        None,
+        "settlement.updates.own",
+        Some(arguments),
+        "settlement.events",
+    )
+    .await;
     let worker = place.ready_worker(&[WITH_COLLECTOR]).await;
     gauge(&worker, "settled_topology_misfit{queue=\"settlement.updates.own\"} 1").await;
     place.line().publish(&[partner.cleared(&reservations[0])]).await;
@@ -523,19 +550,26 @@ async fn a_wrong_queue_beside_holds_up_only_what_it_is_for() {
         .await;
     };
     settled(1).await;
-    replace(&place, "settlement.updates.own", None, "").await;
+    replace(&place, Some(&worker), "settlement.updates.own", None, "").await;
     assert!(place.run(&["topology"]).await.status.success());
     gauge(&worker, "settled_topology_misfit{queue=\"settlement.updates.own\"} 0").await;
 
     let arguments = &wrong("settlement.unreadable")[0];
-    replace(&place, "settlement.dead", Some(arguments), "settlement.dead").await;
+    replace(
+        &place,
+        Some(&worker),
+        "settlement.dead",
+        Some(arguments),
+        "settlement.dead",
+    )
+    .await;
     says_what_the_doctor_says(&place, &worker, "queue settlement.dead").await;
     place.line().publish(&[partner.cleared(&reservations[1])]).await;
     settled(2).await;
-    replace(&place, "settlement.dead", None, "").await;
+    replace(&place, Some(&worker), "settlement.dead", None, "").await;
     assert!(place.run(&["topology"]).await.status.success());
     worker.ready().await;
-    replace(&place, "settlement.dead.broker", None, "").await;
+    replace(&place, Some(&worker), "settlement.dead.broker", None, "").await;
     says_what_the_doctor_says(&place, &worker, "queue settlement.dead.broker").await;
     assert!(place.run(&["topology"]).await.status.success());
     worker.ready().await;
