@@ -3,11 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
 use crate::{
     config::Settings,
@@ -55,6 +55,9 @@ pub struct Fairness {
     roster: RwLock<HashSet<String>>,
     seen: Mutex<HashMap<String, Instant>>,
     room: Mutex<HashMap<Option<String>, Load>>,
+    /// What is counted in the room is on its way there; or the room is being measured. Never both: what is not stored yet
+    /// would be forgotten, and the room take more than it may.
+    storing: Arc<tokio::sync::RwLock<()>>,
     rates: Mutex<HashMap<Option<String>, Bucket>>,
     /// Something was put into the room.
     pub(crate) put: Notify,
@@ -71,6 +74,7 @@ impl Fairness {
             roster: RwLock::default(),
             seen: Mutex::default(),
             room: Mutex::default(),
+            storing: Arc::default(),
             rates: Mutex::default(),
             put: Notify::new(),
         }
@@ -80,6 +84,22 @@ impl Fairness {
     pub fn enrol(&self, partners: HashSet<String>) {
         lock(&self.seen).retain(|partner, _| partners.contains(partner));
         *self.roster.write().unwrap_or_else(PoisonError::into_inner) = partners;
+    }
+
+    /// To have from before something is counted in the room until it is stored there.
+    pub async fn storing(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.storing).read_owned().await
+    }
+
+    /// Whether something of a batch may be put into the room. What may not waits for no measurement.
+    pub fn may_hold(&self, batch: &Batch, known: &KnownLocks) -> bool {
+        let worker = &self.settings.worker;
+        known.any_quarantined() || worker.partner_rate > 0 || batch.len() > worker.batch_max / 16
+    }
+
+    /// To have while the room is measured. Waits for what is on its way there, and what comes later waits for it.
+    pub async fn measuring(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.storing).write_owned().await
     }
 
     /// How much the room holds, as the database says.

@@ -166,15 +166,20 @@ impl<'a> InHand<'a> {
         for batch in std::mem::take(&mut self.blocked) {
             let worker = self.settler.worker;
             let (quarantined, locked) = worker.fairness.blocked_apart(&batch, &worker.locks);
+            let storing = worker.fairness.storing().await;
             let is_held = match worker.fairness.packs_of_locked(&locked) {
                 Some(packs) => self.hold(&packs).await,
                 None => false,
             };
+            drop(storing);
             if !is_held {
                 self.settle_in_line(locked).await?;
             }
+            let storing = worker.fairness.storing().await;
             let (no_room, packs) = worker.fairness.packs_of_quarantined(&quarantined);
-            if !self.hold(&packs).await {
+            let is_held = self.hold(&packs).await;
+            drop(storing);
+            if !is_held {
                 let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
                 self.settle_in_line(Batch::read(deliveries).await).await?;
             }
@@ -194,8 +199,10 @@ impl<'a> InHand<'a> {
         while let Some(batch) = waiting.pop() {
             // Others may have made room since it was measured.
             worker.measure_room().await;
+            let storing = worker.fairness.storing().await;
             let (no_room, packs) = worker.fairness.packs_of_quarantined(&batch);
             let rest = if self.hold(&packs).await { no_room } else { batch };
+            drop(storing);
             if rest.is_empty() {
                 continue;
             }

@@ -92,10 +92,20 @@ impl Work for Settling {
         // A place in the publish stage first: the outbox must not grow while the broker takes nothing.
         let place = self.place().await?;
         // Who sends more than his share, or faster than he may, waits in the side room; everybody else is judged now.
+        let storing = if worker.fairness.may_hold(&taken, &worker.locks) {
+            Some(worker.fairness.storing().await)
+        } else {
+            None
+        };
         let (batch, packs) = worker.fairness.triage(taken.clone(), &worker.locks);
+        let hold = async {
+            let is_held = worker.hold(&packs).await;
+            drop(storing);
+            is_held
+        };
         let mut hand = InHand::new(Settler::new(worker, number, Door::Queue, &self.owned), Terms::LANE);
         // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.
-        let (is_held, settled) = tokio::join!(worker.hold(&packs), drive(&mut hand, batch));
+        let (is_held, settled) = tokio::join!(hold, drive(&mut hand, batch));
         let settled = async {
             settled?;
             // What needs what somebody's open transaction has locked is kept, or waits in line where it can not be kept.
@@ -185,8 +195,10 @@ impl Worker {
 
     /// Asks the database how much the side room holds; None if it does not say.
     pub(super) async fn measure_room(&self) -> Option<Vec<HeldTotal>> {
+        let measuring = self.fairness.measuring().await;
         let totals = self.clerk.store.count_held().await.ok()?;
         self.fairness.measured(&totals);
+        drop(measuring);
         Some(totals)
     }
 
