@@ -104,7 +104,11 @@ impl Desk {
             .unwrap_or(usize::MAX)
             .saturating_sub(found.len());
         if room > 0 {
-            found.extend(self.store.waiting_publications(room).await?);
+            found.extend(
+                self.store
+                    .waiting_publications(room, &self.settings.events.source)
+                    .await?,
+            );
         }
         Ok(Page::of(found, limit))
     }

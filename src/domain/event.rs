@@ -79,14 +79,14 @@ impl<'a> From<&'a Allocation> for AllocationView<'a> {
 
 /// CloudEvents 1.0, JSON format.
 #[derive(Serialize)]
-struct CloudEvent<'a, D> {
+struct CloudEvent<'a, S, D> {
     specversion: &'static str,
     id: Uuid,
     source: &'a str,
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<Uuid>,
+    subject: Option<S>,
     time: String,
     datacontenttype: &'static str,
     data: D,
@@ -178,8 +178,29 @@ pub(super) fn refusal_event(
     publication(&event, enterprise_id, first.traceparent.as_deref())
 }
 
-fn publication<D: Serialize>(
-    event: &CloudEvent<'_, D>,
+/// The event of something that became of a partner itself.
+pub(super) fn partner_event<D: Serialize>(
+    (kind, id): (&'static str, Uuid),
+    enterprise_id: &str,
+    time: Timestamp,
+    data: D,
+    source: &str,
+) -> Publication {
+    let event = CloudEvent {
+        specversion: "1.0",
+        id,
+        source,
+        kind,
+        subject: Some(enterprise_id),
+        time: rfc3339(time),
+        datacontenttype: content_type::JSON,
+        data,
+    };
+    publication(&event, Some(enterprise_id), None)
+}
+
+fn publication<S: Serialize, D: Serialize>(
+    event: &CloudEvent<'_, S, D>,
     enterprise_id: Option<&str>,
     traceparent: Option<&str>,
 ) -> Publication {
@@ -205,7 +226,7 @@ fn publication<D: Serialize>(
 /// Most are shorter, so that a body does not grow while it is written.
 const EVENT_BYTES: usize = 1_024;
 
-fn body_of<D: Serialize>(event: &CloudEvent<'_, D>) -> Vec<u8> {
+fn body_of<S: Serialize, D: Serialize>(event: &CloudEvent<'_, S, D>) -> Vec<u8> {
     let mut body = Vec::with_capacity(EVENT_BYTES);
     match serde_json::to_writer(&mut body, event) {
         Ok(()) => body,

@@ -1,9 +1,13 @@
 //! What an event is called: the same for every copy, whoever tells it.
 
+use std::fmt;
+
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     allocation::{Allocation, Kind, Status},
+    calendar::rfc3339,
     message::MessageRef,
     reason::Reason,
     update::{Outcome, Update},
@@ -36,13 +40,33 @@ pub const PARKED: &str = "update.parked";
 /// The type of the event of a message that is refused.
 pub const REJECTED: &str = "update.rejected";
 
+/// The types of the events of what is done to a partner itself.
+pub const SUSPENDED: &str = "partner.suspended";
+pub const QUARANTINED: &str = "partner.quarantined";
+pub const RESUMED: &str = "partner.resumed";
+/// The type of the event of a partner that has no valid key any more soon.
+pub const KEY_ENDING: &str = "key.ending";
+
 /// The id of the event of an allocation that left `reserved`: the same for every copy.
 pub fn settlement_id(allocation: &Allocation) -> Option<Uuid> {
     settlement_type(allocation.kind, allocation.status).map(|kind| named(kind, allocation.id))
 }
 
-fn named(kind: &str, id: Uuid) -> Uuid {
-    Uuid::new_v5(&NAMESPACE, format!("{kind}|{id}").as_bytes())
+fn named(kind: &str, what: impl fmt::Display) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, format!("{kind}|{what}").as_bytes())
+}
+
+/// The id of the event of an act on a partner, by the time that its notice has.
+pub fn partner_act_id(kind: &str, enterprise_id: &str, at: Timestamp) -> Uuid {
+    named(kind, format_args!("{enterprise_id}|{}", rfc3339(at)))
+}
+
+/// The id of the event that a partner's last key ends: one for each key and each end that it was given.
+pub fn key_ending_id(enterprise_id: &str, public_key: &str, ends_at: Timestamp) -> Uuid {
+    named(
+        KEY_ENDING,
+        format_args!("{enterprise_id}|{public_key}|{}", rfc3339(ends_at)),
+    )
 }
 
 pub(super) fn refusal_id(kind: &str, message: MessageRef<'_>, reason: Reason) -> Uuid {

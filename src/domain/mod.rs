@@ -31,6 +31,7 @@ pub mod kept;
 pub mod ledger;
 pub mod message;
 pub mod names;
+pub mod notice;
 pub mod person;
 pub mod public_key;
 pub mod publications;

@@ -21,6 +21,7 @@ use crate::{
         delivery::{BatchId, Properties, Publication, PublicationKind},
         event,
         kept::{self, Kept, Named},
+        notice::PartnerNotice,
     },
     fail::Point,
 };
@@ -29,6 +30,9 @@ use crate::{
 pub(super) const FORMAT: i16 = 1;
 /// The format of a batch's row, in which settlements' events are named only.
 const NAMED: i16 = 2;
+/// The format of a row that belongs to no batch: a JSON array of notices, which are made into events when they are published.
+/// The trigger `told` of the partners' table writes it as well.
+const NOTICES: i16 = 3;
 
 /// A publication without its body, as stored; borrowed where it is written.
 #[derive(Serialize, Deserialize)]
@@ -200,14 +204,24 @@ fn encode_named(publications: &[Publication], kept: &[Kept], source: &str) -> Re
 pub(super) struct RowContent {
     source: String,
     parts: Vec<(Kept, Option<Publication>)>,
+    notices: Vec<PartnerNotice>,
 }
 
 impl RowContent {
     fn read(format: i16, bytes: &[u8]) -> Result<Self, String> {
+        if format == NOTICES {
+            return Ok(Self {
+                source: String::new(),
+                parts: Vec::new(),
+                notices: serde_json::from_slice(bytes)
+                    .map_err(|error| format!("its notices can not be read: {error}"))?,
+            });
+        }
         if format != NAMED {
             let whole = decode(format, bytes)?.into_iter();
             return Ok(Self {
                 source: String::new(),
+                notices: Vec::new(),
                 parts: whole.map(|publication| (Kept::Whole, Some(publication))).collect(),
             });
         }
@@ -231,6 +245,7 @@ impl RowContent {
         Ok(Self {
             source: contents.source,
             parts,
+            notices: Vec::new(),
         })
     }
 
@@ -241,7 +256,9 @@ impl RowContent {
         ids.into_iter().collect()
     }
 
-    fn publications(self, records: &HashMap<Uuid, Allocation>) -> Result<Vec<Publication>, String> {
+    /// `source` is that of the notices' events: the trigger that writes them knows none.
+    fn publications(self, records: &HashMap<Uuid, Allocation>, source: &str) -> Result<Vec<Publication>, String> {
+        let notices: Vec<_> = self.notices.iter().map(|notice| Ok(notice.event(source))).collect();
         let source = self.source;
         self.parts
             .into_iter()
@@ -260,6 +277,7 @@ impl RowContent {
                         )
                     })
             })
+            .chain(notices)
             .collect()
     }
 }
@@ -271,6 +289,7 @@ impl RowContent {
 pub(super) async fn made_again(
     session: &Session,
     rows: &[(i16, &[u8])],
+    source: &str,
 ) -> Result<Vec<Result<Vec<Publication>, String>>, StoreError> {
     let held: Vec<Result<RowContent, String>> = rows
         .iter()
@@ -286,7 +305,7 @@ pub(super) async fn made_again(
             records.insert(record.id, record);
         }
     }
-    let publications = |held: Result<RowContent, String>| held.and_then(|held| held.publications(&records));
+    let publications = |held: Result<RowContent, String>| held.and_then(|held| held.publications(&records, source));
     Ok(held.into_iter().map(publications).collect())
 }
 
@@ -306,7 +325,7 @@ pub(super) fn unwritable(error: &dyn std::error::Error) -> StoreError {
 /// # Errors
 /// It can not be read.
 pub fn count_of_row(format: i16, bytes: &[u8]) -> Result<usize, String> {
-    RowContent::read(format, bytes).map(|row| row.parts.len())
+    RowContent::read(format, bytes).map(|row| row.parts.len() + row.notices.len())
 }
 
 /// Of all of a row's publications.
@@ -316,7 +335,7 @@ type Heads = Vec<Head<String, Properties>>;
 fn parts(format: i16, bytes: &[u8]) -> Result<(Heads, &[u8]), String> {
     if format != FORMAT {
         return Err(format!(
-            "it has format {format}; this version reads formats {FORMAT} and {NAMED}"
+            "it has format {format}; this version reads formats {FORMAT}, {NAMED} and {NOTICES}"
         ));
     }
     let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut_short)?;
@@ -363,6 +382,15 @@ pub(super) fn row(
     let count: u64 = publications.iter().map(event::count_of).sum();
     let count = i32::try_from(count).unwrap_or(i32::MAX);
     Ok((NAMED, encode_named(publications, kept, source)?, count))
+}
+
+/// The content of a row that holds one notice, and its format.
+///
+/// # Errors
+/// It can not be written: a fault of ours.
+pub(super) fn notice_row(notice: &PartnerNotice) -> Result<(i16, Vec<u8>), StoreError> {
+    let content = serde_json::to_vec(&[notice]).map_err(|error| unwritable(&error))?;
+    Ok((NOTICES, content))
 }
 
 /// Deletes rows whose publications are all confirmed. How many there still were does not matter: a relay may have been
@@ -424,11 +452,11 @@ impl Store {
             .map(drop)
     }
 
-    /// Takes one row whose lease has run out, if there is one.
+    /// Takes one row whose lease has run out, if there is one. `source` is that of events that are made only now.
     ///
     /// # Errors
     /// The database is away, or the row can not be read by this version.
-    pub async fn take_abandoned(&self, lease: Duration) -> Result<Option<TakenRow>, StoreError> {
+    pub async fn take_abandoned(&self, lease: Duration, source: &str) -> Result<Option<TakenRow>, StoreError> {
         let session = self.session("take_abandoned").await?;
         let rows = session
             .query(
@@ -457,7 +485,7 @@ impl Store {
         let own: Uuid = row.get("batch_id");
         let batch_id = row.get::<_, Option<Uuid>>("of_batch").unwrap_or(own);
         let stored = [(row.get("format"), row.get("publications"))];
-        let made = made_again(&session, &stored)
+        let made = made_again(&session, &stored, source)
             .await?
             .pop()
             .unwrap_or_else(|| Ok(Vec::new()));

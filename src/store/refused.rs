@@ -137,11 +137,11 @@ impl Store {
         Ok(rows.iter().map(one).collect())
     }
 
-    /// Publications in the outbox, those of the oldest rows first.
+    /// Publications in the outbox, those of the oldest rows first. `source` is that of events that are made only now.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn waiting_publications(&self, limit: usize) -> Result<Vec<Pending>, StoreError> {
+    pub async fn waiting_publications(&self, limit: usize, source: &str) -> Result<Vec<Pending>, StoreError> {
         let session = self.session("waiting_publications").await?;
         let mut found = Vec::new();
         let mut after: Option<(Timestamp, Uuid)> = None;
@@ -165,7 +165,7 @@ impl Store {
                 .iter()
                 .map(|row| (row.get("format"), row.get("publications")))
                 .collect();
-            for (row, made) in rows.iter().zip(outbox::made_again(&session, &stored).await?) {
+            for (row, made) in rows.iter().zip(outbox::made_again(&session, &stored, source).await?) {
                 let batch_id = row.get("batch_id");
                 match made {
                     Ok(publications) => found.extend(publications.into_iter().map(|publication| {

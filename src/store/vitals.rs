@@ -219,7 +219,8 @@ impl Store {
                     ('funds', 'pay_first', 'balances_pay'), ('owed', 'paid', 'refuse_debt'),
                     ('allocations', 'id_taken', 'leave_taken_id'), ('partners', 'of_moving', 'refuse_of_moving'),
                     ('partner_keys', 'of_moving', 'refuse_of_moving'), ('connections', 'of_moving', 'refuse_of_moving'),
-                    ('currency_symbols', 'of_moving', 'refuse_of_moving'), ('receipts', 'of_moving', 'refuse_of_moving')
+                    ('currency_symbols', 'of_moving', 'refuse_of_moving'), ('receipts', 'of_moving', 'refuse_of_moving'),
+                    ('partners', 'told', 'tell_of_partner')
                 ) AS w (table_name, name, function)
                 WHERE NOT EXISTS (
                     SELECT

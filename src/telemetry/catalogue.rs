@@ -55,7 +55,7 @@ catalogue! {
     Counter RETRIES = "settled_retries_total", Count, ["dependency"], || each(["database", "broker", TRANSACTION]),
         "Tries again: of the database, the broker, or a batch's transaction.";
     Counter RELAY_TAKEN = "settled_relay_taken_total", Count, [], itself,
-        "Outbox rows that the relay took over from a lane that is gone.";
+        "Outbox rows that the relay took: of a lane that is gone, or of none (acts on partners, keys that end, what was put back).";
     Counter INTERNAL = "settled_internal_total", Count, [], itself,
         "Messages that the database alone refused. Alarm.";
     Counter OUTBOX_REFUSED = "settled_outbox_refused_total", Count, [], itself,

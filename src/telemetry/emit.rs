@@ -363,7 +363,7 @@ impl Signal<'_> {
             }
             Signal::RelayTook { batch, age } => {
                 metric::RELAY_TAKEN.add([], 1);
-                info!(%batch, age_ms = millis(age), "the relay took a row that its lane left behind");
+                info!(%batch, age_ms = millis(age), "the relay took a row that no lane owns");
             }
             Signal::PublicationRefused {
                 batch,

@@ -94,6 +94,10 @@ label!(
         DeallocationReleased = "deallocation.released",
         UpdateParked = "update.parked",
         UpdateRejected = "update.rejected",
+        PartnerSuspended = "partner.suspended",
+        PartnerQuarantined = "partner.quarantined",
+        PartnerResumed = "partner.resumed",
+        KeyEnding = "key.ending",
         Other = "other",
     }
 );

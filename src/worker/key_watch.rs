@@ -1,4 +1,5 @@
-//! Keys, as they are used: when each proved a message last, written down now and then; and whose last key ends soon.
+//! Keys, as they are used: when each proved a message last, written down now and then; and whose last key ends soon, which is
+//! told the world too.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,9 +9,10 @@ use std::{
 
 use super::Worker;
 use crate::{
-    domain::{calendar::CalendarTime, signature::PublicKey},
+    domain::signature::PublicKey,
     retry::{self, Waited},
     settle::{Answered, Batch},
+    store::registry::EndingPartner,
     telemetry::Signal,
 };
 
@@ -56,25 +58,26 @@ impl KeyUses {
 
 /// Goes on until the program stops, and writes down once more then. A database that is away is the lanes' to tell.
 pub(super) async fn run(mut worker: Worker) {
-    let mut told: BTreeMap<String, CalendarTime> = BTreeMap::new();
+    let mut told: BTreeMap<String, EndingPartner> = BTreeMap::new();
     loop {
         note(&worker).await;
         let store = &worker.clerk.store;
         if let Ok(ending) = store.keys_ending(worker.settings.registry.key_warn_before).await {
             Signal::KeysEnding { partners: ending.len() }.emit();
-            let ending: BTreeMap<String, CalendarTime> =
-                ending.into_iter().map(|one| (one.enterprise_id, one.ends_at)).collect();
-            for (enterprise_id, ends_at) in &ending {
-                if told.get(enterprise_id) != Some(ends_at) {
-                    let ends_at = ends_at.to_string();
-                    Signal::LastKeyEnds {
-                        enterprise_id,
-                        ends_at: &ends_at,
-                    }
-                    .emit();
+            let is_new = |one: &&EndingPartner| told.get(&one.enterprise_id) != Some(one);
+            let new: Vec<EndingPartner> = ending.iter().filter(is_new).cloned().collect();
+            for one in &new {
+                let ends_at = one.ends_at.to_string();
+                Signal::LastKeyEnds {
+                    enterprise_id: &one.enterprise_id,
+                    ends_at: &ends_at,
                 }
+                .emit();
             }
-            told = ending;
+            // Where it can not be written to be told, it is new the next time as well.
+            if store.tell_keys_ending(&new).await.is_ok() {
+                told = ending.into_iter().map(|one| (one.enterprise_id.clone(), one)).collect();
+            }
         }
         let interval = worker.settings.registry.key_use_interval;
         if retry::sleep(interval, &mut worker.stop).await == Waited::Stopping {

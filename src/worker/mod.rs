@@ -168,6 +168,7 @@ impl Worker {
             relay::run(
                 self.clerk.store.clone(),
                 self.row_publisher("relay"),
+                self.settings.events.source.clone(),
                 self.settings.outbox.lease,
                 self.settings.outbox.relay_interval,
                 Backoff::new(&self.settings.retry),

@@ -1,4 +1,4 @@
-//! The relay: publishes outbox rows whose lane is gone.
+//! The relay: publishes outbox rows whose lane is gone, and those that never had one.
 
 use std::time::Duration;
 
@@ -12,10 +12,12 @@ use crate::{
     telemetry::{Dependency, Signal},
 };
 
-/// Takes rows whose lease ran out, one at a time, and publishes them outside any transaction, until the program stops.
+/// Takes rows whose lease ran out, one at a time, and publishes them outside any transaction, until the program stops. `source`
+/// is that of events that are made only now.
 pub(crate) async fn run(
     store: Store,
     mut publisher: RowPublisher,
+    source: String,
     lease: Duration,
     interval: Duration,
     mut backoff: Backoff,
@@ -25,7 +27,7 @@ pub(crate) async fn run(
     let mut renewal = tokio::task::JoinSet::new();
     renewal.spawn(renew_leases(store.clone(), owned.clone(), lease));
     loop {
-        let waited = match take_one(&store, &mut publisher, &owned, lease).await {
+        let waited = match take_one(&store, &mut publisher, &owned, &source, lease).await {
             Ok(true) if !*stop.borrow() => {
                 backoff.reset();
                 continue;
@@ -56,9 +58,10 @@ async fn take_one(
     store: &Store,
     publisher: &mut RowPublisher,
     owned: &Owned,
+    source: &str,
     lease: Duration,
 ) -> Result<bool, StoreError> {
-    let Some(row) = store.take_abandoned(lease).await? else {
+    let Some(row) = store.take_abandoned(lease, source).await? else {
         return Ok(false);
     };
     Signal::RelayTook {

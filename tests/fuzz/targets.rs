@@ -105,6 +105,7 @@ pub(crate) fn all() -> Vec<Target> {
                 "\"events\":",
                 "\"count\":",
                 "\"body\":4294967295",
+                "\"type\":\"partner.resumed\"",
                 "{}",
                 "[]",
             ],

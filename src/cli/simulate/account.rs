@@ -294,7 +294,9 @@ impl Accounting {
         let refused = match event.kind.as_str() {
             "update.rejected" => Some(VerdictKind::Rejected),
             "update.parked" => Some(VerdictKind::Parked),
-            _ => None,
+            "allocation.cleared" | "allocation.released" | "deallocation.cleared" | "deallocation.released" => None,
+            // Of a partner itself, or of a type that is newer than this program.
+            _ => return,
         };
         if let Some(verdict) = refused {
             let digest = data

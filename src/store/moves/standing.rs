@@ -162,7 +162,8 @@ impl Store {
         Ok(session.one(&rows)?.get(0))
     }
 
-    /// Batches from before a moment that have something to publish still: so many.
+    /// Batches from before a moment that have something to publish still: so many. What waits to be told of partners themselves
+    /// (format 3) needs nothing that moves.
     ///
     /// # Errors
     /// The database is away or refuses.
@@ -171,7 +172,7 @@ impl Store {
         let rows = session
             .query(
                 "/* moves::unpublished_before */
-                SELECT count(*) FROM settled.outbox WHERE created_at <= $1",
+                SELECT count(*) FROM settled.outbox WHERE created_at <= $1 AND format <> 3",
                 &[&at],
             )
             .await?;

@@ -1,4 +1,5 @@
-//! Partners: who may send updates.
+//! Partners: who may send updates. That one is suspended, in quarantine or resumed is told as an event: the trigger `told` puts it
+//! into the outbox, in the transaction that does it.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -16,9 +16,10 @@ use super::{
 use crate::{
     domain::{
         calendar::{CalendarTime, rfc3339},
+        notice::PartnerNotice,
         signature::{PublicKey, key_challenge},
     },
-    store::{Store, StoreError, time::time},
+    store::{Store, StoreError, outbox::notice_row, time::time},
 };
 
 /// A key that takes the place of others.
@@ -61,6 +62,20 @@ pub enum Challenged {
 pub struct EndingPartner {
     pub enterprise_id: String,
     pub ends_at: CalendarTime,
+    /// The key that ends then, as hex; of several the smallest.
+    pub public_key: String,
+    pub registered_at: Timestamp,
+}
+
+impl EndingPartner {
+    fn notice(&self) -> PartnerNotice {
+        PartnerNotice::KeyEnding {
+            enterprise_id: self.enterprise_id.clone(),
+            public_key: self.public_key.clone(),
+            ends_at: self.ends_at.timestamp(),
+            registered_at: self.registered_at,
+        }
+    }
 }
 
 impl Store {
@@ -213,7 +228,7 @@ impl Store {
     }
 
     /// Active partners that have no valid key any more within this time, as far as keys are registered now; those that have
-    /// none now are not among them.
+    /// none now are not among them, nor those that left to another cell, which speaks for them.
     ///
     /// # Errors
     /// The database is away.
@@ -223,10 +238,13 @@ impl Store {
             .await?
             .query(
                 "/* registry::keys_ending */
-                SELECT p.enterprise_id, max(k.valid_until) AS ends_at
+                SELECT p.enterprise_id, max(k.valid_until) AS ends_at,
+                       (array_agg(k.public_key ORDER BY k.valid_until DESC, k.public_key))[1] AS public_key,
+                       (array_agg(k.created_at ORDER BY k.valid_until DESC, k.public_key))[1] AS registered_at
                 FROM settled.partners AS p
                 JOIN settled.partner_keys AS k ON k.enterprise_id = p.enterprise_id
                 WHERE p.suspended_at IS NULL
+                  AND p.left_at IS NULL
                   AND k.revoked_at IS NULL
                   AND (k.valid_until IS NULL OR k.valid_until > clock_timestamp())
                 GROUP BY p.enterprise_id
@@ -241,8 +259,43 @@ impl Store {
             .map(|row| EndingPartner {
                 enterprise_id: row.get(0),
                 ends_at: row.get(1),
+                public_key: hex::encode(row.get::<_, &[u8]>(2)),
+                registered_at: row.get(3),
             })
             .collect())
+    }
+
+    /// Puts the event that its last key ends into the outbox for each of these partners, for a relay. The row bears the event's
+    /// id, so that of several workers the first does it, as long as the event is not published.
+    ///
+    /// # Errors
+    /// The database is away or refuses; nothing of it will be told, unless `at_commit` says that it is unknown.
+    pub async fn tell_keys_ending(&self, partners: &[EndingPartner]) -> Result<(), StoreError> {
+        let Some(first) = partners.first() else {
+            return Ok(());
+        };
+        let (format, _) = notice_row(&first.notice())?;
+        let mut ids = Vec::new();
+        let mut contents = Vec::new();
+        for partner in partners {
+            let notice = partner.notice();
+            ids.push(notice.event_id());
+            contents.push(notice_row(&notice)?.1);
+        }
+        self.session("tell_keys_ending")
+            .await?
+            .execute(
+                // In order of ids, so that two workers never wait for each other.
+                "/* registry::tell_keys_ending */
+                INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
+                SELECT n.id, $3::smallint, n.content, 1, clock_timestamp(), clock_timestamp()
+                FROM unnest($1::uuid[], $2::bytea[]) AS n (id, content)
+                ORDER BY n.id
+                ON CONFLICT (batch_id) DO NOTHING",
+                &[&ids, &contents, &format],
+            )
+            .await
+            .map(drop)
     }
 
     /// Writes down that these keys proved messages, each so long ago.

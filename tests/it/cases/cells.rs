@@ -315,6 +315,12 @@ async fn what_a_partner_is_it_is_in_the_new_cell() {
         of(ask(&b, &["partner", "list"]).await.document(0)),
         "as it was, in quarantine too"
     );
+    // That it is held because it moves is not told, on either side.
+    a.events.catch_up(a.line()).await;
+    let told = a.events.seen().into_iter().map(|seen| seen.routing_key);
+    let told: Vec<String> = told.filter(|key| key.starts_with("partner.")).collect();
+    assert_eq!(told, ["partner.quarantined.acme", "partner.suspended.acme"]);
+    assert_eq!(count(&there, "outbox").await, 0);
     assert_eq!(count(&there, "transfers WHERE event = 'arrived'").await, 3);
     assert_eq!(count(&here, "transfers WHERE event = 'left'").await, 3);
     let waits = "SELECT until - parked_at BETWEEN interval '1h' AND interval '1h 1ms' FROM settled.parked";

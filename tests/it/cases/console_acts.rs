@@ -293,6 +293,10 @@ async fn a_partner_was_seen_last() {
         .act(&ann, "/partners/acme/resume", &[("why", "it was not")])
         .await;
     assert!(resumed.text.contains("acme is resumed"), "{resumed:?}");
+    // The world hears of it as of what the command line does.
+    for kind in ["partner.quarantined.acme", "partner.resumed.acme"] {
+        place.events.wait(kind, |seen| seen.routing_key == kind).await;
+    }
     console.stop().await;
     place.settle_up(worker).await;
 }

@@ -353,6 +353,7 @@ async fn what_keeps_the_books_unchanged_is_there_and_switched_on() {
         ("audit_subjects", "append_only"),
         ("allocations", "id_taken"),
         ("partners", "of_moving"),
+        ("partners", "told"),
         ("receipts", "of_moving"),
     ];
     for (table, name) in guards {

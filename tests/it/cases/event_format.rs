@@ -215,7 +215,9 @@ async fn a_simulation_accounts_for_events_in_arrays() {
     let report = place.json(&["simulate", "--messages", "300"]).await;
     assert_eq!(report["ok"], true, "{report}");
     assert_eq!(worker.terminate().await.code(), Some(0));
-    let seen = received(&place, 0).await;
+    // One of its partners is suspended, which is told as a single event.
+    let mut seen = received(&place, 0).await;
+    seen.retain(|seen| !seen.routing_key.starts_with("partner."));
     let told = seen.iter().cloned().flat_map(Seen::events).count();
     assert!(
         seen.iter().all(is_array) && told > seen.len(),

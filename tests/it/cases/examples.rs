@@ -11,7 +11,7 @@ use crate::kit::{
     auditor::{Expect, Reservation},
     contract,
     partner::Partner,
-    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, said, skip},
+    support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, count, said, skip, until},
 };
 
 const OF_PARTNERS: [&str; 3] = ["partner/python", "partner/node", "partner/go"];
@@ -192,6 +192,15 @@ async fn a_subscriber_in(name: &str, format: &str) {
         .publish(&[Message::new("northwind.allocation.update", "{}", Expect::Any)])
         .await;
     place.rest().await;
+    // Of a type that it does nothing with.
+    place
+        .json(&["partner", "suspend", "--enterprise-id", "northwind"])
+        .await;
+    let db = place.db().await;
+    until("it is told", PATIENCE, async || {
+        (count(&db, "outbox").await == 0).then_some(())
+    })
+    .await;
     let waiting = usize::try_from(place.line().depth("northwind.counting").await).expect("a number");
     let output = tokio::time::timeout(PATIENCE, listen(waiting).output())
         .await
@@ -200,7 +209,7 @@ async fn a_subscriber_in(name: &str, format: &str) {
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let count = |word: &str| text.lines().filter(|line| line.ends_with(word)).count();
-    assert!(count(" new") == 4 && count(" seen before") == 3, "{text}");
+    assert!(count(" new") == 5 && count(" seen before") == 3, "{text}");
     assert_eq!(place.line().depth("northwind.counting").await, 0, "acknowledged");
     let allocated = "300000000000000000000000003";
     if name == "subscriber/node" {

@@ -45,6 +45,7 @@ mod mutual;
 mod named_outbox;
 mod newer;
 mod nonces;
+mod notices;
 mod offline;
 mod outage;
 mod outbox;

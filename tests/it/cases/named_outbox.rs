@@ -65,7 +65,12 @@ async fn abandoned(clerk: &Clerk, db: &Client, settled: &Answered) {
     db.execute("UPDATE settled.outbox SET leased_until = '-infinity'", &[])
         .await
         .expect("abandoned");
-    let taken = clerk.store.take_abandoned(LEASE).await.expect("read").expect("a row");
+    let taken = clerk
+        .store
+        .take_abandoned(LEASE, "/settled")
+        .await
+        .expect("read")
+        .expect("a row");
     assert_eq!(taken.batch_id, settled.id);
     assert_eq!(taken.publications.len(), settled.publications.len());
     for (again, first) in taken.publications.iter().zip(&settled.publications) {
@@ -102,7 +107,7 @@ async fn a_row_that_another_publishes_says_the_same_byte_for_byte() {
         assert_eq!(row.get::<_, i32>(0), 0, "{format:?}");
         assert!(row.get::<_, i32>(1) > 0, "{format:?}");
         // An operator sees what waits, as it will be published.
-        let waiting = clerk.store.waiting_publications(100).await.expect("asked");
+        let waiting = clerk.store.waiting_publications(100, "/settled").await.expect("asked");
         let ids = |ids: Vec<Option<&str>>| ids.into_iter().map(|id| id.map(str::to_owned)).collect::<Vec<_>>();
         let shown = ids(waiting.iter().map(|one| one.message_id.as_deref()).collect());
         let said = ids(settled
@@ -144,7 +149,7 @@ async fn a_row_whose_record_is_gone_stays() {
         .await;
     let error = clerk
         .store
-        .take_abandoned(LEASE)
+        .take_abandoned(LEASE, "/settled")
         .await
         .err()
         .expect("it can not be read");
@@ -153,6 +158,6 @@ async fn a_row_whose_record_is_gone_stays() {
         said.contains("can not be read") && said.contains(&reservation.id.to_string()),
         "{said}"
     );
-    let waiting = clerk.store.waiting_publications(10).await.expect("asked");
+    let waiting = clerk.store.waiting_publications(10, "/settled").await.expect("asked");
     assert_eq!((waiting.len(), waiting[0].kind), (1, None));
 }

@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::kit::amqp::Seen;
+use crate::kit::{amqp::Seen, contract};
 
 pub(crate) mod books;
 pub(crate) mod bounds;
@@ -350,8 +350,9 @@ pub(crate) async fn unrest(db: &Client, story: &Story, dead: &[Seen]) -> Vec<Str
         }
     }
     problems.truncate(5);
+    // What was done to a partner waits for the next worker, and there may be none: cases::notices.
     let rows = db
-        .query("SELECT count(*) FROM settled.outbox", &[])
+        .query("SELECT count(*) FROM settled.outbox WHERE format <> 3", &[])
         .await
         .expect("outbox");
     let outbox: i64 = rows.first().map_or(0, |row| row.get(0));
@@ -776,7 +777,8 @@ impl Audit<'_> {
         for seen in &self.observed.events {
             let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
             let kind = event["type"].as_str().unwrap_or("?");
-            if kind.starts_with("update.") {
+            // What is told of a partner itself is no settlement.
+            if kind.starts_with("update.") || contract::is_of_a_partner(&event) {
                 continue;
             }
             let subject: Option<Uuid> = event["subject"].as_str().and_then(|id| id.parse().ok());
@@ -821,7 +823,7 @@ impl Audit<'_> {
         for seen in &self.observed.events {
             let event: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            if !text(&event["type"]).starts_with("update.") {
+            if !text(&event["type"]).starts_with("update.") && !contract::is_of_a_partner(&event) {
                 let by = (text(&event["data"]["enterpriseId"]), text(&event["data"]["nonce"]));
                 effects.entry(by).or_default().insert(text(&event["subject"]));
             }
