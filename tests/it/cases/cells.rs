@@ -315,7 +315,11 @@ async fn what_a_partner_is_it_is_in_the_new_cell() {
         of(ask(&b, &["partner", "list"]).await.document(0)),
         "as it was, in quarantine too"
     );
-    // That it is held because it moves is not told, on either side.
+    // That it is held because it moves is not told, on either side; and it waits for nothing that is told of it.
+    until("what was done before is told", PATIENCE, async || {
+        (count(&here, "outbox").await == 0).then_some(())
+    })
+    .await;
     a.events.catch_up(a.line()).await;
     let told = a.events.seen().into_iter().map(|seen| seen.routing_key);
     let told: Vec<String> = told.filter(|key| key.starts_with("partner.")).collect();
