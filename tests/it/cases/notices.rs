@@ -290,7 +290,7 @@ async fn a_key_that_ends_is_told_under_one_id() {
 async fn a_time_since_when_that_is_none_is_refused() {
     let (place, _) = with_partner("no_time", "1000").await;
     let db = place.db().await;
-    for state in ["suspended_at", "quarantined_at"] {
+    for (state, why) in [("suspended_at", ""), ("quarantined_at", ", quarantine_reason = 'x'")] {
         for since in [
             "infinity",
             "-infinity",
@@ -298,7 +298,7 @@ async fn a_time_since_when_that_is_none_is_refused() {
             "0044-03-15 UTC BC",
             "tomorrow",
         ] {
-            let act = format!("UPDATE settled.partners SET {state} = '{since}'");
+            let act = format!("UPDATE settled.partners SET {state} = '{since}'{why}");
             let refused = db.batch_execute(&act).await.expect_err(&act);
             assert_eq!(refused.code().map(SqlState::code), Some("22008"), "{act}: {refused}");
         }
@@ -307,11 +307,14 @@ async fn a_time_since_when_that_is_none_is_refused() {
     // Whatever zone who acts is in; and a partner is resumed once neither of the two is so.
     for (act, told) in [
         (
-            "SET timezone = 'FOO+100'; UPDATE settled.partners SET suspended_at = now(), quarantined_at = now()",
+            "SET timezone = 'FOO+100'; UPDATE settled.partners SET suspended_at = now(), quarantined_at = now(), quarantine_reason = 'x'",
             1,
         ),
         ("UPDATE settled.partners SET suspended_at = NULL", 1),
-        ("UPDATE settled.partners SET quarantined_at = NULL", 2),
+        (
+            "UPDATE settled.partners SET quarantined_at = NULL, quarantine_reason = NULL",
+            2,
+        ),
     ] {
         db.batch_execute(act).await.expect(act);
         assert_eq!(count(&db, "outbox").await, told, "{act}");
