@@ -93,8 +93,13 @@ impl Fairness {
 
     /// Whether something of a batch may be put into the room. What may not waits for no measurement.
     pub fn may_hold(&self, batch: &Batch, known: &KnownLocks) -> bool {
+        known.any_quarantined() || self.may_be_too_many(batch.len())
+    }
+
+    /// Whether so many messages may be more than somebody's share or rate. A few are nobody's surplus.
+    fn may_be_too_many(&self, messages: usize) -> bool {
         let worker = &self.settings.worker;
-        known.any_quarantined() || worker.partner_rate > 0 || batch.len() > worker.batch_max / 16
+        worker.partner_rate > 0 || messages > worker.batch_max / 16
     }
 
     /// To have while the room is measured. Waits for what is on its way there, and what comes later waits for it.
@@ -184,7 +189,7 @@ impl Fairness {
                     last = Some(owner);
                 }
             }
-            if owners.len() <= worker.batch_max / 16 && worker.partner_rate == 0 {
+            if !self.may_be_too_many(owners.len()) {
                 return (batch.clone(), Vec::new());
             }
             let about: BTreeSet<&str> = seen

@@ -40,6 +40,10 @@ macro_rules! as_it_is {
     };
 }
 
+/// Of clients both sides are asked alike: a client has the same id on both, unlike accounts and batches.
+const CLIENTS: &str = "SELECT client_id, enterprise_id FROM settled.clients WHERE client_id IN (
+            SELECT c.client_id FROM settled.connections AS c WHERE c.enterprise_id = '{whose}')";
+
 /// In the order in which they refer to each other. A batch had messages of others too: what goes along is its part of this
 /// partner, by what its receipts say, under an id of its own (`settled.part_of_batch`).
 pub(super) const TABLES: [Copied; 14] = [
@@ -79,10 +83,8 @@ pub(super) const TABLES: [Copied; 14] = [
     // A client may have connections with others in both cells.
     Copied {
         name: "clients",
-        source: "SELECT client_id, enterprise_id FROM settled.clients WHERE client_id IN (
-            SELECT c.client_id FROM settled.connections AS c WHERE c.enterprise_id = '{whose}')",
-        target: "SELECT client_id, enterprise_id FROM settled.clients WHERE client_id IN (
-            SELECT c.client_id FROM settled.connections AS c WHERE c.enterprise_id = '{whose}')",
+        source: CLIENTS,
+        target: CLIENTS,
         key: "client_id::text",
         insert: "INSERT INTO settled.clients (client_id, enterprise_id)
             SELECT client_id, enterprise_id FROM jsonb_populate_recordset(NULL::settled.clients, $1::text::jsonb)

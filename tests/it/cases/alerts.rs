@@ -14,7 +14,7 @@ use super::pages::{read, root};
 use crate::kit::{
     amqp::Message,
     auditor::Expect,
-    support::{COLLECTS, PATIENCE, said, skip, until, with_partner},
+    support::{COLLECTS, PATIENCE, said, skip, until, with_reservations},
 };
 
 /// Names of our metrics in a text, a histogram's series as the histogram.
@@ -125,9 +125,7 @@ async fn promtool_finds_nothing_wrong_with_what_a_worker_shows() {
         let test = "alerts::promtool_finds_nothing_wrong_with_what_a_worker_shows";
         return skip(test, &format!("no promtool: {error}"));
     }
-    let (place, partner) = with_partner("promtool", "1000000").await;
-    let reservations: Vec<_> = (0..20).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("promtool", 20).await;
     let worker = place.ready_worker(&COLLECTS).await;
     let refused = Message::new("acme.allocation.update", "{", Expect::Refused("malformed_message"));
     let settles = reservations.iter().map(|reservation| partner.cleared(reservation));

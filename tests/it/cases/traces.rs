@@ -15,7 +15,7 @@ use crate::kit::{
     otlp::{Manner, Receiver, Told},
     partner::Partner,
     secrets,
-    support::{COLLECTS, PATIENCE, Place, Worker, skip, until, with_partner},
+    support::{COLLECTS, PATIENCE, Place, Worker, skip, until, with_partner, with_reservations},
 };
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -97,9 +97,7 @@ fn said(worker: &Worker, message: &str) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_is_one_trace_with_its_stages_and_links() {
-    let (place, partner) = with_partner("spans", "1000000").await;
-    let reservations: Vec<_> = (0..40).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("spans", 40).await;
     let receiver = Receiver::open(Manner::Takes).await;
     let endpoint = receiver.endpoint();
     let key = "an-api-key-nobody-may-read";
@@ -277,9 +275,7 @@ async fn a_batch_is_one_trace_with_its_stages_and_links() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_have_a_bound_and_say_what_is_beyond_it() {
-    let (place, partner) = with_partner("links", "1000000").await;
-    let reservations: Vec<_> = (0..60).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("links", 60).await;
     let receiver = Receiver::open(Manner::Takes).await;
     let endpoint = receiver.endpoint();
     // Two of each trace: one link.
@@ -318,9 +314,7 @@ async fn links_have_a_bound_and_say_what_is_beyond_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_tracers_add_has_a_bound_for_each_batch() {
-    let (place, partner) = with_partner("states", "1000000").await;
-    let reservations: Vec<_> = (0..20).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("states", 20).await;
     let receiver = Receiver::open(Manner::Takes).await;
     let endpoint = receiver.endpoint();
     let messages: Vec<Message> = (1..)
@@ -405,9 +399,7 @@ async fn what_waited_is_linked_to_where_it_came_from() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_is_away_holds_up_nobody_and_is_told_once() {
-    let (place, partner) = with_partner("away", "1000000").await;
-    let reservations: Vec<_> = (0..60).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("away", 60).await;
     let mut messages = reservations.iter().map(|reservation| partner.cleared(reservation));
     let mut some = || messages.by_ref().take(20).collect::<Vec<Message>>();
     // An address where nobody is.
@@ -462,9 +454,7 @@ async fn a_receiver_that_is_away_holds_up_nobody_and_is_told_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_hangs_costs_spans_and_nothing_else() {
-    let (place, partner) = with_partner("hangs", "1000000").await;
-    let reservations: Vec<_> = (0..120).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("hangs", 120).await;
     let receiver = Receiver::open(Manner::Hangs).await;
     let endpoint = receiver.endpoint();
     let settings = [
@@ -498,9 +488,7 @@ async fn a_receiver_that_hangs_costs_spans_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_is_exported_at_a_stop() {
-    let (place, partner) = with_partner("flush", "1000000").await;
-    let reservations: Vec<_> = (0..10).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations("flush", 10).await;
     let receiver = Receiver::open(Manner::Takes).await;
     let endpoint = receiver.endpoint();
     let settings = [

@@ -6,19 +6,12 @@ use serde_json::json;
 
 use crate::kit::{
     amqp::Message,
-    auditor::Reservation,
-    partner::Partner,
-    support::{PATIENCE, Place, until},
+    support::{PATIENCE, Place, until, with_reservations},
 };
 
 /// A partner that clears so many reservations, which is all that is said.
 async fn place_with(test: &str, count: usize) -> (Place, Vec<Message>) {
-    let place = Place::new(test).await;
-    let partner = Partner::new("acme");
-    place.register(&partner).await;
-    place.deposit(&partner, "BTC", "1000000").await;
-    let reservations: Vec<Reservation> = (0..count).map(|_| partner.allocation("BTC", "1")).collect();
-    place.reserve(&reservations).await;
+    let (place, partner, reservations) = with_reservations(test, count).await;
     place.story().only_valid = true;
     let cleared = reservations.iter().map(|reservation| partner.cleared(reservation));
     let cleared = cleared.collect();

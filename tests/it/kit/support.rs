@@ -258,6 +258,14 @@ pub(crate) async fn with_partner(test: &str, satoshis: &str) -> (Place, Partner)
     (place, partner)
 }
 
+/// The same with so many reservations of one satoshi.
+pub(crate) async fn with_reservations(test: &str, count: usize) -> (Place, Partner, Vec<Reservation>) {
+    let (place, partner) = with_partner(test, "1000000").await;
+    let reservations: Vec<_> = (0..count).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    (place, partner, reservations)
+}
+
 /// How many rows of a table or view of ours; `what` may go on with a condition.
 pub(crate) async fn count(db: &Client, what: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM settled.{what}");
