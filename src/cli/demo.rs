@@ -118,7 +118,7 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
     } else {
         "this takes about 20 seconds"
     });
-    set_up(&store, &broker, &teller).await?;
+    set_up(context, &store, &teller).await?;
     let shape = Shape {
         messages,
         invalid_percent: INVALID_PERCENT,
@@ -273,14 +273,16 @@ async fn must_be_fresh(store: &Store, broker: &BrokerSettings) -> Result<(), Fai
 }
 
 /// `migrate` and `topology`.
-async fn set_up(store: &Store, broker: &BrokerSettings, teller: &Teller) -> Result<(), Failure> {
+async fn set_up(context: &Context, store: &Store, teller: &Teller) -> Result<(), Failure> {
     let applied = store.migrate().await?;
     teller.say(&format!("schema applied: {}", applied.join(", ")));
-    let connection = Connection::open(broker, "settled topology").await?;
-    topology::declare(&connection).await?;
-    let books = store.books_epoch().await?.books;
-    topology::declare_hidden(&connection, &topology::hidden(books)).await?;
-    connection.close().await?;
+    let hidden = topology::hidden(store.books_epoch().await?.books);
+    context
+        .declares(async |connection| {
+            topology::declare(connection).await?;
+            topology::declare_hidden(connection, &hidden).await
+        })
+        .await?;
     teller.say("exchanges and queues declared");
     Ok(())
 }

@@ -350,6 +350,29 @@ impl Context {
             .map_err(Failure::no_broker)
     }
 
+    /// Does what may be done twice on a connection of its own, and again on a new one while the broker answers and then breaks
+    /// it off; not for ever. RabbitMQ ends a connection with INTERNAL_ERROR where the replicas of a quorum queue were not
+    /// ready in time. A broker that can not be reached at all is told at once.
+    async fn declares<T>(
+        &self,
+        mut work: impl AsyncFnMut(&Connection) -> Result<T, BrokerError>,
+    ) -> Result<T, Failure> {
+        let mut backoff = Backoff::new(&self.settings.retry);
+        loop {
+            let connection = self.connect("settled topology").await?;
+            match work(&connection).await {
+                Err(BrokerError::Away(_)) if backoff.attempts() < self.settings.retry.transient_attempts => {
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                done => {
+                    let done = done?;
+                    connection.close().await?;
+                    return Ok(done);
+                }
+            }
+        }
+    }
+
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
     async fn patiently<T>(&self, mut work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut backoff = Backoff::new(&self.settings.retry);

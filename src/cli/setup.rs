@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Context, Exit, Failure, enterprise_id, output::complain};
 use crate::{
     broker::{
-        own_exchange, own_queue, server_version,
+        BrokerError, Connection, own_exchange, own_queue, server_version,
         topology::{
             self, BROKER_MADE, BrokerExport, DEAD, EPOCH, EVENTS, HIDDEN, PartnerDoor, UNREADABLE, UPDATES,
             UPDATES_ALL, hidden,
@@ -104,19 +104,9 @@ async fn declare(context: &Context) -> Result<Exit, Failure> {
         #[serde(skip_serializing_if = "Option::is_none")]
         note: Option<String>,
     }
-    let connection = context.connect("settled topology").await?;
-    topology::declare(&connection).await?;
-    let mut queues = [UPDATES, DEAD, BROKER_MADE, UNREADABLE, EPOCH]
-        .map(str::to_owned)
-        .to_vec();
     // The common queues serve everybody meanwhile: a database that is not there yet is worth a line and no more.
     let own = partners(context).await;
     let books = books(context).await;
-    if let Ok(Some(books)) = &books {
-        let name = hidden(*books);
-        topology::declare_hidden(&connection, &name).await?;
-        queues.push(name);
-    }
     let note = match (&own, &books) {
         (Err(failure), _) => Some(("partners' own queues and ", "were", failure.message())),
         (Ok(_), Err(failure)) => Some(("", "was", failure.message())),
@@ -130,20 +120,11 @@ async fn declare(context: &Context) -> Result<Exit, Failure> {
     let note = note.map(|(also, were, why)| {
         format!("{also}{HIDDEN} {were} left out ({why}): run this again when the database answers, as who may read it")
     });
-    let mut exchanges = [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE, EPOCH]
-        .map(str::to_owned)
-        .to_vec();
-    for partner in own.unwrap_or_default() {
-        let enterprise_id = &partner.enterprise_id;
-        if partner.broker_user.is_some() && own_exchange::declare(&connection, enterprise_id).await? {
-            exchanges.extend(own_exchange::own_exchange(enterprise_id));
-        }
-        if partner.own_queue {
-            own_queue::declare(&connection, enterprise_id).await?;
-            queues.push(topology::own_queue(enterprise_id));
-        }
-    }
-    connection.close().await?;
+    let hidden = books.ok().flatten().map(hidden);
+    let own = own.unwrap_or_default();
+    let (exchanges, queues) = context
+        .declares(async |connection| all(connection, hidden.as_deref(), &own).await)
+        .await?;
     let declared = Declared {
         exchanges,
         queues,
@@ -162,6 +143,36 @@ async fn declare(context: &Context) -> Result<Exit, Failure> {
         }
     })?;
     Ok(Exit::Done)
+}
+
+/// The common ones, the hidden queue where its name is known, and what partners have of their own: exchanges and queues.
+async fn all(
+    connection: &Connection,
+    hidden: Option<&str>,
+    own: &[PartnerRecord],
+) -> Result<(Vec<String>, Vec<String>), BrokerError> {
+    topology::declare(connection).await?;
+    let mut exchanges = [UPDATES, UPDATES_ALL, EVENTS, DEAD, BROKER_MADE, UNREADABLE, EPOCH]
+        .map(str::to_owned)
+        .to_vec();
+    let mut queues = [UPDATES, DEAD, BROKER_MADE, UNREADABLE, EPOCH]
+        .map(str::to_owned)
+        .to_vec();
+    if let Some(name) = hidden {
+        topology::declare_hidden(connection, name).await?;
+        queues.push(name.to_owned());
+    }
+    for partner in own {
+        let enterprise_id = &partner.enterprise_id;
+        if partner.broker_user.is_some() && own_exchange::declare(connection, enterprise_id).await? {
+            exchanges.extend(own_exchange::own_exchange(enterprise_id));
+        }
+        if partner.own_queue {
+            own_queue::declare(connection, enterprise_id).await?;
+            queues.push(topology::own_queue(enterprise_id));
+        }
+    }
+    Ok((exchanges, queues))
 }
 
 /// Which books these are; none where there is no database yet.

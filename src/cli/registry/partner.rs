@@ -241,10 +241,10 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
         .await?;
     // After the registry: once it is bound, the queue takes the partner's messages away from the common one.
     if let Some(connection) = broker {
-        if !matches!(registered, Registered::Conflict(_)) {
-            own_queue::declare(&connection, &wish.enterprise_id).await?;
-        }
         connection.close().await?;
+        if !matches!(registered, Registered::Conflict(_)) {
+            give_queue(context, &wish.enterprise_id).await?;
+        }
     }
     if wish.broker_user.is_some() && !matches!(registered, Registered::Conflict(_)) {
         give_exchange(context, &wish.enterprise_id).await;
@@ -268,16 +268,20 @@ async fn add_partner(context: &Context, wish: AddPartner) -> Result<Exit, Failur
     }
 }
 
+/// A queue of its own.
+async fn give_queue(context: &Context, enterprise_id: &str) -> Result<(), Failure> {
+    context
+        .declares(async |connection| own_queue::declare(connection, enterprise_id).await)
+        .await
+}
+
 /// An exchange of its own for a partner that is bound to a broker user. The registry does not wait for the broker: without the
 /// exchange the partner publishes to the common one.
 async fn give_exchange(context: &Context, enterprise_id: &str) {
-    let given = async {
-        let connection = context.connect("settled partner").await?;
-        own_exchange::declare(&connection, enterprise_id).await?;
-        connection.close().await?;
-        Ok::<_, Failure>(())
-    };
-    if let Err(failure) = given.await
+    let given = context
+        .declares(async |connection| own_exchange::declare(connection, enterprise_id).await)
+        .await;
+    if let Err(failure) = given
         && !context.out.json
     {
         complain(&format!(
@@ -423,7 +427,7 @@ async fn set_partner(context: &Context, asked: &SetPartner) -> Result<Exit, Fail
             }
         },
         // After the registry: once it is bound, the queue takes the partner's messages away from the common one.
-        (Some(connection), None) => own_queue::declare(connection, &enterprise_id).await?,
+        (Some(_), None) => give_queue(context, &enterprise_id).await?,
         (None, _) => {}
     }
     if let Some(connection) = broker {

@@ -22,6 +22,7 @@ mod console_browser;
 mod console_size;
 mod contract;
 mod currencies;
+mod declaring;
 mod demo;
 mod desk;
 mod desk_page;
