@@ -2,7 +2,7 @@
 # a C compiler, PostgreSQL and RabbitMQ are found, or installed where that is possible.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test matrix bench bench-guard micro faults soak cluster outage fuzz model console-size mutants fmt lint doc docs deb deb-test sbom ci services services-down clean
+.PHONY: help build demo test matrix bench bench-guard micro faults soak cluster outage fuzz model console-size signatures-size mutants fmt lint doc docs deb deb-test sbom ci services services-down clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -76,6 +76,13 @@ fuzz: ## inputs by chance for everything that reads bytes of others (MINUTES=10 
 	@dev/prerequisites compiler
 	FUZZ_SECONDS=$$(( $(or $(MINUTES),1) * 60 )) FUZZ_SEED="$(SEED)" FUZZ_ONLY="$(ONLY)" CARGO_PROFILE_DEV_OPT_LEVEL=2 CARGO_INCREMENTAL=0 \
 	cargo test --locked --features faults --test fuzz -- --nocapture --test-threads 1
+
+signatures-size: ## verify ten million signatures that are made for it (COUNT=10000000; most of an hour, 20 GB)
+	@dev/prerequisites compiler
+	cargo build --release --locked
+	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; \
+	SETTLED_SIGNATURES=$(COUNT) SETTLED_SIGNATURES_PROGRAM="$${CARGO_TARGET_DIR:-target}/release/settled"; set +a; \
+	cargo test --locked --features faults --test it -- --ignored --nocapture --exact cases::signatures_size::ten_million_signatures $(ARGS)
 
 mutants: ## seed one bug after another, and see that the tests notice each (ARGS: names of tests/mutants)
 	@dev/mutants $(ARGS)

@@ -73,6 +73,7 @@ mod rooms;
 mod second_line;
 mod secrets;
 mod signatures;
+mod signatures_size;
 mod slips;
 mod soak;
 mod strikes;
