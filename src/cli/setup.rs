@@ -244,6 +244,13 @@ async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
                 partner.login()
             ));
         }
+        if broker.user().is_ok_and(|user| user == partner.login()) {
+            notes.push(format!(
+                "partner {} logs in as {}, as this program does now: the lines replace what that user may do",
+                partner.enterprise_id,
+                partner.login()
+            ));
+        }
         if own_exchange::own_exchange(&partner.enterprise_id).is_none() {
             notes.push(format!(
                 "partner {}: no exchange can have its name, so it publishes to {UPDATES} and is not kept apart from others",
@@ -263,6 +270,17 @@ async fn export(context: &Context, wish: &Export) -> Result<Exit, Failure> {
         })
         .collect();
     let export = BrokerExport::new(&broker.vhost(), doors, wish.partner.is_some());
+    if let Some(partner) = export.in_our_place() {
+        let PartnerDoor {
+            enterprise_id, user, ..
+        } = partner;
+        return Err(Failure::refused(format!(
+            "partner {enterprise_id} would log in as {user}, which is a user of our own: the one would have the rights of the other"
+        ))
+        .hint(format!(
+            "`settled partner set {enterprise_id} --broker-user USER` gives it a user of another name"
+        )));
+    }
     let exported = Exported {
         lines: export.lines(),
         definitions: export.definitions(),

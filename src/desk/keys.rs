@@ -36,6 +36,8 @@ pub struct KeyRotated {
     pub key: KeyRecord,
     /// The others that end earlier now.
     pub ending: Vec<KeyRecord>,
+    /// The others that begin only when the grace is over, or later: they were left as they are.
+    pub later: Vec<KeyRecord>,
 }
 
 /// Whether a key may be registered at all.
@@ -124,7 +126,12 @@ impl Desk {
         let registered = self
             .patiently(async || self.store.rotate_key(&rotation, by).await)
             .await?;
-        let told = |result, Rotated { key, ending }| KeyRotated { result, key, ending };
+        let told = |result, Rotated { key, ending, later }| KeyRotated {
+            result,
+            key,
+            ending,
+            later,
+        };
         match registered {
             Registered::Added(rotated) | Registered::Updated(rotated) => Ok(told("rotated", rotated)),
             Registered::Exists(rotated) => Ok(told("exists", rotated)),

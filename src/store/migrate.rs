@@ -8,6 +8,10 @@ mod embedded {
     refinery::embed_migrations!("src/store/schema");
 }
 
+/// Whether the server can compress with lz4, by what one of its settings may be.
+pub(super) const HAS_LZ4: &str =
+    "(SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression')";
+
 /// The version of the schema that this program is written for.
 pub fn schema_version() -> i32 {
     embedded::migrations::runner()
@@ -36,6 +40,20 @@ pub fn check_schema(found: Option<i32>) -> Result<(), String> {
     }
 }
 
+/// Whether a server can hold the schema: some columns are compressed with lz4, which a server is built with or not.
+///
+/// # Errors
+/// A sentence that says what to do.
+pub fn check_compression(has_lz4: bool) -> Result<(), &'static str> {
+    if has_lz4 {
+        return Ok(());
+    }
+    Err(
+        "the server was built without lz4, with which the schema compresses some columns: take a PostgreSQL that was built \
+         --with-lz4, as the packages of Debian, Red Hat and postgresql.org are",
+    )
+}
+
 impl Store {
     /// Applies the migrations that are missing and names them.
     ///
@@ -56,6 +74,11 @@ impl Store {
         .await
         .map_err(|error| StoreError::from_postgres("migrate", &error))?;
         let mut client = self.connection("migrate").await?;
+        let built = client
+            .query_one(&format!("/* store::migrate server */ SELECT {HAS_LZ4}"), &[])
+            .await
+            .map_err(|error| StoreError::from_postgres("migrate", &error))?;
+        check_compression(built.get(0)).map_err(|sentence| StoreError::ours("migrate", sentence))?;
         client
             .batch_execute("CREATE SCHEMA IF NOT EXISTS settled")
             .await

@@ -60,7 +60,7 @@ use tokio_postgres::config::SslMode;
 
 pub use self::{
     error::{Fate, StoreError},
-    migrate::{check_schema, schema_version},
+    migrate::{check_compression, check_schema, schema_version},
 };
 use self::{
     servers::Servers,

@@ -1,9 +1,10 @@
-//! The database's roles: who may do what, at the least, and what of it is missing.
+//! The database's roles: who may do what, at the least.
+
+mod surplus;
 
 use std::fmt;
 
-use tokio_postgres::Row;
-
+pub use self::surplus::{MissingRight, RoleFound, RoleStanding};
 use super::{Store, StoreError};
 
 /// Who works with the database. Each is a role of its own that nobody logs in as: people and programs are its members.
@@ -66,10 +67,7 @@ const WORKER: &[Grant] = &[
     ("letters_taken", &["SELECT", "INSERT", "UPDATE (letters)"]),
     ("dead_letter_space", &["SELECT", "INSERT", "DELETE"]),
     ("runs", &["SELECT"]),
-    (
-        "run_items",
-        &["SELECT", "UPDATE (state, verdict, reason, note, judged_at)"],
-    ),
+    ("run_items", &["SELECT", "UPDATE (state, verdict, reason, judged_at)"]),
     ("distrusted", &["SELECT", "INSERT"]),
 ];
 
@@ -361,88 +359,6 @@ pub fn statements() -> Vec<String> {
     all
 }
 
-/// One right, so far as it can be asked for.
-fn rights(grants: &[Grant]) -> Vec<Right> {
-    let mut all = vec![Right {
-        object: "schema",
-        privilege: "USAGE",
-        columns: Vec::new(),
-    }];
-    for (object, privileges) in grants {
-        for privilege in *privileges {
-            let (word, columns) = privilege.split_once(" (").unwrap_or((privilege, ""));
-            let columns = columns
-                .trim_end_matches(')')
-                .split(", ")
-                .filter(|column| !column.is_empty());
-            all.push(Right {
-                object,
-                privilege: word,
-                columns: columns.collect(),
-            });
-        }
-    }
-    all
-}
-
-struct Right {
-    object: &'static str,
-    privilege: &'static str,
-    columns: Vec<&'static str>,
-}
-
-impl Right {
-    fn shown(&self) -> String {
-        if self.columns.is_empty() {
-            return self.privilege.to_owned();
-        }
-        format!("{} ({})", self.privilege, self.columns.join(", "))
-    }
-}
-
-/// What somebody lacks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MissingRight {
-    /// A table's name, a function's signature, or `schema`.
-    pub object: String,
-    pub privilege: String,
-}
-
-impl fmt::Display for MissingRight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.object.as_str() {
-            "schema" => write!(f, "{} on schema settled", self.privilege),
-            function if function.ends_with(')') => write!(f, "{} on {function}", self.privilege),
-            table => write!(f, "{} on settled.{table}", self.privilege),
-        }
-    }
-}
-
-/// How somebody stands to a role.
-#[derive(Clone, Debug)]
-pub struct RoleStanding {
-    /// Who was asked about.
-    pub user: String,
-    /// Whether the role is there.
-    pub exists: bool,
-    /// Whether who was asked about has what the role has.
-    pub is_member: bool,
-    /// What the role needs and who was asked about has not.
-    pub missing: Vec<MissingRight>,
-}
-
-/// A role by itself.
-#[derive(Clone, Debug)]
-pub struct RoleFound {
-    pub is_superuser: bool,
-    pub can_login: bool,
-    /// It may make roles or databases, replicate, or pass by row security.
-    pub is_mighty: bool,
-    pub owns_tables: bool,
-    /// Rights on our tables that it does not need.
-    pub more: Vec<MissingRight>,
-}
-
 impl Store {
     /// Makes the roles what they are, in one transaction.
     ///
@@ -460,153 +376,6 @@ impl Store {
             session.ask(session.client()?.batch_execute(&sql)).await?;
         }
         session.commit().await
-    }
-
-    /// What is missing of what a role needs: of the role itself, or of who is logged in.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn role_standing(&self, role: DatabaseRole, itself: bool) -> Result<RoleStanding, StoreError> {
-        let rights = rights(role.grants());
-        let mut asked = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (place, right) in rights.iter().enumerate() {
-            let columns: Vec<Option<&str>> = match right.columns.as_slice() {
-                [] => vec![None],
-                columns => columns.iter().copied().map(Some).collect(),
-            };
-            for column in columns {
-                asked.0.push(i32::try_from(place).unwrap_or(i32::MAX));
-                asked.1.push(right.object);
-                asked.2.push(right.privilege);
-                asked.3.push(column);
-            }
-        }
-        let session = self.session("role_standing").await?;
-        let rows = session
-            .query(
-                // What does not exist is the schema's problem, not a missing grant.
-                "/* roles::role_standing */
-                WITH who AS (
-                    SELECT r.oid, r.rolname
-                    FROM pg_roles AS r
-                    WHERE r.rolname = CASE WHEN $2 THEN $1::name ELSE current_user END
-                )
-                SELECT w.rolname::text AS user, EXISTS (SELECT FROM pg_roles WHERE rolname = $1::name) AS role_exists,
-                       coalesce((SELECT pg_has_role(w.oid, r.oid, 'USAGE') FROM pg_roles AS r WHERE r.rolname = $1::name),
-                                false) AS is_member,
-                       ARRAY(
-                           SELECT DISTINCT a.place
-                           FROM unnest($3::integer[], $4::text[], $5::text[], $6::text[])
-                               AS a (place, object, privilege, attribute)
-                           LEFT JOIN pg_namespace AS n ON n.nspname = 'settled'
-                           LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = a.object
-                           LEFT JOIN pg_attribute AS t
-                                  ON t.attrelid = c.oid AND t.attname = a.attribute AND NOT t.attisdropped
-                           WHERE CASE
-                               WHEN n.oid IS NULL THEN false
-                               WHEN a.object = 'schema' THEN NOT has_schema_privilege(w.oid, n.oid, a.privilege)
-                               WHEN right(a.object, 1) = ')'
-                               THEN has_schema_privilege(n.oid, 'USAGE')
-                                    AND NOT has_function_privilege(w.oid, to_regprocedure(a.object), a.privilege)
-                               WHEN c.oid IS NULL THEN false
-                               WHEN a.attribute IS NULL THEN NOT has_table_privilege(w.oid, c.oid, a.privilege)
-                               WHEN t.attnum IS NULL THEN false
-                               ELSE NOT has_column_privilege(w.oid, c.oid, t.attnum, a.privilege)
-                           END
-                           ORDER BY a.place
-                       ) AS missing
-                FROM who AS w",
-                &[&role.name(), &itself, &asked.0, &asked.1, &asked.2, &asked.3],
-            )
-            .await?;
-        let Some(row) = rows.first() else {
-            return Ok(RoleStanding {
-                user: role.name().to_owned(),
-                exists: false,
-                is_member: false,
-                missing: rights.iter().map(missing).collect(),
-            });
-        };
-        let places: Vec<i32> = row.get("missing");
-        let lacks = |place: &i32| usize::try_from(*place).ok().and_then(|place| rights.get(place));
-        Ok(RoleStanding {
-            user: row.get("user"),
-            exists: row.get("role_exists"),
-            is_member: row.get("is_member"),
-            missing: places.iter().filter_map(lacks).map(missing).collect(),
-        })
-    }
-
-    /// What a role is and may do beside what it needs; none where it is not there.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn role_found(&self, role: DatabaseRole) -> Result<Option<RoleFound>, StoreError> {
-        let grants = role.grants().iter();
-        let (objects, privileges): (Vec<&str>, Vec<&str>) = grants
-            .flat_map(|(object, privileges)| privileges.iter().map(|privilege| (*object, *privilege)))
-            .unzip();
-        let session = self.session("role_found").await?;
-        let rows = session
-            .query(
-                "/* roles::role_found */
-                SELECT r.rolsuper, r.rolcanlogin,
-                       r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls AS mighty,
-                       EXISTS (
-                           SELECT
-                           FROM pg_class AS c
-                           WHERE c.relnamespace = to_regnamespace('settled')::oid
-                             AND c.relkind = 'r'
-                             AND pg_has_role(r.oid, c.relowner, 'MEMBER')
-                       ) AS owns
-                FROM pg_roles AS r
-                WHERE r.rolname = $1::name",
-                &[&role.name()],
-            )
-            .await?;
-        let Some(found) = rows.first() else {
-            return Ok(None);
-        };
-        let more = session
-            .query(
-                "/* roles::role_found more */
-                SELECT c.relname::text AS object, p.privilege
-                FROM pg_class AS c
-                CROSS JOIN (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE'), ('TRUNCATE'), ('REFERENCES'), ('TRIGGER'))
-                    AS p (privilege)
-                WHERE c.relnamespace = to_regnamespace('settled')::oid
-                  AND c.relkind IN ('r', 'p', 'v')
-                  AND has_table_privilege($1::name, c.oid, p.privilege)
-                  AND NOT EXISTS (
-                      SELECT
-                      FROM unnest($2::text[], $3::text[]) AS n (object, privilege)
-                      WHERE n.object = c.relname AND n.privilege = p.privilege
-                  )
-                ORDER BY 1, 2",
-                &[&role.name(), &objects, &privileges],
-            )
-            .await?;
-        Ok(Some(RoleFound {
-            is_superuser: found.get("rolsuper"),
-            can_login: found.get("rolcanlogin"),
-            is_mighty: found.get("mighty"),
-            owns_tables: found.get("owns"),
-            more: more.iter().map(surplus).collect(),
-        }))
-    }
-}
-
-fn missing(right: &Right) -> MissingRight {
-    MissingRight {
-        object: right.object.to_owned(),
-        privilege: right.shown(),
-    }
-}
-
-fn surplus(row: &Row) -> MissingRight {
-    MissingRight {
-        object: row.get("object"),
-        privilege: row.get("privilege"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Store, StoreError, roles::DatabaseRole};
+use super::{Store, StoreError, migrate::HAS_LZ4, roles::DatabaseRole};
 
 /// The server's own state, as far as settling depends on it.
 #[derive(Clone, Debug)]
@@ -23,11 +23,13 @@ pub struct Vitals {
     pub full_page_writes: bool,
     /// `origin`, unless somebody switched triggers off.
     pub replication_role: String,
+    /// Whether it was built with what the schema compresses with.
+    pub has_lz4: bool,
 }
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 30] = [
+const GUARDS: [(&str, &str, i16); 36] = [
     ("transfers", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
@@ -42,6 +44,7 @@ const GUARDS: [(&str, &str, i16); 30] = [
     ("distrusted", "append_only", 58),
     ("epochs", "append_only", 58),
     ("voices", "append_only", 58),
+    ("seeds", "append_only", 58),
     ("told", "never_changed", 50),
     ("allocations", "fixed", 18),
     ("funds", "fixed", 18),
@@ -58,6 +61,11 @@ const GUARDS: [(&str, &str, i16); 30] = [
     ("partner_keys", "never_forgotten", 42),
     ("currency_symbols", "never_forgotten", 42),
     ("moves", "never_forgotten", 42),
+    ("dead_letters", "never_emptied", 34),
+    ("parked", "never_emptied", 34),
+    ("held", "never_emptied", 34),
+    ("partners", "never_emptied", 34),
+    ("connections", "never_emptied", 34),
 ];
 
 /// What a receipt that says settled keeps for ever: the guard `settled_for_ever` compares it.
@@ -103,8 +111,9 @@ impl Store {
         let session = self.session("vitals").await?;
         let rows = session
             .query(
-                "/* vitals::vitals */
-                SELECT current_setting('server_version') AS version,
+                &format!(
+                    "/* vitals::vitals */
+                SELECT {HAS_LZ4} AS has_lz4, current_setting('server_version') AS version,
                        current_setting('server_version_num')::integer AS version_number,
                        pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean AS read_only,
                        current_user::text AS \"user\",
@@ -115,7 +124,8 @@ impl Store {
                            AS synchronous_standbys,
                        current_setting('fsync')::boolean AS fsync,
                        current_setting('full_page_writes')::boolean AS full_page_writes,
-                       current_setting('session_replication_role') AS replication_role",
+                       current_setting('session_replication_role') AS replication_role"
+                ),
                 &[],
             )
             .await?;
@@ -132,6 +142,7 @@ impl Store {
             fsync: row.get("fsync"),
             full_page_writes: row.get("full_page_writes"),
             replication_role: row.get("replication_role"),
+            has_lz4: row.get("has_lz4"),
         })
     }
 
@@ -220,7 +231,9 @@ impl Store {
                     ('allocations', 'id_taken', 'leave_taken_id'), ('partners', 'of_moving', 'refuse_of_moving'),
                     ('partner_keys', 'of_moving', 'refuse_of_moving'), ('connections', 'of_moving', 'refuse_of_moving'),
                     ('currency_symbols', 'of_moving', 'refuse_of_moving'), ('receipts', 'of_moving', 'refuse_of_moving'),
-                    ('partners', 'told', 'tell_of_partner')
+                    ('partners', 'told', 'tell_of_partner'), ('allocations', 'owe', 'allocations_owe'),
+                    ('allocations', 'owe_first', 'allocations_owe'), ('partner_keys', 'dated', 'date_key'),
+                    ('audit', 'signed', 'sign_audit')
                 ) AS w (table_name, name, function)
                 WHERE NOT EXISTS (
                     SELECT
@@ -232,6 +245,31 @@ impl Store {
                 FROM wanting
                 ORDER BY 1",
                 &[&tables, &names, &events, &KEPT_OF_RECEIPTS.as_slice()],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Functions that do what their owner may, and that everybody may call: a trigger function of these could be hung on
+    /// anybody's table.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn open_functions(&self) -> Result<Vec<String>, StoreError> {
+        let rows = self
+            .session("open_functions")
+            .await?
+            .query(
+                "/* vitals::open_functions */
+                SELECT format('settled.%I(%s)', p.proname, oidvectortypes(p.proargtypes))
+                FROM pg_proc AS p
+                WHERE p.pronamespace = to_regnamespace('settled')::oid
+                  AND p.prosecdef
+                  AND EXISTS (
+                      SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS e WHERE e.grantee = 0
+                  )
+                ORDER BY 1",
+                &[],
             )
             .await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())

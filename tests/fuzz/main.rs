@@ -42,6 +42,19 @@ fn nothing_that_is_read_panics_or_takes_too_much() {
     }
 }
 
+/// What a target found is kept in its folder, so each has one, with something to begin with.
+#[test]
+fn each_target_has_a_corpus() {
+    let all = targets::all();
+    assert!(all.len() > 8, "targets are read");
+    let without: Vec<&str> = all
+        .iter()
+        .map(|target| target.name)
+        .filter(|name| corpus::of(name).is_empty())
+        .collect();
+    assert!(without.is_empty(), "no file in tests/fuzz/corpus for {without:?}");
+}
+
 /// Bodies of the largest size whose values are as small as can be: no tree is made of them.
 #[test]
 fn the_smallest_values_take_no_more_than_their_text() {

@@ -12,6 +12,14 @@ use crate::broker::{
 /// Outcomes that a partner's queue keeps for it; the oldest go first. What went can be asked for over HTTP.
 const OUTCOMES_MAX: i64 = 1_000_000;
 
+/// Our own users: whoever sets permissions of a name replaces those that it has, so that none of them is a partner's too.
+const OURS: [&str; 4] = [
+    "settlement-worker",
+    "settlement-operator",
+    "settlement-subscriber",
+    "settlement-monitoring",
+];
+
 /// A partner, as far as the broker knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartnerDoor {
@@ -75,6 +83,13 @@ impl BrokerExport {
         }
     }
 
+    /// The first partner that would log in as one of our own users.
+    pub fn in_our_place(&self) -> Option<&PartnerDoor> {
+        self.partners
+            .iter()
+            .find(|partner| OURS.contains(&partner.user.as_str()))
+    }
+
     /// Each with the least.
     pub fn users(&self) -> Vec<BrokerUser> {
         let user = |name: &str, purpose: &str, [configure, write, read]: [&str; 3], tags| BrokerUser {
@@ -85,21 +100,22 @@ impl BrokerExport {
             read: read.to_owned(),
             tags,
         };
+        let [worker, operator, subscriber, monitoring] = OURS;
         let ours = [
             user(
-                "settlement-worker",
+                worker,
                 "the worker: settles and publishes, and configures nothing",
                 ["^$", WRITE, READ],
                 "",
             ),
             user(
-                "settlement-operator",
+                operator,
                 "who runs `settled topology`, and no program that runs all day",
                 [DECLARE, DECLARE, DECLARE],
                 "",
             ),
             user(
-                "settlement-subscriber",
+                subscriber,
                 "a program that hears events, in queues of its own",
                 [
                     r"^subscriber\.",
@@ -109,7 +125,7 @@ impl BrokerExport {
                 "",
             ),
             user(
-                "settlement-monitoring",
+                monitoring,
                 "who looks at the management API (`broker.management_url`), and takes no message",
                 ["^$", "^$", "^$"],
                 "monitoring",
@@ -349,6 +365,22 @@ mod tests {
         );
         let lines = export.lines();
         assert_eq!(lines.iter().filter(|line| line.contains("set_permissions")).count(), 1);
+    }
+
+    #[test]
+    fn no_partner_is_one_of_our_own_users() {
+        assert_eq!(export(false).in_our_place(), None);
+        let names: Vec<String> = export(false).users().into_iter().map(|user| user.name).collect();
+        assert_eq!(names[..OURS.len()], OURS);
+        for name in OURS {
+            let partner = PartnerDoor {
+                enterprise_id: "east".into(),
+                user: name.into(),
+                own_queue: false,
+            };
+            let export = BrokerExport::new("settlement", vec![partner.clone()], true);
+            assert_eq!(export.in_our_place(), Some(&partner));
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ use crate::{
     config::Settings,
     domain::calendar::rfc3339,
     settle::{self, Batch, Clerk, blocked::SideRoom},
-    store::{self, Store, StoreError, dead_letter_space::SpaceBounds, held::HeldWhy, vitals::Vitals},
+    store::{
+        self, Store, StoreError, dead_letter_space::SpaceBounds, held::HeldWhy, roles::DatabaseRole, vitals::Vitals,
+    },
     worker::{
         collector::{self, SpaceWatch},
         fill::{self, Fill},
@@ -59,6 +61,7 @@ pub(super) async fn checks(settings: &Settings, store: &Store) -> Vec<Check> {
     // Without a schema each of these would only say so again.
     if version.is_some() || !grants.ok {
         checks.push(append_only(store, &vitals).await);
+        checks.push(functions(store).await);
         checks.push(grants);
         checks.push(ownership(store, &vitals).await);
     }
@@ -114,6 +117,9 @@ fn server(vitals: &Vitals) -> Check {
     if vitals.version_number < POSTGRES_MIN {
         return Check::bad("database", format!("{detail}: it is older than 15")).hint("upgrade the server");
     }
+    if let Err(sentence) = store::check_compression(vitals.has_lz4) {
+        return Check::bad("database", format!("{detail}: {sentence}")).hint("`settled migrate` changes nothing on it");
+    }
     if vitals.read_only {
         return Check::bad("database", format!("{detail}: it is read-only, a standby perhaps"))
             .hint("let the URL name the primary");
@@ -156,6 +162,22 @@ async fn append_only(store: &Store, vitals: &Vitals) -> Check {
     })
 }
 
+/// What does its owner's work is called by whom it is for.
+async fn functions(store: &Store) -> Check {
+    const NAME: &str = "functions";
+    asked(NAME, store.open_functions().await, |open| {
+        if open.is_empty() {
+            return Check::good(NAME, "no function that does what its owner may is everybody's");
+        }
+        let revoked = open
+            .iter()
+            .map(|function| format!("REVOKE ALL ON FUNCTION {function} FROM PUBLIC;"));
+        let lines: Vec<String> = revoked.collect();
+        Check::bad(NAME, format!("everybody may call {}", open.join(", ")))
+            .hint(format!("as the owner of the schema: {}", lines.join(" ")))
+    })
+}
+
 async fn grants(store: &Store, vitals: &Vitals) -> Check {
     asked("grants", store.missing_grants().await, |missing| {
         if missing.is_empty() {
@@ -193,8 +215,11 @@ fn mending(missing: &[String], user: &str) -> String {
 /// Not a problem by itself: on a developer's machine one user does everything.
 async fn ownership(store: &Store, vitals: &Vitals) -> Check {
     let user = &vitals.user;
-    let answer = async { Ok::<_, StoreError>((store.owns_tables().await?, store.is_superuser().await?)) };
-    asked("ownership", answer.await, |(owns, is_superuser)| {
+    let answer = async {
+        let more = store.more_than(DatabaseRole::Worker).await?;
+        Ok::<_, StoreError>((store.owns_tables().await?, store.is_superuser().await?, more))
+    };
+    asked("ownership", answer.await, |(owns, is_superuser, more)| {
         if owns || is_superuser {
             let what = if is_superuser { "is a superuser" } else { "owns tables" };
             return Check::good(
@@ -205,7 +230,15 @@ async fn ownership(store: &Store, vitals: &Vitals) -> Check {
                 "a warning: give the worker a user of its own that owns nothing, a member of settled_worker (`settled roles`)",
             );
         }
-        Check::good("ownership", format!("user {user} owns no table"))
+        let check = Check::good("ownership", format!("user {user} owns no table"));
+        if more.is_empty() {
+            return check;
+        }
+        let more: Vec<String> = more.iter().map(ToString::to_string).collect();
+        check.hint(format!(
+            "a warning: a worker does not need what this user may do: {}",
+            more.join(", ")
+        ))
     })
 }
 
@@ -476,6 +509,7 @@ mod tests {
             fsync: true,
             full_page_writes: true,
             replication_role: "origin".into(),
+            has_lz4: true,
         }
     }
 
@@ -483,9 +517,10 @@ mod tests {
     fn the_server_is_judged_by_what_it_says() {
         type Break = fn(&mut Vitals);
         type Judge = fn(&Vitals) -> Check;
-        let table: [(Judge, Break); 5] = [
+        let table: [(Judge, Break); 6] = [
             (server, |vitals| vitals.version_number = 140_013),
             (server, |vitals| vitals.read_only = true),
+            (server, |vitals| vitals.has_lz4 = false),
             (synchronous_commit, |vitals| vitals.synchronous_commit = "off".into()),
             (fsync, |vitals| vitals.fsync = false),
             (fsync, |vitals| vitals.full_page_writes = false),

@@ -27,7 +27,7 @@ pub(super) async fn checks(settings: &Settings, role: DatabaseRole) -> Vec<Check
     });
     if role != DatabaseRole::Owner && !found.is_superuser {
         checks.push(if found.more.is_empty() {
-            Check::good("least", format!("{role} may do nothing else to the tables"))
+            Check::good("least", format!("{role} may do nothing else to tables and functions"))
         } else {
             Check::bad(
                 "least",

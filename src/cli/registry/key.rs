@@ -197,6 +197,12 @@ async fn rotate_key(context: &Context, wish: RotateKey) -> Result<Exit, Failure>
                 old.public_key, old.enterprise_id
             ))?;
         }
+        for next in &told.later {
+            out.line(format!(
+                "key {} of {}: begins at {} and was left as it is; `settled key revoke` takes it out",
+                next.public_key, next.enterprise_id, next.valid_from
+            ))?;
+        }
         Ok(())
     })?;
     Ok(Exit::Done)

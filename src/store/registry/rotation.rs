@@ -30,11 +30,12 @@ pub struct Rotation {
     pub grace: Duration,
 }
 
-/// The new key, and the partner's other keys that end earlier now.
+/// The new key, the partner's other keys that end earlier now, and those that begin only afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rotated {
     pub key: KeyRecord,
     pub ending: Vec<KeyRecord>,
+    pub later: Vec<KeyRecord>,
 }
 
 /// What the owner of a key is to sign.
@@ -80,7 +81,8 @@ impl EndingPartner {
 
 impl Store {
     /// Registers a key that takes the place of the partner's others: those end when the grace is over, unless they end
-    /// earlier anyway. Said again it changes nothing.
+    /// earlier anyway. One that begins only then was registered to come after all of them, and is left, and told. Said again it
+    /// changes nothing.
     ///
     /// # Errors
     /// The database is away or refuses.
@@ -117,6 +119,7 @@ impl Store {
             return Ok(came.map(|key| Rotated {
                 key,
                 ending: Vec::new(),
+                later: Vec::new(),
             }));
         };
         let rows = session
@@ -137,9 +140,25 @@ impl Store {
             .await?;
         let mut ending: Vec<KeyRecord> = rows.iter().map(key).collect();
         ending.sort_by(|left, right| left.public_key.cmp(&right.public_key));
+        let rows = session
+            .query(
+                &format!(
+                    "/* registry::rotate_key later */
+                    SELECT {KEY_COLUMNS}
+                    FROM settled.partner_keys AS k
+                    WHERE k.enterprise_id = $1
+                      AND k.public_key <> $2
+                      AND k.revoked_at IS NULL
+                      AND k.valid_from >= $3
+                    ORDER BY k.valid_from, k.public_key"
+                ),
+                &[&new.enterprise_id, &new.public_key.as_bytes().as_slice(), &end],
+            )
+            .await?;
         let rotated = Rotated {
             key: stored.clone(),
             ending,
+            later: rows.iter().map(key).collect(),
         };
         if matches!(came, Registered::Exists(_)) && rotated.ending.is_empty() {
             session.rollback().await;

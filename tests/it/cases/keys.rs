@@ -95,7 +95,13 @@ async fn a_key_is_rotated_with_a_grace() {
     })
     .await;
     assert!(keys.iter().all(|key| key["valid"] == true), "{keys:?}");
-    // A grace of nothing ends the old one at once.
+    // A grace of nothing ends the old one at once. One that was registered to begin later is left, and told: whoever stole all of
+    // the partner's keys may have that one too.
+    let next = with_key(&old);
+    let from = format!("{:.3}", Timestamp::now() + SignedDuration::from_hours(24 * 30));
+    key(&place, "add", &next.public_key(), &["--valid-from", &from])
+        .await
+        .document(0);
     let told = key(
         &place,
         "rotate",
@@ -105,6 +111,15 @@ async fn a_key_is_rotated_with_a_grace() {
     .await
     .document(0);
     assert_eq!(told["ending"][0]["publicKey"], old.public_key(), "{told}");
+    assert_eq!(told["ending"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["later"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["later"][0]["publicKey"], next.public_key(), "{told}");
+    assert_eq!(told["later"][0]["validUntil"], Value::Null, "{told}");
+    key(&place, "revoke", &next.public_key(), &[]).await.document(0);
+    let again = key(&place, "rotate", &new.public_key(), &["--grace", "0s"])
+        .await
+        .document(0);
+    assert_eq!(again["later"], json!([]), "{again}");
     let late = old
         .draft(&reservations[2], "cleared")
         .message(Expect::Refused("signature_mismatch"));

@@ -699,8 +699,8 @@ async fn one_partners_share_is_an_alarm_and_stops_nobody() {
         .await
         .expect("deleted");
     space_is_right(&place).await;
-    db.batch_execute("TRUNCATE settled.dead_letters")
+    db.batch_execute("ALTER TABLE settled.dead_letters DISABLE TRIGGER never_emptied; TRUNCATE settled.dead_letters")
         .await
-        .expect("truncated");
+        .expect("the owner's");
     space_is_right(&place).await;
 }

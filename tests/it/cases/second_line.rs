@@ -117,7 +117,7 @@ const TRANSFER: &str =
 async fn who_may_write_everywhere_can_not_rewrite_money() {
     let grants = "GRANT USAGE ON SCHEMA settled TO ROLE;
         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA settled TO ROLE;
-        REVOKE ALL ON settled.owed FROM ROLE";
+        REVOKE ALL ON settled.owed, settled.seeds FROM ROLE";
     let books = books("second_line", grants).await;
     for (what, sql, code) in [
         (
@@ -278,6 +278,11 @@ async fn who_may_write_everywhere_can_not_rewrite_money() {
             REFUSED,
         ),
         ("a key away", "DELETE FROM settled.partner_keys", REFUSED),
+        ("all that waits away", "TRUNCATE settled.parked", REFUSED),
+        ("the side room away", "TRUNCATE settled.held", REFUSED),
+        ("all dead letters away", "TRUNCATE settled.dead_letters", REFUSED),
+        ("all partners away", "TRUNCATE settled.partners CASCADE", REFUSED),
+        ("all connections away", "TRUNCATE settled.connections CASCADE", REFUSED),
         (
             "what a symbol means",
             "UPDATE settled.currency_symbols SET currency = 'x'",
@@ -339,6 +344,7 @@ async fn who_may_write_everywhere_can_not_rewrite_money() {
             "UPDATE settled.transfers SET amount = 1",
             "its rows are only ever added",
         ),
+        ("TRUNCATE settled.parked", "its rows are never taken away all at once"),
     ] {
         let error = books.db.batch_execute(sql).await.expect_err(sql);
         let said = error
@@ -405,6 +411,246 @@ async fn a_thief_of_the_workers_role_is_kept_to_what_a_worker_does() {
         assert_eq!(books.says(sql).await.as_deref(), Some(code), "{sql}");
     }
     books.leave().await;
+}
+
+/// What takes a reserved allocation out of `reserved`, in the three statements of its books: what is said, what moves, and the
+/// balances. By whoever could write all of them.
+fn settles() -> String {
+    "UPDATE settled.allocations SET status = 'released', reason = 'x', settled_nonce = 'n' WHERE id = RESERVED"
+        .to_owned()
+}
+
+fn transfers(amount: u8, to: &str) -> String {
+    format!(
+        "INSERT INTO settled.transfers (subject_id, step, event, debit_account, credit_account, amount, created_at, batch_id,
+                                        receipt_key, signature, payload)
+         SELECT a.id, 1, 'released', settled.account(a.connection_funds, 'held'), {to}, {amount}, now(), gen_random_uuid(),
+                gen_random_uuid(), decode(repeat('00', 65), 'hex'), 'p'
+         FROM settled.allocations AS a WHERE a.id = RESERVED"
+    )
+}
+
+fn balances(amount: u8) -> String {
+    format!(
+        "UPDATE settled.funds SET held = held - {amount} WHERE holder = 'connection';
+         UPDATE settled.funds SET available = available + {amount} WHERE holder = 'client'"
+    )
+}
+
+const BACK: &str = "settled.account(a.client_funds, 'available')";
+
+/// As a member of settled_worker, who may write each part: no part of a settlement stands without the others. Funds that are held
+/// are neither left behind nor moved before their time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_allocation_is_settled_by_its_own_transfer() {
+    let books = books("own_transfer", &format!("GRANT {} TO ROLE", DatabaseRole::Worker)).await;
+    let elsewhere = "settled.account(a.connection_funds, 'allocated')";
+    for (what, sql) in [
+        ("a status alone", settles()),
+        (
+            "a transfer of what stays reserved",
+            format!("{}; {}", transfers(10, BACK), balances(10)),
+        ),
+        (
+            "a part of its quantity",
+            format!("{}; {}; {}", settles(), transfers(3, BACK), balances(3)),
+        ),
+        (
+            "another outcome's account",
+            format!(
+                "{}; {}; UPDATE settled.funds SET held = held - 10, allocated = allocated + 10 WHERE holder = 'connection'",
+                settles(),
+                transfers(10, elsewhere)
+            ),
+        ),
+        (
+            "checked at once",
+            format!("SET CONSTRAINTS ALL IMMEDIATE; {}", settles()),
+        ),
+        (
+            "a transfer taken back",
+            format!(
+                "{}; SAVEPOINT a; {}; {}; ROLLBACK TO a",
+                settles(),
+                transfers(10, BACK),
+                balances(10)
+            ),
+        ),
+    ] {
+        assert_eq!(books.says(&sql).await.as_deref(), Some(OWED), "{what}: {sql}");
+    }
+    // Together they are let through, in any order; what nobody signed is what `ledger check --signatures` is for.
+    for parts in [
+        [settles(), transfers(10, BACK), balances(10)],
+        [balances(10), transfers(10, BACK), settles()],
+    ] {
+        let sql = format!("{}; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK", parts.join("; "));
+        assert_eq!(books.says(&sql).await, None, "{sql}");
+    }
+    books.leave().await;
+}
+
+/// As a member of settled_registrar: when a key was registered, revoked, proven and reinstated is the server's word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registrars_login_says_not_when() {
+    let books = books(
+        "registrars_login",
+        &format!("GRANT {} TO ROLE", DatabaseRole::Registrar),
+    )
+    .await;
+    let told = async |sql: &str| {
+        books
+            .db
+            .batch_execute(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    };
+    let is = async |condition: &str| {
+        let sql =
+            format!("SELECT {condition} FROM settled.partner_keys WHERE public_key = decode(repeat('02', 33), 'hex')");
+        let row = books.db.query_one(&sql, &[]).await.expect("a row");
+        assert_eq!(row.get::<_, Option<bool>>(0), Some(true), "{condition}");
+    };
+    // A key that always was, and was proven long ago.
+    told(
+        "INSERT INTO settled.partner_keys (public_key, enterprise_id, created_at, proven_at, reinstated_at, valid_from)
+         VALUES (decode(repeat('02', 33), 'hex'), 'acme', '2020-01-01', '2020-01-01', '2020-01-01', '2020-01-01')",
+    )
+    .await;
+    is("created_at > now() - interval '1 minute' AND proven_at = created_at AND reinstated_at IS NULL").await;
+    let mine = "WHERE public_key = decode(repeat('02', 33), 'hex')";
+    told(&format!(
+        "UPDATE settled.partner_keys SET proven_at = '2020-01-01' {mine}"
+    ))
+    .await;
+    is("proven_at > created_at").await;
+    let refused = async |set: &str| {
+        let sql = format!("UPDATE settled.partner_keys SET {set} {mine}");
+        assert_eq!(books.says(&sql).await.as_deref(), Some(REFUSED), "{set}");
+    };
+    refused("reinstated_at = now()").await;
+    refused("revoked_at = now(), reinstated_at = now()").await;
+    told(&format!(
+        "UPDATE settled.partner_keys SET revoked_at = '2020-01-01' {mine}"
+    ))
+    .await;
+    is("revoked_at > created_at").await;
+    refused("revoked_at = NULL").await;
+    refused("revoked_at = now()").await;
+    refused("reinstated_at = now()").await;
+    // More than is remembered: not all that it signed meanwhile would stay refused.
+    books
+        .place
+        .tamper(
+            "INSERT INTO settled.distrusted (public_key, payload_digest, at)
+             SELECT decode(repeat('02', 33), 'hex'), sha256(n::text::bytea), now() FROM generate_series(1, 100000) AS n",
+        )
+        .await;
+    refused("revoked_at = NULL, reinstated_at = now()").await;
+    books
+        .place
+        .tamper("DELETE FROM settled.distrusted WHERE payload_digest = sha256('7')")
+        .await;
+    told(&format!(
+        "UPDATE settled.partner_keys SET revoked_at = NULL, reinstated_at = '2020-01-01' {mine}"
+    ))
+    .await;
+    is("reinstated_at > proven_at AND revoked_at IS NULL").await;
+    // An act of last year.
+    told(
+        "INSERT INTO settled.audit (at, operator, act, filters, outcome)
+         VALUES ('2020-01-01', 'ann', 'key add', '{\"publicKey\": \"02\"}', '{}')",
+    )
+    .await;
+    let sql = "SELECT min(at) > now() - interval '1 hour' FROM settled.audit";
+    let row = books.db.query_one(sql, &[]).await.expect("a row");
+    assert!(row.get::<_, bool>(0), "the server says when");
+    // Who owns the tables brings times along, as a partner's way to another cell does.
+    let owner = books.place.db().await;
+    owner
+        .batch_execute(
+            "INSERT INTO settled.partner_keys (public_key, enterprise_id, created_at)
+             VALUES (decode(repeat('03', 33), 'hex'), 'acme', '2020-01-01')",
+        )
+        .await
+        .expect("a row");
+    let sql = "SELECT count(*) FROM settled.partner_keys WHERE created_at = '2020-01-01'";
+    assert_eq!(owner.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0), 1);
+    books.leave().await;
+}
+
+/// A function with its owner's rights serves the table that it belongs to: no login hangs it on one of its own, and it refuses to
+/// work there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_of_ours_serves_no_other_table() {
+    let place = Place::new("own_tables").await;
+    ask(&place, &["roles", "--apply"]).await.document(0);
+    let owner = place.db().await;
+    let sql = "SELECT format('settled.%I(%s)', p.proname, oidvectortypes(p.proargtypes)), p.prorettype = 'trigger'::regtype,
+                      p.proconfig::text LIKE '%search_path=pg_catalog, pg_temp%',
+                      EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS e WHERE e.grantee = 0)
+               FROM pg_proc AS p
+               WHERE p.pronamespace = 'settled'::regnamespace AND p.prosecdef";
+    let mut triggers = Vec::new();
+    for row in owner.query(sql, &[]).await.expect("functions") {
+        let function: String = row.get(0);
+        assert_eq!(
+            row.get::<_, Option<bool>>(2),
+            Some(true),
+            "{function}: a fixed search_path"
+        );
+        assert!(!row.get::<_, bool>(3), "{function} is everybody's");
+        if row.get(1) {
+            triggers.push(function);
+        }
+    }
+    assert!(triggers.len() >= 6, "{triggers:?}");
+    let hang = |function: &str| {
+        format!(
+            "CREATE TEMP TABLE mine (x int) ON COMMIT DROP;
+             CREATE TRIGGER mine AFTER INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION {function}"
+        )
+    };
+    let login = format!("{}_bob", place.name);
+    owner
+        .batch_execute(&format!("CREATE ROLE {login} LOGIN PASSWORD 'p'"))
+        .await
+        .expect("a role");
+    for role in DatabaseRole::ALL
+        .into_iter()
+        .filter(|role| *role != DatabaseRole::Owner)
+    {
+        owner
+            .batch_execute(&format!("GRANT {role} TO {login}"))
+            .await
+            .expect("a member");
+        let db = connect(&place.database_url_of(&login)).await;
+        for function in &triggers {
+            let error = db.batch_execute(&hang(function)).await.expect_err(function);
+            assert_eq!(
+                error.code().map(|code| code.code()),
+                Some(NO_RIGHT),
+                "{role} {function}: {error:?}"
+            );
+        }
+        owner
+            .batch_execute(&format!("REVOKE {role} FROM {login}"))
+            .await
+            .expect("none any more");
+    }
+    // Not for who may hang it there either.
+    for function in &triggers {
+        let sql = format!("BEGIN; {}; INSERT INTO mine VALUES (1)", hang(function));
+        let error = owner.batch_execute(&sql).await.expect_err(function);
+        let said = error.as_db_error().map(|db| db.message().to_owned());
+        assert!(
+            said.as_deref()
+                .is_some_and(|said| said.starts_with("this function serves")),
+            "{function}: {said:?}"
+        );
+        owner.batch_execute("ROLLBACK").await.expect("rolled back");
+    }
+    owner.batch_execute(&format!("DROP ROLE {login}")).await.expect("gone");
 }
 
 /// As a member of settled_operator: what its commands do not do to what was refused, no statement of its does.

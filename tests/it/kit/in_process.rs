@@ -15,8 +15,13 @@ use super::{amqp::Message, support::Place};
 
 /// Who settles in this process, at a place's database.
 pub(crate) fn clerk(place: &Place) -> Clerk {
+    clerk_at(&place.database_url)
+}
+
+/// The same, as whoever the URL names.
+pub(crate) fn clerk_at(url: &str) -> Clerk {
     let environment = [
-        ("SETTLED_DATABASE_URL", place.database_url.as_str()),
+        ("SETTLED_DATABASE_URL", url),
         // What waits on is not looked at again before the test is over.
         ("SETTLED_PARK__FIRST_RETRY", "60s"),
         // What is settled here and published by nobody is soon the relay's.
