@@ -236,6 +236,8 @@ impl WatchedRuns {
         const KEPT_MAX: usize = 100;
         /// A page asks every second.
         const FRESH: Duration = Duration::from_millis(900);
+        /// There is nothing else to show meanwhile.
+        const LATE: Duration = Duration::from_secs(10);
         let shared = {
             let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let key = (id, ask.viewer.partners.clone());
@@ -244,7 +246,7 @@ impl WatchedRuns {
             }
             Arc::clone(watched.entry(key).or_default())
         };
-        let told = shared.ask(FRESH, look(ask.desk.clone(), id)).await;
+        let told = shared.ask_within(FRESH, LATE, look(ask.desk.clone(), id)).await;
         match (told.answer, told.why_not) {
             (Some(seen), None) => Ok(seen),
             // What is late is as it was.
