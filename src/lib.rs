@@ -77,6 +77,7 @@ mod plain;
 mod race;
 pub mod redact;
 pub mod retry;
+mod sealed;
 pub mod settle;
 pub mod store;
 pub mod telemetry;

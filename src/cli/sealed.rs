@@ -1,17 +1,14 @@
-//! What leaves encrypted, for those who have the other half of a key: <https://age-encryption.org>.
+//! Lines on their way to stdout, encrypted.
 
 use std::io::{IsTerminal, Write};
 
-use age::{stream::StreamWriter, x25519::Recipient};
+use age::x25519::Recipient;
 
 use super::{Failure, output::Output};
+use crate::sealed::{self, NO_RECIPIENT_HINT, NoRecipient};
 
 /// Lines on their way to stdout, encrypted. What is not finished can not be read.
-pub(super) struct Sealed<'a> {
-    recipients: Vec<Recipient>,
-    out: &'a Output,
-    stream: Option<StreamWriter<Stdout<'a>>>,
-}
+pub(super) struct Sealed<'a>(sealed::Sealed<Stdout<'a>>);
 
 struct Stdout<'a>(&'a Output);
 
@@ -28,17 +25,17 @@ impl Write for Stdout<'_> {
     }
 }
 
-/// Public keys as they were typed. The value of one that is none is not repeated: it may be the private half.
+/// Public keys as they were typed.
 fn recipients(typed: &[String]) -> Result<Vec<Recipient>, Failure> {
     let read = |text: &String| {
-        text.trim().parse::<Recipient>().map_err(|_| {
-            let is_private = text.trim().to_ascii_uppercase().starts_with("AGE-SECRET-KEY-");
-            let sentence = if is_private {
-                "a --recipient is a private key: it was not used, and whoever reads this machine's list of processes saw it"
-            } else {
-                "a --recipient is no public key of age"
-            };
-            Failure::usage(sentence).hint("a public key begins with age1: `age-keygen -y FILE` prints that of a private one")
+        sealed::recipient(text).map_err(|why| {
+            Failure::usage(match why {
+                NoRecipient::Private => {
+                    "a --recipient is a private key: it was not used, and whoever reads this machine's list of processes saw it"
+                }
+                NoRecipient::NoKey => "a --recipient is no public key of age",
+            })
+            .hint(NO_RECIPIENT_HINT)
         })
     };
     typed.iter().map(read).collect()
@@ -57,39 +54,16 @@ impl<'a> Sealed<'a> {
                     .hint("send it to a file: `> FILE.age`"),
             );
         }
-        Ok(Self {
-            recipients,
-            out,
-            stream: None,
-        })
+        Ok(Self(sealed::Sealed::to(recipients, Stdout(out))))
     }
 
     pub(super) fn write(&mut self, text: &str) -> Result<(), Failure> {
-        self.stream()?.write_all(text.as_bytes()).map_err(unwritten)
+        self.0.write(text).map_err(unwritten)
     }
 
     /// The end, without which it can not be decrypted as a whole. Of nothing it is a file of its own, too.
-    pub(super) fn finish(mut self) -> Result<(), Failure> {
-        self.stream()?;
-        match self.stream {
-            Some(stream) => stream.finish().map(drop).map_err(unwritten),
-            None => Ok(()),
-        }
-    }
-
-    /// Begun with the first line: what fails before leaves nothing.
-    fn stream(&mut self) -> Result<&mut StreamWriter<Stdout<'a>>, Failure> {
-        let stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => {
-                let each = self.recipients.iter().map(|one| -> &dyn age::Recipient { one });
-                age::Encryptor::with_recipients(each)
-                    .map_err(|error| Failure::ours(format!("nothing could be encrypted: {error}")))?
-                    .wrap_output(Stdout(self.out))
-                    .map_err(unwritten)?
-            }
-        };
-        Ok(self.stream.insert(stream))
+    pub(super) fn finish(self) -> Result<(), Failure> {
+        self.0.finish().map(drop).map_err(unwritten)
     }
 }
 

@@ -5,6 +5,7 @@ use axum::response::Response;
 use hyper::StatusCode;
 
 use super::{
+    again::{After, Typed, or_form},
     answer::{NotDone, Notice, page},
     ask::Ask,
     fields::pairs_of,
@@ -47,9 +48,17 @@ pub(super) fn must_be_seen<N>(ask: &Ask, messages: N) -> Result<N, NotDone>
 where
     N: Copy + PartialEq + std::fmt::Display + std::str::FromStr,
 {
+    must_be_seen_as(ask, "seen", messages)
+}
+
+/// The same by another field of the form.
+pub(super) fn must_be_seen_as<N>(ask: &Ask, field: &str, messages: N) -> Result<N, NotDone>
+where
+    N: Copy + PartialEq + std::fmt::Display + std::str::FromStr,
+{
     let seen: N = ask
         .fields
-        .number("seen")?
+        .number(field)?
         .ok_or_else(|| NotDone::wrong("the form does not say how many messages were seen; nothing was done"))?;
     if seen != messages {
         return Err(NotDone::changed(format!(
@@ -125,7 +134,11 @@ pub(super) async fn change(ask: &Ask, change: StateChange) -> Result<Response, N
     match changed(ask, change, &selection).await {
         Ok(done) => Ok(done_page(ask, change, &done)),
         // The same page again, with why not.
-        Err(not_done) => self::ask(ask, change, Some(not_done.notice)).await,
+        Err(not_done) => {
+            let after = After::of("act", Err(not_done));
+            let answered = self::ask(ask, change, Some(after.notice.clone())).await;
+            or_form(ask, format!("/{}", change.as_str()), &after, answered)
+        }
     }
 }
 
@@ -182,6 +195,7 @@ struct PurgePage {
     before: String,
     settled: bool,
     messages: Option<usize>,
+    typed: Typed,
     /// The moment that was counted, as it is.
     exactly: String,
     barred: Option<String>,
@@ -209,14 +223,21 @@ async fn wish(ask: &Ask, desk: &Desk, author: Author) -> Result<Option<Purge>, N
 }
 
 pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Response, NotDone> {
-    let (wish, why_not) = match (wish(ask, &ask.desk, author(ask)).await, why_not) {
-        (Ok(wish), why_not) => (wish, why_not),
-        // The form stays as it was filled in, and counts nothing.
-        (Err(wrong), why_not) => (None, why_not.or(Some(wrong))),
+    let after = why_not.clone().map(|why_not| After::of("purge", Err(why_not)));
+    let counted = async {
+        let wish = wish(ask, &ask.desk, author(ask)).await?;
+        let messages = match &wish {
+            Some(wish) => Some(ask.desk.purgeable(wish).await?.messages),
+            None => None,
+        };
+        Ok::<_, NotDone>((wish, messages))
     };
-    let messages = match &wish {
-        Some(wish) => Some(ask.desk.purgeable(wish).await?.messages),
-        None => None,
+    let (wish, messages, why_not) = match counted.await {
+        Ok((wish, messages)) => (wish, messages, why_not),
+        // Where somebody acted already, their form stands alone.
+        Err(away) if after.is_some() && away.status == StatusCode::SERVICE_UNAVAILABLE => return Err(away),
+        // The form stays as it was filled in, and counts nothing.
+        Err(wrong) => (None, None, why_not.or(Some(wrong))),
     };
     let exactly = wish.as_ref().map(|wish| match wish.discarded_before {
         crate::desk::Moment::At(at) => rfc3339(at),
@@ -229,6 +250,7 @@ pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Res
             frame: ask.frame("letters", "Purge").with(notice),
             before: ask.fields.get("before").unwrap_or_default().to_owned(),
             settled: ask.fields.is_on("settled"),
+            typed: Typed::of(ask, after.as_ref()),
             messages,
             exactly: exactly.unwrap_or_default(),
             barred: ask.barred(Screen::Purge),
@@ -248,7 +270,10 @@ pub(super) async fn purge(ask: &Ask) -> Result<Response, NotDone> {
             },
         )),
         // The same page again, with why not.
-        Err(not_done) => ask_purge(ask, Some(not_done)).await,
+        Err(not_done) => {
+            let after = After::of("purge", Err(not_done.clone()));
+            or_form(ask, "/purge".to_owned(), &after, ask_purge(ask, Some(not_done)).await)
+        }
     }
 }
 

@@ -33,6 +33,10 @@ impl Fields {
         found.map(|(_, value)| value.as_str())
     }
 
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     pub(super) fn all<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f str> {
         self.0
             .iter()
@@ -48,6 +52,13 @@ impl Fields {
                 .map_err(|_| NotDone::wrong(format!("{name}: {text:?} is no number")))
         };
         self.get(name).map(read).transpose()
+    }
+
+    /// After which connection a list goes on.
+    pub(super) fn connection_after(&self) -> Result<Option<Uuid>, NotDone> {
+        let read =
+            |text: &str| parse_uuid(text).ok_or_else(|| NotDone::wrong(format!("{text:?} is no connection's id")));
+        self.get("connections_after").map(read).transpose()
     }
 
     /// A box that was ticked.

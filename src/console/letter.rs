@@ -13,11 +13,11 @@ use super::{
     ask::Ask,
     fields::query_of,
     frame::Frame,
-    shown::{self, At, Chip, Digits, Markup, MaybeAt, escaped, lines, short},
+    shown::{self, At, Chip, Digits, Markup, MaybeAt, at, escaped, lines, short},
     trail::{ActLine, act_lines},
 };
 use crate::{
-    desk::{Body, FullLetter, LetterName},
+    desk::{Body, DeadLetter, FullLetter, LetterName, RefusalKind, ToldEvent},
     domain::reason::Reason,
 };
 
@@ -75,7 +75,41 @@ pub(super) async fn letter(ask: &Ask, notice: Option<Notice>, with_body: bool) -
     })?;
     let operator = with_body.then_some(ask.viewer.name.as_str());
     let full = ask.desk.letter(&named, operator).await?;
-    Ok(page(StatusCode::OK, &shown(ask, full, notice)))
+    let told = match &full.told {
+        Some(told) => Some(told_markup(ask, &full.dead_letter, told).await?),
+        None => None,
+    };
+    Ok(page(StatusCode::OK, &shown(ask, full, told, notice)))
+}
+
+/// What the partner was told, and whether it left.
+async fn told_markup(ask: &Ask, letter: &DeadLetter, told: &ToldEvent) -> Result<Markup, NotDone> {
+    let name = format!("{} <code>{}</code>", escaped(&told.kind), told.event_id);
+    let with = if letter.state == "settled" {
+        ""
+    } else {
+        ", with the reason and the detail of this page"
+    };
+    // Of a message that is not written down in full the life is not known.
+    let life = ask.desk.timeline(&letter.message_digest).await;
+    let moment = match life {
+        Ok(life) => life
+            .timeline
+            .into_iter()
+            .find(|moment| moment.event_id == Some(told.event_id)),
+        Err(refusal) if refusal.kind == RefusalKind::Refused => None,
+        Err(refusal) => return Err(refusal.into()),
+    };
+    let left = moment.map_or_else(String::new, |moment| {
+        let state = moment.detail.rsplit_once(": ").map_or("", |(_, state)| state);
+        let said = match state {
+            "confirmed" => "the broker has confirmed it",
+            "pending" => "it waits to be published",
+            _ => "the broker refused it",
+        };
+        format!("; written at {}, and {said}", at(&moment.at))
+    });
+    Ok(Markup(format!("{name}{with}{left}")))
 }
 
 fn text(text: &str) -> Markup {
@@ -86,7 +120,7 @@ fn code(of: impl ToString) -> Markup {
     Markup(format!("<code>{}</code>", escaped(&of.to_string())))
 }
 
-fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
+fn shown(ask: &Ask, full: FullLetter, told: Option<Markup>, notice: Option<Notice>) -> LetterPage {
     let letter = &full.dead_letter;
     let mut facts: Vec<(&'static str, Markup)> = vec![("id", code(letter.id))];
     let mut fact = |name: &'static str, value: Option<Markup>| facts.extend(value.map(|value| (name, value)));
@@ -138,10 +172,7 @@ fn shown(ask: &Ask, full: FullLetter, notice: Option<Notice>) -> LetterPage {
     fact("note", letter.note.as_deref().map(text));
     fact(
         "the partner was told",
-        Some(match &full.told {
-            Some(told) => Markup(format!("{} <code>{}</code>", escaped(&told.kind), told.event_id)),
-            None => text("nothing: nobody judged it"),
-        }),
+        Some(told.unwrap_or_else(|| text("nothing: nobody judged it"))),
     );
     if let Some(id) = letter.allocation_id.filter(|_| full.allocation.is_none()) {
         facts.push(("allocation", Markup(format!("<code>{id}</code>, not reserved here"))));

@@ -1,33 +1,23 @@
 //! Letters: a list by filters, in pages, frozen until somebody asks to see what came since; and what is done with all of it.
 
-use std::{convert::Infallible, ops::ControlFlow};
-
 use askama::Template;
-use axum::{
-    body::{Body, Bytes},
-    response::Response,
-};
-use futures_util::stream;
-use hyper::{
-    StatusCode,
-    header::{CONTENT_DISPOSITION, HeaderValue},
-};
+use axum::response::Response;
+use hyper::StatusCode;
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
     Site,
-    answer::{NotDone, Notice, page, with_headers},
-    aside,
+    answer::{NotDone, Notice, page},
     ask::Ask,
+    export,
     fields::{pairs_of, query_of},
     frame::Frame,
     routes::Screen,
     shown::{At, Chip, Digits, short},
 };
 use crate::{
-    desk::{Export, Moment, Plan, Refusal, Which},
+    desk::{DeadLetter, Moment, Plan, Plannable, Which},
     domain::{
         dead_letter::{MadeBy, State},
         reason::Reason,
@@ -71,6 +61,8 @@ struct Listed {
     first: Option<String>,
     next: Option<String>,
     count: i64,
+    /// There are more than these.
+    more: bool,
     plannable: i64,
     planned_states: String,
     frozen: Vec<(&'static str, String)>,
@@ -79,6 +71,7 @@ struct Listed {
     export_barred: Option<String>,
     plan_command: String,
     export_command: String,
+    recipient: String,
 }
 
 struct LetterLine {
@@ -129,30 +122,56 @@ impl Asked {
 }
 
 pub(super) async fn letters(site: &Site, ask: &Ask, why_not: Option<NotDone>) -> Result<Response, NotDone> {
-    match (Asked::read(ask), why_not) {
-        (Ok(asked), why_not) => list(site, ask, asked, why_not).await,
-        // The form stays as it was filled in, and lists nothing.
-        (Err(wrong), _) => Ok(page(wrong.status, &form(ask, &Which::default(), Some(wrong.notice)))),
+    // The form stays as it was filled in, and lists nothing.
+    let form_alone = |which: &Which, why_not: NotDone| page(why_not.status, &form(ask, which, Some(why_not.notice)));
+    let asked = match Asked::read(ask) {
+        Ok(asked) => asked,
+        Err(wrong) => return Ok(form_alone(&Which::default(), wrong)),
+    };
+    let which = asked.which.clone();
+    match list(site, ask, asked, why_not.clone()).await {
+        Err(away) if away.status == StatusCode::SERVICE_UNAVAILABLE => {
+            let notice = why_not.map_or(away.notice, |why_not| why_not.notice);
+            let status = away.status;
+            Ok(form_alone(&which, NotDone { status, notice }))
+        }
+        listed => listed,
     }
+}
+
+/// How many a page and its question have: by what is on the page where that is all of them.
+async fn counted(ask: &Ask, frozen: &Which, at: Timestamp, all: Option<&[DeadLetter]>) -> Result<Plannable, NotDone> {
+    let Some(letters) = all else {
+        return Ok(ask.desk.count_plannable(frozen).await?);
+    };
+    let is_of_then = |letter: &&DeadLetter| match frozen.until {
+        Some(Moment::At(until)) if until == at => letter.last_failed_at < until,
+        _ => true,
+    };
+    let is_planned = |letter: &&DeadLetter| frozen.made_by.is_some() || letter.made_by != MadeBy::Unknown.as_str();
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    Ok(Plannable {
+        messages: number(letters.iter().filter(is_of_then).count()),
+        more: false,
+        planned: number(letters.iter().filter(is_of_then).filter(is_planned).count()).min(ask.desk.plan_max()),
+    })
 }
 
 async fn list(site: &Site, ask: &Ask, asked: Asked, why_not: Option<NotDone>) -> Result<Response, NotDone> {
     let Asked { which, after, .. } = asked;
-    let newest = ask.desk.newest_letter().await?;
+    let (newest, now) = tokio::try_join!(ask.desk.newest_letter(), ask.desk.clock())?;
     // A page is of the moment when its question was asked first: what came since is counted, and not mixed in.
     let upto = asked.upto.unwrap_or(newest);
-    let asked_at = match asked.at {
-        Some(at) => at,
-        None => ask.desk.clock().await?,
-    };
+    let asked_at = asked.at.unwrap_or(now);
     let limit = i64::from(site.settings.page);
     let mut found = ask.desk.letters(&which, after, limit).await?;
+    let frozen = frozen(&which, asked_at);
+    let all = (after == 0 && !found.more).then_some(found.items.as_slice());
+    let arrived = async { Ok(ask.desk.letters_after(&which, upto, ARRIVED_MOST).await?) };
+    let (arrived, counted) = tokio::try_join!(arrived, counted(ask, &frozen, asked_at, all))?;
     let before = found.items.len();
     found.items.retain(|letter| letter.cursor <= upto);
     let more = found.more && found.items.len() == before;
-    let arrived = ask.desk.letters_after(upto, ARRIVED_MOST).await?;
-    let frozen = frozen(&which, asked_at);
-    let (count, plannable) = ask.desk.count_plannable(&frozen).await?;
     let pairs = pairs_of(&which);
     let place = |after: Option<i64>| {
         let mut pairs = pairs.clone();
@@ -186,8 +205,9 @@ async fn list(site: &Site, ask: &Ask, asked: Asked, why_not: Option<NotDone>) ->
         fresh: query_of(&pairs),
         first: (after > 0).then(|| place(None)),
         next,
-        count,
-        plannable,
+        count: counted.messages,
+        more: counted.more,
+        plannable: counted.planned,
         planned_states: if which.states.is_empty() {
             "open".to_owned()
         } else if which.states.len() == State::ALL.len() {
@@ -201,7 +221,8 @@ async fn list(site: &Site, ask: &Ask, asked: Asked, why_not: Option<NotDone>) ->
         plan_barred: ask.barred(Screen::MakePlan),
         export_barred: ask.barred(Screen::Export),
         plan_command: wish.command().to_string(),
-        export_command: exported(ask, frozen).command().to_string(),
+        export_command: export::exported(ask, frozen).command().to_string(),
+        recipient: export::public_keys(ask).collect::<Vec<_>>().join(" "),
     };
     Ok(page(
         status,
@@ -289,66 +310,8 @@ fn states(which: &Which) -> Vec<Choice> {
 
 /// Messages with their bodies, one a line. Who exported what stands in the audit before the first byte leaves.
 pub(super) async fn export(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    match begin_export(ask).await {
+    match export::begin(ask).await {
         Ok(response) => Ok(response),
         Err(not_done) => letters(site, ask, Some(not_done)).await,
     }
-}
-
-fn exported(ask: &Ask, which: Which) -> Export {
-    Export {
-        which,
-        recipients: Vec::new(),
-        operator: ask.viewer.name.clone(),
-    }
-}
-
-async fn begin_export(ask: &Ask) -> Result<Response, NotDone> {
-    /// Lines under way.
-    const AHEAD: usize = 64;
-    let wish = exported(ask, ask.fields.which()?);
-    let (lines, mut receiver) = mpsc::channel::<Bytes>(AHEAD);
-    let desk = ask.desk.clone();
-    let (begun, beginning) = tokio::sync::oneshot::channel::<Result<(), Refusal>>();
-    let _exported = aside::lasting(move || async move {
-        let mut begun = Some(begun);
-        let mut pending: Vec<Bytes> = Vec::new();
-        // The callback can not wait: a page of lines is handed over when the next one is asked for.
-        let exported = desk
-            .export(&wish, |line, _| {
-                if let Some(begun) = begun.take() {
-                    drop(begun.send(Ok(())));
-                }
-                let mut text = serde_json::to_vec(line).map_err(|error| Refusal::ours(error.to_string()))?;
-                text.push(b'\n');
-                pending.push(text.into());
-                let full = pending.len() >= AHEAD;
-                if full {
-                    let some = std::mem::take(&mut pending);
-                    let sent =
-                        tokio::task::block_in_place(|| some.into_iter().try_for_each(|line| lines.blocking_send(line)));
-                    if sent.is_err() {
-                        return Ok(ControlFlow::Break(()));
-                    }
-                }
-                Ok::<_, Refusal>(ControlFlow::Continue(()))
-            })
-            .await;
-        if let Some(begun) = begun.take() {
-            drop(begun.send(exported.map(drop)));
-        }
-        for line in pending {
-            if lines.send(line).await.is_err() {
-                return;
-            }
-        }
-    });
-    beginning
-        .await
-        .unwrap_or_else(|_| Err(Refusal::ours("the export ended before it began")))?;
-    let stream = stream::poll_fn(move |context| receiver.poll_recv(context).map(|line| line.map(Ok::<_, Infallible>)));
-    let mut response = with_headers(StatusCode::OK, "application/x-ndjson", Body::from_stream(stream));
-    let name = HeaderValue::from_static("attachment; filename=\"dead-letters.ndjson\"");
-    response.headers_mut().insert(CONTENT_DISPOSITION, name);
-    Ok(response)
 }

@@ -19,36 +19,41 @@ use super::{
     Site,
     answer::{NotDone, with_headers},
     ask::Ask,
+    looks::Looks,
     overview,
 };
 use crate::{
     config::ConsoleSettings,
+    desk::Desk,
     retry::{Waited, sleep},
 };
 
 /// What everybody sees.
 pub(super) struct Live {
+    pub(super) looks: Looks,
     seen: watch::Sender<Bytes>,
     places: Arc<Semaphore>,
 }
 
 impl Live {
-    pub(super) fn new(settings: &ConsoleSettings) -> Self {
+    pub(super) fn new(desk: &Desk, settings: &ConsoleSettings) -> Self {
         Self {
+            looks: Looks::new(desk, settings),
             seen: watch::Sender::new(Bytes::new()),
             places: Arc::new(Semaphore::new(settings.viewers_max)),
         }
     }
 }
 
-/// Looks again and again while anybody watches.
+/// Looks again and again while anybody watches, and counts on for a while after.
 pub(super) async fn poll(site: Arc<Site>, mut stop: watch::Receiver<bool>) {
-    let mut look = overview::Look::new(&site.desk, &site.settings);
     let every = site.settings.live_interval;
     loop {
         if site.live.seen.receiver_count() > 0 {
-            let html = overview::fragment(&mut look).await;
+            let html = overview::fragment(&site.live.looks).await;
             site.live.seen.send_replace(event(&html));
+        } else {
+            site.live.looks.count_on().await;
         }
         if sleep(every, &mut stop).await == Waited::Stopping {
             return;

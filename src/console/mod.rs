@@ -3,6 +3,7 @@
 
 mod access;
 mod acts;
+mod again;
 mod answer;
 mod aside;
 mod ask;
@@ -10,6 +11,7 @@ mod assets;
 mod beside;
 mod chart;
 mod entry;
+mod export;
 mod fields;
 mod frame;
 mod groups;
@@ -18,6 +20,7 @@ mod issuer;
 mod letter;
 mod letters;
 mod live;
+mod looks;
 mod meet;
 mod money;
 mod overview;
@@ -28,6 +31,7 @@ mod proof;
 mod routes;
 mod runs;
 mod sessions;
+mod shared;
 mod shown;
 mod timeline;
 mod traffic;
@@ -42,20 +46,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::StatusCode;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, watch},
 };
 
 use self::{
     access::{FrontDoor, Strangers, is_loopback},
-    answer::NotDone,
     issuer::public_url,
     live::Live,
     proof::Proofs,
-    runs::Drivers,
+    runs::{Drivers, WatchedRuns},
     sessions::Sessions,
+    shared::Shared,
 };
 pub use self::{
     beside::{Beside, beside},
@@ -133,9 +136,10 @@ struct Site {
     strangers: Strangers,
     live: Arc<Live>,
     drivers: Drivers,
+    watched: WatchedRuns,
     proofs: Proofs,
-    /// One look of the doctor at a time: it asks much.
-    long: Semaphore,
+    /// One look of the doctor at a time, for everybody: it asks much.
+    examined: Arc<Shared<Vec<Examined>>>,
     starter: Starter,
     /// Where it is, as a browser on this machine says it.
     base: String,
@@ -144,16 +148,6 @@ struct Site {
 }
 
 impl Site {
-    /// The place of whoever asks the doctor.
-    fn alone(&self) -> Result<SemaphorePermit<'_>, NotDone> {
-        self.long.try_acquire().map_err(|_| {
-            NotDone::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "somebody else asks the doctor just now: ask again in a moment",
-            )
-        })
-    }
-
     /// Prints another link.
     fn print_link(&self) {
         let FrontDoor::Link(link) = &self.door else { return };
@@ -227,9 +221,10 @@ impl Opened {
                 door,
                 sessions: Sessions::new(console),
                 strangers: Strangers::new(console.rate_of_strangers),
-                live: Arc::new(Live::new(console)),
+                live: Arc::new(Live::new(&desk, console)),
+                watched: WatchedRuns::default(),
                 proofs: Proofs::default(),
-                long: Semaphore::new(1),
+                examined: Arc::default(),
                 starter,
                 secure: base.starts_with("https://"),
                 base,

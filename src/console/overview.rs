@@ -12,13 +12,13 @@ use super::{
     ask::Ask,
     chart,
     frame::Frame,
+    looks::{Look, Looks},
+    shared::Told,
     shown::{Chip, Digits, Markup, fit, lasting},
-    traffic::Traffic,
-    workers::{WorkerLine, Workers},
+    workers::{WorkerLine, WorkersSeen},
 };
 use crate::{
-    config::ConsoleSettings,
-    desk::{Desk, MinuteOfBatches, QueueStanding, QueueWatch, Standing},
+    desk::{MinuteOfBatches, QueueStanding, Standing},
     domain::reason::{Reason, Turn},
 };
 
@@ -51,10 +51,14 @@ struct PartnerLine {
 #[derive(Template)]
 #[template(path = "standing.html")]
 struct Fragment {
-    aways: Vec<Notice>,
+    aways: Vec<Away>,
     tiles: Vec<Tile>,
     chart: Option<Markup>,
+    /// Whether the settings name workers.
+    watched: bool,
     workers: Vec<WorkerLine>,
+    /// Of how much time the workers' numbers are; none: of none yet.
+    over: Option<String>,
     reasons: Vec<ReasonLine>,
     partners: Vec<PartnerLine>,
     more_partners: usize,
@@ -70,62 +74,66 @@ struct Overview {
     seen: Fragment,
 }
 
-/// Whoever looks.
-pub(super) struct Look {
-    desk: Desk,
-    queues: QueueWatch,
-    workers: Workers,
+/// One that does not answer.
+struct Away {
+    notice: Notice,
+    /// How old what stands here of it is; none: nothing does.
+    age: Option<String>,
 }
 
-impl Look {
-    pub(super) fn new(desk: &Desk, settings: &ConsoleSettings) -> Self {
-        Self {
-            desk: desk.clone(),
-            queues: desk.queue_watch(),
-            workers: Workers::new(&settings.workers),
-        }
-    }
+/// What is said of one that does not answer.
+fn away<T>(who: &str, told: &Told<T>) -> Option<Away> {
+    let mut notice = Notice::from(told.why_not.as_ref()?);
+    notice.text = format!("{who}: {}", notice.text);
+    Some(Away {
+        notice,
+        age: told.answer.as_ref().map(|_| lasting(told.age)),
+    })
+}
 
+impl Fragment {
     /// What is away is said; what is not is shown.
-    async fn look(&mut self) -> Fragment {
-        let own = self.desk.own_queues().await.unwrap_or_default();
-        let (standing, queues, workers) =
-            tokio::join!(self.desk.standing(), self.queues.look(&own), self.workers.look());
-        let mut aways = Vec::new();
-        if let Err(refusal) = &standing {
-            aways.push(Notice::from(refusal));
-        }
-        if let Err(refusal) = &queues {
-            aways.push(Notice::from(refusal));
-        }
+    fn of(look: &Look) -> Self {
+        let aways = [
+            away("the database", &look.standing),
+            away("the broker", &look.queues),
+            away("the workers", &look.workers),
+        ];
         let mut fragment = Fragment {
-            aways,
+            aways: aways.into_iter().flatten().collect(),
             tiles: Vec::new(),
             chart: None,
-            workers: workers.lines,
+            watched: look.watched,
+            workers: Vec::new(),
+            over: None,
             reasons: Vec::new(),
             partners: Vec::new(),
             more_partners: 0,
         };
-        fragment
-            .tiles
-            .extend(queue_tiles(queues.as_deref().unwrap_or_default()));
-        if let Ok(standing) = standing {
-            fragment.add(standing, &workers.lately);
+        let standing = look.standing.answer.as_deref();
+        let queues = look.queues.answer.as_deref().map(Vec::as_slice);
+        fragment.tiles.extend(queue_tiles(queues.unwrap_or_default(), standing));
+        let workers = look.workers.answer.as_deref();
+        if let Some(workers) = workers {
+            fragment.workers.clone_from(&workers.lines);
+            fragment.over = workers.over.map(lasting);
+        }
+        if let Some(standing) = standing {
+            fragment.add(standing, workers);
         }
         fragment
     }
 }
 
 /// The part of the page that is seen anew.
-pub(super) async fn fragment(look: &mut Look) -> String {
-    fit(&look.look().await.render().unwrap_or_default())
+pub(super) async fn fragment(looks: &Looks) -> String {
+    fit(&Fragment::of(&looks.look().await).render().unwrap_or_default())
 }
 
 pub(super) async fn overview(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
     let overview = Overview {
         frame: ask.frame("overview", "Overview"),
-        seen: Look::new(&ask.desk, &site.settings).look().await,
+        seen: Fragment::of(&site.live.looks.look().await),
     };
     Ok(page(StatusCode::OK, &overview))
 }
@@ -141,7 +149,7 @@ fn tile(mood: &'static str, label: &'static str, value: impl ToString, note: imp
 }
 
 /// What waits at the broker: the common queue with partners' own, dead letters, and what nobody can read.
-fn queue_tiles(queues: &[QueueStanding]) -> Vec<Tile> {
+fn queue_tiles(queues: &[QueueStanding], standing: Option<&Standing>) -> Vec<Tile> {
     if queues.is_empty() {
         return Vec::new();
     }
@@ -165,7 +173,7 @@ fn queue_tiles(queues: &[QueueStanding]) -> Vec<Tile> {
             if waiting > 0 { "busy" } else { "good" },
             "in the queue",
             waiting,
-            note(unseen, "messages wait to be settled"),
+            note(unseen, &how_long(waiting, standing)),
         ),
         tile(
             if dead > 0 { "busy" } else { "good" },
@@ -185,9 +193,29 @@ fn queue_tiles(queues: &[QueueStanding]) -> Vec<Tile> {
     tiles
 }
 
+/// Over how long the rate is told.
+const SECONDS: i64 = 300;
+
+/// How long what waits at the broker will wait yet. For how long it has, no broker says.
+fn how_long(waiting: u64, standing: Option<&Standing>) -> String {
+    const UNSAID: &str = "wait to be settled; since when, the broker does not say";
+    let received = standing.map_or(0, |standing| rate(standing).1);
+    let seconds = u64::try_from(SECONDS)
+        .unwrap_or_default()
+        .saturating_mul(waiting)
+        .checked_div(u64::try_from(received).unwrap_or_default());
+    match (waiting, seconds) {
+        (0, _) => "nothing waits to be settled".to_owned(),
+        (_, Some(seconds)) => format!(
+            "{UNSAID}. As fast as in the last minutes it takes {}",
+            lasting(Duration::from_secs(seconds.max(1)))
+        ),
+        (_, None) => UNSAID.to_owned(),
+    }
+}
+
 /// Messages a second, over the whole minutes of the last five.
 fn rate(standing: &Standing) -> (String, i64) {
-    const SECONDS: i64 = 300;
     let this_minute = standing.at.as_second().div_euclid(60);
     let recent = |minute: &&MinuteOfBatches| (1..=5).contains(&(this_minute - minute.at.as_second().div_euclid(60)));
     let received: i64 = standing
@@ -201,8 +229,8 @@ fn rate(standing: &Standing) -> (String, i64) {
 }
 
 impl Fragment {
-    fn add(&mut self, standing: Standing, lately: &Traffic) {
-        let (rate, received) = rate(&standing);
+    fn add(&mut self, standing: &Standing, workers: Option<&WorkersSeen>) {
+        let (rate, received) = rate(standing);
         self.tiles.push(Tile {
             mood: "calm",
             label: "a second",
@@ -275,29 +303,28 @@ impl Fragment {
         self.chart = chart::minutes(standing.at, &standing.minutes);
         self.reasons = standing
             .open
-            .into_iter()
+            .iter()
             .map(|(reason, messages)| ReasonLine {
-                who: who_must_act(reason),
+                who: who_must_act(*reason),
                 messages: Digits::of(messages),
-                reason,
+                reason: *reason,
             })
             .collect();
         self.more_partners = standing.more_partners;
         self.partners = standing
             .partners
-            .into_iter()
-            .map(|line| PartnerLine {
-                chip: super::partners::state(&line.partner),
-                judged: lately
-                    .get(&line.partner.enterprise_id)
-                    .map_or_else(none, |count| count.messages.to_string()),
-                rejected: lately
-                    .get(&line.partner.enterprise_id)
-                    .and_then(|count| count.rejected_percent())
-                    .unwrap_or_else(none),
-                id: line.partner.enterprise_id,
-                open: Digits::of(line.open),
-                parked: Digits::of(line.parked),
+            .iter()
+            .map(|line| {
+                let id = &line.partner.enterprise_id;
+                let lately = workers.and_then(|workers| workers.lately.get(id));
+                PartnerLine {
+                    chip: super::partners::state(&line.partner),
+                    judged: lately.map_or_else(none, |count| count.messages.to_string()),
+                    rejected: lately.and_then(|count| count.rejected_percent()).unwrap_or_else(none),
+                    id: id.clone(),
+                    open: Digits::of(line.open),
+                    parked: Digits::of(line.parked),
+                }
             })
             .collect();
     }

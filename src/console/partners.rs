@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::{
     Site,
+    again::{After, Typed, or_form},
     answer::{NotDone, Notice, page, status_under},
     ask::Ask,
+    fields::query_of,
     frame::Frame,
     routes::Screen,
     shown::{At, Chip, Digits, Markup, MaybeAt, at, escaped},
-    workers::Workers,
 };
 use crate::{
     desk::{Author, By, PartnerAct, PartnerRecord, PartnerSeen, RefusalKind, Registered, Which},
@@ -22,13 +23,16 @@ use crate::{
 };
 
 /// Connections that a page shows.
-const CONNECTIONS_MAX: usize = 50;
+const CONNECTIONS_MAX: i64 = 50;
 
 #[derive(Template)]
 #[template(path = "partners.html")]
 struct PartnersPage {
     frame: Frame,
     lines: Vec<PartnerListLine>,
+    next: Option<String>,
+    /// Whether it begins elsewhere than here.
+    first: bool,
 }
 
 struct PartnerListLine {
@@ -83,8 +87,17 @@ fn last_seen(seen: &PartnerSeen) -> Markup {
 }
 
 pub(super) async fn partners(ask: &Ask) -> Result<Response, NotDone> {
-    let (found, seen) = tokio::try_join!(ask.desk.partners(), ask.desk.partners_seen(None))?;
-    let lines = found.into_iter().map(|partner| PartnerListLine {
+    let after = ask.fields.get("after");
+    let found = ask.desk.partners_page(after).await?;
+    let ids: Vec<String> = found
+        .items
+        .iter()
+        .map(|partner| partner.enterprise_id.clone())
+        .collect();
+    let seen = ask.desk.partners_seen(&ids).await?;
+    let next = found.items.last().filter(|_| found.more);
+    let next = next.map(|last| query_of(&[("after", last.enterprise_id.clone())]));
+    let lines = found.items.into_iter().map(|partner| PartnerListLine {
         seen: last_seen(&seen.get(&partner.enterprise_id).copied().unwrap_or_default()),
         state: state(&partner),
         later: later(&partner),
@@ -99,6 +112,8 @@ pub(super) async fn partners(ask: &Ask) -> Result<Response, NotDone> {
         &PartnersPage {
             frame: ask.frame("partners", "Partners"),
             lines: lines.collect(),
+            first: after.is_some(),
+            next,
         },
     ))
 }
@@ -114,9 +129,13 @@ struct PartnerPage {
     keys: Vec<KeyLine>,
     symbols: Vec<SymbolLine>,
     connections: Vec<ConnectionLine>,
-    more_connections: usize,
+    /// Where its connections go on.
+    next: Option<String>,
+    /// Whether they begin elsewhere than here.
+    first: bool,
     balances: Vec<(String, Digits, Digits)>,
     forms: Vec<PartnerForm>,
+    typed: Typed,
 }
 
 /// What may be done to it.
@@ -159,7 +178,7 @@ struct ConnectionLine {
     at: At,
 }
 
-pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+pub(super) async fn partner(site: &Site, ask: &Ask, after: Option<After>) -> Result<Response, NotDone> {
     let id = ask.part.as_str();
     let record = ask.desk.partner(id).await.map_err(|refusal| NotDone {
         status: match refusal.kind {
@@ -172,22 +191,30 @@ pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> R
         partner: Some(record.enterprise_id.clone()),
         ..Which::default()
     };
-    let letters = ask.desk.stats(&which).await?.reasons;
-    let keys = ask.desk.keys(Some(id)).await?;
-    let symbols = ask.desk.symbols(Some(id), false).await?;
-    let mut connections = ask.desk.connections(Some(id)).await?;
-    let more_connections = connections.len().saturating_sub(CONNECTIONS_MAX);
-    connections.truncate(CONNECTIONS_MAX);
-    let mut balances = BTreeMap::<String, (String, String)>::new();
-    for balance in ask.desk.partner_balances(id, None, 1).await?.all {
-        balances.insert(balance.currency, (balance.held, balance.allocated));
+    let connection_after = ask.fields.connection_after()?;
+    // Each by itself, at once.
+    let (stats, keys, symbols, connections, balances, seen, judged) = tokio::join!(
+        ask.desk.stats(&which),
+        ask.desk.keys(Some(id)),
+        ask.desk.symbols(Some(id), false),
+        ask.desk.connections_of(id, connection_after, CONNECTIONS_MAX),
+        ask.desk.partner_balances(id, None, 1),
+        ask.desk.partners_seen(std::slice::from_ref(&record.enterprise_id)),
+        judged(site, id),
+    );
+    let (letters, keys, symbols, connections) = (stats?.reasons, keys?, symbols?, connections?);
+    let next = connections.items.last().filter(|_| connections.more);
+    let next = next.map(|last| query_of(&[("connections_after", last.connection_id.to_string())]));
+    let mut sums = BTreeMap::<String, (String, String)>::new();
+    for balance in balances?.all {
+        sums.insert(balance.currency, (balance.held, balance.allocated));
     }
-    let status = status_under(notice.as_ref());
-    let seen = ask.desk.partners_seen(Some(id)).await?;
-    let seen = seen.get(id).copied().unwrap_or_default();
+    let status = status_under(after.as_ref().map(|after| &after.notice));
+    let typed = Typed::of(ask, after.as_ref());
+    let seen = seen?.get(id).copied().unwrap_or_default();
     let forms = forms(ask, &record);
     let text = |text: &str| Markup(escaped(text));
-    let mut facts = vec![
+    let facts = vec![
         ("name", text(&record.name)),
         ("settles later", text(&later(&record))),
         ("queue", text(queue(&record))),
@@ -196,14 +223,17 @@ pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> R
         ("in quarantine", Markup(MaybeAt(record.quarantined_at).to_string())),
         ("because", text(record.quarantine_reason.as_deref().unwrap_or("–"))),
         ("last seen", last_seen(&seen)),
+        ("judged", text(&judged)),
         ("registered", Markup(At(record.created_at).to_string())),
     ];
-    facts.extend(judged(site, id).await.map(|said| ("judged", text(&said))));
     Ok(page(
         status,
         &PartnerPage {
-            frame: ask.frame("partners", record.enterprise_id.clone()).with(notice),
+            frame: ask
+                .frame("partners", record.enterprise_id.clone())
+                .with(after.map(|after| after.notice)),
             state: state(&record),
+            typed,
             facts,
             letters: letters
                 .into_iter()
@@ -240,6 +270,7 @@ pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> R
                 })
                 .collect(),
             connections: connections
+                .items
                 .into_iter()
                 .map(|line| ConnectionLine {
                     id: line.connection_id,
@@ -249,8 +280,9 @@ pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> R
                     partners_connection: line.partners_connection_id,
                 })
                 .collect(),
-            more_connections,
-            balances: balances
+            next,
+            first: connection_after.is_some(),
+            balances: sums
                 .into_iter()
                 .map(|(currency, (held, allocated))| (currency, Digits::of(held), Digits::of(allocated)))
                 .collect(),
@@ -261,19 +293,22 @@ pub(super) async fn partner(site: &Site, ask: &Ask, notice: Option<Notice>) -> R
 }
 
 /// What the workers that are watched have judged of it since they were started.
-async fn judged(site: &Site, id: &str) -> Option<String> {
+async fn judged(site: &Site, id: &str) -> String {
     if site.settings.workers.is_empty() {
-        return None;
+        return "nobody knows: no worker is watched (console.workers)".to_owned();
     }
-    let ever = Workers::new(&site.settings.workers).look().await.ever;
-    let Some(count) = ever.get(id) else {
-        return Some("nothing that workers count by its name, since they were started".to_owned());
+    let told = site.live.looks.workers().await;
+    let Some(workers) = told.answer.filter(|workers| workers.counted) else {
+        return "nobody knows: no worker says what it counts".to_owned();
+    };
+    let Some(count) = workers.ever.get(id) else {
+        return "nothing that workers count by its name, since they were started".to_owned();
     };
     let rejected = count.rejected_percent().unwrap_or_else(|| "0.0 %".to_owned());
-    Some(format!(
+    format!(
         "{} since the workers were started, {} of them refused ({rejected})",
         count.messages, count.rejected
-    ))
+    )
 }
 
 /// What is done to a partner as it is.
@@ -323,23 +358,28 @@ fn forms(ask: &Ask, record: &PartnerRecord) -> Vec<PartnerForm> {
 }
 
 pub(super) async fn act(site: &Site, ask: &Ask, act: PartnerAct) -> Result<Response, NotDone> {
+    let word = match act {
+        PartnerAct::Suspend => "suspended",
+        PartnerAct::Quarantine => "in quarantine",
+        PartnerAct::Resume => "resumed",
+    };
     let done = async {
         let author = ask.fields.author(&ask.viewer.name)?;
         let by = By {
             operator: &author.operator,
             why: Some(&author.why),
         };
-        Ok::<_, NotDone>(ask.desk.act_on_partner(&ask.part, act, by).await?)
+        Ok(match ask.desk.act_on_partner(&ask.part, act, by).await? {
+            Registered::Updated(record) => Notice::good(format!("{} is {word}", record.enterprise_id)),
+            _ => Notice::good(format!("{} was so already; nothing was changed", ask.part)),
+        })
     };
-    let word = match act {
-        PartnerAct::Suspend => "suspended",
-        PartnerAct::Quarantine => "in quarantine",
-        PartnerAct::Resume => "resumed",
-    };
-    let notice = match done.await {
-        Ok(Registered::Updated(record)) => Notice::good(format!("{} is {word}", record.enterprise_id)),
-        Ok(_) => Notice::good(format!("{} was so already; nothing was changed", ask.part)),
-        Err(not_done) => not_done.notice,
-    };
-    partner(site, ask, Some(notice)).await
+    let after = After::of(act.as_str(), done.await);
+    let answered = partner(site, ask, Some(after.clone())).await;
+    or_form(
+        ask,
+        format!("/partners/{}/{}", ask.part, act.as_str()),
+        &after,
+        answered,
+    )
 }

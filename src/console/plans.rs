@@ -6,7 +6,8 @@ use hyper::StatusCode;
 
 use super::{
     Site,
-    acts::{must_be_seen, said},
+    acts::{must_be_seen, must_be_seen_as, said},
+    again::{After, Typed, or_form},
     answer::{NotDone, Notice, page, see, status_under},
     ask::Ask,
     fields::query_of,
@@ -106,12 +107,13 @@ struct PlanPage {
     runs: Vec<i64>,
     two_people: Option<String>,
     approvals: Vec<ApprovalLine>,
-    plan_acts: [&'static str; 3],
+    approvable: [Approvable; 3],
     approve_barred: Option<String>,
     approve_command: String,
     replayed: i64,
     all: i64,
-    canary: i64,
+    canary: String,
+    typed: Typed,
     replay_barred: Option<String>,
     replay_command: String,
     replay_all_command: String,
@@ -133,6 +135,14 @@ struct ApprovalLine {
     chip: Chip,
 }
 
+/// An act that somebody else's plan may be approved for, and what it would touch.
+struct Approvable {
+    act: &'static str,
+    messages: i64,
+    /// With what would not settle.
+    all: Option<i64>,
+}
+
 struct ChangeForm {
     act: &'static str,
     word: &'static str,
@@ -142,7 +152,7 @@ struct ChangeForm {
     command: String,
 }
 
-pub(super) async fn plan(ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
+pub(super) async fn plan(ask: &Ask, after: Option<After>) -> Result<Response, NotDone> {
     let id = ask.number("plan")?;
     let shown = ask.desk.plan_shown(id).await.map_err(|refusal| NotDone {
         status: match refusal.kind {
@@ -151,9 +161,27 @@ pub(super) async fn plan(ask: &Ask, notice: Option<Notice>) -> Result<Response, 
         },
         ..NotDone::from(refusal)
     })?;
-    let status = status_under(notice.as_ref());
-    let notice = notice.or_else(|| made_otherwise(ask, &shown));
-    Ok(page(status, &page_of(ask, shown, notice)))
+    let status = status_under(after.as_ref().map(|after| &after.notice));
+    let typed = Typed::of(ask, after.as_ref());
+    let notice = after.map(|after| after.notice).or_else(|| made_otherwise(ask, &shown));
+    Ok(page(status, &page_of(ask, shown, notice, typed)))
+}
+
+/// The same after an act by one of its forms.
+async fn after(ask: &Ask, form: &'static str, came: Result<Notice, NotDone>) -> Result<Response, NotDone> {
+    let after = After::of(form, came);
+    let answered = plan(ask, Some(after.clone())).await;
+    or_form(ask, format!("/plans/{}/{form}", ask.part), &after, answered)
+}
+
+/// How many messages an act would touch now.
+fn touched(shown: &PlanShown, act: PlanAct) -> i64 {
+    let change = match act {
+        PlanAct::Replay => return shown.replayed(false),
+        PlanAct::Discard => StateChange::Discard,
+        PlanAct::Restore => StateChange::Restore,
+    };
+    shown.in_state(change.state().as_str())
 }
 
 /// What is to be said of a plan that was made a moment ago.
@@ -168,7 +196,7 @@ fn made_otherwise(ask: &Ask, shown: &PlanShown) -> Option<Notice> {
     number("left_out").map(|left_out| Notice::bad(format!("left out: {left_out}; {}", crate::desk::LEFT_OUT)))
 }
 
-fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
+fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>, typed: Typed) -> PlanPage {
     let record = &shown.record;
     let author = || Author {
         operator: ask.viewer.name.clone(),
@@ -257,12 +285,21 @@ fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>) -> PlanPage {
                 },
             })
             .collect(),
-        plan_acts: PlanAct::ALL.map(PlanAct::as_str),
+        approvable: PlanAct::ALL.map(|act| {
+            let messages = touched(&shown, act);
+            let all = Some(shown.replayed(true)).filter(|all| act == PlanAct::Replay && *all > messages);
+            Approvable {
+                act: act.as_str(),
+                messages,
+                all,
+            }
+        }),
         approve_barred: ask.barred(Screen::Approve).or_else(|| own_plan(ask, &shown)),
         approve_command: approve.command().to_string(),
         replayed,
         all: shown.replayed(true),
-        canary,
+        canary: canary.to_string(),
+        typed,
         replay_barred: ask.barred(Screen::Replay),
         replay_command: replay.command().to_string(),
         replay_all_command: Replay {
@@ -293,16 +330,25 @@ pub(super) async fn approve(ask: &Ask) -> Result<Response, NotDone> {
             for_act: PlanAct::parse(for_act).ok_or_else(|| NotDone::wrong(format!("for: {for_act:?} is no act")))?,
             author: ask.fields.author(&ask.viewer.name)?,
         };
-        Ok::<_, NotDone>(ask.desk.approve(&wish).await?)
-    };
-    let notice = match done.await {
-        Ok(approved) => Notice::good(format!(
+        let messages = touched(&ask.desk.plan_shown(id).await?, wish.for_act);
+        must_be_seen_as(ask, &format!("seen_{for_act}"), messages)?;
+        let approved = ask.desk.approve(&wish).await?;
+        Ok(Notice::good(format!(
             "you approved the {} of plan {id} (audit {})",
             approved.approval.act, approved.audit_id
-        )),
-        Err(not_done) => not_done.notice,
+        )))
     };
-    plan(ask, Some(notice)).await
+    let came = done.await;
+    after(ask, "approve", came).await
+}
+
+/// Which of the two forms of a replay was sent.
+fn replay_form(ask: &Ask) -> &'static str {
+    if ask.fields.is_on("all_verdicts") {
+        "replay-all"
+    } else {
+        "replay"
+    }
 }
 
 pub(super) async fn replay(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
@@ -331,7 +377,11 @@ pub(super) async fn replay(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
     };
     match begun.await {
         Ok(run) => Ok(see(&format!("/runs/{run}"))),
-        Err(not_done) => plan(ask, Some(not_done.notice)).await,
+        Err(not_done) => {
+            let after = After::of(replay_form(ask), Err(not_done));
+            let answered = plan(ask, Some(after.clone())).await;
+            or_form(ask, format!("/plans/{id}/replay"), &after, answered)
+        }
     }
 }
 
@@ -352,11 +402,8 @@ pub(super) async fn change(ask: &Ask, change: StateChange) -> Result<Response, N
         }
         let selected = ask.desk.select(change, &selection).await?;
         let all = Consent::Typed(Some(selected.messages()));
-        Ok(ask.desk.change(change, &selected, &author, all).await?)
+        Ok(said(change, &ask.desk.change(change, &selected, &author, all).await?))
     };
-    let notice = match done.await {
-        Ok(done) => said(change, &done),
-        Err(not_done) => not_done.notice,
-    };
-    plan(ask, Some(notice)).await
+    let came = done.await;
+    after(ask, change.as_str(), came).await
 }

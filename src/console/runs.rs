@@ -1,6 +1,10 @@
 //! Runs: how far a replay is, its verdicts against the plan, stop and go on. A run that is begun here is driven here.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use askama::Template;
 use axum::response::Response;
@@ -9,16 +13,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
     Site,
+    acts::must_be_seen,
+    again::{After, Typed, or_form},
     answer::{NotDone, Notice, page, see, status_under},
     aside,
     ask::Ask,
     fields::query_of,
     frame::Frame,
     routes::Screen,
+    shared::Shared,
     shown::{At, Chip, Digits},
 };
 use crate::{
-    desk::{Author, Begun, Cancel, Desk, Moment, Resume, RunOutcome, Which},
+    desk::{Author, Begun, Cancel, Desk, Moment, Refusal, RefusalKind, Resume, RunOutcome, Which},
     retry::stopped,
 };
 
@@ -147,6 +154,9 @@ struct RunPage {
     cancel_barred: Option<String>,
     cancel_command: String,
     can_resume: bool,
+    /// Messages that going on with it would replay: those that wait, and are open.
+    goes_on: i64,
+    typed: Typed,
     resume_barred: Option<String>,
     resume_command: String,
 }
@@ -158,25 +168,97 @@ struct CameLine {
     messages: Digits,
 }
 
-pub(super) async fn run(_: &Site, ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
-    let id = ask.number("run")?;
-    let outcome = ask.desk.outcome(id).await.map_err(|refusal| NotDone {
-        status: match refusal.kind {
-            crate::desk::RefusalKind::Refused => StatusCode::NOT_FOUND,
-            _ => NotDone::from(refusal.clone()).status,
-        },
-        ..NotDone::from(refusal)
-    })?;
+/// A run, as everybody who watches it sees it.
+pub(super) struct RunSeen {
+    outcome: RunOutcome,
+    new_failures: i64,
+    goes_on: i64,
+}
+
+/// Where a run can be gone on with.
+fn can_resume(state: &str) -> bool {
+    matches!(state, "cancelled" | "stopped" | "stalled")
+}
+
+async fn look(desk: Desk, id: i64) -> Result<RunSeen, Refusal> {
+    let outcome = desk.outcome(id).await?;
     let since = Which {
         since: Some(Moment::At(outcome.run.started_at)),
         ..Which::default()
     };
-    let new_failures = ask.desk.count_letters(&since).await?;
-    let status = status_under(notice.as_ref());
-    Ok(page(status, &page_of(ask, &outcome, new_failures, notice)))
+    let goes_on = async {
+        match can_resume(outcome.run.state) {
+            true => desk.goes_on(id).await,
+            false => Ok(0),
+        }
+    };
+    let (new_failures, goes_on) = tokio::try_join!(desk.count_letters(&since), goes_on)?;
+    Ok(RunSeen {
+        outcome,
+        new_failures,
+        goes_on,
+    })
 }
 
-fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<Notice>) -> RunPage {
+pub(super) async fn run(site: &Site, ask: &Ask, after: Option<After>) -> Result<Response, NotDone> {
+    let id = ask.number("run")?;
+    let not_done = |refusal: Refusal| NotDone {
+        status: match refusal.kind {
+            RefusalKind::Refused => StatusCode::NOT_FOUND,
+            _ => NotDone::from(refusal.clone()).status,
+        },
+        ..NotDone::from(refusal)
+    };
+    let status = status_under(after.as_ref().map(|after| &after.notice));
+    let typed = Typed::of(ask, after.as_ref());
+    let seen = if ask.fields.is_on("again") {
+        site.watched.look(ask, id).await
+    } else {
+        look(ask.desk.clone(), id).await.map(Arc::new)
+    };
+    let seen = seen.map_err(not_done)?;
+    Ok(page(
+        status,
+        &page_of(ask, &seen, after.map(|after| after.notice), typed),
+    ))
+}
+
+/// The runs that are watched: each is looked at once a second, however many watch it.
+#[derive(Default)]
+pub(super) struct WatchedRuns(Mutex<HashMap<WatchedBy, Arc<Shared<RunSeen>>>>);
+
+/// A run, and the partners that who watches it is limited to.
+type WatchedBy = (i64, Option<Arc<[String]>>);
+
+impl WatchedRuns {
+    async fn look(&self, ask: &Ask, id: i64) -> Result<Arc<RunSeen>, Refusal> {
+        /// Runs that are kept at most.
+        const KEPT_MAX: usize = 100;
+        /// A page asks every second.
+        const FRESH: Duration = Duration::from_millis(900);
+        /// There is nothing else to show meanwhile.
+        const LATE: Duration = Duration::from_secs(10);
+        let shared = {
+            let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (id, ask.viewer.partners.clone());
+            if watched.len() >= KEPT_MAX && !watched.contains_key(&key) {
+                watched.clear();
+            }
+            Arc::clone(watched.entry(key).or_default())
+        };
+        let told = shared.ask_within(FRESH, LATE, look(ask.desk.clone(), id)).await;
+        match (told.answer, told.why_not) {
+            (Some(seen), None) => Ok(seen),
+            // What is late is as it was.
+            (Some(seen), Some(why_not)) if why_not.kind == RefusalKind::Away => Ok(seen),
+            (_, Some(why_not)) => Err(why_not),
+            (None, None) => Err(Refusal::away("nothing was answered")),
+        }
+    }
+}
+
+fn page_of(ask: &Ask, seen: &RunSeen, notice: Option<Notice>, typed: Typed) -> RunPage {
+    let outcome = &seen.outcome;
     let run = &outcome.run;
     let author = || Author {
         operator: ask.viewer.name.clone(),
@@ -200,7 +282,7 @@ fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<No
             messages: Digits::of(line.messages),
         }
     });
-    let can_resume = matches!(run.state, "cancelled" | "stopped" | "stalled");
+    let can_resume = can_resume(run.state);
     let canary = match run.canary {
         None => "none".to_owned(),
         Some(canary) if run.judged >= i64::from(canary) && run.differ == 0 => {
@@ -233,7 +315,7 @@ fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<No
             |rate| format!("{rate} a second"),
         ),
         differ: Digits::of(run.differ),
-        new_failures: Digits::of(new_failures),
+        new_failures: Digits::of(seen.new_failures),
         came: came.collect(),
         money: outcome
             .money
@@ -256,6 +338,8 @@ fn page_of(ask: &Ask, outcome: &RunOutcome, new_failures: i64, notice: Option<No
         .command()
         .to_string(),
         can_resume,
+        goes_on: seen.goes_on,
+        typed,
         resume_barred: ask.barred(Screen::Resume),
         resume_command: Resume {
             run: run.id,
@@ -279,8 +363,15 @@ pub(super) async fn cancel(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
     };
     match done.await {
         Ok(_) => Ok(see(&format!("/runs/{id}"))),
-        Err(not_done) => run(site, ask, Some(not_done.notice)).await,
+        Err(not_done) => refused(site, ask, "cancel", not_done).await,
     }
+}
+
+/// The run's page again, with why one of its forms was refused.
+async fn refused(site: &Site, ask: &Ask, form: &'static str, why: NotDone) -> Result<Response, NotDone> {
+    let after = After::of(form, Err(why));
+    let answered = run(site, ask, Some(after.clone())).await;
+    or_form(ask, format!("/runs/{}/{form}", ask.part), &after, answered)
 }
 
 pub(super) async fn resume(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
@@ -293,18 +384,13 @@ pub(super) async fn resume(site: &Site, ask: &Ask) -> Result<Response, NotDone> 
             author: ask.fields.author(&ask.viewer.name)?,
         };
         let place = site.drivers.place()?;
-        let waiting = ask.desk.outcome(id).await?.run.waiting;
-        if ask.fields.number::<i64>("seen")? != Some(waiting) {
-            return Err(NotDone::changed(format!(
-                "{waiting} messages wait now, and the page said another number; nothing was done"
-            )));
-        }
+        must_be_seen(ask, ask.desk.goes_on(id).await?)?;
         let begun = ask.desk.resume(&wish).await?;
         site.drivers.drive(&ask.desk, begun, place);
         Ok::<_, NotDone>(())
     };
     match begun.await {
         Ok(()) => Ok(see(&format!("/runs/{id}"))),
-        Err(not_done) => run(site, ask, Some(not_done.notice)).await,
+        Err(not_done) => refused(site, ask, "resume", not_done).await,
     }
 }

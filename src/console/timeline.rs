@@ -23,7 +23,7 @@ const LANES: [&str; 5] = ["allocation", "message", "dead letter", "money", "told
 fn lane(what: &str) -> usize {
     match what {
         "reserved" | "settled" => 0,
-        "received" | "judged" | "parked" | "woken" | "left" | "held" => 1,
+        "received" | "judged" | "parked" | "woken" | "left" | "held" | "voided" => 1,
         "dead-lettered" | "collected" | "replayed" | "discarded" => 2,
         "transfer" => 3,
         _ => 4,
@@ -79,7 +79,8 @@ pub(super) async fn timeline(ask: &Ask) -> Result<Response, NotDone> {
             timeline.frame.notice = Some(Notice::from(&refusal));
         }
     }
-    if let Some(id) = parse_uuid(&timeline.of)
+    if status != StatusCode::SERVICE_UNAVAILABLE
+        && let Some(id) = parse_uuid(&timeline.of)
         && let Some(allocation) = ask.desk.allocation(id).await?
     {
         timeline.facts = Some(vec![
@@ -139,6 +140,14 @@ fn lines(moments: &[LifeMoment]) -> Vec<MomentLine> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_done_to_a_message_is_on_its_branch() {
+        for what in ["received", "judged", "parked", "voided"] {
+            assert_eq!(LANES.get(lane(what)), Some(&"message"), "{what}");
+        }
+        assert_eq!(LANES.get(lane("event")), Some(&"told"));
+    }
 
     #[test]
     fn a_word_of_a_shell_is_one_word() {

@@ -13,9 +13,14 @@ pub(super) struct JudgedCount {
 }
 
 impl JudgedCount {
-    /// What came on top of an earlier count. A worker that was started anew counts from nothing.
+    /// Whether who had counted so much may say this later: who was started anew counts from nothing.
+    pub(super) fn may_become(self, now: JudgedCount) -> bool {
+        self.messages <= now.messages && self.rejected <= now.rejected
+    }
+
+    /// What came on top of an earlier count.
     pub(super) fn since(self, earlier: JudgedCount) -> JudgedCount {
-        if self.messages < earlier.messages || self.rejected < earlier.rejected {
+        if !earlier.may_become(self) {
             return self;
         }
         JudgedCount {

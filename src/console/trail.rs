@@ -1,5 +1,7 @@
 //! What was done (audit), what is still to be told (outbox), and what the doctor finds.
 
+use std::time::Duration;
+
 use askama::Template;
 use axum::response::Response;
 use hyper::StatusCode;
@@ -7,6 +9,7 @@ use hyper::StatusCode;
 use super::{
     Site,
     acts::must_be_seen,
+    again::{After, Typed, or_form},
     answer::{NotDone, Notice, page, status_under},
     ask::Ask,
     fields::query_of,
@@ -97,7 +100,14 @@ pub(super) async fn audit(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
         }
     };
     let limit = i64::from(site.settings.page);
-    let found = ask.desk.acts(&question, after, limit).await?;
+    let found = match ask.desk.acts(&question, after, limit).await {
+        Ok(found) => found,
+        Err(refusal) => {
+            let (status, notice) = NotDone::above(Some(refusal.into()));
+            let frame = ask.frame("audit", "Audit").with(notice);
+            return Ok(page(status, &AuditPage { frame, ..form }));
+        }
+    };
     let next = found.items.last().filter(|_| found.more).map(|last| {
         let mut pairs = vec![("after", last.id.to_string())];
         for name in ["operator", "act", "since", "until"] {
@@ -123,6 +133,9 @@ pub(super) async fn audit(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
 struct OutboxPage {
     frame: Frame,
     lines: Vec<PublicationLine>,
+    /// There are more than these.
+    more: bool,
+    typed: Typed,
     refused: usize,
     ids: Vec<i64>,
     barred: Option<String>,
@@ -139,14 +152,16 @@ struct PublicationLine {
     bytes: Digits,
 }
 
-pub(super) async fn outbox(site: &Site, ask: &Ask, notice: Option<Notice>) -> Result<Response, NotDone> {
-    let found = ask.desk.unpublished(i64::from(site.settings.page)).await?.items;
+pub(super) async fn outbox(site: &Site, ask: &Ask, after: Option<After>) -> Result<Response, NotDone> {
+    let found = ask.desk.unpublished(i64::from(site.settings.page)).await?;
+    let (found, more) = (found.items, found.more);
     let ids: Vec<i64> = found
         .iter()
         .filter(|pending| pending.state == PublicationStanding::Refused)
         .filter_map(|pending| pending.id)
         .collect();
-    let status = status_under(notice.as_ref());
+    let status = status_under(after.as_ref().map(|after| &after.notice));
+    let typed = Typed::of(ask, after.as_ref());
     let dash = || "–".to_owned();
     let lines = found.into_iter().map(|pending| PublicationLine {
         id: pending.id.map_or_else(dash, |id| id.to_string()),
@@ -170,7 +185,9 @@ pub(super) async fn outbox(site: &Site, ask: &Ask, notice: Option<Notice>) -> Re
     Ok(page(
         status,
         &OutboxPage {
-            frame: ask.frame("outbox", "Outbox").with(notice),
+            frame: ask.frame("outbox", "Outbox").with(after.map(|after| after.notice)),
+            more,
+            typed,
             lines: lines.collect(),
             refused: ids.len(),
             ids,
@@ -196,23 +213,20 @@ pub(super) async fn retry(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
             which: Refused::Ids(ids),
             author: ask.fields.author(&ask.viewer.name)?,
         };
-        Ok::<_, NotDone>(ask.desk.retry(&wish, |_, _| {}).await?)
+        let retried = ask.desk.retry(&wish, |_, _| {}).await?;
+        let text = format!(
+            "{} published, {} refused again, {} wait for a worker, {} left",
+            retried.published, retried.refused, retried.waiting, retried.left
+        );
+        Ok(if retried.is_done() {
+            Notice::good(text)
+        } else {
+            Notice::bad(text)
+        })
     };
-    let notice = match done.await {
-        Ok(retried) => {
-            let text = format!(
-                "{} published, {} refused again, {} wait for a worker, {} left",
-                retried.published, retried.refused, retried.waiting, retried.left
-            );
-            if retried.is_done() {
-                Notice::good(text)
-            } else {
-                Notice::bad(text)
-            }
-        }
-        Err(not_done) => not_done.notice,
-    };
-    outbox(site, ask, Some(notice)).await
+    let after = After::of("retry", done.await);
+    let answered = outbox(site, ask, Some(after.clone())).await;
+    or_form(ask, "/outbox/retry".to_owned(), &after, answered)
 }
 
 // Doctor -------------------------------------------------------------------------------------------------------------
@@ -232,11 +246,25 @@ struct CheckLine {
     hint: String,
 }
 
+/// What was found so lately is not looked at again.
+const EXAMINED_FRESH: Duration = Duration::from_secs(1);
+
 pub(super) async fn doctor(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    let _alone = site.alone()?;
-    let checks = (site.starter.examine)().await;
+    let examination = (site.starter.examine)();
+    let examined = async move { Ok(examination.await) };
+    // Who asks while somebody is asked already is told the same.
+    let told = site
+        .examined
+        .ask_within(EXAMINED_FRESH, site.settings.answer_timeout, examined)
+        .await;
+    let (Some(checks), None) = (told.answer, told.why_not) else {
+        return Err(NotDone::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the doctor did not come to an end: the log may say why",
+        ));
+    };
     let wrong = checks.iter().filter(|check| !check.ok).count();
-    let lines = checks.into_iter().map(|check| CheckLine {
+    let lines = checks.iter().cloned().map(|check| CheckLine {
         chip: if check.ok {
             Chip::good("ok")
         } else {

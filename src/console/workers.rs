@@ -13,12 +13,12 @@ use serde_json::Value;
 
 use super::{
     shown::Chip,
-    traffic::{Traffic, traffic},
+    traffic::{JudgedCount, Traffic, traffic},
 };
 use crate::http::ask::Enquiry;
 
-/// How long a worker has to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a worker has to answer: less than a page waits, so that one that is silent is said to be.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 /// Bytes of an answer at most.
 const ANSWER_MAX: usize = 8 << 20;
 /// Over how long quantiles are told.
@@ -29,6 +29,7 @@ const KEPT_MAX: usize = 200;
 const END_TO_END: &str = "settled_end_to_end_seconds_bucket";
 
 /// A worker, as the overview shows it.
+#[derive(Clone)]
 pub(super) struct WorkerLine {
     pub(super) address: String,
     pub(super) chip: Chip,
@@ -47,9 +48,31 @@ struct Counted {
     traffic: Traffic,
 }
 
+impl Counted {
+    /// Whether a worker that had counted so much may say this later: one that was started anew counts from nothing.
+    fn may_become(&self, now: &Counted) -> bool {
+        let count = |bound: f64| now.buckets.iter().find(|(other, _)| *other == bound);
+        let grew = |(bound, before): &(f64, f64)| count(*bound).is_some_and(|(_, now)| now >= before);
+        let told = |(partner, before): (&String, &JudgedCount)| {
+            now.traffic.get(partner).is_some_and(|now| before.may_become(*now))
+        };
+        self.buckets.iter().all(grew) && self.traffic.iter().all(told)
+    }
+}
+
 struct Watched {
     address: SocketAddr,
-    earlier: VecDeque<(Instant, Counted)>,
+    /// What it said within the window, the oldest first.
+    samples: VecDeque<(Instant, Counted)>,
+}
+
+/// What one of them is seen to do.
+struct Seen {
+    line: WorkerLine,
+    /// What it has counted; none: it did not say.
+    now: Option<Traffic>,
+    /// What it had counted at the beginning of the window, and how long ago that was; none: nobody knows.
+    before: Option<(Traffic, Duration)>,
 }
 
 /// What all of them are seen to do.
@@ -57,8 +80,12 @@ pub(super) struct WorkersSeen {
     pub(super) lines: Vec<WorkerLine>,
     /// In the last minute, or as much of it as was looked at.
     pub(super) lately: Traffic,
+    /// How much of it that is; none: nothing can be told of it yet.
+    pub(super) over: Option<Duration>,
     /// Since each was started.
     pub(super) ever: Traffic,
+    /// Whether any has said what it counts.
+    pub(super) counted: bool,
 }
 
 /// The workers that are watched.
@@ -68,87 +95,102 @@ impl Workers {
     pub(super) fn new(addresses: &[SocketAddr]) -> Self {
         let watched = |address: &SocketAddr| Watched {
             address: *address,
-            earlier: VecDeque::new(),
+            samples: VecDeque::new(),
         };
         Self(addresses.iter().map(watched).collect())
     }
 
     pub(super) async fn look(&mut self) -> WorkersSeen {
-        let mut seen = WorkersSeen {
+        let mut all = WorkersSeen {
             lines: Vec::new(),
             lately: Traffic::new(),
+            over: None,
             ever: Traffic::new(),
+            counted: false,
         };
-        for (line, before, now) in futures_util::future::join_all(self.0.iter_mut().map(Watched::look)).await {
-            seen.lines.push(line);
-            for (partner, count) in now {
-                let earlier = before.get(&partner).copied().unwrap_or_default();
-                seen.lately
-                    .entry(partner.clone())
-                    .or_default()
-                    .add(count.since(earlier));
-                seen.ever.entry(partner).or_default().add(count);
+        for seen in futures_util::future::join_all(self.0.iter_mut().map(Watched::look)).await {
+            all.lines.push(seen.line);
+            all.counted |= seen.now.is_some();
+            for (partner, count) in seen.now.unwrap_or_default() {
+                if let Some((before, _)) = &seen.before {
+                    let earlier = before.get(&partner).copied().unwrap_or_default();
+                    all.lately.entry(partner.clone()).or_default().add(count.since(earlier));
+                }
+                all.ever.entry(partner).or_default().add(count);
             }
+            all.over = all.over.max(seen.before.map(|(_, over)| over));
         }
-        seen
+        all
     }
 }
 
 impl Watched {
-    /// With what it had counted for each partner a minute ago, and now.
-    async fn look(&mut self) -> (WorkerLine, Traffic, Traffic) {
+    async fn look(&mut self) -> Seen {
         let address = self.address;
         let (ready, metrics) = tokio::join!(ask(address, "/readyz"), ask(address, "/metrics"));
-        let counted = match metrics {
-            Ok(text) => Counted {
-                buckets: buckets(&text),
-                traffic: traffic(&text),
-            },
-            Err(_) => Counted::default(),
-        };
-        let now = counted.traffic.clone();
-        let before = self.before(counted.clone());
-        let (p50, p99) = quantiles(&before.buckets, counted.buckets);
         let (chip, why) = match ready {
             Err(why) => (Chip::bad("away"), why),
             Ok(text) => readiness(&text),
         };
-        let said = |quantile: Option<f64>| quantile.map_or_else(|| "–".to_owned(), seconds);
-        let line = WorkerLine {
-            address: address.to_string(),
-            chip,
-            p50: said(p50),
-            p99: said(p99),
-            why,
+        // Who does not say what it counts has not counted nothing.
+        let counted = metrics.ok().map(|text| Counted {
+            buckets: buckets(&text),
+            traffic: traffic(&text),
+        });
+        let before = counted
+            .as_ref()
+            .and_then(|counted| self.before(Instant::now(), counted.clone()));
+        let (p50, p99) = match (&before, &counted) {
+            (Some((before, _)), Some(now)) => quantiles(&before.buckets, &now.buckets),
+            _ => (None, None),
         };
-        (line, before.traffic, now)
+        let said = |quantile: Option<f64>| quantile.map_or_else(|| "–".to_owned(), seconds);
+        Seen {
+            line: WorkerLine {
+                address: address.to_string(),
+                chip,
+                p50: said(p50),
+                p99: said(p99),
+                why,
+            },
+            now: counted.map(|counted| counted.traffic),
+            before: before.map(|(before, over)| (before.traffic, over)),
+        }
     }
 
-    /// What was counted a minute ago, or at the first look since.
-    fn before(&mut self, counted: Counted) -> Counted {
-        let now = Instant::now();
-        while self.earlier.len() > 1
-            && (self.earlier.len() >= KEPT_MAX
-                || self
-                    .earlier
-                    .get(1)
-                    .is_some_and(|(at, _)| now.duration_since(*at) > WINDOW))
+    /// Keeps what it says now, and answers what it said first within the window, and how long ago. None: that was never.
+    fn before(&mut self, now: Instant, counted: Counted) -> Option<(Counted, Duration)> {
+        while self.samples.len() >= KEPT_MAX
+            || self
+                .samples
+                .front()
+                .is_some_and(|(at, _)| now.duration_since(*at) > WINDOW)
         {
-            self.earlier.pop_front();
+            self.samples.pop_front();
         }
-        let before = self.earlier.front().map(|(_, counted)| counted.clone());
-        self.earlier.push_back((now, counted));
-        before.unwrap_or_default()
+        // Started anew since it was asked last: all that it counts came after that.
+        if let Some((at, last)) = self.samples.back()
+            && !last.may_become(&counted)
+        {
+            let nothing = (*at, Counted::default());
+            self.samples = VecDeque::from([nothing]);
+        }
+        let before = self
+            .samples
+            .front()
+            .map(|(at, counted)| (counted.clone(), now.duration_since(*at)));
+        self.samples.push_back((now, counted));
+        before
     }
 }
 
 /// Of what was counted in between.
-fn quantiles(before: &Buckets, now: Buckets) -> (Option<f64>, Option<f64>) {
+fn quantiles(before: &Buckets, now: &Buckets) -> (Option<f64>, Option<f64>) {
     let new: Buckets = now
-        .into_iter()
+        .iter()
         .map(|(bound, count)| {
-            let earlier = before.iter().find(|(other, _)| *other == bound);
-            (bound, count - earlier.map_or(0.0, |(_, count)| *count))
+            let earlier = before.iter().find(|(other, _)| other == bound);
+            (*bound, count - earlier.map_or(0.0, |(_, count)| *count))
         })
         .collect();
     (quantile(&new, 0.5), quantile(&new, 0.99))
@@ -251,6 +293,51 @@ mod tests {
             (seconds(0.01), seconds(2.5), seconds(f64::INFINITY)),
             ("≤ 10 ms".to_owned(), "≤ 2.5 s".to_owned(), "longer".to_owned())
         );
+    }
+
+    /// A worker that has counted so many messages, all of them as fast.
+    fn counted(messages: u64) -> Counted {
+        let text = format!(
+            "settled_end_to_end_seconds_bucket{{le=\"0.1\"}} {messages}\nsettled_end_to_end_seconds_bucket{{le=\"+Inf\"}} {messages}\n\
+             settled_partner_messages_total{{enterprise_id=\"acme\",verdict=\"settled\"}} {messages}\n"
+        );
+        Counted {
+            buckets: buckets(&text),
+            traffic: traffic(&text),
+        }
+    }
+
+    #[test]
+    fn the_last_minute_is_no_more_than_that() {
+        let mut watched = Watched {
+            address: "127.0.0.1:1".parse().expect("an address"),
+            samples: VecDeque::new(),
+        };
+        let began = Instant::now();
+        let mut look = |second: u64, messages: u64| {
+            let before = watched.before(began + Duration::from_secs(second), counted(messages));
+            before.map(|(before, over)| {
+                let earlier = before.traffic.get("acme").map_or(0, |count| count.messages);
+                (messages - earlier, over.as_secs())
+            })
+        };
+        assert_eq!(look(0, 1_000_000), None, "one look alone tells nothing of a minute");
+        assert_eq!(look(10, 1_000_007), Some((7, 10)));
+        assert_eq!(look(50, 1_000_009), Some((9, 50)));
+        assert_eq!(
+            look(61, 1_000_010),
+            Some((3, 51)),
+            "what is older than a minute is not compared with"
+        );
+        assert_eq!(look(7_200, 2_000_000), None, "nobody looked for two hours");
+        assert_eq!(look(7_210, 2_000_001), Some((1, 10)));
+        // Started anew: what it has counted since is all of the time since it was asked last.
+        assert_eq!(look(7_220, 5), Some((5, 10)));
+        assert_eq!(look(7_230, 9), Some((9, 20)));
+        for second in 7_231..7_900 {
+            look(second, 9);
+        }
+        assert!(watched.samples.len() <= KEPT_MAX);
     }
 
     #[test]

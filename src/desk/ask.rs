@@ -323,17 +323,8 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn stats(&self, which: &Which) -> Result<Stats, Refusal> {
-        self.counted(which, PARTNERS_MAX, false).await
-    }
-
-    /// The same, with every partner that is registered.
-    pub(super) async fn stats_of_partners(&self, which: &Which) -> Result<Stats, Refusal> {
-        self.counted(which, i64::MAX, true).await
-    }
-
-    async fn counted(&self, which: &Which, partners: i64, registered: bool) -> Result<Stats, Refusal> {
         let filter = self.filter(which, &[State::Open]).await?;
-        let stats = self.store.dead_letter_stats(&filter, partners, registered).await?;
+        let stats = self.store.dead_letter_stats(&filter, PARTNERS_MAX).await?;
         let (by_reason, by_partner): (Vec<&Stat>, Vec<&Stat>) = stats.iter().partition(|stat| stat.state.is_some());
         let mut reasons: Vec<ByReason> = by_reason
             .iter()

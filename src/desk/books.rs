@@ -5,7 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{BalanceRecord, Books, Desk, Moment, Reconciliation, Refusal, SignaturesChecked};
+use super::{
+    AccountRecord, AccountsPage, BalanceRecord, Books, Desk, Moment, Page, Reconciliation, Refusal, SignaturesChecked,
+    SumRecord,
+};
 use crate::{
     broker::{BrokerSettings, Connection, topology},
     store::reconcile::{self, Waiting},
@@ -74,6 +77,23 @@ impl Desk {
     /// The database is away.
     pub async fn balances(&self) -> Result<Vec<BalanceRecord>, Refusal> {
         Ok(self.store.balances().await?)
+    }
+
+    /// The sums of all accounts, by currency.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn sums(&self) -> Result<Vec<SumRecord>, Refusal> {
+        Ok(self.store.sums().await?)
+    }
+
+    /// A page of accounts by owner and currency; `console.page` says how many.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn accounts(&self, page: &AccountsPage<'_>) -> Result<Page<AccountRecord>, Refusal> {
+        let limit = i64::from(self.settings.console.page);
+        Ok(Page::of(self.store.accounts(page, limit + 1).await?, limit))
     }
 
     /// Proves the books. `told` is told how many questions of how many are answered.

@@ -67,7 +67,7 @@ pub use self::{
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
     signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
-    standing::{PartnerAct, PartnerStanding, QueueStanding, QueueWatch, Standing},
+    standing::{PartnerAct, PartnerStanding, Plannable, QueueStanding, QueueWatch, Standing},
     timeline::{LifeMoment, Timeline},
     which::Which,
 };
@@ -75,7 +75,7 @@ pub use self::{
 pub use crate::store::{
     approvals::ApprovalRecord,
     audit::AuditRecord,
-    books::{BalanceRecord, Books},
+    books::{AccountRecord, AccountsPage, BalanceRecord, Books, SumRecord},
     letters::{DeadLetter, Group, Replayed},
     life::ReceiptRecord,
     moves::MovedBalance,

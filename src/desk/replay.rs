@@ -322,8 +322,9 @@ impl Desk {
     /// # Errors
     /// There is no such run; the database is away.
     pub async fn outcome(&self, id: i64) -> Result<RunOutcome, Refusal> {
-        let run = self.run(id).await?;
-        let (came_to, money) = self.store.run_outcome(id).await?;
+        let (found, money) = tokio::try_join!(self.store.run_came(id), self.store.run_money(id))?;
+        let (run, came_to) = found.ok_or_else(|| no_such_run(id))?;
+        self.mind_limits(&run).await?;
         Ok(RunOutcome {
             as_planned: run.judged == run.messages && run.differ == 0,
             run,
@@ -332,12 +333,27 @@ impl Desk {
         })
     }
 
+    /// How many messages going on with a run would replay now. It skips what waits and is not open any more.
+    ///
+    /// # Errors
+    /// There is no such run; the database is away.
+    pub async fn goes_on(&self, id: i64) -> Result<i64, Refusal> {
+        self.run(id).await?;
+        Ok(self.store.count_going_on(id).await?)
+    }
+
     async fn run(&self, id: i64) -> Result<Run, Refusal> {
         let run = self.store.run(id).await?.ok_or_else(|| no_such_run(id))?;
-        if self.limits().is_some() && self.plan_record(run.plan).await.is_err() {
-            return Err(no_such_run(id));
-        }
+        self.mind_limits(&run).await?;
         Ok(run)
+    }
+
+    /// A run of what is somebody else's is not there.
+    async fn mind_limits(&self, run: &Run) -> Result<(), Refusal> {
+        if self.limits().is_some() && self.plan_record(run.plan).await.is_err() {
+            return Err(no_such_run(run.id));
+        }
+        Ok(())
     }
 
     /// Runs, the newest first, after one of them.

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::{
-    Author, Backlog, By, Command, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, PartnerRecord, PartnerSeen,
+    Author, Backlog, By, Command, ConnectionRecord, Desk, KeyRecord, MinuteOfBatches, Page, PartnerRecord, PartnerSeen,
     Refusal, TrendOfGroup, Which,
 };
 use crate::{
@@ -56,6 +57,16 @@ pub struct PartnerStanding {
 pub struct QueueStanding {
     pub queue: String,
     pub messages: Result<u32, String>,
+}
+
+/// How many dead letters a filter selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plannable {
+    pub messages: i64,
+    /// There are more than these.
+    pub more: bool,
+    /// Those that a plan of it would hold.
+    pub planned: i64,
 }
 
 /// A connection to the broker, kept by who looks at queues again and again.
@@ -116,8 +127,7 @@ impl Desk {
     /// # Errors
     /// The database is away.
     pub async fn standing(&self) -> Result<Standing, Refusal> {
-        let open = Which::default();
-        let (minutes, letters, rest, stats) = tokio::join!(
+        let (minutes, letters, rest, open) = tokio::join!(
             self.store.minutes_of_batches(Duration::from_secs(MINUTES * 60)),
             self.store.letters_under_way(),
             async {
@@ -129,29 +139,22 @@ impl Desk {
                 ))
             },
             // One walk along the index, for reasons and partners alike.
-            self.stats_of_partners(&open),
+            self.store.open_letters(),
         );
-        let ((at, minutes), letters, stats) = (minutes?, letters?, stats?);
+        let ((at, minutes), letters, (reasons, open_of)) = (minutes?, letters?, open?);
         let (parked, partners, held, outbox) = rest?;
         let parked: BTreeMap<String, i64> = parked.into_iter().collect();
         let natural = |messages: i64| u64::try_from(messages).unwrap_or_default();
-        let mut open: Vec<(Reason, u64)> = stats
-            .reasons
-            .iter()
-            .map(|line| (line.reason, natural(line.messages)))
+        let mut open: Vec<(Reason, u64)> = reasons
+            .into_iter()
+            .map(|(reason, messages)| (reason, natural(messages)))
             .collect();
-        open.sort_by_key(|(_, messages)| std::cmp::Reverse(*messages));
-        let open_of = |enterprise_id: &str| {
-            let line = stats
-                .partners
-                .iter()
-                .find(|line| line.enterprise_id.as_deref() == Some(enterprise_id));
-            line.map_or(0, |line| line.messages)
-        };
+        open.sort_by_key(|(reason, messages)| (std::cmp::Reverse(*messages), *reason));
+        let open_of: BTreeMap<String, i64> = open_of.into_iter().collect();
         let mut standing: Vec<PartnerStanding> = partners
             .into_iter()
             .map(|partner| PartnerStanding {
-                open: open_of(&partner.enterprise_id),
+                open: open_of.get(&partner.enterprise_id).copied().unwrap_or_default(),
                 parked: parked.get(&partner.enterprise_id).copied().unwrap_or_default(),
                 partner,
             })
@@ -207,21 +210,33 @@ impl Desk {
         Ok(self.store.count_dead_letters(&filter).await?)
     }
 
-    /// The same, and how many of them a plan would hold: as many as it may, and none that it leaves out.
+    /// The same, as far as a plan goes; and how many of them one would hold: as many as it may, and none that it leaves out.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn count_plannable(&self, which: &Which) -> Result<(i64, i64), Refusal> {
+    pub async fn count_plannable(&self, which: &Which) -> Result<Plannable, Refusal> {
         let filter = self.filter(which, &[State::Open]).await?;
-        let left_out = filter.left_out();
-        let (all, left_out) = tokio::try_join!(self.store.count_dead_letters(&filter), async {
-            match &left_out {
-                Some(left_out) => self.store.count_dead_letters(left_out).await,
-                None => Ok(0),
-            }
-        })?;
-        let most = i64::try_from(self.settings.dead_letters.plan_max).unwrap_or(i64::MAX);
-        Ok((all, (all - left_out).min(most)))
+        let left_out = match filter.left_out() {
+            Some(left_out) => self.store.count_dead_letters(&left_out).await?,
+            None => 0,
+        };
+        let most = self.plan_max();
+        // Beyond what a plan holds they are not counted.
+        let bound = most.saturating_add(left_out);
+        let all = self
+            .store
+            .count_dead_letters_upto(&filter, bound.saturating_add(1))
+            .await?;
+        Ok(Plannable {
+            messages: all.min(bound),
+            more: all > bound,
+            planned: (all - left_out).min(most),
+        })
+    }
+
+    /// How many messages a plan holds at most.
+    pub fn plan_max(&self) -> i64 {
+        i64::try_from(self.settings.dead_letters.plan_max).unwrap_or(i64::MAX)
     }
 
     /// The cursor of the newest dead letter: whoever goes on from there sees what comes.
@@ -232,12 +247,13 @@ impl Desk {
         Ok(self.store.newest_dead_letter().await?)
     }
 
-    /// Open dead letters that came after one, up to a number.
+    /// Dead letters of a filter that came after one, up to a number; open ones unless states are named.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn letters_after(&self, cursor: i64, most: i64) -> Result<i64, Refusal> {
-        Ok(self.store.arrived_after(cursor, self.limits(), most).await?)
+    pub async fn letters_after(&self, which: &Which, cursor: i64, most: i64) -> Result<i64, Refusal> {
+        let filter = self.filter(which, &[State::Open]).await?;
+        Ok(self.store.arrived_after(&filter, cursor, most).await?)
     }
 
     /// The database's clock.
@@ -281,14 +297,14 @@ impl PartnerAct {
 // Partners -----------------------------------------------------------------------------------------------------------
 
 impl Desk {
-    /// Every partner.
+    /// A page of partners by enterprise id, after one of them; `console.page` says how many.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn partners(&self) -> Result<Vec<PartnerRecord>, Refusal> {
-        let mut partners = self.store.partners().await?;
-        partners.retain(|partner| self.sees(Some(&partner.enterprise_id)));
-        Ok(partners)
+    pub async fn partners_page(&self, after: Option<&str>) -> Result<Page<PartnerRecord>, Refusal> {
+        let limit = i64::from(self.settings.console.page);
+        let found = self.store.partners_page(after, self.limits(), limit + 1).await?;
+        Ok(Page::of(found, limit))
     }
 
     /// One partner.
@@ -303,16 +319,12 @@ impl Desk {
         found.ok_or_else(|| Refusal::no_partner(enterprise_id))
     }
 
-    /// When something of each partner came last, as far as it was written down: of one, or of all.
+    /// When something of each of these partners came last, as far as it was written down.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn partners_seen(&self, enterprise_id: Option<&str>) -> Result<BTreeMap<String, PartnerSeen>, Refusal> {
-        let one = enterprise_id.map(|id| [id.to_owned()]);
-        let mut seen = self
-            .store
-            .partners_seen(one.as_ref().map(<[String; 1]>::as_slice))
-            .await?;
+    pub async fn partners_seen(&self, partners: &[String]) -> Result<BTreeMap<String, PartnerSeen>, Refusal> {
+        let mut seen = self.store.partners_seen(partners).await?;
         seen.retain(|(enterprise_id, _)| self.sees(Some(enterprise_id)));
         Ok(seen.into_iter().collect())
     }
@@ -325,12 +337,18 @@ impl Desk {
         Ok(self.store.keys(enterprise_id).await?)
     }
 
-    /// The connections of a partner, or all.
+    /// A page of a partner's connections in the order of their ids, after one of them.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn connections(&self, enterprise_id: Option<&str>) -> Result<Vec<ConnectionRecord>, Refusal> {
-        Ok(self.store.connections(enterprise_id).await?)
+    pub async fn connections_of(
+        &self,
+        enterprise_id: &str,
+        after: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Page<ConnectionRecord>, Refusal> {
+        let found = self.store.connections_of(enterprise_id, after, limit + 1).await?;
+        Ok(Page::of(found, limit))
     }
 
     /// Suspends a partner, puts it in quarantine, or lets it go on. Where it was so already nothing is changed.

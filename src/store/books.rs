@@ -21,6 +21,41 @@ pub struct BalanceRecord {
     pub balance: String,
 }
 
+/// All accounts of a currency together; the last is nothing where the books are right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SumRecord {
+    pub currency: String,
+    pub external: String,
+    pub available: String,
+    pub held: String,
+    pub allocated: String,
+    pub total: String,
+}
+
+/// What an owner has of a currency.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountRecord {
+    /// `world`, `client` or `connection`.
+    pub holder: String,
+    /// Nil of the world.
+    pub owner: Uuid,
+    pub currency: String,
+    pub external: String,
+    pub available: String,
+    pub held: String,
+    pub allocated: String,
+}
+
+/// Which accounts.
+#[derive(Clone, Copy, Debug)]
+pub struct AccountsPage<'p> {
+    /// From one id to another.
+    pub owners: (Uuid, Uuid),
+    pub currency: Option<&'p str>,
+    /// After the one of this owner, currency and holder.
+    pub after: Option<(Uuid, &'p str, &'p str)>,
+}
+
 /// What the books were found to be.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Books {
@@ -61,6 +96,72 @@ impl Store {
             (&left.currency, place(left), left.owner).cmp(&(&right.currency, place(right), right.owner))
         });
         Ok(balances)
+    }
+
+    /// The sums of all accounts, by currency.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn sums(&self) -> Result<Vec<SumRecord>, StoreError> {
+        let mut session = self.session("sums").await?;
+        session.begin_long().await?;
+        let rows = session
+            .query(
+                "/* books::sums */
+                SELECT f.currency, sum(f.external)::text AS external, sum(f.available)::text AS available,
+                       sum(f.held)::text AS held, sum(f.allocated)::text AS allocated,
+                       (sum(f.external) + sum(f.available) + sum(f.held) + sum(f.allocated))::text AS total
+                FROM settled.funds AS f
+                GROUP BY f.currency
+                ORDER BY f.currency",
+                &[],
+            )
+            .await?;
+        session.rollback().await;
+        let sums = rows.iter().map(|row| SumRecord {
+            currency: row.get("currency"),
+            external: row.get("external"),
+            available: row.get("available"),
+            held: row.get("held"),
+            allocated: row.get("allocated"),
+            total: row.get("total"),
+        });
+        Ok(sums.collect())
+    }
+
+    /// A page of accounts by owner and currency, after one of them: of owners between two ids, and of one currency or of all.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn accounts(&self, page: &AccountsPage<'_>, limit: i64) -> Result<Vec<AccountRecord>, StoreError> {
+        let (first, last) = page.owners;
+        let (owner, currency, holder) = page.after.unwrap_or((Uuid::nil(), "", ""));
+        let rows = self
+            .session("accounts")
+            .await?
+            .query(
+                "/* books::accounts */
+                SELECT f.holder, f.owner, f.currency, f.external::text AS external, f.available::text AS available,
+                       f.held::text AS held, f.allocated::text AS allocated
+                FROM settled.funds AS f
+                WHERE f.owner BETWEEN $1 AND $2
+                  AND (f.owner, f.currency, f.holder) > ($3::uuid, $4::text COLLATE \"C\", $5::text COLLATE \"C\")
+                  AND ($6::text IS NULL OR f.currency = $6)
+                ORDER BY f.owner, f.currency, f.holder
+                LIMIT $7",
+                &[&first, &last, &owner, &currency, &holder, &page.currency, &limit],
+            )
+            .await?;
+        let accounts = rows.iter().map(|row| AccountRecord {
+            holder: row.get("holder"),
+            owner: row.get("owner"),
+            currency: row.get("currency"),
+            external: row.get("external"),
+            available: row.get("available"),
+            held: row.get("held"),
+            allocated: row.get("allocated"),
+        });
+        Ok(accounts.collect())
     }
 
     /// Proves the books, all of them in one moment. Reads every row that moved money. `told` is told how many questions of how

@@ -257,6 +257,46 @@ impl Store {
         Ok(session.one(&rows)?.get::<_, Option<i64>>(0).unwrap_or_default())
     }
 
+    /// The same, up to a number.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn count_dead_letters_upto(&self, filter: &Filter, most: i64) -> Result<i64, StoreError> {
+        let asked = Asked::of(filter);
+        let mut parameters: Parameters<'_> = vec![&most];
+        let conditions = asked.conditions(&mut parameters);
+        let branches = asked.branches(|state| {
+            format!("SELECT 1 FROM settled.dead_letters AS d WHERE d.state = '{state}'{conditions} LIMIT $1")
+        });
+        let sql = format!(
+            "/* letters::count_dead_letters_upto */ SELECT count(*) FROM (SELECT 1 FROM ({branches}) AS b LIMIT $1) AS a"
+        );
+        let session = self.session("count_dead_letters_upto").await?;
+        let rows = session.query(&sql, &parameters).await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
+    /// How many of them came after one, up to a number.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn arrived_after(&self, filter: &Filter, cursor: i64, most: i64) -> Result<i64, StoreError> {
+        let asked = Asked::of(filter);
+        let mut parameters: Parameters<'_> = vec![&cursor, &most];
+        let conditions = asked.conditions(&mut parameters);
+        let branches = asked.branches(|state| {
+            format!(
+                "SELECT 1 FROM settled.dead_letters AS d WHERE d.state = '{state}' AND d.seq > $1{conditions} LIMIT $2"
+            )
+        });
+        let sql = format!(
+            "/* letters::arrived_after */ SELECT count(*) FROM (SELECT 1 FROM ({branches}) AS b LIMIT $2) AS a"
+        );
+        let session = self.session("arrived_after").await?;
+        let rows = session.query(&sql, &parameters).await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
     /// The ids of a selection in order of arrival, up to a number.
     ///
     /// # Errors
@@ -325,19 +365,13 @@ impl Store {
         Ok((groups.collect(), rows.first().map_or(0, |row| row.get("groups"))))
     }
 
-    /// Counts by state and reason, and of the partners with the most, the largest first: of whatever name somebody gave, or of
-    /// those alone that are registered.
+    /// Counts by state and reason, and of the partners with the most, the largest first.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn dead_letter_stats(
-        &self,
-        filter: &Filter,
-        partners: i64,
-        registered: bool,
-    ) -> Result<Vec<Stat>, StoreError> {
+    pub async fn dead_letter_stats(&self, filter: &Filter, partners: i64) -> Result<Vec<Stat>, StoreError> {
         let asked = Asked::of(filter);
-        let mut parameters: Parameters<'_> = vec![&partners, &registered];
+        let mut parameters: Parameters<'_> = vec![&partners];
         let conditions = asked.conditions(&mut parameters);
         let sql = format!(
             "/* letters::dead_letter_stats */
@@ -349,7 +383,6 @@ impl Store {
             UNION ALL (
                 SELECT NULL, NULL, enterprise_id, sum(messages)::bigint, min(first_failed_at), max(last_failed_at)
                 FROM grouped
-                WHERE NOT $2 OR enterprise_id IN (SELECT p.enterprise_id FROM settled.partners AS p)
                 GROUP BY enterprise_id
                 ORDER BY 4 DESC, 3
                 LIMIT $1

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod batch;
 pub mod books;
 pub mod clients;
+mod counted;
 pub mod dead_letter_space;
 pub mod dead_letters;
 pub mod due;
@@ -58,13 +59,15 @@ use std::{
 use deadpool_postgres::Object;
 use tokio_postgres::config::SslMode;
 
+use self::{
+    counted::Counted,
+    runs::RunCounts,
+    servers::Servers,
+    session::{Limits, Session},
+};
 pub use self::{
     error::{Fate, StoreError},
     migrate::{check_compression, check_schema, schema_version},
-};
-use self::{
-    servers::Servers,
-    session::{Limits, Session},
 };
 use crate::{
     config::Settings,
@@ -92,6 +95,9 @@ pub struct Store {
     parked_bytes: Arc<AtomicU64>,
     /// Where there is TLS.
     files: Option<ClientFiles>,
+    /// Of plans, how many of each would settle; and of runs that are over what they came to.
+    plans_counted: Arc<Counted<i64>>,
+    runs_counted: Arc<Counted<RunCounts>>,
 }
 
 impl Store {
@@ -138,6 +144,8 @@ impl Store {
             lock_patience,
             parked_bytes: Arc::default(),
             files: tls,
+            plans_counted: Arc::default(),
+            runs_counted: Arc::default(),
         })
     }
 

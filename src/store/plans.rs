@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    Session, Store, StoreError,
     audit::{Act, write_audit},
     dead_letters, due,
     time::time,
@@ -71,11 +71,23 @@ pub struct StateNow {
 }
 
 const PLAN: &str = "\
-    SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages, p.voucher, p.session_name,
-           (SELECT count(*)
-            FROM settled.plan_items AS i
-            WHERE i.plan_id = p.id AND i.verdict = 'settled') AS settled
+    SELECT p.id, p.at, p.operator, p.filters::text AS filters, p.messages, p.voucher, p.session_name
     FROM settled.plans AS p";
+
+/// How many messages of some plans would settle; a plan without one is missing.
+async fn settling(session: &Session, plans: &[i64]) -> Result<HashMap<i64, i64>, StoreError> {
+    if plans.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = session
+        .query(
+            "/* plans::settling */
+            SELECT plan_id, count(*) FROM settled.plan_items WHERE plan_id = ANY ($1) AND verdict = 'settled' GROUP BY plan_id",
+            &[&plans],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
 
 /// Whether a plan was made of the messages of these partners ($3) alone; of none: of whomsoever.
 pub(super) const WITHIN: &str = "\
@@ -83,14 +95,14 @@ pub(super) const WITHIN: &str = "\
         OR p.filters ->> 'partner' = ANY ($3)
         OR (p.filters ->> 'partner' IS NULL AND p.filters -> 'partners' <@ to_jsonb($3::text[])))";
 
-fn plan_record(row: &Row) -> PlanRecord {
+fn plan_record(row: &Row, settled: i64) -> PlanRecord {
     PlanRecord {
         id: row.get("id"),
         at: row.get("at"),
         operator: row.get("operator"),
         filters: serde_json::from_str(row.get("filters")).unwrap_or_default(),
         messages: row.get("messages"),
-        settled: row.get("settled"),
+        settled,
         by: Person {
             operator: row.get("operator"),
             voucher: row.get("voucher"),
@@ -199,12 +211,13 @@ impl Store {
     /// # Errors
     /// The database is away or refuses.
     pub async fn plan(&self, id: i64) -> Result<Option<PlanRecord>, StoreError> {
-        let rows = self
-            .session("plan")
-            .await?
+        let session = self.session("plan").await?;
+        let rows = session
             .query(&format!("/* plans::plan */ {PLAN} WHERE p.id = $1"), &[&id])
             .await?;
-        Ok(rows.first().map(plan_record))
+        let Some(row) = rows.first() else { return Ok(None) };
+        let settled = settling(&session, &[id]).await?;
+        Ok(Some(plan_record(row, settled.get(&id).copied().unwrap_or_default())))
     }
 
     /// A page of plans, the newest first: of all, or of those that were made of these partners' messages alone.
@@ -217,15 +230,30 @@ impl Store {
         partners: Option<&[String]>,
         limit: i64,
     ) -> Result<Vec<PlanRecord>, StoreError> {
-        let rows = self
-            .session("plans")
-            .await?
+        let session = self.session("plans").await?;
+        let rows = session
             .query(
                 &format!("/* plans::plans */ {PLAN} WHERE p.id < $1 AND {WITHIN} ORDER BY p.id DESC LIMIT $2"),
                 &[&before, &limit, &partners],
             )
             .await?;
-        Ok(rows.iter().map(plan_record).collect())
+        // A plan is what it was when it was made.
+        let kept = |row: &Row| self.plans_counted.get(row.get("id"), row.get("at"));
+        let asked: Vec<i64> = rows
+            .iter()
+            .filter(|row| kept(row).is_none())
+            .map(|row| row.get("id"))
+            .collect();
+        let counted = settling(&session, &asked).await?;
+        let settled = |row: &Row| {
+            let id: i64 = row.get("id");
+            kept(row).unwrap_or_else(|| counted.get(&id).copied().unwrap_or_default())
+        };
+        let plans: Vec<PlanRecord> = rows.iter().map(|row| plan_record(row, settled(row))).collect();
+        for plan in &plans {
+            self.plans_counted.keep(plan.id, plan.at, plan.settled);
+        }
+        Ok(plans)
     }
 
     /// What a plan's messages would have come to when it was made; and the money, by currency.
@@ -234,42 +262,43 @@ impl Store {
     /// The database is away or refuses.
     pub async fn plan_verdicts(&self, id: i64) -> Result<(Vec<PlannedVerdicts>, Vec<(String, String)>), StoreError> {
         let session = self.session("plan_verdicts").await?;
+        // One walk through the messages: what would settle has a currency, and no reason.
         let rows = session
             .query(
                 "/* plans::plan_verdicts */
-                SELECT verdict, reason, count(*) AS messages
+                SELECT verdict, reason, currency, count(*) AS messages, sum(quantity)::text AS quantity
                 FROM settled.plan_items
                 WHERE plan_id = $1
-                GROUP BY verdict, reason",
-                &[&id],
-            )
-            .await?;
-        let verdicts = rows.iter().map(|row| {
-            let verdict: &str = row.get("verdict");
-            Ok(PlannedVerdicts {
-                verdict: VerdictKind::parse(verdict).ok_or_else(|| {
-                    StoreError::ours("plan_verdicts", format!("this version knows no verdict {verdict:?}"))
-                })?,
-                reason: row.get::<_, Option<&str>>("reason").map(Reason::written),
-                messages: row.get("messages"),
-            })
-        });
-        let verdicts = verdicts.collect::<Result<_, StoreError>>()?;
-        let rows = session
-            .query(
-                "/* plans::plan_verdicts money */
-                SELECT currency, sum(quantity)::text AS quantity
-                FROM settled.plan_items
-                WHERE plan_id = $1 AND quantity IS NOT NULL
-                GROUP BY currency
+                GROUP BY verdict, reason, currency
                 ORDER BY currency",
                 &[&id],
             )
             .await?;
-        let money = rows
-            .iter()
-            .map(|row| (row.get("currency"), row.get("quantity")))
-            .collect();
+        let mut verdicts: Vec<PlannedVerdicts> = Vec::new();
+        let mut money: Vec<(String, String)> = Vec::new();
+        for row in &rows {
+            let verdict: &str = row.get("verdict");
+            let verdict = VerdictKind::parse(verdict).ok_or_else(|| {
+                StoreError::ours("plan_verdicts", format!("this version knows no verdict {verdict:?}"))
+            })?;
+            let (reason, messages) = (
+                row.get::<_, Option<&str>>("reason").map(Reason::written),
+                row.get("messages"),
+            );
+            let line = verdicts
+                .iter_mut()
+                .find(|line| line.verdict == verdict && line.reason == reason);
+            match line {
+                Some(line) => line.messages += messages,
+                None => verdicts.push(PlannedVerdicts {
+                    verdict,
+                    reason,
+                    messages,
+                }),
+            }
+            let sum = row.get::<_, Option<String>>("currency").zip(row.get("quantity"));
+            money.extend(sum);
+        }
         Ok((verdicts, money))
     }
 

@@ -266,6 +266,34 @@ impl Store {
         Ok(rows.iter().map(connection).collect())
     }
 
+    /// Connections of a partner in the order of their ids, after one of them.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn connections_of(
+        &self,
+        enterprise_id: &str,
+        after: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Vec<ConnectionRecord>, StoreError> {
+        let rows = self
+            .session("connections_of")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::connections_of */
+                    SELECT {CONNECTION_COLUMNS}
+                    FROM settled.connections
+                    WHERE enterprise_id = $1 AND ($2::uuid IS NULL OR connection_id > $2)
+                    ORDER BY connection_id
+                    LIMIT $3"
+                ),
+                &[&enterprise_id, &after, &limit],
+            )
+            .await?;
+        Ok(rows.iter().map(connection).collect())
+    }
+
     /// One connection; None if there is no such one.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Replays of plans. A run's messages wait, are due, and are judged or skipped; the worker that judges a due one writes the
 //! verdict. Locks are taken in one order: the run, dead letters by id, items.
 
+mod counts;
 mod outcome;
 
 use std::time::Duration;
@@ -11,6 +12,8 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+pub(super) use self::counts::RunCounts;
+use self::counts::counts;
 pub use self::outcome::{Came, Moved};
 use super::{
     Session, Store, StoreError,
@@ -98,20 +101,10 @@ pub struct Run {
 
 const RUN: &str = "\
     SELECT r.id, r.plan_id, r.state, r.note, r.operator, r.why, r.canary, r.rate, r.all_verdicts, r.started_at,
-           r.changed_at, r.driven_until, coalesce(r.driven_until < clock_timestamp(), true) AS stalled, i.*
-    FROM settled.runs AS r
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS messages,
-               count(*) FILTER (WHERE i.state = 'waiting') AS waiting,
-               count(*) FILTER (WHERE i.state = 'due') AS due,
-               count(*) FILTER (WHERE i.state = 'judged') AS judged,
-               count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
-               count(*) FILTER (WHERE i.verdict <> i.planned) AS differ
-        FROM settled.run_items AS i
-        WHERE i.run_id = r.id
-    ) AS i";
+           r.changed_at, r.driven_until, coalesce(r.driven_until < clock_timestamp(), true) AS stalled
+    FROM settled.runs AS r";
 
-fn run(row: &Row) -> Run {
+fn run(row: &Row, counts: RunCounts) -> Run {
     let state = RunState::of(row);
     Run {
         id: row.get("id"),
@@ -130,13 +123,22 @@ fn run(row: &Row) -> Run {
         started_at: row.get("started_at"),
         changed_at: row.get("changed_at"),
         driven_until: row.get("driven_until"),
-        messages: row.get("messages"),
-        waiting: row.get("waiting"),
-        due: row.get("due"),
-        judged: row.get("judged"),
-        skipped: row.get("skipped"),
-        differ: row.get("differ"),
+        messages: counts.messages,
+        waiting: counts.waiting,
+        due: counts.due,
+        judged: counts.judged,
+        skipped: counts.skipped,
+        differ: counts.differ,
     }
+}
+
+async fn one(session: &Session, id: i64) -> Result<Option<Run>, StoreError> {
+    let rows = session
+        .query(&format!("/* runs::one */ {RUN} WHERE r.id = $1"), &[&id])
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let counted = counts(session, &[id]).await?;
+    Ok(Some(run(row, counted.get(&id).copied().unwrap_or_default())))
 }
 
 /// What became of a slice of waiting messages.
@@ -426,10 +428,7 @@ impl Store {
         if !sign_of_life(&session, id, driver).await? {
             return Ok(Driven::Lost);
         }
-        let rows = session
-            .query(&format!("/* runs::drive_on */ {RUN} WHERE r.id = $1"), &[&id])
-            .await?;
-        Ok(rows.first().map_or(Driven::Lost, |row| Driven::Ours(run(row))))
+        Ok(one(&session, id).await?.map_or(Driven::Lost, Driven::Ours))
     }
 
     /// One run.
@@ -437,12 +436,7 @@ impl Store {
     /// # Errors
     /// The database is away or refuses.
     pub async fn run(&self, id: i64) -> Result<Option<Run>, StoreError> {
-        let rows = self
-            .session("run")
-            .await?
-            .query(&format!("/* runs::run */ {RUN} WHERE r.id = $1"), &[&id])
-            .await?;
-        Ok(rows.first().map(run))
+        one(&self.session("run").await?, id).await
     }
 
     /// A page of runs, the newest first: of all, or of plans of these partners alone.
@@ -450,9 +444,8 @@ impl Store {
     /// # Errors
     /// The database is away or refuses.
     pub async fn runs(&self, before: i64, partners: Option<&[String]>, limit: i64) -> Result<Vec<Run>, StoreError> {
-        let rows = self
-            .session("runs")
-            .await?
+        let session = self.session("runs").await?;
+        let rows = session
             .query(
                 &format!(
                     "/* runs::runs */ {RUN} WHERE r.id < $1
@@ -462,7 +455,30 @@ impl Store {
                 &[&before, &limit, &partners],
             )
             .await?;
-        Ok(rows.iter().map(run).collect())
+        // Nothing of a run that is over changes any more.
+        let kept = |row: &Row| match RunState::of(row) {
+            RunState::Done => self.runs_counted.get(row.get("id"), row.get("changed_at")),
+            _ => None,
+        };
+        let asked: Vec<i64> = rows
+            .iter()
+            .filter(|row| kept(row).is_none())
+            .map(|row| row.get("id"))
+            .collect();
+        let counted = counts(&session, &asked).await?;
+        let counts_of = |row: &Row| {
+            let id: i64 = row.get("id");
+            kept(row).unwrap_or_else(|| counted.get(&id).copied().unwrap_or_default())
+        };
+        let runs: Vec<Run> = rows.iter().map(|row| run(row, counts_of(row))).collect();
+        for (run, row) in runs
+            .iter()
+            .zip(&rows)
+            .filter(|(run, _)| run.state == RunState::Done.as_str())
+        {
+            self.runs_counted.keep(run.id, run.changed_at, counts_of(row));
+        }
+        Ok(runs)
     }
 }
 

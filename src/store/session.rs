@@ -228,6 +228,15 @@ impl Session {
             .await
     }
 
+    /// The same for sums of many rows to few, which need not be sorted on a disk.
+    pub(super) async fn begin_sum(&self) -> Result<(), StoreError> {
+        self.begin_with(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            "; SET LOCAL work_mem = '16MB'",
+        )
+        .await
+    }
+
     /// Opens a transaction of one moment that may take long and changes nothing.
     pub(super) async fn begin_long(&mut self) -> Result<(), StoreError> {
         self.deadline = LONG;

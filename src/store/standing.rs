@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
+use crate::domain::reason::Reason;
 
 /// What was settled in a minute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,28 +104,6 @@ impl Store {
         Ok(session.one(&rows)?.get(0))
     }
 
-    /// Open dead letters that came after one, up to a number: all, or these partners'.
-    ///
-    /// # Errors
-    /// The database is away or refuses.
-    pub async fn arrived_after(&self, cursor: i64, partners: Option<&[String]>, most: i64) -> Result<i64, StoreError> {
-        let session = self.session("arrived_after").await?;
-        let rows = session
-            .query(
-                "/* standing::arrived_after */
-                SELECT count(*)
-                FROM (
-                    SELECT
-                    FROM settled.dead_letters
-                    WHERE state = 'open' AND seq > $1 AND ($3::text[] IS NULL OR enterprise_id = ANY ($3))
-                    LIMIT $2
-                ) AS a",
-                &[&cursor, &most, &partners],
-            )
-            .await?;
-        Ok(session.one(&rows)?.get(0))
-    }
-
     /// When the open messages of some groups failed last, by parts of the time until now.
     ///
     /// # Errors
@@ -165,11 +144,11 @@ impl Store {
             .collect())
     }
 
-    /// When something of each partner came last: of all, or of these.
+    /// When something of each of these partners came last.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn partners_seen(&self, partners: Option<&[String]>) -> Result<Vec<(String, PartnerSeen)>, StoreError> {
+    pub async fn partners_seen(&self, partners: &[String]) -> Result<Vec<(String, PartnerSeen)>, StoreError> {
         let rows = self
             .session("partners_seen")
             .await?
@@ -181,10 +160,11 @@ impl Store {
                     SELECT k.enterprise_id, max(u.last_used_at) AS signed_at
                     FROM settled.partner_keys AS k
                     JOIN settled.key_uses AS u ON u.public_key = k.public_key
+                    WHERE k.enterprise_id = ANY ($1)
                     GROUP BY k.enterprise_id
                 ) AS u ON u.enterprise_id = p.enterprise_id
                 LEFT JOIN (
-                    SELECT whose, max(held_at) AS held_at FROM settled.held GROUP BY whose
+                    SELECT whose, max(held_at) AS held_at FROM settled.held WHERE whose = ANY ($1) GROUP BY whose
                 ) AS h ON h.whose = p.enterprise_id
                 -- The newest of each state, at the end of its part of the index.
                 LEFT JOIN LATERAL (
@@ -198,7 +178,7 @@ impl Store {
                         LIMIT 1
                     ) AS n
                 ) AS r ON true
-                WHERE $1::text[] IS NULL OR p.enterprise_id = ANY ($1)",
+                WHERE p.enterprise_id = ANY ($1)",
                 &[&partners],
             )
             .await?;
@@ -211,6 +191,40 @@ impl Store {
             (row.get("enterprise_id"), seen)
         });
         Ok(seen.collect())
+    }
+
+    /// Open dead letters by reason; and by partner, of those that are registered. What has none is missing.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn open_letters(&self) -> Result<(Vec<(Reason, i64)>, Vec<(String, i64)>), StoreError> {
+        let rows = self
+            .session("open_letters")
+            .await?
+            .query(
+                "/* standing::open_letters */
+                SELECT p.enterprise_id, g.reason, sum(g.messages)::bigint AS messages
+                FROM (
+                    SELECT d.enterprise_id, d.reason, count(*) AS messages
+                    FROM settled.dead_letters AS d
+                    WHERE d.state = 'open'
+                    GROUP BY d.enterprise_id, d.reason
+                ) AS g
+                LEFT JOIN settled.partners AS p ON p.enterprise_id = g.enterprise_id
+                GROUP BY GROUPING SETS ((p.enterprise_id), (g.reason))",
+                &[],
+            )
+            .await?;
+        let (mut reasons, mut partners) = (Vec::new(), Vec::new());
+        for row in &rows {
+            let messages = row.get("messages");
+            if let Some(reason) = row.get::<_, Option<&str>>("reason") {
+                reasons.push((Reason::written(reason), messages));
+            } else if let Some(partner) = row.get("enterprise_id") {
+                partners.push((partner, messages));
+            }
+        }
+        Ok((reasons, partners))
     }
 
     /// Parked messages by partner.

@@ -417,6 +417,35 @@ impl Store {
         Ok(rows.iter().map(partner).collect())
     }
 
+    /// Partners by enterprise id, after one of them: of all, or of these alone.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn partners_page(
+        &self,
+        after: Option<&str>,
+        partners: Option<&[String]>,
+        limit: i64,
+    ) -> Result<Vec<PartnerRecord>, StoreError> {
+        let rows = self
+            .session("partners_page")
+            .await?
+            .query(
+                &format!(
+                    "/* registry::partners_page */
+                    SELECT {PARTNER_COLUMNS}
+                    FROM settled.partners
+                    WHERE ($1::text IS NULL OR enterprise_id > $1)
+                      AND ($2::text[] IS NULL OR enterprise_id = ANY ($2))
+                    ORDER BY enterprise_id
+                    LIMIT $3"
+                ),
+                &[&after, &partners, &limit],
+            )
+            .await?;
+        Ok(rows.iter().map(partner).collect())
+    }
+
     /// The partners that have an input queue of their own, the first registered first.
     ///
     /// # Errors

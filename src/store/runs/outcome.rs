@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::{RUN, Run, RunCounts, run};
 use crate::store::{Store, StoreError};
 
 /// How many messages of a run, planned so, came to what.
@@ -77,15 +78,56 @@ impl Store {
         Ok(session.one(&rows)?.get(0))
     }
 
-    /// What a run's messages came to, and the money.
+    /// Messages of a run that wait in it and would be replayed: open ones, of partners that live here.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn run_outcome(&self, id: i64) -> Result<(Vec<Came>, Vec<Moved>), StoreError> {
-        let session = self.session("run_outcome").await?;
+    pub async fn count_going_on(&self, run: i64) -> Result<i64, StoreError> {
+        let session = self.session("count_going_on").await?;
         let rows = session
             .query(
-                "/* runs::run_outcome */
+                "/* runs::count_going_on moving */ SELECT EXISTS (SELECT FROM settled.partners WHERE moving IS NOT NULL)",
+                &[],
+            )
+            .await?;
+        // Without one that moves an index says it all.
+        let elsewhere = match session.one(&rows)?.get(0) {
+            true => {
+                "AND NOT EXISTS (
+                    SELECT FROM settled.partners AS p WHERE p.enterprise_id = d.enterprise_id AND p.moving IS NOT NULL
+                )"
+            }
+            false => "",
+        };
+        let rows = session
+            .query(
+                &format!(
+                    "/* runs::count_going_on */
+                    SELECT count(*)
+                    FROM settled.run_items AS i
+                    JOIN settled.dead_letters AS d ON d.id = i.dead_letter_id
+                    WHERE i.run_id = $1 AND i.state = 'waiting' AND d.state = 'open' {elsewhere}"
+                ),
+                &[&run],
+            )
+            .await?;
+        Ok(session.one(&rows)?.get(0))
+    }
+
+    /// A run with what its messages came to.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn run_came(&self, id: i64) -> Result<Option<(Run, Vec<Came>)>, StoreError> {
+        let session = self.session("run_came").await?;
+        // Of one moment. What they come to is few things, which the planner can not know.
+        session.begin_sum().await?;
+        let heads = session
+            .query(&format!("/* runs::run_came run */ {RUN} WHERE r.id = $1"), &[&id])
+            .await?;
+        let rows = session
+            .query(
+                "/* runs::run_came */
                 SELECT planned, state, verdict, reason, note, count(*) AS messages
                 FROM settled.run_items
                 WHERE run_id = $1
@@ -94,6 +136,7 @@ impl Store {
                 &[&id],
             )
             .await?;
+        session.rollback().await;
         let came = rows
             .iter()
             .map(|row| Came {
@@ -104,11 +147,20 @@ impl Store {
                 note: row.get("note"),
                 messages: row.get("messages"),
             })
-            .collect();
+            .collect::<Vec<Came>>();
+        Ok(heads.first().map(|head| (run(head, RunCounts::of_came(&came)), came)))
+    }
+
+    /// The money of a run, as the plan has it and as it moved.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn run_money(&self, id: i64) -> Result<Vec<Moved>, StoreError> {
+        let session = self.session("run_money").await?;
         // What moved is asked of the transfers, not of the plan: of those that the judging batches made.
         let rows = session
             .query(
-                "/* runs::run_outcome money */
+                "/* runs::run_money */
                 SELECT m.currency, sum(m.planned)::text AS planned, sum(m.moved)::text AS moved
                 FROM (
                     SELECT p.currency, p.quantity AS planned, 0 AS moved
@@ -130,14 +182,33 @@ impl Store {
                 &[&id],
             )
             .await?;
-        let moved = rows
+        Ok(rows
             .iter()
             .map(|row| Moved {
                 currency: row.get("currency"),
                 planned: row.get("planned"),
                 moved: row.get("moved"),
             })
-            .collect();
-        Ok((came, moved))
+            .collect())
+    }
+}
+
+impl RunCounts {
+    /// The same numbers, of what the messages came to.
+    fn of_came(came: &[Came]) -> Self {
+        let mut counts = Self::default();
+        for line in came {
+            counts.messages += line.messages;
+            match line.state.as_str() {
+                "waiting" => counts.waiting += line.messages,
+                "due" => counts.due += line.messages,
+                "judged" => counts.judged += line.messages,
+                _ => counts.skipped += line.messages,
+            }
+            if line.verdict.as_ref().is_some_and(|verdict| *verdict != line.planned) {
+                counts.differ += line.messages;
+            }
+        }
+        counts
     }
 }

@@ -316,7 +316,11 @@ async fn an_incident_is_drained_by_two_people_with_forms_alone() {
     assert!(alone.text.contains("nobody else has approved"), "{alone:?}");
     assert_eq!(console.act(&ann, "/plans/1/approve", &[why]).await.status, 403);
     let approved = console
-        .act(&bob, "/plans/1/approve", &[("why", "I looked"), ("for", "replay")])
+        .act(
+            &bob,
+            "/plans/1/approve",
+            &[("why", "I looked"), ("for", "replay"), ("seen_replay", "12")],
+        )
         .await;
     assert!(
         approved.text.contains("you approved the replay of plan 1"),
@@ -418,22 +422,31 @@ async fn what_is_away_is_said_and_the_rest_is_shown() {
     let nowhere = format!("amqp://a:b@{}/x", crate::kit::command::NOWHERE);
     let console = Console::start(&place, &[("SETTLED_BROKER_URL", &nowhere)]).await;
     let ann = console.sign_in().await;
-    let page = console.get(&ann, "/").await;
-    assert_eq!(page.status, 200);
-    assert!(
-        page.text.contains("role=\"alert\"") && page.text.contains("open letters"),
-        "{page:?}"
-    );
+    until("the broker is said to be away", PATIENCE, async || {
+        let page = console.get(&ann, "/").await;
+        assert_eq!(page.status, 200);
+        (page.text.contains("the broker: ") && page.text.contains("open letters")).then_some(())
+    })
+    .await;
     let nowhere = format!("postgres://a:b@{}/x", crate::kit::command::NOWHERE);
     let console = Console::start(&place, &[("SETTLED_DATABASE_URL", &nowhere)]).await;
     let ann = console.sign_in_without_pages().await;
-    let page = console.get(&ann, "/").await;
-    assert_eq!(page.status, 200);
+    until("the database is said to be away", PATIENCE, async || {
+        let page = console.get(&ann, "/").await;
+        assert_eq!(page.status, 200);
+        (page.text.contains("in the queue") && page.text.contains("the database: ")).then_some(())
+    })
+    .await;
+    // Whatever can not be shown says so; a form stays as it was filled in.
+    let page = console.get(&ann, "/letters?partner=acme").await;
+    assert_eq!(page.status, 503);
     assert!(
-        page.text.contains("in the queue") && page.text.contains("role=\"alert\""),
+        page.text.contains("role=\"alert\"")
+            && page.text.contains("value=\"acme\"")
+            && page.text.contains("href=\"/audit\""),
         "{page:?}"
     );
-    let page = console.get(&ann, "/letters").await;
+    let page = console.get(&ann, "/runs").await;
     assert_eq!(page.status, 503);
     assert!(
         page.text.contains("Not now") && page.text.contains("href=\"/audit\""),

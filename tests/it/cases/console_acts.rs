@@ -6,7 +6,7 @@ use crate::kit::{
     command::ask,
     console::{Console, Visitor},
     partner::Partner,
-    support::{COLLECTS, PATIENCE, Place, until},
+    support::{COLLECTS, PATIENCE, Place, count, until},
 };
 
 /// Dead letters of acme that settle now that the key is there; and a plan of all of them.
@@ -47,8 +47,28 @@ async fn a_number_on_a_button_is_what_it_will_touch() {
         )
         .await;
     let plan = console.get(&ann, "/plans/1").await;
-    for button in ["Replay 3 messages", "Discard 3 messages", "Restore 1 messages"] {
+    for button in [
+        "Replay 3 messages",
+        "Discard 3 messages",
+        "Restore 1 messages",
+        "Approve the replay of 3 messages",
+        "Approve the discard of 3 messages",
+        "Approve the restore of 1 messages",
+    ] {
         assert!(plan.text.contains(button), "{button}: {plan:?}");
+    }
+    for (act, seen) in [
+        ("replay", "seen_replay"),
+        ("discard", "seen_discard"),
+        ("restore", "seen_restore"),
+    ] {
+        let stale = console
+            .act(&ann, "/plans/1/approve", &[why, ("for", act), (seen, "4")])
+            .await;
+        assert!(
+            stale.status == 409 && stale.text.contains("the page said 4"),
+            "{act}: {stale:?}"
+        );
     }
     // The number that was true before does nothing, whatever is done.
     for act in ["replay", "discard", "restore"] {
@@ -84,6 +104,157 @@ async fn a_number_on_a_button_is_what_it_will_touch() {
     }
     let restored = console.act(&ann, "/plans/1/restore", &[why, ("seen", "4")]).await;
     assert!(restored.text.contains("restored 4 messages"), "{restored:?}");
+    console.stop().await;
+}
+
+/// A run that was stopped goes on with what is open still: what was done with otherwise meanwhile is skipped, and not counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_on_with_as_many_as_its_button_says() {
+    let (place, console, ann) = planned("console_goes_on", 4).await;
+    let why = ("why", "the key is there");
+    let begun = console
+        .act(&ann, "/plans/1/replay", &[why, ("seen", "4"), ("canary", "1")])
+        .await;
+    assert_eq!(begun.header("location"), Some("/runs/1"), "{begun:?}");
+    assert_eq!(console.act(&ann, "/runs/1/cancel", &[why]).await.status, 303);
+    place
+        .tamper(
+            "UPDATE settled.dead_letters SET state = 'discarded', discarded_at = now()
+             WHERE seq = (SELECT min(seq) FROM settled.dead_letters)",
+        )
+        .await;
+    let run = console.get(&ann, "/runs/1").await;
+    assert!(
+        run.text.contains("Go on with 3 messages") && run.text.contains("of 4 that wait"),
+        "{run:?}"
+    );
+    let stale = console
+        .act(&ann, "/runs/1/resume", &[why, ("seen", "4"), ("rate", "5")])
+        .await;
+    assert!(
+        stale.status == 409 && stale.text.contains("the page said 4") && stale.text.contains("value=\"5\""),
+        "{stale:?}"
+    );
+    // Many who watch have it looked at once.
+    let mut db = place.db().await;
+    let lock = db.transaction().await.expect("a transaction");
+    lock.batch_execute("LOCK TABLE settled.run_items IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("a lock");
+    let watching = futures_util::future::join_all((0..10).map(|_| console.get(&ann, "/runs/1?again=1")));
+    let looks = "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%runs::run_came%'";
+    let other = place.db().await;
+    let counted = async {
+        until("somebody looks", PATIENCE, async || {
+            let waiting: i64 = other.query_one(looks, &[]).await.expect("it is seen").get(0);
+            (waiting > 0).then_some(())
+        })
+        .await;
+        // The others have come by the time that ten more pages are answered.
+        for _ in 0..10 {
+            assert_eq!(console.get(&ann, "/plans").await.status, 200);
+        }
+        let waiting: i64 = other.query_one(looks, &[]).await.expect("it is seen").get(0);
+        lock.rollback().await.expect("an end");
+        waiting
+    };
+    let (pages, looks) = tokio::join!(watching, counted);
+    assert_eq!(looks, 1, "ten watch, and one looks");
+    assert!(
+        pages.iter().all(|page| page.text.contains("Go on with 3 messages")),
+        "{pages:?}"
+    );
+    let worker = place.ready_worker(&COLLECTS).await;
+    let on = console.act(&ann, "/runs/1/resume", &[why, ("seen", "3")]).await;
+    assert_eq!(on.status, 303, "{on:?}");
+    until("it is over", PATIENCE, async || {
+        let run = console.get(&ann, "/runs/1?again=1").await;
+        run.text.contains("</b>done</span>").then_some(())
+    })
+    .await;
+    let run = console.get(&ann, "/runs").await;
+    assert!(run.text.contains("</b>done</span>"), "{run:?}");
+    assert_eq!(
+        count(&place.db().await, "receipts WHERE verdict = 'settled'").await,
+        3,
+        "as many as the button said"
+    );
+    console.stop().await;
+    assert!(worker.terminate().await.success(), "{}", worker.said());
+}
+
+/// What was typed into a form that is refused stands in it again, and in no other form.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_form_is_as_it_was_filled_in() {
+    let (place, console, ann) = planned("console_typed", 3).await;
+    // Some would not settle: there are two forms of a replay.
+    place
+        .tamper(
+            "UPDATE settled.plan_items SET verdict = 'rejected', reason = 'internal', currency = NULL, quantity = NULL
+             WHERE position = 1",
+        )
+        .await;
+    let why = ("why", "\"mine\" & <theirs>");
+    let kept = "value=\"&#34;mine&#34; &#38; &#60;theirs&#62;\"";
+    for (path, fields, holds) in [
+        (
+            "/plans/1/replay",
+            &[
+                why,
+                ("seen", "9"),
+                ("canary", "2"),
+                ("rate", "0.5"),
+                ("yes_again", "yes"),
+            ][..],
+            &[
+                "name=\"canary\" inputmode=\"numeric\" value=\"2\"",
+                "value=\"0.5\"",
+                "value=\"yes\" checked",
+            ][..],
+        ),
+        (
+            "/plans/1/replay",
+            &[why, ("seen", "9")],
+            &["name=\"canary\" inputmode=\"numeric\" value=\"\""],
+        ),
+        (
+            "/plans/1/replay",
+            &[why, ("seen", "9"), ("all_verdicts", "yes"), ("canary", "2")],
+            &[
+                "<details open><summary>Replay all",
+                "name=\"canary\" inputmode=\"numeric\" value=\"2\"",
+            ],
+        ),
+        (
+            "/plans/1/approve",
+            &[why, ("for", "discard"), ("seen_discard", "9")],
+            &[],
+        ),
+        ("/plans/1/discard", &[why, ("seen", "9")], &[]),
+        ("/plans/1/restore", &[why, ("seen", "9")], &[]),
+        ("/discard", &[why, ("partner", "acme"), ("seen", "9")], &[]),
+        ("/purge", &[why, ("before", "1h"), ("seen", "9")], &[]),
+        ("/outbox/retry", &[why, ("seen", "9")], &[]),
+    ] {
+        let page = console.act(&ann, path, fields).await;
+        assert!(page.status == 409, "{path}: {page:?}");
+        for text in holds {
+            assert!(page.text.contains(text), "{path}: {text}: {page:?}");
+        }
+        assert_eq!(
+            page.text.matches(kept).count(),
+            1,
+            "{path}, in one form alone: {page:?}"
+        );
+    }
+    let page = console
+        .act(&ann, "/partners/acme/suspend", &[("why", "internal")])
+        .await;
+    assert!(
+        page.status == 409 && page.text.contains("value=\"internal\""),
+        "{page:?}"
+    );
     console.stop().await;
 }
 

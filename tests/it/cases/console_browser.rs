@@ -222,6 +222,26 @@ async fn the_overview_under_load_is_seen() {
     assert!(ended.success(), "{}", worker.said());
 }
 
+/// Nobody answers for the broker: the alert stands there, look after look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_watched_changes_in_place() {
+    let browser = match Browser::new().await {
+        Ok(browser) => browser,
+        Err(why) => return skip("console_browser::what_is_watched_changes_in_place", &why),
+    };
+    let place = Place::new("console_watched").await;
+    let nowhere = format!("amqp://a:b@{}/x", crate::kit::command::NOWHERE);
+    let settings = [
+        ("SETTLED_BROKER_URL", nowhere.as_str()),
+        ("SETTLED_CONSOLE__LIVE_INTERVAL", "500ms"),
+    ];
+    let console = Console::start(&place, &settings).await;
+    browser
+        .play(&console, "watched", true, json!({"link": console.link()}))
+        .await;
+    console.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_text_is_shown_and_does_nothing() {
     let browser = match Browser::new().await {

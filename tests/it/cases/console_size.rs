@@ -26,6 +26,10 @@ const LETTERS: u32 = 1_000_000;
 const PLANNED: u32 = 100_000;
 /// Plans of that size, and a run of each.
 const PLANS: u32 = 10;
+/// Partners; a hundred of them have letters.
+const PARTNERS: u32 = 2_000;
+/// Connections of one partner, each with ten currencies.
+const CONNECTIONS: u32 = 10_000;
 /// How often each screen is asked for, after twice that do not count.
 const TIMES: usize = 40;
 /// What a screen may take, at the 95th of a hundred.
@@ -40,13 +44,22 @@ const ROUNDS: usize = 8;
 /// differ by as much.
 const COST_MAX_PERCENT: u64 = 115;
 
-/// A million letters of a hundred partners over a month, seven of ten open, in some six hundred groups; with plans and runs of
-/// them, an hour of batches, and acts.
+/// Partners, connections and accounts; a million letters of a hundred partners over a month, seven of ten open, in some six hundred
+/// groups; with plans and runs of them, an hour of batches, and acts.
 async fn fill(place: &Place) {
     place
         .tamper(&format!(
             "INSERT INTO settled.partners (enterprise_id, name, async_allocations, async_deallocations)
-             SELECT 'partner-' || n, 'Partner ' || n, true, true FROM generate_series(0, 99) AS n;
+             SELECT 'partner-' || n, 'Partner ' || n, true, true FROM generate_series(0, {PARTNERS} - 1) AS n;
+             INSERT INTO settled.connections (connection_id, enterprise_id, client_id, partners_client_id, partners_connection_id)
+             SELECT md5('connection' || n)::uuid, 'partner-7', md5('client' || n % 100)::uuid, 'theirs', 'connection-' || n
+             FROM generate_series(1, {CONNECTIONS}) AS n;
+             INSERT INTO settled.funds (holder, owner, currency, held, allocated)
+             SELECT 'connection', md5('connection' || n)::uuid, 'CUR' || c, n, 1000000000000000000
+             FROM generate_series(1, {CONNECTIONS}) AS n, generate_series(1, 10) AS c;
+             INSERT INTO settled.funds (holder, owner, currency, external)
+             SELECT 'world', '00000000-0000-0000-0000-000000000000', currency, -sum(held) - sum(allocated)
+             FROM settled.funds GROUP BY currency;
              INSERT INTO settled.dead_letters (
                 id, state, exchange, routing_key, digest, format, properties, body, enterprise_id, nonce, allocation_id,
                 reason, detail, group_id, made_by, first_failed_at, last_failed_at, collected_at, run_id, discarded_at
@@ -97,6 +110,8 @@ async fn fill(place: &Place) {
         "audit",
         "batches",
         "partners",
+        "connections",
+        "funds",
     ] {
         let sql = format!("VACUUM ANALYZE settled.{table}");
         db.batch_execute(&sql).await.expect("it is looked at");
@@ -132,8 +147,16 @@ fn screens(letter: uuid::Uuid, allocation: uuid::Uuid) -> Vec<String> {
             .map(|query| format!("/letters{query}"))
             .collect(),
             "/letters/{id}" => vec![format!("/letters/{letter}")],
-            "/plans/{id}" | "/runs/{id}" => vec![route.path.replace("{id}", "3")],
+            "/plans/{id}" => vec!["/plans/3".to_owned()],
+            // As it is watched, too.
+            "/runs/{id}" => vec!["/runs/3".to_owned(), "/runs/3?again=1".to_owned()],
+            "/partners" => vec!["/partners".to_owned(), "/partners?after=partner-5".to_owned()],
             "/partners/{id}" => vec!["/partners/partner-7".to_owned()],
+            "/ledger" => vec![
+                "/ledger".to_owned(),
+                "/ledger?currency=CUR3".to_owned(),
+                "/ledger?owner=ab".to_owned(),
+            ],
             "/timeline" => vec![format!("/timeline?of={allocation}"), "/timeline?of=nonce-77".to_owned()],
             "/discard" | "/restore" => ["", "?partner=partner-7", "?state=open"]
                 .iter()
@@ -263,7 +286,7 @@ impl Watching {
 }
 
 /// Hands connections on, and counts them.
-async fn counted(to: String) -> (String, Arc<AtomicUsize>) {
+pub(super) async fn counted(to: String) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let connections = Arc::new(AtomicUsize::new(0));

@@ -19,7 +19,7 @@ async fn export(place: &Place, recipients: &[&str]) -> Output {
     place.command(&arguments).output().await.expect("settled runs")
 }
 
-fn decrypted(bytes: &[u8], identity: &x25519::Identity) -> Result<String, age::DecryptError> {
+pub(super) fn decrypted(bytes: &[u8], identity: &x25519::Identity) -> Result<String, age::DecryptError> {
     let mut reader = Decryptor::new(bytes)?.decrypt(std::iter::once(identity as &dyn Identity))?;
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("whole, and text");

@@ -19,6 +19,8 @@ mod console;
 mod console_access;
 mod console_acts;
 mod console_browser;
+mod console_lists;
+mod console_looks;
 mod console_size;
 mod contract;
 mod currencies;

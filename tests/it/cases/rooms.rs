@@ -206,9 +206,10 @@ fn in_no_room_a_file_asks_one_that_asks_it() {
 }
 
 /// Who may ask whom: [the rooms](../../../docs/architecture.md#the-rooms). Who is not named may ask what lies beside.
-const MAY_ASK: [(&str, &[&str]); 20] = [
+const MAY_ASK: [(&str, &[&str]); 21] = [
     ("race", &[]),
     ("redact", &[]),
+    ("sealed", &[]),
     ("domain", &[]),
     ("config", &["redact"]),
     ("plain", &[]),
@@ -268,6 +269,7 @@ const MAY_ASK: [(&str, &[&str]); 20] = [
             "partner",
             "plain",
             "retry",
+            "sealed",
             "settle",
             "store",
             "telemetry",
@@ -300,6 +302,7 @@ const MAY_ASK: [(&str, &[&str]); 20] = [
             "http",
             "plain",
             "retry",
+            "sealed",
             "telemetry",
             "tls",
             "worker",

@@ -26,7 +26,7 @@ async function visitor(browser, name, options = {}) {
   page.on("pageerror", (error) => page.problems.push(`a script failed: ${error.message}`));
   page.on("console", (message) => {
     // What is refused on purpose is an answer, not a problem.
-    if (message.type() === "error" && !/status of (400|404|409)/.test(message.text())) page.problems.push(message.text());
+    if (message.type() === "error" && !/status of (400|401|404|409)/.test(message.text())) page.problems.push(message.text());
   });
   page.on("request", (request) => {
     if (!request.url().startsWith(wish.url)) page.problems.push(`a request went to ${request.url()}`);
@@ -64,7 +64,7 @@ const form = (page, action) => page.locator(`form[action="${action}"]`).first();
 async function send(page, action, fields) {
   const one = form(page, action);
   for (const [name, value] of Object.entries(fields)) await one.locator(`[name=${name}]`).fill(value);
-  await one.locator("button").click();
+  await one.locator("button").first().click();
 }
 
 async function incident(browser) {
@@ -105,6 +105,16 @@ async function incident(browser) {
   await ann.waitForURL("**/runs/*");
   const run = new URL(ann.url()).pathname;
   await until(ann, "2: judged as planned");
+  if (wish.scripts) {
+    // It is looked at anew every second, and what has the focus keeps it.
+    await form(ann, `${run}/cancel`).locator("[name=why]").fill("too slow");
+    await form(ann, `${run}/cancel`).locator("button.danger").focus();
+    for (let looks = 0; looks < 3; looks += 1) await ann.waitForResponse(/again=1/);
+    await ann.waitForFunction(() => document.querySelector("#run.htmx-request") === null);
+    must(await ann.evaluate("document.activeElement.textContent") === "Stop this run", "the button has the focus still");
+    must(await form(ann, `${run}/cancel`).locator("[name=why]").inputValue() === "too slow", "what was typed is there still");
+    must(await ann.locator("#run button.copy").first().isVisible(), "a command can be copied still");
+  }
   await accessible(ann, "run");
   await shot(ann, "run");
   await send(ann, `${run}/cancel`, { why: "too slow" });
@@ -199,6 +209,11 @@ async function load(browser) {
       tiles,
     };
   });
+  // Whatever changes, a partner's link keeps the focus.
+  const link = ann.locator("[aria-labelledby=h-partners] tbody a").first();
+  await link.waitFor({ timeout: WAIT + wish.minutes * 60000 });
+  await link.focus();
+  const place = await ann.evaluate("document.activeElement.href");
   // What is to be sent is reserved first, which takes its time.
   const deadline = Date.now() + WAIT + (wish.minutes && wish.minutes + 3) * 60000;
   let [seen, changes, before] = [null, 0, ""];
@@ -215,8 +230,41 @@ async function load(browser) {
   must(changes >= 3, `what is seen changes by itself: ${said}`);
   must(/ms|s$/.test(seen.p50) && /ms|s$/.test(seen.p99), `how long a message takes is said: ${said}`);
   must(seen.judged.some((one) => Number(one) > 0), `what each partner sends is said: ${said}`);
+  must((await ann.evaluate("document.activeElement.href")) === place, "the link has the focus still");
   await accessible(ann, "the overview under load");
   await shot(ann, "load");
+  must(ann.problems.length === 0, ann.problems.join("\n"));
+}
+
+// What is looked at again and again: an alert is said once, and who is signed out is told so.
+async function watched(browser) {
+  const ann = await visitor(browser, "ann");
+  await ann.goto(`${wish.url}/enter?link=${wish.link}`);
+  await ann.click("main button");
+  await until(ann, "the broker: ");
+  await ann.waitForFunction(() => document.getElementById("live-state").textContent === "live");
+  const said = await ann.evaluate(() => new Promise((done) => {
+    let alerts = 0;
+    const isIn = (node) => (node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement)?.closest("[role=alert]");
+    const seen = new MutationObserver((changes) => {
+      for (const { target, addedNodes } of changes) if (isIn(target) || [...addedNodes].some(isIn)) alerts += 1;
+    });
+    seen.observe(document.getElementById("overview"), { subtree: true, childList: true, characterData: true });
+    let looks = 0;
+    const other = new EventSource("/live");
+    other.onmessage = () => {
+      looks += 1;
+      if (looks < 5) return;
+      other.close();
+      done(alerts);
+    };
+  }));
+  must(said === 0, `an alert was said again, ${said} times`);
+  await ann.evaluate(() => {
+    const body = new URLSearchParams(new FormData(document.querySelector('form[action="/sign-out"]')));
+    return fetch("/sign-out", { method: "POST", body });
+  });
+  await ann.waitForFunction(() => document.getElementById("live-state").textContent.includes("signed out"));
   must(ann.problems.length === 0, ann.problems.join("\n"));
 }
 
@@ -254,7 +302,7 @@ async function hostile(browser) {
     args: ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
   });
   try {
-    await { incident, keyboard, hostile, load }[wish.story](browser);
+    await { incident, keyboard, hostile, load, watched }[wish.story](browser);
   } finally {
     await browser.close();
   }
