@@ -354,6 +354,12 @@ async fn what_keeps_the_books_unchanged_is_there_and_switched_on() {
         ("allocations", "id_taken"),
         ("partners", "of_moving"),
         ("partners", "told"),
+        ("approvals", "signed"),
+        ("plans", "numbered"),
+        ("plans", "fixed"),
+        ("plan_items", "with_its_plan"),
+        ("run_items", "two_people"),
+        ("dead_letters", "by_a_run"),
         ("receipts", "of_moving"),
     ];
     for (table, name) in guards {

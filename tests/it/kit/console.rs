@@ -98,8 +98,13 @@ impl Console {
         console
     }
 
-    /// The same behind a proxy: ann may act, bob approve, and everybody look.
+    /// The same behind a proxy: ann may act, bob approve, and everybody look. Its login may vouch for them, as a superuser that
+    /// tests have, or by a grant.
     pub(crate) async fn behind_proxy(ground: &Ground, settings: &[(&str, &str)]) -> Self {
+        let role = "DO $$ BEGIN CREATE ROLE settled_console NOLOGIN;
+                    EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$";
+        let db = ground.db().await;
+        db.batch_execute(role).await.expect("a role");
         let secret = ground.file("proxy-secret");
         std::fs::write(&secret, PROXY_SECRET).expect("a secret");
         let secret = secret.display().to_string();
