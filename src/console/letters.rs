@@ -77,6 +77,7 @@ struct Listed {
     act_query: String,
     plan_barred: Option<String>,
     export_barred: Option<String>,
+    purge_barred: Option<String>,
     plan_command: String,
     export_command: String,
 }
@@ -200,6 +201,7 @@ async fn list(site: &Site, ask: &Ask, asked: Asked, why_not: Option<NotDone>) ->
         frozen: pairs_of(&frozen),
         plan_barred: ask.barred(Screen::MakePlan),
         export_barred: ask.barred(Screen::Export),
+        purge_barred: ask.barred(Screen::AskPurge),
         plan_command: wish.command().to_string(),
         export_command: exported(ask, frozen).command().to_string(),
     };

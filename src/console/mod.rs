@@ -226,7 +226,7 @@ impl Opened {
                 },
                 door,
                 sessions: Sessions::new(console),
-                strangers: Strangers::new(console.rate_of_strangers),
+                strangers: Strangers::new(console, Instant::now()),
                 live: Arc::new(Live::new(console)),
                 proofs: Proofs::default(),
                 long: Semaphore::new(1),
