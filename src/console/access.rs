@@ -226,15 +226,15 @@ pub(super) struct Strangers {
 }
 
 struct StrangersLeft {
-    all: Bucket,
-    each: HashMap<IpAddr, Bucket>,
+    all: Allowance,
+    each: HashMap<IpAddr, Allowance>,
 }
 
 /// Requests that are left of a rate, and when that was so.
 #[derive(Clone, Copy)]
-struct Bucket(f64, Instant);
+struct Allowance(f64, Instant);
 
-impl Bucket {
+impl Allowance {
     fn at(self, rate: f64, now: Instant) -> f64 {
         (self.0 + now.saturating_duration_since(self.1).as_secs_f64() * rate).min(rate)
     }
@@ -247,7 +247,7 @@ impl Strangers {
             rate: f64::from(settings.rate_of_strangers),
             all,
             left: Mutex::new(StrangersLeft {
-                all: Bucket(all, now),
+                all: Allowance(all, now),
                 each: HashMap::new(),
             }),
             places: Semaphore::new(settings.strangers_max),
@@ -262,11 +262,11 @@ impl Strangers {
         if one < 1.0 || all < 1.0 {
             return false;
         }
-        left.all = Bucket(all - 1.0, now);
+        left.all = Allowance(all - 1.0, now);
         // Of whom nothing is taken is as if they had never asked: within a second there are no more than all may ask.
         let rate = self.rate;
         left.each.retain(|_, one| one.at(rate, now) < rate);
-        left.each.insert(from, Bucket(one - 1.0, now));
+        left.each.insert(from, Allowance(one - 1.0, now));
         true
     }
 

@@ -11,7 +11,7 @@ use super::{
     access::FrontDoor,
     answer::{NotDone, Notice, allow, page, see},
     frame::Frame,
-    sessions::{Ended, Viewer},
+    sessions::{KeptOut, Viewer},
     shown::lasting,
     who::NotLetIn,
 };
@@ -73,7 +73,7 @@ impl Site {
     }
 
     /// Said to whom the proxy vouches for after their session was ended.
-    pub(super) fn is_ended(&self, ended: Ended, left: Duration) -> Response {
+    pub(super) fn is_ended(&self, ended: KeptOut, left: Duration) -> Response {
         if ended.own {
             return self.message(
                 StatusCode::UNAUTHORIZED,

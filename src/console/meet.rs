@@ -27,7 +27,7 @@ use super::{
     groups, letter, letters, live, money, overview, partners, plans, proof,
     routes::{Method, RouteLine, Screen, TABLE},
     runs,
-    sessions::{Found, Named, Viewer, is_same},
+    sessions::{ByName, Found, Viewer, is_same},
     timeline, trail,
     who::{LetIn, Needs, WayIn},
 };
@@ -114,7 +114,7 @@ impl Site {
             .of_name(let_in, line.screen != Screen::Live, now)
             .map_err(|why| self.message(StatusCode::INTERNAL_SERVER_ERROR, "Not now", &why, None))?;
         match named {
-            Named::Viewer(viewer, is_new) => {
+            ByName::Viewer(viewer, is_new) => {
                 if is_new {
                     Signal::ConsoleSignedIn {
                         name: &viewer.name,
@@ -125,9 +125,9 @@ impl Site {
                 }
                 Ok(Some(viewer))
             }
-            Named::TooOften => Err(again_after(self.too_often("you ask too often"), 1)),
-            Named::Ended(..) if line.needs == Needs::Nobody => Ok(None),
-            Named::Ended(ended, left) => Err(self.is_ended(ended, left)),
+            ByName::TooOften => Err(again_after(self.too_often("you ask too often"), 1)),
+            ByName::KeptOut(..) if line.needs == Needs::Nobody => Ok(None),
+            ByName::KeptOut(ended, left) => Err(self.is_ended(ended, left)),
         }
     }
 

@@ -39,7 +39,7 @@ pub(super) struct SessionShown {
 
 /// That a name is not let in, though the proxy vouches for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ended {
+pub(super) struct KeptOut {
     /// They signed out, and may sign in again.
     pub(super) own: bool,
     until: Instant,
@@ -80,11 +80,11 @@ pub(super) enum Found {
 
 /// What came of somebody whom the proxy names.
 #[derive(Debug)]
-pub(super) enum Named {
+pub(super) enum ByName {
     /// With whether their session has just begun.
     Viewer(Viewer, bool),
     TooOften,
-    Ended(Ended, Duration),
+    KeptOut(KeptOut, Duration),
 }
 
 /// The sessions that there are.
@@ -95,7 +95,7 @@ pub(super) struct Sessions {
     rate: u32,
     ended_for: Duration,
     kept: Mutex<HashMap<[u8; 32], Kept>>,
-    ended: Mutex<HashMap<String, Ended>>,
+    ended: Mutex<HashMap<String, KeptOut>>,
 }
 
 impl Sessions {
@@ -111,7 +111,7 @@ impl Sessions {
         }
     }
 
-    fn ended(&self) -> MutexGuard<'_, HashMap<String, Ended>> {
+    fn ended(&self) -> MutexGuard<'_, HashMap<String, KeptOut>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,27 +163,27 @@ impl Sessions {
     ///
     /// # Errors
     /// The system has no chance to give.
-    pub(super) fn of_name(&self, let_in: LetIn, counts: bool, now: Instant) -> Result<Named, String> {
+    pub(super) fn of_name(&self, let_in: LetIn, counts: bool, now: Instant) -> Result<ByName, String> {
         if let Some(ended) = self.ended().get(&let_in.name).filter(|ended| ended.until > now) {
-            return Ok(Named::Ended(*ended, ended.until.saturating_duration_since(now)));
+            return Ok(ByName::KeptOut(*ended, ended.until.saturating_duration_since(now)));
         }
         let key = sha256(format!("name {}", let_in.name).as_bytes());
         match self.look(key, counts, now) {
-            Found::TooOften => Ok(Named::TooOften),
+            Found::TooOften => Ok(ByName::TooOften),
             Found::Viewer(mut viewer) => {
                 // What the proxy says counts at once.
                 if (viewer.role, &viewer.partners) != (let_in.role, &let_in.partners) {
                     (viewer.role, viewer.partners) = (let_in.role, let_in.partners);
                     self.is_now(&viewer);
                 }
-                Ok(Named::Viewer(viewer, false))
+                Ok(ByName::Viewer(viewer, false))
             }
             Found::Nobody => {
                 self.keep(key, let_in, now)?;
                 // It is used, as any other is.
                 match self.look(key, counts, now) {
-                    Found::Viewer(viewer) => Ok(Named::Viewer(viewer, true)),
-                    Found::TooOften | Found::Nobody => Ok(Named::TooOften),
+                    Found::Viewer(viewer) => Ok(ByName::Viewer(viewer, true)),
+                    Found::TooOften | Found::Nobody => Ok(ByName::TooOften),
                 }
             }
         }
@@ -261,7 +261,7 @@ impl Sessions {
                 ended.remove(&first);
             }
             let until = now + self.ended_for;
-            ended.insert(gone.viewer.name, Ended { own, until });
+            ended.insert(gone.viewer.name, KeptOut { own, until });
         }
         true
     }
@@ -369,7 +369,7 @@ mod tests {
         assert!(is_viewer(&sessions, &second, now + Duration::from_millis(250)));
     }
 
-    fn named(sessions: &Sessions, name: &str, now: Instant) -> Named {
+    fn named(sessions: &Sessions, name: &str, now: Instant) -> ByName {
         let let_in = LetIn {
             name: name.to_owned(),
             ..ann(WayIn::Proxy)
@@ -380,10 +380,10 @@ mod tests {
     #[test]
     fn a_name_has_one_session_and_one_rate_whatever_it_brings_along() {
         let (sessions, start) = (sessions(2), Instant::now());
-        let is_let_in = |name| matches!(named(&sessions, name, start), Named::Viewer(..));
-        assert!(matches!(named(&sessions, "bob", start), Named::Viewer(_, true)));
+        let is_let_in = |name| matches!(named(&sessions, name, start), ByName::Viewer(..));
+        assert!(matches!(named(&sessions, "bob", start), ByName::Viewer(_, true)));
         assert_eq!((0..50).filter(|_| is_let_in("ann")).count(), 5);
-        assert!(matches!(named(&sessions, "ann", start), Named::TooOften));
+        assert!(matches!(named(&sessions, "ann", start), ByName::TooOften));
         assert!(is_let_in("bob"), "each name has its own");
         assert_eq!(sessions.all(start).len(), 2, "and nobody's was ended for it");
     }
@@ -393,11 +393,11 @@ mod tests {
         let (sessions, start) = (sessions(2), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         let begin = |name| match named(&sessions, name, start) {
-            Named::Viewer(viewer, _) => viewer.session,
+            ByName::Viewer(viewer, _) => viewer.session,
             other => panic!("{other:?}"),
         };
         assert!(sessions.end(begin("ann"), false, start));
-        let out = |name, now| matches!(named(&sessions, name, now), Named::Ended(..));
+        let out = |name, now| matches!(named(&sessions, name, now), ByName::KeptOut(..));
         assert!(out("ann", start) && out("ann", after(299)) && !out("bob", start));
         sessions.welcome("ann");
         assert!(out("ann", start), "somebody else ended it");
