@@ -507,6 +507,9 @@ impl Settings {
         let mut settings = layers.settings().map_err(|why| ConfigError::new(why, SEE_LIST))?;
         layers.agree(&settings)?;
         let mut told = layers.told();
+        settings.console.listen_is_set = told
+            .iter()
+            .any(|told| told.setting == "console.listen" && told.from != Origin::Default);
         let mut derive = |setting: &str, value: serde_json::Value, how: &'static str| {
             if let Some(told) = told.iter_mut().find(|told| told.setting == setting) {
                 told.value = value;

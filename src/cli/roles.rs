@@ -19,6 +19,10 @@ pub(super) struct Roles {
     /// is printed and nothing is done
     #[arg(long)]
     apply: bool,
+    /// Also keep dead_letters.approve_above and dead_letters.approve_amounts, as they are set here, in the database: there nobody
+    /// who acts can lower them
+    #[arg(long)]
+    two_people: bool,
 }
 
 /// As which role each command does its work with the database. What is not here asks no database, or needs no more than a
@@ -112,8 +116,11 @@ pub(super) async fn run(context: &Context, wish: &Roles) -> Result<Exit, Failure
         purpose: &'static str,
         commands: Vec<&'static str>,
     }
+    let limits = wish.two_people.then(|| Desk::limits_of(&context.settings.dead_letters));
     if wish.apply {
-        Desk::open_as_owner(&context.settings)?.apply_roles().await?;
+        Desk::open_as_owner(&context.settings)?
+            .apply_roles(limits.as_ref())
+            .await?;
     }
     let answer = Answer {
         applied: wish.apply,
@@ -125,7 +132,7 @@ pub(super) async fn run(context: &Context, wish: &Roles) -> Result<Exit, Failure
                 commands: commands_of(role),
             })
             .collect(),
-        statements: statements(),
+        statements: statements(limits.as_ref()),
     };
     context.out.say(&answer, |out| {
         if !answer.applied {

@@ -14,6 +14,9 @@ use super::{
 pub struct ConsoleSettings {
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
+    /// Whether somebody set it, even to what it is anyhow.
+    #[serde(skip)]
+    pub listen_is_set: bool,
     pub in_worker: bool,
     /// Empty: by `database.url`.
     #[serde(deserialize_with = "optional_path")]
@@ -55,6 +58,9 @@ pub struct ConsoleSettings {
     pub operators: Vec<String>,
     #[serde(deserialize_with = "texts::<1000, 255, _>")]
     pub approvers: Vec<String>,
+    /// Empty: on stdout.
+    #[serde(deserialize_with = "optional_path")]
+    pub link_file: Option<PathBuf>,
     pub link_role: LinkRole,
     #[serde(deserialize_with = "lasting::<10_000, { 24 * HOUR }, _>")]
     pub link_lasts: Duration,
@@ -62,12 +68,18 @@ pub struct ConsoleSettings {
     pub session_idle: Duration,
     #[serde(deserialize_with = "lasting::<MINUTE, { 168 * HOUR }, _>")]
     pub session_lasts: Duration,
+    #[serde(deserialize_with = "lasting::<MINUTE, { 168 * HOUR }, _>")]
+    pub ended_for: Duration,
     #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
     pub sessions_max: usize,
     #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
     pub rate_per_session: u32,
     #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
     pub rate_of_strangers: u32,
+    #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
+    pub rate_of_all_strangers: u32,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub strangers_max: usize,
     #[serde(deserialize_with = "within::<1, 500, _, _>")]
     pub page: u32,
     #[serde(deserialize_with = "lasting::<500, { 5 * MINUTE }, _>")]

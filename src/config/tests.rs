@@ -125,6 +125,18 @@ fn the_defaults() {
             Duration::from_secs(28_800)
         )
     );
+    assert_eq!(
+        (console.link_file.as_deref(), console.ended_for),
+        (None, Duration::from_secs(3_600))
+    );
+    assert_eq!(
+        (
+            console.rate_of_strangers,
+            console.rate_of_all_strangers,
+            console.strangers_max
+        ),
+        (20, 500, 64)
+    );
     assert_eq!((log.format, log.level), (LogFormat::Auto, LogLevel::Info));
     assert_eq!(
         (traces.links_max, traces.states_max, traces.queue_max, traces.export_max),

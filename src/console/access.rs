@@ -1,13 +1,15 @@
 //! Who is let in, and as what.
 
 use std::{
-    net::SocketAddr,
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use hyper::{HeaderMap, header::COOKIE};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     issuer::IssuerDoor,
@@ -215,29 +217,62 @@ pub(super) fn cookie<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str
         .map(|(_, value)| value)
 }
 
-/// Requests of everybody who is not signed in.
+/// Who asks without being signed in: how often each address may, how often all of them together, and how many at once.
 pub(super) struct Strangers {
-    rate: u32,
-    left: Mutex<(f64, Instant)>,
+    rate: f64,
+    all: f64,
+    left: Mutex<StrangersLeft>,
+    places: Semaphore,
+}
+
+struct StrangersLeft {
+    all: Allowance,
+    each: HashMap<IpAddr, Allowance>,
+}
+
+/// Requests that are left of a rate, and when that was so.
+#[derive(Clone, Copy)]
+struct Allowance(f64, Instant);
+
+impl Allowance {
+    fn at(self, rate: f64, now: Instant) -> f64 {
+        (self.0 + now.saturating_duration_since(self.1).as_secs_f64() * rate).min(rate)
+    }
 }
 
 impl Strangers {
-    pub(super) fn new(rate: u32) -> Self {
+    pub(super) fn new(settings: &ConsoleSettings, now: Instant) -> Self {
+        let all = f64::from(settings.rate_of_all_strangers);
         Self {
-            rate,
-            left: Mutex::new((f64::from(rate), Instant::now())),
+            rate: f64::from(settings.rate_of_strangers),
+            all,
+            left: Mutex::new(StrangersLeft {
+                all: Allowance(all, now),
+                each: HashMap::new(),
+            }),
+            places: Semaphore::new(settings.strangers_max),
         }
     }
 
-    /// Whether one more may ask.
-    pub(super) fn take(&self, now: Instant) -> bool {
+    /// Whether one more may ask from this address.
+    pub(super) fn take(&self, from: IpAddr, now: Instant) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let rate = f64::from(self.rate);
-        let (before, at) = *left;
-        let there = (before + now.saturating_duration_since(at).as_secs_f64() * rate).min(rate);
-        let may = there >= 1.0;
-        *left = (if may { there - 1.0 } else { there }, now);
-        may
+        let one = left.each.get(&from).map_or(self.rate, |one| one.at(self.rate, now));
+        let all = left.all.at(self.all, now);
+        if one < 1.0 || all < 1.0 {
+            return false;
+        }
+        left.all = Allowance(all - 1.0, now);
+        // Of whom nothing is taken is as if they had never asked: within a second there are no more than all may ask.
+        let rate = self.rate;
+        left.each.retain(|_, one| one.at(rate, now) < rate);
+        left.each.insert(from, Allowance(one - 1.0, now));
+        true
+    }
+
+    /// A place for one whose answer takes time; none where there is none.
+    pub(super) fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.places.try_acquire().ok()
     }
 }
 
@@ -257,15 +292,18 @@ mod tests {
         door.admit(&map).map(|let_in| (let_in.name, let_in.role))
     }
 
-    fn proxy(readers: &[&str]) -> ProxyDoor {
-        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let mut settings = Settings::load(Sources {
+    fn console_settings() -> ConsoleSettings {
+        let defaults = Settings::load(Sources {
             file: None,
             environment: std::iter::empty(),
             flags: Vec::new(),
-        })
-        .expect("the defaults")
-        .console;
+        });
+        defaults.expect("the defaults").console
+    }
+
+    fn proxy(readers: &[&str]) -> ProxyDoor {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut settings = console_settings();
         settings.approvers = list(&["bob", "@leads"]);
         settings.operators = list(&["ann"]);
         settings.readers = list(readers);
@@ -341,6 +379,34 @@ mod tests {
         let first = link.renew(now).expect("chance");
         link.renew(now).expect("chance");
         assert!(link.take(&first, now).is_none(), "another one is printed");
+    }
+
+    #[test]
+    fn strangers_are_bounded_by_address_and_together() {
+        let mut settings = console_settings();
+        (settings.rate_of_strangers, settings.rate_of_all_strangers) = (3, 5);
+        let start = Instant::now();
+        let strangers = Strangers::new(&settings, start);
+        let asks = |last: u8, now| strangers.take(IpAddr::from([10, 0, 0, last]), now);
+        assert_eq!((0..9).filter(|_| asks(1, start)).count(), 3);
+        assert!(asks(2, start), "another address has its own");
+        assert_eq!((0..9).filter(|_| asks(3, start)).count(), 1, "they are five together");
+        let later = start + Duration::from_secs(1);
+        assert!(asks(1, later), "a second later");
+        let kept = |strangers: &Strangers| strangers.left.lock().expect("no one broke").each.len();
+        assert_eq!(kept(&strangers), 1, "the others are forgotten");
+        // At once there are only so many.
+        let strangers = Strangers::new(
+            &ConsoleSettings {
+                strangers_max: 1,
+                ..settings
+            },
+            start,
+        );
+        let first = strangers.place();
+        assert!(first.is_some() && strangers.place().is_none());
+        drop(first);
+        assert!(strangers.place().is_some());
     }
 
     #[test]

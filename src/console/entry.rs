@@ -170,7 +170,7 @@ pub(super) async fn come_back(site: &Site, fields: &Fields, way: &str, secure: b
 }
 
 pub(super) fn sign_out(site: &Site, ask: &Ask, secure: bool) -> Response {
-    site.sessions.end(ask.viewer.session);
+    site.sessions.end(ask.viewer.session, true, Instant::now());
     let mut frame = stranger("Signed out");
     frame.notice = Some(Notice::good("you are signed out"));
     let mut response = page(
@@ -178,7 +178,7 @@ pub(super) fn sign_out(site: &Site, ask: &Ask, secure: bool) -> Response {
         &Over {
             frame,
             heading: "Signed out",
-            sign_in: matches!(site.door, FrontDoor::Issuer(_)),
+            sign_in: !matches!(site.door, FrontDoor::Link(_)),
         },
     );
     keep_cookie(&mut response, COOKIE_NAME, None, secure);
@@ -194,6 +194,8 @@ struct SessionsPage {
     name: String,
     role: &'static str,
     entrance: &'static str,
+    /// What ending one comes to.
+    ended: String,
     lines: Vec<SessionLine>,
     barred: Option<String>,
 }
@@ -226,6 +228,16 @@ pub(super) fn sessions(site: &Site, ask: &Ask, why_not: Option<NotDone>) -> Resp
             name: ask.viewer.name.clone(),
             role: ask.viewer.role.as_str(),
             entrance: ask.viewer.entrance.as_str(),
+            ended: match site.door {
+                FrontDoor::Proxy(_) => format!(
+                    "Whose session is ended stays out for {} (console.ended_for), though the proxy still vouches for them; who \
+                     signs out may sign in again.",
+                    lasting(site.settings.ended_for)
+                ),
+                FrontDoor::Link(_) | FrontDoor::Issuer(_) => {
+                    "A session that is ended asks for a new sign-in.".to_owned()
+                }
+            },
             lines: lines.collect(),
             barred: ask.barred(Screen::EndSession),
         },
@@ -233,7 +245,11 @@ pub(super) fn sessions(site: &Site, ask: &Ask, why_not: Option<NotDone>) -> Resp
 }
 
 pub(super) fn end_session(site: &Site, ask: &Ask) -> Response {
-    let is_ended = Uuid::parse_str(&ask.part).is_ok_and(|session| site.sessions.end(session));
+    let end = |session| {
+        site.sessions
+            .end(session, session == ask.viewer.session, Instant::now())
+    };
+    let is_ended = Uuid::parse_str(&ask.part).is_ok_and(end);
     if is_ended {
         return see("/sessions");
     }

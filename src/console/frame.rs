@@ -21,9 +21,9 @@ pub(super) struct Frame {
     pub(super) notice: Option<Notice>,
 }
 
-/// A place to go.
+/// A place to go; with why not for whom it is none.
 pub(super) struct Place {
-    screen: Screen,
+    pub(super) barred: bool,
     pub(super) key: &'static str,
     pub(super) path: &'static str,
     pub(super) name: &'static str,
@@ -35,15 +35,24 @@ impl Frame {
         self
     }
 
-    /// Where this one may go.
-    pub(super) fn places(&self) -> Vec<Place> {
+    /// Why this one may not go to some places; none: they may go to all.
+    pub(super) fn barred(&self) -> Option<String> {
+        self.why_not(Screen::Timeline)
+    }
+
+    fn why_not(&self, screen: Screen) -> Option<String> {
+        barred(screen.wants(), self.who.as_ref(), self.read_only)
+    }
+
+    /// All the places.
+    pub(super) fn places(&self) -> [Place; 11] {
         let place = |screen, key, path, name| Place {
-            screen,
+            barred: self.why_not(screen).is_some(),
             key,
             path,
             name,
         };
-        let all = [
+        [
             place(Screen::Overview, "overview", "/", "Overview"),
             place(Screen::Groups, "groups", "/groups", "Groups"),
             place(Screen::Letters, "letters", "/letters", "Letters"),
@@ -55,9 +64,7 @@ impl Frame {
             place(Screen::Outbox, "outbox", "/outbox", "Outbox"),
             place(Screen::Audit, "audit", "/audit", "Audit"),
             place(Screen::Doctor, "doctor", "/doctor", "Doctor"),
-        ];
-        let may = |place: &Place| barred(place.screen.wants(), self.who.as_ref(), self.read_only).is_none();
-        all.into_iter().filter(may).collect()
+        ]
     }
 
     /// Whether this one sees everything.

@@ -1,5 +1,7 @@
 //! What is said where a page is not answered as asked for.
 
+use std::time::Duration;
+
 use askama::Template;
 use axum::{extract::Request, response::Response};
 use hyper::StatusCode;
@@ -9,7 +11,8 @@ use super::{
     access::FrontDoor,
     answer::{NotDone, Notice, allow, page, see},
     frame::Frame,
-    sessions::Viewer,
+    sessions::{KeptOut, Viewer},
+    shown::lasting,
     who::NotLetIn,
 };
 
@@ -19,12 +22,13 @@ use super::{
 struct Message {
     frame: Frame,
     heading: &'static str,
-    /// Whether there is a way to an issuer.
+    /// Whether there is a way in.
     sign_in: bool,
 }
 
 /// The heading of pages that are seen before one is signed in.
 const SIGN_IN: &str = "Sign in";
+const SIGNED_OUT: &str = "Signed out";
 const NOT_SIGNED_IN: &str = "you are not signed in, or not any more";
 
 impl Site {
@@ -47,7 +51,12 @@ impl Site {
                 read_only: self.settings.read_only,
                 notice: Some(notice),
             },
-            sign_in: viewer.is_none() && matches!(self.door, FrontDoor::Issuer(_)),
+            sign_in: viewer.is_none()
+                && match self.door {
+                    FrontDoor::Issuer(_) => true,
+                    FrontDoor::Proxy(_) => heading == SIGNED_OUT,
+                    FrontDoor::Link(_) => false,
+                },
             heading,
         };
         page(status, &message)
@@ -61,6 +70,23 @@ impl Site {
             _ => "Not done",
         };
         self.say(not_done.status, heading, not_done.notice.clone(), viewer)
+    }
+
+    /// Said to whom the proxy vouches for after their session was ended.
+    pub(super) fn is_ended(&self, ended: KeptOut, left: Duration) -> Response {
+        if ended.own {
+            return self.message(
+                StatusCode::UNAUTHORIZED,
+                SIGNED_OUT,
+                "you signed out of this console",
+                None,
+            );
+        }
+        let text = format!(
+            "your session was ended by somebody else: nothing is shown to you for {}",
+            lasting(left)
+        );
+        self.message(StatusCode::FORBIDDEN, "Your session was ended", &text, None)
     }
 
     pub(super) fn too_often(&self, why: &str) -> Response {

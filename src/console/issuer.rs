@@ -41,6 +41,8 @@ const WAY_LASTS: Duration = Duration::from_secs(600);
 const ON_THE_WAY_MAX: usize = 1_000;
 /// How long the issuer's own description is believed: a key that it no longer uses counts no longer.
 const DESCRIBED_FOR: Duration = Duration::from_secs(60);
+/// How long an issuer that did not answer is not asked again: whoever comes meanwhile is told so at once.
+const FAILED_FOR: Duration = Duration::from_secs(5);
 /// By which algorithms a token may be signed: those whose key the issuer alone has.
 const SIGNED_BY: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
@@ -66,9 +68,16 @@ pub(super) struct IssuerDoor {
     people: People,
     trusted: Arc<ClientConfig>,
     allow_plaintext: bool,
-    described: tokio::sync::Mutex<Option<(CoreProviderMetadata, Instant)>>,
+    described: tokio::sync::Mutex<Described>,
     /// By the digest of the state that the issuer hands back.
     on_the_way: Mutex<HashMap<[u8; 32], OnTheWay>>,
+}
+
+/// What the issuer said of itself last, or why it did not; each with when that was.
+#[derive(Default)]
+struct Described {
+    known: Option<(CoreProviderMetadata, Instant)>,
+    failed: Option<(String, Instant)>,
 }
 
 /// Somebody who went to the issuer.
@@ -164,20 +173,36 @@ impl IssuerDoor {
         Ok(Response::from_parts(head, body.to_vec()))
     }
 
-    /// What the issuer says of itself.
+    /// What the issuer says of itself. One asks it at a time, and whoever waited for that has its answer too, or that there is
+    /// none.
     async fn described(&self, now: Instant) -> Result<CoreProviderMetadata, String> {
         let mut described = self.described.lock().await;
-        if let Some((known, at)) = described.as_ref()
-            && now.saturating_duration_since(*at) < DESCRIBED_FOR
+        let is_young = |at: Instant, most| now.saturating_duration_since(at) < most;
+        if let Some((known, at)) = &described.known
+            && is_young(*at, DESCRIBED_FOR)
         {
             return Ok(known.clone());
         }
+        if let Some((why, at)) = &described.failed
+            && is_young(*at, FAILED_FOR)
+        {
+            return Err(why.clone());
+        }
         let ask = |request| self.ask(request);
-        let known = CoreProviderMetadata::discover_async(self.issuer.clone(), &ask)
-            .await
-            .map_err(|error| in_full(&error))?;
-        *described = Some((known.clone(), now));
-        Ok(known)
+        match CoreProviderMetadata::discover_async(self.issuer.clone(), &ask).await {
+            Ok(known) => {
+                *described = Described {
+                    known: Some((known.clone(), now)),
+                    failed: None,
+                };
+                Ok(known)
+            }
+            Err(error) => {
+                let why = in_full(&error);
+                described.failed = Some((why.clone(), Instant::now()));
+                Err(why)
+            }
+        }
     }
 
     /// Sends somebody to the issuer.

@@ -18,7 +18,7 @@ use super::{
     Site,
     access::{COOKIE_NAME, FrontDoor, WAY_COOKIE, cookie},
     acts,
-    answer::{NotDone, again_after, keep_cookie, see},
+    answer::{NotDone, again_after, see},
     aside,
     ask::Ask,
     assets, entry,
@@ -27,33 +27,23 @@ use super::{
     groups, letter, letters, live, money, overview, partners, plans, proof,
     routes::{Method, RouteLine, Screen, TABLE},
     runs,
-    sessions::{Found, Viewer, is_same},
+    sessions::{ByName, Found, Viewer, is_same},
     timeline, trail,
     who::{LetIn, Needs, WayIn},
 };
 use crate::{desk::PartnerAct, http::door::Pulse, telemetry::Signal};
 
-/// Whoever asks, and the cookie that they are to get.
-struct Met {
-    viewer: Option<Viewer>,
-    fresh: Option<String>,
-}
-
 impl Site {
-    /// Answers a request.
-    pub(super) async fn meet(self: &Arc<Self>, line: &RouteLine, request: Request) -> Response {
+    /// Answers a request. What came with it is read before a page takes a thread: whoever is slow takes none.
+    pub(super) async fn meet(self: &Arc<Self>, line: RouteLine, request: Request) -> Response {
         let began = Instant::now();
-        let response = match self.let_in(line, request.headers()) {
+        let from = request
+            .extensions()
+            .get::<Arc<Pulse>>()
+            .map_or(IpAddr::from([0, 0, 0, 0]), |pulse| pulse.network);
+        let response = match self.let_in(&line, request.headers(), from) {
             Err(refused) => refused,
-            Ok(met) => {
-                let secure = self.secure || is_forwarded_securely(request.headers());
-                let fresh = met.fresh.clone();
-                let mut response = self.answer(line, met, secure, request).await;
-                if let Some(cookie) = fresh {
-                    keep_cookie(&mut response, COOKIE_NAME, Some(&cookie), secure);
-                }
-                response
-            }
+            Ok(viewer) => self.answer(line, viewer, request).await,
         };
         Signal::ConsoleAnswered {
             path: line.path,
@@ -64,124 +54,153 @@ impl Site {
         response
     }
 
-    /// Who asks.
+    /// Who asks; none: somebody who is not signed in.
     #[expect(clippy::result_large_err, reason = "an answer is what it is")]
-    fn let_in(&self, line: &RouteLine, headers: &HeaderMap) -> Result<Met, Response> {
+    fn let_in(&self, line: &RouteLine, headers: &HeaderMap, from: IpAddr) -> Result<Option<Viewer>, Response> {
         let now = Instant::now();
-        let found = cookie(headers, COOKIE_NAME).map_or(Found::Nobody, |cookie| {
-            // Being watched live is not being used.
-            self.sessions.find(cookie, line.screen != Screen::Live, now)
-        });
-        let viewer = match found {
-            Found::Viewer(viewer) => Some(viewer),
-            Found::Nobody => None,
-            Found::TooOften => return Err(again_after(self.too_often("this session asks too often"), 1)),
-        };
-        if viewer.is_none() && !self.strangers.take(now) {
-            return Err(again_after(
-                self.too_often("too many people who are not signed in ask at once"),
-                1,
-            ));
-        }
-        match &self.door {
-            // A page of another name that leads here is none of ours.
-            FrontDoor::Link(_) if !is_named_loopback(headers) => Err(self.message(
-                StatusCode::MISDIRECTED_REQUEST,
-                "Not here",
-                "this console answers by its address on this machine only",
-                None,
-            )),
-            FrontDoor::Link(_) => Ok(Met {
-                viewer: viewer.filter(|viewer| viewer.entrance == WayIn::Link),
-                fresh: None,
-            }),
-            FrontDoor::Issuer(_) => Ok(Met {
-                viewer: viewer.filter(|viewer| viewer.entrance == WayIn::Issuer),
-                fresh: None,
-            }),
-            FrontDoor::Proxy(_) if line.needs == Needs::Nobody => Ok(Met {
-                viewer: None,
-                fresh: None,
-            }),
+        // Being watched live is not being used.
+        let counts = line.screen != Screen::Live;
+        let entrance = match &self.door {
             FrontDoor::Proxy(proxy) => {
-                let let_in = proxy.admit(headers).map_err(|why| self.not_let_in(&why))?;
-                self.through_proxy(viewer, let_in, now)
+                return match proxy.admit(headers) {
+                    Ok(let_in) => self.through_proxy(line, let_in, now),
+                    Err(why) => {
+                        self.as_stranger(from, now)?;
+                        match line.needs {
+                            Needs::Nobody => Ok(None),
+                            Needs::Look(_) | Needs::Change(_) => Err(self.not_let_in(&why)),
+                        }
+                    }
+                };
             }
-        }
-    }
-
-    /// The session of whom the proxy names: the one that the cookie says if it is theirs, or a new one.
-    #[expect(clippy::result_large_err, reason = "an answer is what it is")]
-    fn through_proxy(&self, viewer: Option<Viewer>, let_in: LetIn, now: Instant) -> Result<Met, Response> {
-        if let Some(mut viewer) =
-            viewer.filter(|viewer| viewer.entrance == let_in.entrance && viewer.name == let_in.name)
-        {
-            if (viewer.role, &viewer.partners) != (let_in.role, &let_in.partners) {
-                viewer.role = let_in.role;
-                viewer.partners = let_in.partners;
-                self.sessions.is_now(&viewer);
+            // A page of another name that leads here is none of ours.
+            FrontDoor::Link(_) if !is_named_loopback(headers) => {
+                return Err(self.message(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "Not here",
+                    "this console answers by its address on this machine only",
+                    None,
+                ));
             }
-            return Ok(Met {
-                viewer: Some(viewer),
-                fresh: None,
-            });
-        }
-        let begun = self
-            .sessions
-            .begin(let_in, now)
-            .map_err(|why| self.message(StatusCode::INTERNAL_SERVER_ERROR, "Not now", &why, None))?;
-        let (cookie, viewer) = begun;
-        Signal::ConsoleSignedIn {
-            name: &viewer.name,
-            role: viewer.role.as_str(),
-            entrance: viewer.entrance.as_str(),
-        }
-        .emit();
-        Ok(Met {
-            viewer: Some(viewer),
-            fresh: Some(cookie),
-        })
-    }
-
-    async fn answer(self: &Arc<Self>, line: &RouteLine, met: Met, secure: bool, request: Request) -> Response {
-        if let Some(why) = barred((line.needs, line.limits), met.viewer.as_ref(), self.settings.read_only) {
-            return match &met.viewer {
-                None => self.sign_in_first(),
-                Some(_) => self.message(StatusCode::FORBIDDEN, "Not for you", &why, met.viewer.as_ref()),
-            };
-        }
-        let part = line.part_of(request.uri().path()).unwrap_or_default();
-        let way = cookie(request.headers(), WAY_COOKIE).unwrap_or_default().to_owned();
-        let fields = match self.fields(line, request, met.viewer.as_ref()).await {
-            Ok(fields) => fields,
-            Err(not_done) => return self.say_not_done(&not_done, met.viewer.as_ref()),
+            FrontDoor::Link(_) => WayIn::Link,
+            FrontDoor::Issuer(_) => WayIn::Issuer,
         };
-        let Some(viewer) = met.viewer else {
-            return match line.screen {
-                Screen::Enter => entry::enter(self, &fields),
-                Screen::SignIn => entry::sign_in(self, &fields, secure),
-                Screen::Leave => entry::leave(self, secure).await,
-                Screen::ComeBack => entry::come_back(self, &fields, &way, secure).await,
-                Screen::Asset => assets::asset(&part),
-                _ => self.sign_in_first(),
+        let found =
+            cookie(headers, COOKIE_NAME).map_or(Found::Nobody, |cookie| self.sessions.find(cookie, counts, now));
+        match found {
+            Found::Viewer(viewer) if viewer.entrance == entrance => Ok(Some(viewer)),
+            Found::TooOften => Err(again_after(self.too_often("this session asks too often"), 1)),
+            Found::Viewer(_) | Found::Nobody => self.as_stranger(from, now).map(|()| None),
+        }
+    }
+
+    #[expect(clippy::result_large_err, reason = "an answer is what it is")]
+    fn as_stranger(&self, from: IpAddr, now: Instant) -> Result<(), Response> {
+        if self.strangers.take(from, now) {
+            return Ok(());
+        }
+        let why = "who is not signed in asks too often from your address, or from everywhere";
+        Err(again_after(self.too_often(why), 1))
+    }
+
+    /// The session of whom the proxy names.
+    #[expect(clippy::result_large_err, reason = "an answer is what it is")]
+    fn through_proxy(&self, line: &RouteLine, let_in: LetIn, now: Instant) -> Result<Option<Viewer>, Response> {
+        if line.screen == Screen::Leave {
+            self.sessions.welcome(&let_in.name);
+        }
+        let named = self
+            .sessions
+            .of_name(let_in, line.screen != Screen::Live, now)
+            .map_err(|why| self.message(StatusCode::INTERNAL_SERVER_ERROR, "Not now", &why, None))?;
+        match named {
+            ByName::Viewer(viewer, is_new) => {
+                if is_new {
+                    Signal::ConsoleSignedIn {
+                        name: &viewer.name,
+                        role: viewer.role.as_str(),
+                        entrance: viewer.entrance.as_str(),
+                    }
+                    .emit();
+                }
+                Ok(Some(viewer))
+            }
+            ByName::TooOften => Err(again_after(self.too_often("you ask too often"), 1)),
+            ByName::KeptOut(..) if line.needs == Needs::Nobody => Ok(None),
+            ByName::KeptOut(ended, left) => Err(self.is_ended(ended, left)),
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, line: RouteLine, viewer: Option<Viewer>, request: Request) -> Response {
+        if let Some(why) = barred((line.needs, line.limits), viewer.as_ref(), self.settings.read_only) {
+            return match &viewer {
+                None => self.sign_in_first(),
+                Some(_) => self.message(StatusCode::FORBIDDEN, "Not for you", &why, viewer.as_ref()),
             };
+        }
+        let secure = self.secure || is_forwarded_securely(request.headers());
+        let part = line.part_of(request.uri().path()).unwrap_or_default();
+        if line.screen == Screen::Asset {
+            return assets::asset(&part);
+        }
+        let Some(viewer) = viewer else {
+            return self.meet_stranger(line, secure, request).await;
+        };
+        let fields = match self.fields(&line, request, Some(&viewer)).await {
+            Ok(fields) => fields,
+            Err(not_done) => return self.say_not_done(&not_done, Some(&viewer)),
         };
         let desk = match viewer.entrance {
             // The name is the program's starter's word, and no more than on a command line.
             WayIn::Link => self.desk.clone(),
             WayIn::Proxy | WayIn::Issuer => self.desk.vouched_for(&viewer.name),
         };
-        let desk = desk.limited_to(viewer.partners.clone());
         let ask = Ask {
+            desk: desk.limited_to(viewer.partners.clone()),
             viewer,
             part,
             fields,
-            desk,
             read_only: self.settings.read_only,
         };
-        match self.screen(line.screen, &ask, secure).await {
-            Ok(response) => response,
-            Err(not_done) => self.say_not_done(&not_done, Some(&ask.viewer)),
+        let site = Arc::clone(self);
+        let shown = move || async move {
+            match site.screen(line.screen, &ask, secure).await {
+                Ok(response) => response,
+                Err(not_done) => site.say_not_done(&not_done, Some(&ask.viewer)),
+            }
+        };
+        aside::soon(shown).await.unwrap_or_else(|| self.broke())
+    }
+
+    /// Somebody who is not signed in: they ask no desk, and take no thread that those have who are.
+    async fn meet_stranger(self: &Arc<Self>, line: RouteLine, secure: bool, request: Request) -> Response {
+        let is_link = matches!(self.door, FrontDoor::Link(_));
+        // Where there is no link, nothing that is sent along is read.
+        if line.method == Method::Post && !is_link {
+            return see("/");
+        }
+        let Some(_place) = self.strangers.place() else {
+            return again_after(self.too_often("too many people are on their way in at once"), 1);
+        };
+        let way = cookie(request.headers(), WAY_COOKIE).unwrap_or_default().to_owned();
+        let fields = match self.fields(&line, request, None).await {
+            Ok(fields) => fields,
+            Err(not_done) => return self.say_not_done(&not_done, None),
+        };
+        match line.screen {
+            Screen::Enter => entry::enter(self, &fields),
+            Screen::SignIn => entry::sign_in(self, &fields, secure),
+            Screen::Leave | Screen::ComeBack => {
+                let site = Arc::clone(self);
+                let asked = aside::apart(move || async move {
+                    match line.screen {
+                        Screen::Leave => entry::leave(&site, secure).await,
+                        _ => entry::come_back(&site, &fields, &way, secure).await,
+                    }
+                });
+                asked.await.unwrap_or_else(|| self.broke())
+            }
+            _ => self.sign_in_first(),
         }
     }
 
@@ -229,8 +248,7 @@ impl Site {
             Screen::EndSession => Ok(entry::end_session(self, ask)),
             Screen::SignOut => Ok(entry::sign_out(self, ask, secure)),
             // Who is signed in already has no need of it.
-            Screen::Enter | Screen::SignIn | Screen::Leave | Screen::ComeBack => Ok(see("/")),
-            Screen::Asset => Ok(assets::asset(&ask.part)),
+            Screen::Enter | Screen::SignIn | Screen::Leave | Screen::ComeBack | Screen::Asset => Ok(see("/")),
         }
     }
 
@@ -297,12 +315,7 @@ pub(super) fn router(site: Arc<Site>) -> Router {
             Method::Get => MethodFilter::GET,
             Method::Post => MethodFilter::POST,
         };
-        let answer = async move |State(site): State<Arc<Site>>, request: Request| {
-            let busy = Arc::clone(&site);
-            aside::soon(move || async move { site.meet(&line, request).await })
-                .await
-                .unwrap_or_else(|| busy.broke())
-        };
+        let answer = async move |State(site): State<Arc<Site>>, request: Request| site.meet(line, request).await;
         router = router.route(line.path, MethodRouter::new().on(filter, answer));
     }
     router

@@ -37,6 +37,14 @@ pub(super) struct SessionShown {
     pub(super) idle: Duration,
 }
 
+/// That a name is not let in, though the proxy vouches for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeptOut {
+    /// They signed out, and may sign in again.
+    pub(super) own: bool,
+    until: Instant,
+}
+
 struct Kept {
     viewer: Viewer,
     began: Timestamp,
@@ -70,13 +78,24 @@ pub(super) enum Found {
     Nobody,
 }
 
+/// What came of somebody whom the proxy names.
+#[derive(Debug)]
+pub(super) enum ByName {
+    /// With whether their session has just begun.
+    Viewer(Viewer, bool),
+    TooOften,
+    KeptOut(KeptOut, Duration),
+}
+
 /// The sessions that there are.
 pub(super) struct Sessions {
     idle: Duration,
     lasts: Duration,
     most: usize,
     rate: u32,
+    ended_for: Duration,
     kept: Mutex<HashMap<[u8; 32], Kept>>,
+    ended: Mutex<HashMap<String, KeptOut>>,
 }
 
 impl Sessions {
@@ -86,8 +105,14 @@ impl Sessions {
             lasts: settings.session_lasts,
             most: settings.sessions_max,
             rate: settings.rate_per_session,
+            ended_for: settings.ended_for,
             kept: Mutex::default(),
+            ended: Mutex::default(),
         }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, HashMap<String, KeptOut>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept(&self) -> MutexGuard<'_, HashMap<[u8; 32], Kept>> {
@@ -100,6 +125,11 @@ impl Sessions {
     /// The system has no chance to give.
     pub(super) fn begin(&self, let_in: LetIn, now: Instant) -> Result<(String, Viewer), String> {
         let cookie = secret()?;
+        let viewer = self.keep(sha256(cookie.as_bytes()), let_in, now)?;
+        Ok((cookie, viewer))
+    }
+
+    fn keep(&self, key: [u8; 32], let_in: LetIn, now: Instant) -> Result<Viewer, String> {
         let viewer = Viewer {
             session: Uuid::new_v4(),
             name: let_in.name,
@@ -116,7 +146,7 @@ impl Sessions {
             kept.remove(&oldest);
         }
         kept.insert(
-            sha256(cookie.as_bytes()),
+            key,
             Kept {
                 viewer: viewer.clone(),
                 began: Timestamp::now(),
@@ -125,7 +155,46 @@ impl Sessions {
                 left: f64::from(self.rate),
             },
         );
-        Ok((cookie, viewer))
+        Ok(viewer)
+    }
+
+    /// The session of somebody whom the proxy names with every request: one for each name, whatever browsers they have and
+    /// whatever cookies these lose.
+    ///
+    /// # Errors
+    /// The system has no chance to give.
+    pub(super) fn of_name(&self, let_in: LetIn, counts: bool, now: Instant) -> Result<ByName, String> {
+        if let Some(ended) = self.ended().get(&let_in.name).filter(|ended| ended.until > now) {
+            return Ok(ByName::KeptOut(*ended, ended.until.saturating_duration_since(now)));
+        }
+        let key = sha256(format!("name {}", let_in.name).as_bytes());
+        match self.look(key, counts, now) {
+            Found::TooOften => Ok(ByName::TooOften),
+            Found::Viewer(mut viewer) => {
+                // What the proxy says counts at once.
+                if (viewer.role, &viewer.partners) != (let_in.role, &let_in.partners) {
+                    (viewer.role, viewer.partners) = (let_in.role, let_in.partners);
+                    self.is_now(&viewer);
+                }
+                Ok(ByName::Viewer(viewer, false))
+            }
+            Found::Nobody => {
+                self.keep(key, let_in, now)?;
+                // It is used, as any other is.
+                match self.look(key, counts, now) {
+                    Found::Viewer(viewer) => Ok(ByName::Viewer(viewer, true)),
+                    Found::TooOften | Found::Nobody => Ok(ByName::TooOften),
+                }
+            }
+        }
+    }
+
+    /// Lets somebody in again who signed out.
+    pub(super) fn welcome(&self, name: &str) {
+        let mut ended = self.ended();
+        if ended.get(name).is_some_and(|one| one.own) {
+            ended.remove(name);
+        }
     }
 
     fn is_alive(&self, one: &Kept, now: Instant) -> bool {
@@ -134,8 +203,11 @@ impl Sessions {
 
     /// Whose cookie it is. Being asked is being used; where it does not count, it only looks.
     pub(super) fn find(&self, cookie: &str, counts: bool, now: Instant) -> Found {
+        self.look(sha256(cookie.as_bytes()), counts, now)
+    }
+
+    fn look(&self, key: [u8; 32], counts: bool, now: Instant) -> Found {
         let mut kept = self.kept();
-        let key = sha256(cookie.as_bytes());
         let Some(one) = kept.get_mut(&key) else {
             return Found::Nobody;
         };
@@ -165,12 +237,33 @@ impl Sessions {
         }
     }
 
-    /// Ends one. Says whether there was one.
-    pub(super) fn end(&self, session: Uuid) -> bool {
+    /// Ends one, which may be one's own. Says whether there was one. A proxy would vouch for them again at once: their name is
+    /// remembered for a while.
+    pub(super) fn end(&self, session: Uuid, own: bool, now: Instant) -> bool {
         let mut kept = self.kept();
-        let before = kept.len();
-        kept.retain(|_, one| one.viewer.session != session);
-        kept.len() < before
+        let found = kept.iter().find(|(_, one)| one.viewer.session == session);
+        let Some(key) = found.map(|(key, _)| *key) else {
+            return false;
+        };
+        let Some(gone) = kept.remove(&key) else {
+            return false;
+        };
+        drop(kept);
+        if gone.viewer.entrance == WayIn::Proxy {
+            let mut ended = self.ended();
+            ended.retain(|_, one| one.until > now);
+            if ended.len() >= self.most
+                && let Some(first) = ended
+                    .iter()
+                    .min_by_key(|(_, one)| one.until)
+                    .map(|(name, _)| name.clone())
+            {
+                ended.remove(&first);
+            }
+            let until = now + self.ended_for;
+            ended.insert(gone.viewer.name, KeptOut { own, until });
+        }
+        true
     }
 
     /// Whether a session is still one.
@@ -207,7 +300,9 @@ mod tests {
             lasts: Duration::from_secs(600),
             most,
             rate: 5,
+            ended_for: Duration::from_secs(300),
             kept: Mutex::default(),
+            ended: Mutex::default(),
         }
     }
 
@@ -246,7 +341,7 @@ mod tests {
             (second.session, &second.form_token)
         );
         let (cookie, third) = begin();
-        assert!(sessions.end(third.session) && !sessions.end(third.session));
+        assert!(sessions.end(third.session, false, start) && !sessions.end(third.session, false, start));
         assert!(!is_viewer(&sessions, &cookie, start));
         for nobody in ["", "0", &"0".repeat(64), &cookie.to_uppercase()] {
             assert!(!is_viewer(&sessions, nobody, start), "{nobody}");
@@ -258,7 +353,7 @@ mod tests {
         let (sessions, start) = (sessions(2), Instant::now());
         let begin = |after| {
             let now = start + Duration::from_secs(after);
-            let begun = sessions.begin(ann(WayIn::Proxy), now);
+            let begun = sessions.begin(ann(WayIn::Issuer), now);
             begun.expect("chance").0
         };
         let (first, second, third) = (begin(0), begin(1), begin(2));
@@ -272,5 +367,52 @@ mod tests {
         assert_eq!(asked, 5);
         assert!(is_viewer(&sessions, &third, now), "each has its own");
         assert!(is_viewer(&sessions, &second, now + Duration::from_millis(250)));
+    }
+
+    fn named(sessions: &Sessions, name: &str, now: Instant) -> ByName {
+        let let_in = LetIn {
+            name: name.to_owned(),
+            ..ann(WayIn::Proxy)
+        };
+        sessions.of_name(let_in, true, now).expect("chance")
+    }
+
+    #[test]
+    fn a_name_has_one_session_and_one_rate_whatever_it_brings_along() {
+        let (sessions, start) = (sessions(2), Instant::now());
+        let is_let_in = |name| matches!(named(&sessions, name, start), ByName::Viewer(..));
+        assert!(matches!(named(&sessions, "bob", start), ByName::Viewer(_, true)));
+        assert_eq!((0..50).filter(|_| is_let_in("ann")).count(), 5);
+        assert!(matches!(named(&sessions, "ann", start), ByName::TooOften));
+        assert!(is_let_in("bob"), "each name has its own");
+        assert_eq!(sessions.all(start).len(), 2, "and nobody's was ended for it");
+    }
+
+    #[test]
+    fn a_name_that_was_ended_stays_out_for_a_while_and_is_forgotten_then() {
+        let (sessions, start) = (sessions(2), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let begin = |name| match named(&sessions, name, start) {
+            ByName::Viewer(viewer, _) => viewer.session,
+            other => panic!("{other:?}"),
+        };
+        assert!(sessions.end(begin("ann"), false, start));
+        let out = |name, now| matches!(named(&sessions, name, now), ByName::KeptOut(..));
+        assert!(out("ann", start) && out("ann", after(299)) && !out("bob", start));
+        sessions.welcome("ann");
+        assert!(out("ann", start), "somebody else ended it");
+        assert!(!out("ann", after(300)));
+        // Who signed out may come back.
+        assert!(sessions.end(begin("bob"), true, start) && out("bob", start));
+        sessions.welcome("bob");
+        assert!(!out("bob", start));
+        // Only so many are remembered.
+        for name in ["carl", "dora", "eve"] {
+            assert!(sessions.end(begin(name), false, start));
+        }
+        assert_eq!(sessions.ended().len(), 2);
+        // By the link or the issuer one signs in anew: there is nothing to remember.
+        let (_, viewer) = sessions.begin(ann(WayIn::Issuer), after(400)).expect("chance");
+        assert!(sessions.end(viewer.session, false, after(400)) && sessions.ended().len() == 2);
     }
 }

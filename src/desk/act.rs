@@ -374,7 +374,7 @@ impl Desk {
             filters["settledBefore"] = json!(rfc3339(before));
         }
         let size = i64::try_from(purgeable.messages).unwrap_or(i64::MAX);
-        if self.two_people(size, &[]).is_some() {
+        if self.two_people(size, &[]).await?.is_some() {
             let subject = format!("before {} settled {}", rfc3339(before), wish.settled);
             let (_, is_second) = self.voices("purge", &subject, &wish.author).await?;
             if !is_second {

@@ -5,8 +5,9 @@ use std::{fmt, sync::Arc};
 use num_bigint::BigInt;
 use serde::Serialize;
 
-use super::{ApprovalRecord, Author, Command, Desk, PlanLine, Refusal, StateNow, Sum, Voice};
+use super::{ApprovalLimits, ApprovalRecord, Author, Command, Desk, PlanLine, Refusal, StateNow, Sum, Voice, quoted};
 use crate::{
+    config::DeadLetterSettings,
     domain::{calendar::rfc3339, dead_letter::State, person::Person},
     store::{approvals::NewApproval, plans::PlanRecord, voices::NewVoice},
 };
@@ -49,6 +50,32 @@ pub(super) struct ActSize {
     pub(super) money: Vec<Sum>,
     /// Messages of which that is not known.
     pub(super) unknown: i64,
+}
+
+impl ActSize {
+    /// Why it is more than these limits, by what they are called; none: it is not.
+    fn above(&self, limits: &ApprovalLimits, (messages, amounts): (&str, &str)) -> Option<String> {
+        let most = limits.messages;
+        if most > 0 && self.messages > most {
+            return Some(format!("{} messages are more than {messages} ({most})", self.messages));
+        }
+        // What can not be compared takes two people.
+        if self.unknown > 0 && !limits.amounts.is_empty() {
+            return Some(format!(
+                "{} of them name what is not reserved yet, and what they would move is not known",
+                self.unknown
+            ));
+        }
+        let is_more = |moved: &str, most: &str| match (moved.parse::<BigInt>(), most.parse::<BigInt>()) {
+            (Ok(moved), Ok(most)) => moved > most,
+            _ => true,
+        };
+        limits.amounts.iter().find_map(|(currency, most)| {
+            let moved = self.money.iter().find(|sum| sum.currency == *currency)?;
+            is_more(&moved.quantity, most)
+                .then(|| format!("{} {currency} is more than {amounts} ({most})", moved.quantity))
+        })
+    }
 }
 
 /// Approving what somebody else planned.
@@ -128,56 +155,62 @@ impl Desk {
         }
     }
 
-    /// Who acts here.
+    /// Who acts here, as the database will write it down: a name that we may not vouch for is no more than typed.
     async fn person(&self, operator: &str) -> Result<Person, Refusal> {
+        let (session, may_vouch) = self.store.session_user().await?;
         Ok(Person {
             operator: operator.to_owned(),
-            voucher: self.voucher.as_deref().map(str::to_owned),
-            session: Some(self.store.session_user().await?),
+            voucher: self.voucher.as_deref().filter(|_| may_vouch).map(str::to_owned),
+            session: Some(session),
         })
     }
 
+    /// What of a refusal comes of who they are: who else could do it.
+    fn who_else(&self, me: &Person) -> String {
+        match (&self.voucher, &me.voucher, &me.session) {
+            (Some(_), None, Some(session)) => format!(
+                "the names that this console vouches for do not count, since its login of the database may not vouch: as the owner \
+                 of the schema, `settled roles --apply` and GRANT settled_console TO {}",
+                quoted(session)
+            ),
+            (Some(_), ..) => "somebody else who is signed in to the console".to_owned(),
+            (None, ..) => {
+                "somebody else, with another operator's name and another login of the database; for what was begun in \
+                           a console that signs people in, somebody else there"
+                    .to_owned()
+            }
+        }
+    }
+
+    /// What takes two people by the settings.
+    pub fn limits_of(settings: &DeadLetterSettings) -> ApprovalLimits {
+        ApprovalLimits {
+            messages: i64::try_from(settings.approve_above).unwrap_or(i64::MAX),
+            amounts: settings.approve_amounts.clone(),
+        }
+    }
+
     /// Why so much takes two people; none: one is enough.
-    pub fn two_people(&self, messages: i64, money: &[Sum]) -> Option<String> {
+    pub(super) async fn two_people(&self, messages: i64, money: &[Sum]) -> Result<Option<String>, Refusal> {
         self.two_people_for(&ActSize {
             messages,
             money: money.to_vec(),
             unknown: 0,
         })
+        .await
     }
 
-    fn two_people_for(&self, size: &ActSize) -> Option<String> {
-        let settings = &self.settings.dead_letters;
-        let ActSize {
-            messages,
-            money,
-            unknown,
-        } = size;
-        let most = settings.approve_above;
-        if most > 0 && usize::try_from(*messages).is_ok_and(|messages| messages > most) {
-            return Some(format!(
-                "{messages} messages are more than dead_letters.approve_above ({most})"
-            ));
+    /// By the settings, which are those of whoever acts, and by what the database says, which they can not change.
+    async fn two_people_for(&self, size: &ActSize) -> Result<Option<String>, Refusal> {
+        let by_setting = size.above(
+            &Self::limits_of(&self.settings.dead_letters),
+            ("dead_letters.approve_above", "dead_letters.approve_amounts has"),
+        );
+        if by_setting.is_some() {
+            return Ok(by_setting);
         }
-        // What can not be compared takes two people.
-        if *unknown > 0 && !settings.approve_amounts.is_empty() {
-            return Some(format!(
-                "{unknown} of them name what is not reserved yet, and what they would move is not known"
-            ));
-        }
-        let is_more = |moved: &str, most: &str| match (moved.parse::<BigInt>(), most.parse::<BigInt>()) {
-            (Ok(moved), Ok(most)) => moved > most,
-            _ => true,
-        };
-        settings.approve_amounts.iter().find_map(|(currency, most)| {
-            let moved = money.iter().find(|sum| sum.currency == *currency)?;
-            is_more(&moved.quantity, most).then(|| {
-                format!(
-                    "{} {currency} is more than dead_letters.approve_amounts has ({most})",
-                    moved.quantity
-                )
-            })
-        })
+        let kept = self.store.approval_limits().await?;
+        Ok(kept.and_then(|kept| size.above(&kept, ("the database's own limit", "the database's own limit"))))
     }
 
     /// Refuses what takes two people, unless somebody who is neither who made the plan nor who acts has approved it.
@@ -188,7 +221,7 @@ impl Desk {
         author: &Author,
         size: &ActSize,
     ) -> Result<(), Refusal> {
-        let Some(why) = self.two_people_for(size) else {
+        let Some(why) = self.two_people_for(size).await? else {
             return Ok(());
         };
         let Some(plan) = plan else {
@@ -206,17 +239,13 @@ impl Desk {
                 over = over.or(Some(rfc3339(approval.expires_at)));
                 continue;
             }
-            match approval
-                .by
-                .shared_with(&acting)
-                .or_else(|| approval.by.shared_with(&made.by))
-            {
+            match approval.by.one_with(&acting).or_else(|| approval.by.one_with(&made.by)) {
                 None => return Ok(()),
-                Some(name) => same = Some(name.to_owned()),
+                Some(one) => same = Some(one.to_string()),
             }
         }
         let found = match (same, over) {
-            (Some(name), _) => format!("{name} can not be both of them"),
+            (Some(one), _) => one,
             (None, Some(when)) => format!("the approval was over at {when}"),
             (None, None) => format!("nobody else has approved the {act} of plan {plan} yet"),
         };
@@ -226,8 +255,9 @@ impl Desk {
         };
         Err(
             Refusal::refused(format!("this takes two people: {why}; {found}; nothing was done")).hint(format!(
-                "somebody else looks at it with `settled dead-letters plan show {plan}`, and says `settled dead-letters plan \
-                 approve {plan}{flag} --reason ...`, with their own login"
+                "it is looked at with `settled dead-letters plan show {plan}`, and approved with `settled dead-letters plan approve \
+                 {plan}{flag} --reason ...`, by another: {}",
+                self.who_else(&acting)
             )),
         )
     }
@@ -245,14 +275,14 @@ impl Desk {
     ) -> Result<(Vec<Voice>, bool), Refusal> {
         let me = self.person(&author.operator).await?;
         let voices = self.store.voices(act, subject).await?;
-        let is_second = voices.iter().any(|before| before.by.shared_with(&me).is_none());
-        if !is_second && let Some(mine) = voices.last() {
-            let shared = mine.by.shared_with(&me).unwrap_or_default();
+        let is_second = voices.iter().any(|before| before.by.one_with(&me).is_none());
+        if !is_second && let Some((mine, one)) = voices.last().and_then(|mine| Some((mine, mine.by.one_with(&me)?))) {
             return Err(Refusal::refused(format!(
-                "this takes two people, and {shared} said so already (that counts until {}); nothing was done",
+                "this takes two people; {} said so already (that counts until {}), and {one}; nothing was done",
+                mine.operator,
                 rfc3339(mine.expires_at)
             ))
-            .hint("somebody else says the same, with another operator's name and another login of the database"));
+            .hint(format!("the same is said by another: {}", self.who_else(&me))));
         }
         Ok((voices, is_second))
     }
@@ -280,12 +310,12 @@ impl Desk {
         let plan = wish.plan;
         let made = self.plan_record(plan).await?;
         let me = self.person(&wish.author.operator).await?;
-        if let Some(name) = me.shared_with(&made.by) {
+        if let Some(one) = me.one_with(&made.by) {
             return Err(Refusal::refused(format!(
-                "plan {plan} was made by {}, and {name} can not be both of two people; nothing was approved",
+                "plan {plan} was made by {}, and {one}; nothing was approved",
                 made.operator
             ))
-            .hint("somebody else approves it: with another operator's name, and another login of the database or of the console"));
+            .hint(format!("it is approved by another: {}", self.who_else(&me))));
         }
         let (_, money) = self.store.plan_verdicts(plan).await?;
         let would_move = sums(money);
@@ -332,7 +362,7 @@ impl Desk {
         verdicts.sort_by_key(|line| (line.verdict, line.reason));
         let would_move = sums(money);
         Ok(PlanShown {
-            two_people: self.two_people(record.settled, &would_move),
+            two_people: self.two_people(record.settled, &would_move).await?,
             now,
             runs: self.store.plan_runs(plan).await?,
             approvals: self.store.approvals(plan).await?,

@@ -73,7 +73,7 @@ pub use self::{
 };
 // Answers that are rows as the store keeps them.
 pub use crate::store::{
-    approvals::ApprovalRecord,
+    approvals::{ApprovalLimits, ApprovalRecord},
     audit::AuditRecord,
     books::{AccountRecord, AccountsPage, BalanceRecord, Books, SumRecord},
     letters::{DeadLetter, Group, Replayed},

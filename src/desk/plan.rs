@@ -135,7 +135,7 @@ impl Desk {
         let settles = items.iter().filter(|item| item.verdict == VerdictKind::Settled);
         let settles = i64::try_from(settles.count()).unwrap_or(i64::MAX);
         Ok(Planned {
-            two_people: self.two_people(settles, &would_move),
+            two_people: self.two_people(settles, &would_move).await?,
             plan,
             operator: wish.operator.clone(),
             messages: items.len(),

@@ -173,10 +173,11 @@ impl Desk {
             canary: wish.canary,
             rate: wish.rate,
             all_verdicts: wish.all_verdicts,
+            voucher: self.voucher.clone(),
         };
         let driver = self.driver();
         let Some(run) = self
-            .patiently(async || self.store.begin_run(act, new, driver).await)
+            .patiently(async || self.store.begin_run(act, &new, driver).await)
             .await?
         else {
             return Err(no_such_plan(wish.plan));

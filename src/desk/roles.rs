@@ -3,7 +3,10 @@
 use super::{Desk, Refusal};
 use crate::{
     config::Settings,
-    store::roles::{DatabaseRole, RoleFound, RoleStanding},
+    store::{
+        approvals::ApprovalLimits,
+        roles::{DatabaseRole, RoleFound, RoleStanding},
+    },
 };
 
 impl Desk {
@@ -19,13 +22,13 @@ impl Desk {
         Self::open(&settings)
     }
 
-    /// Makes the roles what they are.
+    /// Makes the roles what they are; and with limits, keeps in the database what takes two people.
     ///
     /// # Errors
     /// The database is away; its schema is not the one that this program is written for; the user may not do it.
-    pub async fn apply_roles(&self) -> Result<(), Refusal> {
+    pub async fn apply_roles(&self, limits: Option<&ApprovalLimits>) -> Result<(), Refusal> {
         self.check_schema().await?;
-        Ok(self.store.apply_roles().await?)
+        Ok(self.store.apply_roles(limits).await?)
     }
 
     /// How whoever is logged in stands to a role.

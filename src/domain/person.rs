@@ -1,5 +1,7 @@
 //! Who somebody is, so that two are not one.
 
+use std::fmt;
+
 /// Somebody who acts, by every name that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Person {
@@ -17,8 +19,12 @@ impl Person {
         self.voucher.as_deref().or(self.session.as_deref())
     }
 
-    /// By which name two are one; none: they are two people, as far as can be known.
-    pub fn shared_with<'p>(&'p self, other: &Self) -> Option<&'p str> {
+    /// Why two may be one; none: they are two people, as far as can be known.
+    pub fn one_with<'p>(&'p self, other: &Self) -> Option<OnePerson<'p>> {
+        // Of a name that is vouched for nobody knows which login is theirs.
+        if self.voucher.is_some() != other.voucher.is_some() {
+            return Some(OnePerson::Mixed);
+        }
         let is_one = |name: &str| {
             let same = |theirs: &str| theirs.trim().to_lowercase() == name.trim().to_lowercase();
             same(&other.operator) || other.proven().is_some_and(same)
@@ -27,6 +33,27 @@ impl Person {
             .into_iter()
             .flatten()
             .find(|name| is_one(name))
+            .map(OnePerson::Named)
+    }
+}
+
+/// Why two may be one person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnePerson<'p> {
+    /// A name that is both of theirs.
+    Named(&'p str),
+    /// One was signed in to the console, and the other came with a login of the database.
+    Mixed,
+}
+
+impl fmt::Display for OnePerson<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OnePerson::Named(name) => write!(f, "{name} can not be both of two people"),
+            OnePerson::Mixed => f.write_str(
+                "nobody knows that a person whom the console signed in and one with a login of the database are two",
+            ),
+        }
     }
 }
 
@@ -51,20 +78,25 @@ mod tests {
             (person("bob", None, Some("ann_db")), Some("ann_db")),
             // Whoever types the name of a login, or signs in by it, is that one.
             (person("ann_db", None, Some("bob_db")), Some("ann_db")),
-            (person("bob", Some("ann"), Some("console")), Some("ann")),
-            (person("bob", Some("ann_db"), Some("console")), Some("ann_db")),
-            // The console's own login is nobody's.
-            (person("bob", Some("bob"), Some("ann_db")), None),
         ] {
-            assert_eq!(ann.shared_with(&other), shared, "{other:?}");
-            assert_eq!(other.shared_with(&ann).is_some(), shared.is_some(), "{other:?}");
+            assert_eq!(ann.one_with(&other), shared.map(OnePerson::Named), "{other:?}");
+            assert_eq!(other.one_with(&ann).is_some(), shared.is_some(), "{other:?}");
+        }
+        // Whoever planned at the console may have a login too, and type another name.
+        for name in ["ann", "ann_db", "bob"] {
+            let signed_in = person(name, Some(name), Some("console"));
+            assert_eq!(ann.one_with(&signed_in), Some(OnePerson::Mixed), "{name}");
+            assert_eq!(signed_in.one_with(&ann), Some(OnePerson::Mixed), "{name}");
         }
         let (carl, dora) = (
             person("carl", Some("carl"), Some("console")),
             person("dora", Some("dora"), Some("console")),
         );
-        assert_eq!(carl.shared_with(&dora), None);
+        // The console's own login is nobody's.
+        assert_eq!(carl.one_with(&dora), None);
+        let also_carl = person("dora", Some("Carl"), Some("another console"));
+        assert_eq!(carl.one_with(&also_carl), Some(OnePerson::Named("carl")));
         // Of an old plan no more is known than the name.
-        assert_eq!(person("eve", None, None).shared_with(&ann), None);
+        assert_eq!(person("eve", None, None).one_with(&ann), None);
     }
 }

@@ -31,6 +31,32 @@ pub struct ApprovalRecord {
     pub by: Person,
 }
 
+/// What takes two people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApprovalLimits {
+    /// More messages do; 0: however many.
+    pub messages: i64,
+    /// More of a currency does, in base units.
+    pub amounts: Vec<(String, String)>,
+}
+
+impl ApprovalLimits {
+    /// The SQL that keeps them in the database, where whoever acts can not lower them.
+    pub fn statement(&self) -> String {
+        let amounts: serde_json::Map<String, Value> = self
+            .amounts
+            .iter()
+            .map(|(currency, quantity)| (currency.clone(), Value::from(quantity.as_str())))
+            .collect();
+        let amounts = Value::Object(amounts).to_string().replace('\'', "''");
+        format!(
+            "INSERT INTO settled.approval_limits (messages, amounts) VALUES ({}, '{amounts}')\n    \
+             ON CONFLICT (one) DO UPDATE SET messages = excluded.messages, amounts = excluded.amounts;",
+            self.messages
+        )
+    }
+}
+
 /// An approval to be written down.
 #[derive(Clone, Copy, Debug)]
 pub struct NewApproval<'a> {
@@ -61,16 +87,46 @@ fn approval(row: &Row) -> ApprovalRecord {
 }
 
 impl Store {
-    /// The database's user that we are.
+    /// The database's user that we are, and whether the names count that we vouch for.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn session_user(&self) -> Result<String, StoreError> {
+    pub async fn session_user(&self) -> Result<(String, bool), StoreError> {
         let session = self.session("session_user").await?;
         let rows = session
-            .query("/* approvals::session_user */ SELECT session_user::text", &[])
+            .query(
+                "/* approvals::session_user */ SELECT session_user::text, settled.may_vouch()",
+                &[],
+            )
             .await?;
-        Ok(session.one(&rows)?.get(0))
+        let row = session.one(&rows)?;
+        Ok((row.get(0), row.get(1)))
+    }
+
+    /// What takes two people, as far as the database itself says it: messages, 0 for however many, and amounts by currency.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn approval_limits(&self) -> Result<Option<ApprovalLimits>, StoreError> {
+        let rows = self
+            .session("approval_limits")
+            .await?
+            .query(
+                "/* approvals::approval_limits */
+                SELECT l.messages, a.key AS currency, a.value AS quantity
+                FROM settled.approval_limits AS l
+                LEFT JOIN LATERAL jsonb_each_text(l.amounts) AS a ON true
+                ORDER BY a.key",
+                &[],
+            )
+            .await?;
+        let amounts = rows
+            .iter()
+            .filter_map(|row| Some((row.get::<_, Option<String>>("currency")?, row.get("quantity"))));
+        Ok(rows.first().map(|row| ApprovalLimits {
+            messages: row.get("messages"),
+            amounts: amounts.collect(),
+        }))
     }
 
     /// Writes down that somebody approves a plan.

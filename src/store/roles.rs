@@ -5,7 +5,7 @@ mod surplus;
 use std::fmt;
 
 pub use self::surplus::{MissingRight, RoleFound, RoleStanding};
-use super::{Store, StoreError};
+use super::{Store, StoreError, approvals::ApprovalLimits};
 
 /// Who works with the database. Each is a role of its own that nobody logs in as: people and programs are its members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,7 @@ pub enum DatabaseRole {
     Custody,
     Reader,
     Auditor,
+    Console,
 }
 
 /// What may be done to a table or view of ours, or to a function by its signature.
@@ -92,10 +93,11 @@ const OPERATOR: &[Grant] = &[
     ),
     // What is purged is counted by a trigger.
     ("dead_letter_space", &["INSERT"]),
-    // To lock a row is an UPDATE to the server, of any column; an identity can not be changed.
+    // To lock a row is an UPDATE to the server, of any column; a trigger refuses to change it.
     ("plans", &["SELECT", "INSERT", "UPDATE (id)", "DELETE"]),
     ("plan_items", &["SELECT", "INSERT"]),
     ("approvals", &["SELECT", "INSERT"]),
+    ("approval_limits", &["SELECT"]),
     // A loss is accepted.
     ("epochs", &["SELECT", "INSERT"]),
     ("voices", &["SELECT", "INSERT"]),
@@ -219,7 +221,7 @@ const AUDITOR: &[Grant] = &[
 ];
 
 impl DatabaseRole {
-    pub const ALL: [DatabaseRole; 7] = [
+    pub const ALL: [DatabaseRole; 8] = [
         DatabaseRole::Owner,
         DatabaseRole::Worker,
         DatabaseRole::Operator,
@@ -227,6 +229,7 @@ impl DatabaseRole {
         DatabaseRole::Custody,
         DatabaseRole::Reader,
         DatabaseRole::Auditor,
+        DatabaseRole::Console,
     ];
 
     pub fn name(self) -> &'static str {
@@ -238,6 +241,7 @@ impl DatabaseRole {
             DatabaseRole::Custody => "settled_custody",
             DatabaseRole::Reader => "settled_reader",
             DatabaseRole::Auditor => "settled_auditor",
+            DatabaseRole::Console => "settled_console",
         }
     }
 
@@ -265,13 +269,17 @@ impl DatabaseRole {
             DatabaseRole::Custody => "the custody system: deposits, withdrawals and reservations",
             DatabaseRole::Reader => "whoever looks and changes nothing, and the HTTP API",
             DatabaseRole::Auditor => "whoever proves the books, and reads what operators did",
+            DatabaseRole::Console => {
+                "the login of a console behind a proxy or an issuer, beside its other roles: the names that it vouches for count \
+                 as people"
+            }
         }
     }
 
-    /// What it is granted. The owner owns.
+    /// What it is granted. The owner owns; and of a console the triggers ask whether it is one.
     pub fn grants(self) -> &'static [Grant] {
         match self {
-            DatabaseRole::Owner => &[],
+            DatabaseRole::Owner | DatabaseRole::Console => &[],
             DatabaseRole::Worker => WORKER,
             DatabaseRole::Operator => OPERATOR,
             DatabaseRole::Registrar => REGISTRAR,
@@ -313,8 +321,9 @@ pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Everything that makes the roles what they are; may be repeated. What a role had more is taken away.
-pub fn statements() -> Vec<String> {
+/// Everything that makes the roles what they are; may be repeated. What a role had more is taken away. With limits, what takes two
+/// people as well.
+pub fn statements(limits: Option<&ApprovalLimits>) -> Vec<String> {
     let mut all = Vec::new();
     for role in DatabaseRole::ALL {
         all.push(format!(
@@ -356,6 +365,7 @@ pub fn statements() -> Vec<String> {
             all.push(grant_line(object, &privileges.join(", "), role.name()));
         }
     }
+    all.extend(limits.map(ApprovalLimits::statement));
     all
 }
 
@@ -364,14 +374,14 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn apply_roles(&self) -> Result<(), StoreError> {
+    pub async fn apply_roles(&self, limits: Option<&ApprovalLimits>) -> Result<(), StoreError> {
         let session = self.session("apply_roles").await?;
         session.begin().await?;
         // Two at once wait for each other, and for migrations.
         session
             .query("/* roles::apply_roles */ SELECT pg_advisory_xact_lock(7236101)", &[])
             .await?;
-        for statement in statements() {
+        for statement in statements(limits) {
             let sql = format!("/* roles::apply_roles each */ {}", uncommented(&statement));
             session.ask(session.client()?.batch_execute(&sql)).await?;
         }

@@ -4,7 +4,7 @@
 mod counts;
 mod outcome;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -53,13 +53,15 @@ impl RunState {
 }
 
 /// A run as it is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NewRun {
     pub plan: i64,
     pub canary: Option<i32>,
     /// Messages a second.
     pub rate: Option<f64>,
     pub all_verdicts: bool,
+    /// Who vouches for the name of whoever begins it.
+    pub voucher: Option<Arc<str>>,
 }
 
 /// A program that drives a run, and for how long it is believed to live without a sign.
@@ -172,7 +174,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is away or refuses; nothing has begun then, unless `at_commit` says that it is unknown.
-    pub async fn begin_run(&self, act: Act<'_>, wish: NewRun, driver: Driver) -> Result<Option<i64>, StoreError> {
+    pub async fn begin_run(&self, act: Act<'_>, wish: &NewRun, driver: Driver) -> Result<Option<i64>, StoreError> {
         let session = self.session("begin_run").await?;
         session.begin().await?;
         // Held against a purge.
@@ -190,11 +192,12 @@ impl Store {
             .query(
                 "/* runs::begin_run */
                 INSERT INTO settled.runs (
-                    plan_id, state, operator, why, canary, rate, all_verdicts, started_at, changed_at, driver, driven_until
+                    plan_id, state, operator, why, canary, rate, all_verdicts, started_at, changed_at, driver, driven_until,
+                    voucher
                 )
                 VALUES (
                     $1, 'running', $2, $3, $4, $5, $6, date_trunc('milliseconds', now()),
-                    date_trunc('milliseconds', now()), $7, clock_timestamp() + make_interval(secs => $8)
+                    date_trunc('milliseconds', now()), $7, clock_timestamp() + make_interval(secs => $8), $9
                 )
                 RETURNING id",
                 &[
@@ -206,6 +209,7 @@ impl Store {
                     &wish.all_verdicts,
                     &driver.id,
                     &driver.lease.as_secs_f64(),
+                    &wish.voucher.as_deref(),
                 ],
             )
             .await?;

@@ -29,7 +29,7 @@ pub struct Vitals {
 
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
-const GUARDS: [(&str, &str, i16); 36] = [
+const GUARDS: [(&str, &str, i16); 37] = [
     ("transfers", "append_only", 58),
     ("batches", "append_only", 58),
     ("deposits", "append_only", 58),
@@ -56,6 +56,7 @@ const GUARDS: [(&str, &str, i16); 36] = [
     ("partner_keys", "fixed", 18),
     ("currency_symbols", "fixed", 18),
     ("moves", "fixed", 18),
+    ("plans", "fixed", 18),
     ("allocations", "never_forgotten", 42),
     ("funds", "never_forgotten", 42),
     ("partner_keys", "never_forgotten", 42),
@@ -233,7 +234,11 @@ impl Store {
                     ('currency_symbols', 'of_moving', 'refuse_of_moving'), ('receipts', 'of_moving', 'refuse_of_moving'),
                     ('partners', 'told', 'tell_of_partner'), ('allocations', 'owe', 'allocations_owe'),
                     ('allocations', 'owe_first', 'allocations_owe'), ('partner_keys', 'dated', 'date_key'),
-                    ('audit', 'signed', 'sign_audit')
+                    ('audit', 'signed', 'sign_audit'),
+                    ('plans', 'signed', 'sign_person'), ('approvals', 'signed', 'sign_person'),
+                    ('voices', 'signed', 'sign_person'), ('runs', 'signed', 'sign_person'),
+                    ('plans', 'numbered', 'number_plan'), ('plan_items', 'with_its_plan', 'refuse_later_items'),
+                    ('run_items', 'two_people', 'refuse_alone'), ('dead_letters', 'by_a_run', 'refuse_without_run')
                 ) AS w (table_name, name, function)
                 WHERE NOT EXISTS (
                     SELECT

@@ -65,6 +65,12 @@ impl Signal<'_> {
             } => {
                 info!(%address, encrypted, version, "the console listens");
             }
+            Signal::ConsoleNotOpened => {
+                warn!(
+                    "console.listen is set, and this worker has no console: console.in_worker = true opens one beside it, and \
+                     `settled console` is one by itself"
+                );
+            }
             Signal::ConsoleSignedIn { name, role, entrance } => {
                 info!(name, role, by = entrance, "signed in to the console");
             }

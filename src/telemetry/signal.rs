@@ -50,6 +50,8 @@ pub enum Signal<'a> {
         encrypted: bool,
         version: &'a str,
     },
+    /// It has an address, and nobody opens it here.
+    ConsoleNotOpened,
     /// Somebody has a session of the console.
     ConsoleSignedIn {
         name: &'a str,

@@ -82,6 +82,7 @@ fn every_signal(check: &mut dyn FnMut(&Signal<'_>)) {
             encrypted: false,
             version: "0.1.0",
         },
+        Signal::ConsoleNotOpened,
         Signal::ConsoleSignedIn {
             name: "ann",
             role: "operator",

@@ -349,22 +349,34 @@ async fn a_proxy_shows_its_certificate() {
         }
     };
     let at = || console.address().to_owned();
-    let (status, headers, page) = ask(at(), Some("proxies-server"), "x-forwarded-user: ann\r\n")
+    let (status, _, page) = ask(at(), Some("proxies-server"), "x-forwarded-user: ann\r\n")
         .await
         .expect("it answers");
     assert_eq!(status, 200, "{page}");
     assert!(page.contains("You are ann, operator, by proxy"), "{page}");
-    let cookie = headers
-        .iter()
-        .find(|(name, _)| name == "set-cookie")
-        .map(|(_, value)| value.as_str());
-    assert!(cookie.is_some_and(|cookie| cookie.contains("Secure")), "{cookie:?}");
     let (status, ..) = ask(at(), Some("proxies-server"), "").await.expect("it answers");
     assert_eq!(status, 401, "a proxy that says no name");
     for stranger in [None, Some("others-server")] {
         let refused = ask(at(), stranger, "x-forwarded-user: ann\r\n").await;
         assert!(refused.is_err(), "{stranger:?}: {refused:?}");
     }
+    console.stop().await;
+    // What a browser keeps goes over TLS alone.
+    let console = Console::start(&place, &settings[..2]).await;
+    let form = format!("link={}", console.link());
+    let request = format!(
+        "POST /enter HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\ncontent-type: \
+         application/x-www-form-urlencoded\r\n\r\n{form}",
+        form.len()
+    );
+    let answer = over_tls(console.address(), &directory.join("front.pem"), None, &request).await;
+    let (status, headers, page) = answer.expect("it answers");
+    assert_eq!(status, 303, "{page}");
+    let cookie = headers.iter().find(|(name, _)| name == "set-cookie");
+    assert!(
+        cookie.is_some_and(|(_, cookie)| cookie.contains("Secure")),
+        "{cookie:?}"
+    );
     console.stop().await;
     for (names, is_let_in) in [
         ("localhost", true),
@@ -507,6 +519,36 @@ async fn who_is_limited_to_a_partner_sees_and_touches_what_is_theirs() {
         refused += 1;
     }
     assert!(refused >= 10, "{refused}");
+    // And what leads there is shown, disabled, with the reason.
+    let page = console.get(&ada, "/letters").await.text;
+    assert!(
+        page.contains("this is about every partner; you are limited to acme"),
+        "{page}"
+    );
+    for (name, path) in [
+        ("Timeline", "/timeline"),
+        ("Audit", "/audit"),
+        ("Doctor", "/doctor"),
+        ("Purge …", "/purge"),
+    ] {
+        let link = format!(
+            "aria-disabled=\"true\" aria-describedby=\"{}-why\">{name}</a>",
+            match path {
+                "/purge" => "purge",
+                _ => "places",
+            }
+        );
+        assert!(
+            page.contains(&link) && !page.contains(&format!("href=\"{path}\"")),
+            "{name}: {page}"
+        );
+    }
+    assert!(page.contains("disabled aria-describedby=\"places-why\">Find"), "{page}");
+    let page = console.get(&ann, "/letters").await.text;
+    assert!(
+        page.contains("href=\"/purge\"") && !page.contains("places-why"),
+        "{page}"
+    );
     assert_eq!(console.get(&ada, "/").await.header("location"), Some("/groups"));
     // The other one's are the other one's; and discarding takes what is theirs of a filter that says nothing of partners.
     assert_eq!(console.get(&gil, "/plans/1").await.status, 200);
@@ -562,4 +604,284 @@ async fn a_worker_has_a_console_beside_it() {
         tokio::net::TcpStream::connect(&address).await.is_err(),
         "it ended with the worker"
     );
+}
+
+/// A worker's output goes into a log, where no secret may stand: its console wants a file for the link, or somebody who signs people in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_link_stands_in_a_worker_s_output() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new("console_link_file").await;
+    let address = free();
+    let beside = [
+        ("SETTLED_CONSOLE__IN_WORKER", "true"),
+        ("SETTLED_CONSOLE__LISTEN", address.as_str()),
+    ];
+    let mut command = place.command(&["worker", "--json"]);
+    command.envs(beside);
+    let (message, _) = Answer::of(&command.output().await.expect("settled runs")).refusal(2);
+    assert!(message.contains("console.link_file"), "{message}");
+    let file = place.file("the-link");
+    std::fs::write(&file, "another's").expect("a file");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("everybody's");
+    let told = text_of(&file);
+    let worker = place
+        .ready_worker(&[&beside[..], &[("SETTLED_CONSOLE__LINK_FILE", told.as_str())]].concat())
+        .await;
+    let link = std::fs::read_to_string(&file).expect("the link");
+    let mode = std::fs::metadata(&file).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "its owner alone reads it");
+    let (_, secret) = link.trim().rsplit_once("link=").expect("a link");
+    assert_eq!(secret.len(), 64);
+    let console = Console::at(&address);
+    let entered = console
+        .post(&Visitor::default(), "/enter", &format!("link={secret}"))
+        .await;
+    assert_eq!(entered.status, 303, "{entered:?}");
+    let next = std::fs::read_to_string(&file).expect("the next link");
+    assert!(next != link && next.contains("/enter?link="), "{next}");
+    worker.terminate().await;
+    assert!(
+        !worker.said().contains(secret) && !worker.said().contains("link="),
+        "{}",
+        worker.said()
+    );
+    // Who says where the console is, and not that there is one, is told.
+    let worker = place
+        .ready_worker(&[("SETTLED_CONSOLE__LISTEN", "127.0.0.1:9470")])
+        .await;
+    assert!(
+        worker.said().contains("console.in_worker = true opens one"),
+        "{}",
+        worker.said()
+    );
+    worker.terminate().await;
+    let worker = place.ready_worker(&[]).await;
+    assert!(!worker.said().contains("console.in_worker"), "{}", worker.said());
+    worker.terminate().await;
+}
+
+/// Behind a proxy a session and a rate are a name's, whatever its browsers keep; and who is signed out, or was ended, is out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_behind_a_proxy_has_one_session_that_can_be_ended() {
+    let place = Place::new("console_names").await;
+    let few = [
+        ("SETTLED_CONSOLE__RATE_PER_SESSION", "8"),
+        ("SETTLED_CONSOLE__SESSIONS_MAX", "3"),
+        ("SETTLED_CONSOLE__RATE_OF_STRANGERS", "2"),
+    ];
+    let console = Console::behind_proxy(&place, &few).await;
+    let eve = console.visitor("eve").await;
+    let bob = console.visitor("bob").await;
+    // Whoever asks quickly is told so, and nobody else feels it.
+    let mut asked = tokio::task::JoinSet::new();
+    let console = Arc::new(console);
+    for _ in 0..40 {
+        let (console, eve) = (Arc::clone(&console), eve.clone());
+        asked.spawn(async move { console.get(&eve, "/sign-in").await });
+    }
+    let answers = asked.join_all().await;
+    let (few, often) = answers.iter().partition::<Vec<_>, _>(|page| page.status == 303);
+    assert!(often.len() >= 20 && few.len() >= 2, "{} {}", few.len(), often.len());
+    for page in &often {
+        assert_eq!((page.status, page.header("retry-after")), (429, Some("1")), "{page:?}");
+    }
+    // Strangers have a rate of their own, behind the proxy too.
+    let stranger = Visitor::default();
+    let mut statuses = Vec::new();
+    for _ in 0..10 {
+        statuses.push(console.get(&stranger, "/plans").await.status);
+    }
+    assert!(statuses.contains(&401) && statuses.contains(&429), "{statuses:?}");
+    let page = console.get(&bob, "/sessions").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    assert_eq!(page.text.matches("End the session of eve").count(), 1, "{page:?}");
+    assert!(
+        page.text.contains("End the session of bob"),
+        "nobody was put out: {page:?}"
+    );
+
+    // Bob ends it: she is out, though the proxy vouches for her, and with whatever she sends.
+    let patiently = async |visitor: &Visitor, path: &str| {
+        until("the rate is there again", PATIENCE, async || {
+            let page = console.get(visitor, path).await;
+            (page.status != 429).then_some(page)
+        })
+        .await
+    };
+    let (_, rest) = page.text.split_once("action=\"/sessions/").expect("a form");
+    let all: Vec<&str> = page
+        .text
+        .match_indices("action=\"/sessions/")
+        .map(|(at, _)| &page.text[at + 8..])
+        .collect();
+    assert!(!rest.is_empty());
+    let of_eve = all.iter().find(|form| {
+        let (form, _) = form.split_once("</form>").expect("its end");
+        form.contains("End the session of eve")
+    });
+    let path = of_eve.and_then(|form| form.split('"').next()).expect("her form");
+    let ended = console.act(&bob, path, &[]).await;
+    assert_eq!(ended.status, 303, "{ended:?}");
+    for path in ["/plans", "/sign-in", "/plans"] {
+        let page = console.get(&eve, path).await;
+        assert!(
+            page.status == 403 || (path == "/sign-in" && page.status == 303),
+            "{path}: {page:?}"
+        );
+    }
+    let page = console.get(&eve, "/plans").await;
+    assert!(
+        page.text.contains("your session was ended by somebody else"),
+        "{page:?}"
+    );
+    let page = console.get(&eve, "/plans/1/approve").await;
+    assert!(!page.text.contains("eve"), "{page:?}");
+
+    // Who signs out is out until they say otherwise.
+    let out = console.act(&bob, "/sign-out", &[]).await;
+    assert!(out.status == 200 && out.text.contains("href=\"/sign-in\""), "{out:?}");
+    let page = patiently(&bob, "/plans").await;
+    assert!(
+        page.status == 401 && page.text.contains("href=\"/sign-in\""),
+        "{page:?}"
+    );
+    assert_eq!(patiently(&bob, "/sign-in").await.status, 303);
+    let page = patiently(&bob, "/sessions").await;
+    assert!(page.text.contains("You are bob"), "{page:?}");
+}
+
+/// One address does not keep another from signing in; all together have a bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_stranger_locks_nobody_out() {
+    let place = Place::new("console_strangers").await;
+    let rates = [
+        ("SETTLED_CONSOLE__RATE_OF_STRANGERS", "3"),
+        ("SETTLED_CONSOLE__RATE_OF_ALL_STRANGERS", "20"),
+    ];
+    let console = Console::start(&place, &rates).await;
+    let from = async |last: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket
+            .bind(std::net::SocketAddr::from(([127, 0, 0, last], 0)))
+            .expect("an address");
+        let mut stream = socket
+            .connect(console.address().parse().expect("an address"))
+            .await
+            .expect("it listens");
+        let head = format!(
+            "GET /plans HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+            console.address()
+        );
+        stream.write_all(head.as_bytes()).await.expect("it reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("an answer");
+        read_answer(&answer).0
+    };
+    let mut statuses = Vec::new();
+    for _ in 0..12 {
+        statuses.push(from(2).await);
+    }
+    assert!(statuses.contains(&429) && statuses[..3] == [401; 3], "{statuses:?}");
+    assert_eq!(from(3).await, 401);
+    let ann = console.sign_in_without_pages().await;
+    assert_eq!(console.get(&ann, "/sessions").await.status, 200);
+    let mut statuses = Vec::new();
+    for last in 4..100 {
+        statuses.push(from(last).await);
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
+    assert_eq!(
+        console.get(&ann, "/sessions").await.status,
+        200,
+        "who is signed in is none of them"
+    );
+    console.stop().await;
+}
+
+/// An issuer that takes connections and never answers, and strangers who never send what they begin, keep nobody else waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_never_answers_or_never_sends_takes_no_thread_of_those_who_ask() {
+    let place = Place::new("console_slow").await;
+    let soon = async |what: &str, asked: std::pin::Pin<Box<dyn Future<Output = PageSeen> + Send + '_>>| {
+        let asked = tokio::time::timeout(std::time::Duration::from_secs(5), asked).await;
+        asked.unwrap_or_else(|_| panic!("{what} had to wait"))
+    };
+    // Whoever is signed in asks while many others send half a form.
+    let console = Console::start(&place, &[("SETTLED_CONSOLE__STRANGERS_MAX", "40")]).await;
+    let ann = console.sign_in().await;
+    let mut half = Vec::new();
+    for _ in 0..60 {
+        let mut stream = tokio::net::TcpStream::connect(console.address())
+            .await
+            .expect("it listens");
+        let head = format!(
+            "POST /enter HTTP/1.1\r\nhost: {}\r\ncontent-length: 70\r\ncontent-type: \
+             application/x-www-form-urlencoded\r\n\r\nlink=",
+            console.address()
+        );
+        stream.write_all(head.as_bytes()).await.expect("it reads");
+        half.push(stream);
+    }
+    let stranger = Visitor::default();
+    let page = until("there is no place for more", PATIENCE, async || {
+        let page = console.get(&stranger, "/enter").await;
+        (page.status == 429).then_some(page)
+    })
+    .await;
+    assert!(page.text.contains("on their way in"), "{page:?}");
+    for _ in 0..3 {
+        let page = soon("a page", Box::pin(console.get(&ann, "/plans"))).await;
+        assert_eq!(page.status, 200, "{page:?}");
+    }
+    drop(half);
+    until("they are gone", PATIENCE, async || {
+        let page = console.get(&stranger, "/enter").await;
+        (page.status == 401).then_some(())
+    })
+    .await;
+    console.stop().await;
+
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let issuer = format!("http://{}", silent.local_addr().expect("an address"));
+    let secret = place.file("issuer-secret");
+    std::fs::write(&secret, "a secret").expect("a file");
+    let (address, secret) = (free(), text_of(&secret));
+    let public = format!("http://{address}");
+    let settings = [
+        ("SETTLED_CONSOLE__LISTEN", address.as_str()),
+        ("SETTLED_CONSOLE__PUBLIC_URL", public.as_str()),
+        ("SETTLED_CONSOLE__OIDC_ISSUER", issuer.as_str()),
+        ("SETTLED_CONSOLE__OIDC_CLIENT_ID", CLIENT.0),
+        ("SETTLED_CONSOLE__OIDC_CLIENT_SECRET_FILE", secret.as_str()),
+    ];
+    let console = Arc::new(Console::start(&place, &settings).await);
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let console = Arc::clone(&console);
+        waiting.spawn(async move { console.get(&Visitor::default(), "/sign-in").await });
+    }
+    let (asked, _) = silent.accept().await.expect("it is asked");
+    let page = soon(
+        "a page for a stranger",
+        Box::pin(console.get(&Visitor::default(), "/plans")),
+    )
+    .await;
+    assert_eq!(page.status, 401, "{page:?}");
+    // Nobody is asked again for those who waited, nor for who comes right after.
+    for page in waiting.join_all().await {
+        assert!(
+            page.status == 503 && page.text.contains("console.oidc_issuer"),
+            "{page:?}"
+        );
+    }
+    let page = soon(
+        "who comes right after",
+        Box::pin(console.get(&Visitor::default(), "/sign-in")),
+    )
+    .await;
+    assert_eq!(page.status, 503, "{page:?}");
+    let again = tokio::time::timeout(std::time::Duration::from_millis(100), silent.accept()).await;
+    assert!(again.is_err(), "it was asked once");
+    drop(asked);
+    console.stop().await;
 }

@@ -521,7 +521,7 @@ async fn walk(fixture: &Fixture, role: DatabaseRole, url: &str) -> (Option<(Stri
         DatabaseRole::Reader => reader(&mut walk).await,
         DatabaseRole::Auditor => auditor(&mut walk).await,
         DatabaseRole::Operator => operator(&mut walk).await,
-        DatabaseRole::Worker | DatabaseRole::Owner => panic!("{role} is tried elsewhere"),
+        DatabaseRole::Worker | DatabaseRole::Owner | DatabaseRole::Console => panic!("{role} is tried elsewhere"),
     }
     (walk.denied, walk.ran)
 }

@@ -3,10 +3,14 @@
 use serde_json::Value;
 
 use crate::kit::{
-    command::Answer,
+    command::{Answer, ask_in},
+    console::Console,
     partner::Partner,
-    support::{COLLECTS, PATIENCE, Place, until},
+    support::{COLLECTS, PATIENCE, Place, connect, until},
 };
+
+/// What operators are members of.
+const OPERATOR: &str = "settled_operator, settled_reader, settled_auditor";
 
 /// Somebody with a login of the database, and what they may type.
 struct Login {
@@ -15,14 +19,16 @@ struct Login {
 
 impl Login {
     async fn new(place: &Place, name: &str) -> Self {
+        let owner = crate::kit::support::userinfo(&place.database_url).0;
+        Self::with_roles(place, name, &owner).await
+    }
+
+    async fn with_roles(place: &Place, name: &str, roles: &str) -> Self {
         let role = format!("{}_{name}", place.name);
         let db = place.db().await;
-        db.batch_execute(&format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'p' IN ROLE {owner}",
-            owner = crate::kit::support::userinfo(&place.database_url).0
-        ))
-        .await
-        .expect("a login");
+        db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p' IN ROLE {roles}"))
+            .await
+            .expect("a login");
         Self {
             url: place.database_url_of(&role),
         }
@@ -227,5 +233,238 @@ async fn a_large_act_takes_two_people() {
     }
     ann.forget(&place).await;
     bob.forget(&place).await;
+    place.settle_up(worker).await;
+}
+
+/// What the database keeps of the limits holds for whoever comes by whatever program, with settings or SQL of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_goes_around_the_second_person_with_settings_or_sql_of_their_own() {
+    let place = Place::new("two_kept").await;
+    let worker = place.ready_worker(&COLLECTS).await;
+    let partner = stranded(&place, 6).await;
+    place.collected(6).await;
+    place.add_key(&partner).await;
+    let keep = async |above: &str, amounts: &str| {
+        let url = place.database_url.as_str();
+        let environment = [
+            ("SETTLED_DATABASE_URL", url),
+            ("SETTLED_DEAD_LETTERS__APPROVE_ABOVE", above),
+            ("SETTLED_DEAD_LETTERS__APPROVE_AMOUNTS", amounts),
+        ];
+        ask_in(&environment, &["roles", "--apply", "--two-people"])
+            .await
+            .document(0)
+    };
+    let kept = keep("5", "").await;
+    let last = kept["statements"]
+        .as_array()
+        .and_then(|all| all.last())
+        .expect("statements");
+    assert!(
+        last.as_str().is_some_and(|sql| sql.contains("approval_limits")),
+        "{last}"
+    );
+    let (ann, bob) = (
+        Login::with_roles(&place, "ann", OPERATOR).await,
+        Login::with_roles(&place, "bob", OPERATOR).await,
+    );
+    let none = ("SETTLED_DEAD_LETTERS__APPROVE_ABOVE", "0");
+    let planned = ann
+        .says(&place, none, &["plan", "--partner", "acme"], "ann")
+        .await
+        .document(0);
+    let why = planned["twoPeople"].as_str().expect("it takes two");
+    assert!(why.contains("the database's own limit (5)"), "{why}");
+    let replay = ["replay", "1", "--reason", "the key is there"];
+    let (message, _) = ann.says(&place, none, &replay, "ann").await.refusal(1);
+    assert!(message.contains("the database's own limit (5)"), "{message}");
+    // A setting may want more, and never less.
+    let one = ("SETTLED_DEAD_LETTERS__APPROVE_ABOVE", "1");
+    let (message, _) = ann.says(&place, one, &replay, "ann").await.refusal(1);
+    assert!(message.contains("dead_letters.approve_above (1)"), "{message}");
+
+    let sql = connect(&ann.url).await;
+    let refused = async |words: &str, says: &str| {
+        let error = sql.batch_execute(words).await.expect_err(words);
+        let error = error.as_db_error().expect("the server's word").to_string();
+        assert!(error.contains(says), "{words}: {error}");
+    };
+    let run = |plan: i64| {
+        format!(
+            "INSERT INTO settled.runs (plan_id, state, operator, why, all_verdicts, started_at, changed_at)
+             VALUES ({plan}, 'running', 'ann', 'x', true, now(), now());
+             INSERT INTO settled.run_items (run_id, position, dead_letter_id, planned)
+             SELECT (SELECT max(id) FROM settled.runs), position, dead_letter_id, verdict
+             FROM settled.plan_items WHERE plan_id = {plan}"
+        )
+    };
+    refused(&run(1), "6 messages are more than 5; nobody else has approved it").await;
+    // Whoever approves it for somebody else's name is still the login that they are.
+    sql.batch_execute(
+        "INSERT INTO settled.approvals (plan_id, act, at, expires_at, operator, why, voucher, session_name)
+         VALUES (1, 'replay', now(), now() + interval '1 hour', 'bob', 'x', 'bob', 'bob')",
+    )
+    .await
+    .expect("it counts for nothing");
+    refused(&run(1), "nobody else has approved it").await;
+    let (message, _) = ann.says(&place, none, &replay, "ann").await.refusal(1);
+    assert!(message.contains("_ann can not be both"), "{message}");
+    refused(
+        "INSERT INTO settled.runs (plan_id, state, operator, why, all_verdicts, started_at, changed_at)
+         VALUES (1, 'running', 'ann', 'x', true, now(), now());
+         UPDATE settled.dead_letters SET state = 'due', run_id = (SELECT max(id) FROM settled.runs)",
+        "is in no run that replays it",
+    )
+    .await;
+    for change in [
+        "UPDATE settled.approval_limits SET messages = 0",
+        "DELETE FROM settled.approval_limits",
+        "INSERT INTO settled.approval_limits (messages, amounts) VALUES (0, '{}')",
+        "SELECT nextval('settled.plans_number')",
+    ] {
+        refused(change, "permission denied").await;
+    }
+
+    // What bob approves is what there is: a plan gets no other messages, and no other plan gets its number.
+    let approve = ["plan", "approve", "1", "--reason", "I looked"];
+    bob.says(&place, none, &approve, "bob").await.document(0);
+    refused(
+        "INSERT INTO settled.plan_items (plan_id, position, dead_letter_id, verdict)
+         VALUES (1, 99, gen_random_uuid(), 'duplicate')",
+        "keeps the messages that it was made with",
+    )
+    .await;
+    for change in [
+        "UPDATE settled.plans SET id = DEFAULT",
+        "UPDATE settled.plans SET id = 7",
+    ] {
+        refused(change, "UPDATE on settled.plans is refused").await;
+    }
+    refused(
+        "INSERT INTO settled.runs (plan_id, state, operator, why, all_verdicts, started_at, changed_at)
+         VALUES (1, 'running', 'ann', 'x', true, now(), now());
+         INSERT INTO settled.run_items (run_id, position, dead_letter_id, planned)
+         VALUES ((SELECT max(id) FROM settled.runs), 1, gen_random_uuid(), 'settled')",
+        "takes a message that plan 1 has not",
+    )
+    .await;
+    sql.batch_execute(
+        "BEGIN;
+         CREATE TEMPORARY TABLE were AS SELECT * FROM settled.plan_items WHERE plan_id = 1;
+         DELETE FROM settled.plans WHERE id = 1;
+         INSERT INTO settled.plans (id, at, operator, filters, messages) VALUES (1, now(), 'ann', '{}', 6)",
+    )
+    .await
+    .expect("a plan");
+    let number = "SELECT array_agg(id) = ARRAY[2::bigint] FROM settled.plans";
+    assert!(
+        sql.query_one(number, &[]).await.expect("plans").get::<_, bool>(0),
+        "it is another one"
+    );
+    sql.batch_execute("ROLLBACK").await.expect("as it was");
+
+    // What a plan says that it moves is its maker's word; what its messages move is not.
+    keep("100", "BTC=41").await;
+    sql.batch_execute(
+        "BEGIN;
+         INSERT INTO settled.plans (at, operator, filters, messages) VALUES (now(), 'ann', '{}', 6);
+         INSERT INTO settled.plan_items (plan_id, position, dead_letter_id, verdict)
+         SELECT (SELECT max(id) FROM settled.plans), row_number() OVER (), id, 'duplicate' FROM settled.dead_letters;
+         COMMIT",
+    )
+    .await
+    .expect("a plan");
+    let plan: i64 = sql
+        .query_one("SELECT max(id) FROM settled.plans", &[])
+        .await
+        .expect("a plan")
+        .get(0);
+    refused(&run(plan), "42 BTC are more than 41; nobody else has approved it").await;
+    keep("100", "BTC=42").await;
+    sql.batch_execute(&format!("BEGIN; {}; ROLLBACK", run(plan)))
+        .await
+        .expect("it is not more");
+
+    keep("5", "BTC=41").await;
+    let run = ann.says(&place, none, &replay, "ann").await.document(0);
+    assert_eq!(run["asPlanned"], true, "{run}");
+    drop(sql);
+    ann.forget(&place).await;
+    bob.forget(&place).await;
+    place.settle_up(worker).await;
+}
+
+/// A console is believed who is in front of it by its login of the database, and not because somebody started it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_vouched_for_counts_from_a_console_s_own_login_alone() {
+    let place = Place::new("two_vouch").await;
+    let worker = place.ready_worker(&COLLECTS).await;
+    let partner = stranded(&place, 6).await;
+    place.collected(6).await;
+    place.add_key(&partner).await;
+    place.json(&["roles", "--apply"]).await;
+    let (ann, desk) = (
+        Login::with_roles(&place, "ann", OPERATOR).await,
+        Login::with_roles(&place, "desk", &format!("{OPERATOR}, settled_console")).await,
+    );
+    let many = ("SETTLED_DEAD_LETTERS__APPROVE_ABOVE", "5");
+    let why = ("why", "I looked");
+    let at = async |login: &Login| {
+        Console::behind_proxy(&place, &[many, ("SETTLED_DATABASE_URL", login.url.as_str())]).await
+    };
+
+    // Ann's own, which says that bob is in front of it.
+    let own = at(&ann).await;
+    let planned = own
+        .act(&own.visitor("ann").await, "/plans", &[("state", "open"), ("seen", "6")])
+        .await;
+    assert_eq!(planned.header("location"), Some("/plans/1"), "{planned:?}");
+    let bob = own.visitor("bob").await;
+    let approved = own.act(&bob, "/plans/1/approve", &[why, ("for", "replay")]).await;
+    assert!(
+        approved.text.contains("_ann can not be both of two people"),
+        "{approved:?}"
+    );
+    assert!(approved.text.contains("GRANT settled_console TO"), "{approved:?}");
+    own.stop().await;
+
+    let console = at(&desk).await;
+    let (at_ann, at_bob) = (console.visitor("ann").await, console.visitor("bob").await);
+    let planned = console
+        .act(&at_ann, "/plans", &[("state", "open"), ("seen", "6")])
+        .await;
+    assert_eq!(planned.header("location"), Some("/plans/2"), "{planned:?}");
+    // Ann has a login as well, and types whatever name she likes.
+    let approve = ["plan", "approve", "2", "--reason", "I looked"];
+    let replay = ["replay", "2", "--reason", "the key is there"];
+    for words in [&approve[..], &replay] {
+        let (message, hint) = ann.says(&place, many, words, "carl").await.refusal(1);
+        let says = if words == approve {
+            "nobody knows that a person"
+        } else {
+            "nobody else has approved"
+        };
+        assert!(message.contains(says), "{message}");
+        assert!(hint.contains("somebody else there"), "{hint}");
+    }
+    let approved = console
+        .act(&at_bob, "/plans/2/approve", &[why, ("for", "replay")])
+        .await;
+    assert_eq!(approved.status, 200, "{approved:?}");
+    let (message, _) = ann.says(&place, many, &replay, "carl").await.refusal(1);
+    assert!(message.contains("nobody knows that a person"), "{message}");
+    let begun = console.act(&at_ann, "/plans/2/replay", &[why, ("seen", "6")]).await;
+    assert_eq!(begun.header("location"), Some("/runs/1"), "{begun:?}");
+    let row = "SELECT voucher, session_name LIKE '%_desk' FROM settled.runs";
+    let row = place.db().await.query_one(row, &[]).await.expect("a run");
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, bool>(1)), ("ann", true));
+    until("it is over", PATIENCE, async || {
+        let page = console.get(&at_ann, "/runs/1").await;
+        page.text.contains("done").then_some(())
+    })
+    .await;
+    console.stop().await;
+    ann.forget(&place).await;
+    desk.forget(&place).await;
     place.settle_up(worker).await;
 }
