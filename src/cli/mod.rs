@@ -43,7 +43,7 @@ pub use self::{
     unparsed::Unparsed,
 };
 use crate::{
-    broker::{BrokerSettings, Connection},
+    broker::{BrokerError, BrokerSettings, Connection},
     config::{ConfigError, Settings, Sources, process_environment},
     desk::{Desk, bounded},
     domain::{
