@@ -7,9 +7,8 @@ use std::sync::{
 };
 
 use crate::kit::{
-    command::said,
     proxy::Proxy,
-    support::{Ground, address, run, with_address},
+    support::{Ground, address, run, said, with_address},
 };
 
 /// `queue.declare`.
