@@ -85,7 +85,7 @@ impl Connections {
     /// Lets one in, and another one go where there is no room.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Visit {
         let address = network_of(address);
-        let pulse = Arc::new(Pulse::new());
+        let pulse = Arc::new(Pulse::new(address));
         let mut open = self.open();
         let here = open.connections.values().filter(|(from, _)| *from == address).count();
         let shed = if here >= self.bounds.per_address {
@@ -222,6 +222,8 @@ impl Drop for Visit {
 /// What a connection does, as far as its bounds ask. Times are milliseconds since it came.
 #[derive(Debug)]
 pub(crate) struct Pulse {
+    /// From where: of IPv6 the network.
+    pub(crate) from: IpAddr,
     came: Instant,
     /// A request is in hand, and its answer is not handed over as a whole.
     asked: AtomicBool,
@@ -235,8 +237,9 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    fn new() -> Self {
+    fn new(from: IpAddr) -> Self {
         Self {
+            from,
             came: Instant::now(),
             asked: AtomicBool::new(false),
             asked_at: AtomicU64::new(0),

@@ -37,6 +37,7 @@ mod fairness;
 mod faults;
 mod flood;
 mod hosts;
+mod image;
 mod keys;
 mod letters;
 mod management;

@@ -265,6 +265,7 @@ const MAY_ASK: [(&str, &[&str]); 20] = [
             "console",
             "desk",
             "domain",
+            "http",
             "partner",
             "plain",
             "retry",
