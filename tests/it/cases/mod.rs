@@ -3,8 +3,10 @@
 mod alerts;
 mod apart;
 mod api;
+mod api_bounds;
 mod api_reads;
 mod api_tools;
+mod api_waits;
 mod arguments;
 mod batch;
 mod causes;
