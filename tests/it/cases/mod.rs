@@ -41,6 +41,7 @@ mod flood;
 mod hosts;
 mod image;
 mod keys;
+mod kubernetes;
 mod letters;
 mod management;
 mod metrics;
