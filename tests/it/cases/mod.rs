@@ -62,6 +62,7 @@ mod per_message;
 mod planned;
 mod poison;
 mod pooler;
+mod profiles;
 mod proof;
 mod quarantine;
 mod readme;
