@@ -100,7 +100,7 @@ pub(super) fn too_many(error: impl Into<String>) -> ApiRefused {
 /// a second are asked of one address and of all, and the next is turned away before. A token that has counted once is none of
 /// these, whatever others do.
 #[derive(Debug)]
-pub(super) struct Strangers {
+pub(super) struct UnknownTokens {
     of_all: u32,
     of_one: u32,
     /// By address; none: all together.
@@ -113,7 +113,7 @@ pub(super) struct Strangers {
 #[derive(Debug)]
 pub(super) struct Stranger(Option<IpAddr>);
 
-impl Strangers {
+impl UnknownTokens {
     pub(super) fn new(settings: &ApiSettings) -> Self {
         Self {
             of_all: settings.rate_of_strangers,
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn strangers_have_a_rate_and_who_is_known_has_not() {
-        let strangers = Strangers {
+        let strangers = UnknownTokens {
             of_all: 7,
             of_one: 5,
             rates: Rates::default(),

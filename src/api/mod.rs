@@ -26,11 +26,11 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use self::{
-    access::{Asker, Rates, Strangers, too_many},
+    access::{Asker, Rates, UnknownTokens, too_many},
     answer::{ApiRefused, REQUEST_ID, text_of},
     line::Line,
     outcome::UpdatesWaiting,
-    places::{NoShare, Places, Work},
+    places::{CallKind, NoShare, Places},
 };
 use crate::{
     broker::BrokerSettings,
@@ -84,7 +84,7 @@ struct Site {
     line: Line,
     waiting: UpdatesWaiting,
     rates: Rates<Uuid>,
-    strangers: Strangers,
+    strangers: UnknownTokens,
     places: Places,
     /// As whom we publish.
     login: Option<String>,
@@ -153,7 +153,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         line,
         waiting,
         rates: Rates::default(),
-        strangers: Strangers::new(api),
+        strangers: UnknownTokens::new(api),
         places: Places::new(api),
         login,
         settings: api.clone(),
@@ -308,12 +308,12 @@ async fn answered(
 struct Call {
     route: ApiRoute,
     role: Role,
-    work: Work,
+    work: CallKind,
     request: Uuid,
 }
 
 impl Call {
-    fn new(route: ApiRoute, role: Role, work: Work) -> Self {
+    fn new(route: ApiRoute, role: Role, work: CallKind) -> Self {
         let request = Uuid::new_v4();
         Self {
             route,
@@ -348,9 +348,9 @@ impl Site {
                 })
             };
             let share = admitted.await.map_err(|refused| match call.work {
-                Work::Read => refused,
+                CallKind::Read => refused,
                 // Its body is not read: what comes of it is not the next request.
-                Work::Update => refused.hang_up(),
+                CallKind::Update => refused.hang_up(),
             })?;
             let response = work(enterprise_id, rest).await?;
             Ok(response.map(|body| Body::new(Pieces::of(body, (place, share)))))
@@ -393,7 +393,7 @@ async fn update_deallocation(State(site): Here, path: Enterprise, asker: Asker, 
 }
 
 async fn update(site: &Site, (route, kind): (ApiRoute, Kind), path: Enterprise, asker: &Asker, body: Body) -> Response {
-    let call = Call::new(route, Role::Partner, Work::Update);
+    let call = Call::new(route, Role::Partner, CallKind::Update);
     let work = |enterprise_id: String, ()| async move {
         let answer = updates::put(site, (&enterprise_id, kind), call.request, &asker.headers, body).await;
         asker.pulse.iter().for_each(|pulse| pulse.has_all());
@@ -404,14 +404,14 @@ async fn update(site: &Site, (route, kind): (ApiRoute, Kind), path: Enterprise, 
 
 async fn partner_allocations(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
     let (site, query) = (&site, query.as_deref());
-    let call = Call::new(ApiRoute::PartnerAllocations, Role::Partner, Work::Read);
+    let call = Call::new(ApiRoute::PartnerAllocations, Role::Partner, CallKind::Read);
     let work = |id: String, ()| async move { reads::allocations(site, OwnedBy::Partner(&id), query).await };
     site.answer(call, &asker, alone(path), work).await
 }
 
 async fn partner_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
     let site = &site;
-    let call = Call::new(ApiRoute::PartnerAllocation, Role::Partner, Work::Read);
+    let call = Call::new(ApiRoute::PartnerAllocation, Role::Partner, CallKind::Read);
     let work = |enterprise_id: String, id: String| async move {
         reads::allocation(site, OwnedBy::Partner(&enterprise_id), &id).await
     };
@@ -420,21 +420,21 @@ async fn partner_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker
 
 async fn partner_balances(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
     let (site, query) = (&site, query.as_deref());
-    let call = Call::new(ApiRoute::PartnerBalances, Role::Partner, Work::Read);
+    let call = Call::new(ApiRoute::PartnerBalances, Role::Partner, CallKind::Read);
     let work = |id: String, ()| async move { reads::balances(site, &id, query).await };
     site.answer(call, &asker, alone(path), work).await
 }
 
 async fn client_allocations(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
     let (site, query) = (&site, query.as_deref());
-    let call = Call::new(ApiRoute::ClientAllocations, Role::Client, Work::Read);
+    let call = Call::new(ApiRoute::ClientAllocations, Role::Client, CallKind::Read);
     let work = |id: String, ()| async move { reads::allocations(site, OwnedBy::Client(&id), query).await };
     site.answer(call, &asker, alone(path), work).await
 }
 
 async fn client_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
     let site = &site;
-    let call = Call::new(ApiRoute::ClientAllocation, Role::Client, Work::Read);
+    let call = Call::new(ApiRoute::ClientAllocation, Role::Client, CallKind::Read);
     let work = |enterprise_id: String, id: String| async move {
         reads::allocation(site, OwnedBy::Client(&enterprise_id), &id).await
     };
@@ -443,14 +443,14 @@ async fn client_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker)
 
 async fn receipt(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
     let site = &site;
-    let call = Call::new(ApiRoute::Receipt, Role::Partner, Work::Read);
+    let call = Call::new(ApiRoute::Receipt, Role::Partner, CallKind::Read);
     let work = |enterprise_id: String, nonce: String| async move { reads::receipt(site, &enterprise_id, &nonce).await };
     site.answer(call, &asker, with(path), work).await
 }
 
 async fn receipt_by_query(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
     let (site, query) = (&site, query.as_deref());
-    let call = Call::new(ApiRoute::Receipt, Role::Partner, Work::Read);
+    let call = Call::new(ApiRoute::Receipt, Role::Partner, CallKind::Read);
     let work = |id: String, ()| async move {
         let nonce = reads::nonce_of(query)?;
         reads::receipt(site, &id, &nonce).await

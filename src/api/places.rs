@@ -12,14 +12,14 @@ use crate::config::ApiSettings;
 
 /// What a request has in hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Work {
+pub(super) enum CallKind {
     /// The database is asked.
     Read,
     /// A message is published, and what becomes of it is waited for.
     Update,
 }
 
-type Whose = (String, Work);
+type Whose = (String, CallKind);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl Places {
     }
 
     /// A place for one more of an enterprise. Of its own first: who has none left takes none of the others', not for a moment.
-    pub(super) fn share(&self, enterprise_id: &str, work: Work) -> Result<Share, NoShare> {
+    pub(super) fn share(&self, enterprise_id: &str, work: CallKind) -> Result<Share, NoShare> {
         let whose = (enterprise_id.to_owned(), work);
         let mut shares = self.shares();
         // Only who holds one stands here.
@@ -72,8 +72,8 @@ impl Places {
             return Err(NoShare::Enterprise);
         }
         let of_updates = match work {
-            Work::Read => None,
-            Work::Update => {
+            CallKind::Read => None,
+            CallKind::Update => {
                 let place = Arc::clone(&self.updates).try_acquire_owned();
                 Some(place.map_err(|_| NoShare::Updates)?)
             }
@@ -123,31 +123,33 @@ mod tests {
             let share = places.share("acme", work);
             Some((place?, share.ok()?))
         };
-        let updates: Vec<_> = (0..3).filter_map(|_| in_hand(Work::Update)).collect();
+        let updates: Vec<_> = (0..3).filter_map(|_| in_hand(CallKind::Update)).collect();
         assert_eq!(updates.len(), 2);
-        let read = in_hand(Work::Read);
+        let read = in_hand(CallKind::Read);
         assert!(read.is_some() && places.take().is_none(), "one was left, and is taken");
         drop((updates, read));
-        assert!(in_hand(Work::Update).is_some());
+        assert!(in_hand(CallKind::Update).is_some());
     }
 
     #[test]
     fn an_enterprise_has_its_share_and_no_more() {
         let places = places(9, 3, 2);
-        let mut held: Vec<_> = (0..2).filter_map(|_| places.share("acme", Work::Update).ok()).collect();
+        let mut held: Vec<_> = (0..2)
+            .filter_map(|_| places.share("acme", CallKind::Update).ok())
+            .collect();
         assert_eq!(held.len(), 2);
-        let another = || places.share("acme", Work::Update).err();
+        let another = || places.share("acme", CallKind::Update).err();
         assert_eq!(another(), Some(NoShare::Enterprise));
         assert!(
-            places.share("acme", Work::Read).is_ok(),
+            places.share("acme", CallKind::Read).is_ok(),
             "its other requests have their own"
         );
-        let of_beta = places.share("beta", Work::Update);
+        let of_beta = places.share("beta", CallKind::Update);
         assert!(of_beta.is_ok());
-        assert_eq!(places.share("gamma", Work::Update).err(), Some(NoShare::Updates));
+        assert_eq!(places.share("gamma", CallKind::Update).err(), Some(NoShare::Updates));
         assert_eq!(another(), Some(NoShare::Enterprise), "who has its share is told so");
         drop(held.pop());
-        held.extend(places.share("acme", Work::Update));
+        held.extend(places.share("acme", CallKind::Update));
         assert_eq!(held.len(), 2, "what was given back is there again");
         drop((held, of_beta));
         assert!(places.shares().is_empty(), "nobody is remembered who holds nothing");

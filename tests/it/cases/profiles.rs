@@ -22,7 +22,7 @@ async fn every_profile_is_accounted_for_and_is_what_it_says() {
         ("plain", MESSAGES, Duration::ZERO),
         // 100 a second, and 5 a second.
         ("steady", MESSAGES, Duration::from_secs(1)),
-        ("slow", 12, Duration::from_secs(2)),
+        ("slow", 12, Duration::from_secs(1)),
         ("burst", MESSAGES, Duration::ZERO),
         ("duplicates", MESSAGES, Duration::ZERO),
         ("hostile", MESSAGES, Duration::ZERO),
