@@ -10,15 +10,20 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     cargo auditable build --release --locked && install -D target/release/settled /out/settled
 
-FROM debian:bookworm-slim
-# The system's certificates, for TLS to the database and the broker.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent settled
+# glibc, libgcc and the system's certificates, for TLS to the database and the broker; no shell, and nobody's root.
+FROM gcr.io/distroless/cc-debian12:nonroot
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="settled" \
+      org.opencontainers.image.description="Settles asynchronous allocations from partners' signed messages on RabbitMQ, in PostgreSQL" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /out/settled /usr/local/bin/settled
 USER 10001:10001
 EXPOSE 9464
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["settled"]
+# Whether it runs; whether it is ready is asked by who waits for that. Of another program than the worker: another check.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=6 CMD ["/usr/local/bin/settled", "probe", "--live"]
+ENTRYPOINT ["/usr/local/bin/settled"]
 CMD ["worker"]

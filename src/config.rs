@@ -313,10 +313,22 @@ pub struct ApiSettings {
     pub connections_per_address_max: usize,
     #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
     pub requests_max: usize,
+    #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
+    pub updates_max: usize,
+    #[serde(deserialize_with = "within::<1, 100_000, _, _>")]
+    pub share_max: usize,
     #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
     pub rate_per_token: u32,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub rate_of_strangers: u32,
+    #[serde(deserialize_with = "within::<1, 10_000, _, _>")]
+    pub rate_of_strangers_per_address: u32,
     #[serde(deserialize_with = "within::<1, 1_000, _, _>")]
     pub page_max: u32,
+    #[serde(deserialize_with = "within::<65_536, 16_777_216, _, _>")]
+    pub page_max_bytes: u32,
+    #[serde(deserialize_with = "within::<1, 1_000_000, _, _>")]
+    pub refusals_max: u32,
     #[serde(deserialize_with = "lasting::<1000, { 87_600 * HOUR }, _>")]
     pub token_lifetime: Duration,
 }

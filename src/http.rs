@@ -4,10 +4,10 @@
 pub(crate) mod ask;
 pub(crate) mod door;
 pub(crate) mod outlet;
+pub(crate) mod probe;
 pub(crate) mod server;
 
 use std::{
-    convert::Infallible,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -30,7 +30,7 @@ use hyper::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
 };
 
 use self::{
@@ -50,6 +50,9 @@ const SCRAPE_WAIT: Duration = Duration::from_secs(1);
 const PIECE: usize = 64 * 1024;
 /// Histograms collect every sample until they are folded; without a scrape nobody else does.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether readiness has changed.
+const READINESS: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -135,6 +138,27 @@ async fn upkeep(metrics: PrometheusHandle, mut shutdown: watch::Receiver<bool>) 
     }
 }
 
+/// Says when readiness changes, in the log and as a metric, until the program stops.
+pub(crate) async fn tell_readiness(health: Arc<Health>, mut shutdown: watch::Receiver<bool>) {
+    let mut ready = false;
+    loop {
+        if health.is_ready() != ready {
+            ready = !ready;
+            if ready {
+                Signal::Ready.emit();
+            } else {
+                Signal::NotReady {
+                    reasons: &health.reasons(),
+                }
+                .emit();
+            }
+        }
+        if sleep(READINESS, &mut shutdown).await == Waited::Stopping {
+            return;
+        }
+    }
+}
+
 /// What the answers are made of.
 struct Site {
     health: Arc<Health>,
@@ -196,10 +220,7 @@ async fn metrics(State(site): State<Arc<Site>>) -> Response {
         Ok(text) => response(
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            Body::new(Pieces {
-                rest: text.into(),
-                _place: place,
-            }),
+            Body::new(Pieces::of(text.into(), place)),
         ),
         Err(_) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, ""),
     }
@@ -230,30 +251,55 @@ fn response(status: StatusCode, content_type: &'static str, body: impl Into<Body
     response
 }
 
-/// A long text in pieces, with its place among those that are sent.
-struct Pieces {
+/// A long answer in pieces, with its place among those that are made or sent: the place is free once the last piece is handed
+/// over, or nobody reads any more.
+pub(crate) struct Pieces<P> {
+    body: Body,
     rest: Bytes,
-    _place: OwnedSemaphorePermit,
+    _place: P,
 }
 
-impl HttpBody for Pieces {
-    type Data = Bytes;
-    type Error = Infallible;
+impl<P> Pieces<P> {
+    pub(crate) fn of(body: Body, place: P) -> Self {
+        Self {
+            body,
+            rest: Bytes::new(),
+            _place: place,
+        }
+    }
+}
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+impl<P: Unpin> HttpBody for Pieces<P> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if self.rest.is_empty() {
-            return Poll::Ready(None);
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                ended => return Poll::Ready(ended),
+            }
         }
         let piece = self.rest.len().min(PIECE);
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(u64::try_from(self.rest.len()).unwrap_or(u64::MAX))
+        let rest = u64::try_from(self.rest.len()).unwrap_or(u64::MAX);
+        match self.body.size_hint().exact() {
+            Some(body) => SizeHint::with_exact(body.saturating_add(rest)),
+            None => SizeHint::default(),
+        }
     }
 }
 

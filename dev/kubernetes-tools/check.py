@@ -1,6 +1,9 @@
 """Holds deploy/kubernetes against the published schemas, and every kustomization against what it names."""
 
+import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import kubernetes_validate
@@ -9,6 +12,7 @@ import yaml
 root, version = pathlib.Path(sys.argv[1]), sys.argv[2]
 wrong = []
 checked = 0
+of_keda = []
 
 
 def documents(path):
@@ -53,6 +57,9 @@ for path in sorted(root.rglob("*.yaml")):
                     wrong.append(f"{path}: {target['kind']} {target['name']} has no {step['path']}")
         continue
     for document in documents(path):
+        if document["apiVersion"] == "keda.sh/v1alpha1" and "KEDA_CHECK" in os.environ:
+            of_keda.append({"path": str(path.relative_to(root)), "document": document})
+            continue
         if not document["apiVersion"].startswith(("v1", "apps/", "batch/", "policy/", "networking.k8s.io/")):
             print(f"{path.relative_to(root)}: no schema at hand for {document['kind']} of {document['apiVersion']}")
             continue
@@ -61,6 +68,13 @@ for path in sorted(root.rglob("*.yaml")):
             kubernetes_validate.validate(document, version, strict=True)
         except kubernetes_validate.ValidationError as error:
             wrong.append(f"{path.relative_to(root)}: {'.'.join(map(str, error.path))}: {error.message}")
+
+if of_keda:
+    checked += len(of_keda)
+    said = subprocess.run(
+        ["node", os.environ["KEDA_CHECK"]], input=json.dumps(of_keda), text=True, stdout=subprocess.PIPE, check=True
+    ).stdout
+    wrong += said.splitlines()
 
 for sentence in wrong:
     print(sentence)

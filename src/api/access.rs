@@ -1,19 +1,52 @@
-//! Who asks: the bearer token, its enterprise and role, and how often it may ask.
+//! Who asks: the bearer token, its enterprise and role, and how often it may ask. Who is not known yet is a stranger.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    convert::Infallible,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use hyper::{HeaderMap, StatusCode, header::AUTHORIZATION};
+use axum::extract::FromRequestParts;
+use hyper::{HeaderMap, StatusCode, header::AUTHORIZATION, http::request::Parts};
 use uuid::Uuid;
 
 use super::{Site, answer::ApiRefused};
-use crate::desk::{Role, Token, TokenHolder};
+use crate::{
+    config::ApiSettings,
+    desk::{Role, Token, TokenHolder},
+    http::door::Pulse,
+};
 
-/// Tokens whose rate is remembered at most; beyond that those go that have all of it left.
+/// Tokens, and addresses of strangers, that are remembered at most; beyond that those go that have all of their rate left.
 const REMEMBERED_MAX: usize = 10_000;
+
+/// What a request brings along: its headers, and its connection.
+pub(super) struct Asker {
+    pub(super) headers: HeaderMap,
+    pub(super) pulse: Option<Arc<Pulse>>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self {
+            headers: parts.headers.clone(),
+            pulse: parts.extensions.get().cloned(),
+        })
+    }
+}
+
+impl Asker {
+    fn from(&self) -> IpAddr {
+        self.pulse
+            .as_ref()
+            .map_or(Ipv4Addr::UNSPECIFIED.into(), |pulse| pulse.from)
+    }
+}
 
 /// The token of a request. A second one, another scheme or another form is none.
 fn bearer(headers: &HeaderMap) -> Option<Token> {
@@ -33,21 +66,23 @@ impl Site {
     /// Whoever asks for an enterprise, in a role: who it is, or why not.
     pub(super) async fn admit(
         &self,
-        headers: &HeaderMap,
+        asker: &Asker,
         enterprise_id: &str,
         role: Role,
     ) -> Result<TokenHolder, ApiRefused> {
-        let token = bearer(headers).ok_or_else(ApiRefused::unauthorized)?;
-        let holder = self.desk.holder(&token).await?.ok_or_else(ApiRefused::unauthorized)?;
+        let token = bearer(&asker.headers).ok_or_else(ApiRefused::unauthorized)?;
+        let stranger = self.strangers.meet(&token, asker.from(), Instant::now())?;
+        let Some(holder) = self.desk.holder(&token).await? else {
+            self.strangers.forget(&token);
+            return Err(ApiRefused::unauthorized());
+        };
+        if let Some(stranger) = stranger {
+            self.strangers.know(&token, stranger);
+        }
         let rate = holder.rate.and_then(|rate| u32::try_from(rate).ok());
         let rate = rate.unwrap_or(self.settings.rate_per_token);
         if !self.rates.take(holder.token, rate, Instant::now()) {
-            return Err(ApiRefused::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too_many_requests",
-                format!("this token may ask {rate} times a second"),
-            )
-            .again_after(1));
+            return Err(too_many(format!("this token may ask {rate} times a second")));
         }
         if holder.enterprise_id != enterprise_id || holder.role != role {
             return Err(ApiRefused::forbidden());
@@ -56,9 +91,94 @@ impl Site {
     }
 }
 
-/// How much each token has left of its rate: as much as a second brings, and no more.
-#[derive(Debug, Default)]
-pub(super) struct Rates(Mutex<HashMap<Uuid, Left>>);
+/// Nothing is wrong but how often, or how many at once.
+pub(super) fn too_many(error: impl Into<String>) -> ApiRefused {
+    ApiRefused::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error).again_after(1)
+}
+
+/// How often is asked with tokens that do not count. Anybody can make up such, and each costs a question to the database: so many
+/// a second are asked of one address and of all, and the next is turned away before. A token that has counted once is none of
+/// these, whatever others do.
+#[derive(Debug)]
+pub(super) struct UnknownTokens {
+    of_all: u32,
+    of_one: u32,
+    /// By address; none: all together.
+    rates: Rates<Option<IpAddr>>,
+    /// Digests of the secrets of those that counted when they were asked for last.
+    known: Mutex<HashMap<Uuid, [u8; 32]>>,
+}
+
+/// From where an unknown token came; none: from everywhere, by a proxy.
+#[derive(Debug)]
+pub(super) struct Stranger(Option<IpAddr>);
+
+impl UnknownTokens {
+    pub(super) fn new(settings: &ApiSettings) -> Self {
+        Self {
+            of_all: settings.rate_of_strangers,
+            of_one: settings.rate_of_strangers_per_address,
+            rates: Rates::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Whether the database may be asked for a token: yes for one that is known, and else for so many.
+    fn meet(&self, token: &Token, from: IpAddr, now: Instant) -> Result<Option<Stranger>, ApiRefused> {
+        if self.known().get(&token.id) == Some(&token.digest()) {
+            return Ok(None);
+        }
+        let busy = || too_many("too many tokens were tried that do not count: send this request again");
+        let from = Some(from).filter(|from| !from.is_loopback());
+        if from.is_some() && !self.rates.take(from, self.of_one, now) {
+            return Err(busy());
+        }
+        if self.rates.take(None, self.of_all, now) {
+            return Ok(Some(Stranger(from)));
+        }
+        // What was taken of the one has cost nothing.
+        self.give_back(from);
+        Err(busy())
+    }
+
+    /// It counts: it is none of the strangers, and was none.
+    fn know(&self, token: &Token, Stranger(from): Stranger) {
+        self.rates.give_back(None);
+        self.give_back(from);
+        let mut known = self.known();
+        if known.len() >= REMEMBERED_MAX {
+            // Whoever asks again is known again.
+            known.clear();
+        }
+        known.insert(token.id, token.digest());
+    }
+
+    /// To one address; where everybody comes by a proxy none was asked.
+    fn give_back(&self, from: Option<IpAddr>) {
+        if from.is_some() {
+            self.rates.give_back(from);
+        }
+    }
+
+    /// It does not count, or no more.
+    fn forget(&self, token: &Token) {
+        self.known().remove(&token.id);
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Uuid, [u8; 32]>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How much each has left of its rate: as much as a second brings, and no more.
+#[derive(Debug)]
+pub(super) struct Rates<K>(Mutex<HashMap<K, Left>>);
+
+impl<K> Default for Rates<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Left {
@@ -75,14 +195,14 @@ impl Left {
     }
 }
 
-impl Rates {
-    /// Whether a token may ask once more.
-    fn take(&self, token: Uuid, rate: u32, now: Instant) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= REMEMBERED_MAX && !all.contains_key(&token) {
+impl<K: Copy + Eq + Hash> Rates<K> {
+    /// Whether one may ask once more.
+    fn take(&self, whose: K, rate: u32, now: Instant) -> bool {
+        let mut all = self.all();
+        if all.len() >= REMEMBERED_MAX && !all.contains_key(&whose) {
             all.retain(|_, left| left.now(now) < f64::from(left.rate));
         }
-        let left = all.entry(token).or_insert(Left {
+        let left = all.entry(whose).or_insert(Left {
             requests: f64::from(rate),
             at: now,
             rate,
@@ -95,6 +215,17 @@ impl Rates {
             rate,
         };
         may
+    }
+
+    /// One of those that were taken does not count.
+    fn give_back(&self, whose: K) {
+        if let Some(left) = self.all().get_mut(&whose) {
+            left.requests = (left.requests + 1.0).min(f64::from(left.rate));
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<K, Left>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,6 +248,42 @@ mod tests {
         assert_eq!(taken(other, 0), 10, "each has its own");
         assert_eq!(taken(one, 350), 3);
         assert_eq!(taken(one, 60_000), 10, "and no more than that");
+        rates.give_back(one);
+        assert_eq!(taken(one, 60_000), 1, "what was given back is there again");
+    }
+
+    #[test]
+    fn strangers_have_a_rate_and_who_is_known_has_not() {
+        let strangers = UnknownTokens {
+            of_all: 7,
+            of_one: 5,
+            rates: Rates::default(),
+            known: Mutex::default(),
+        };
+        let token = |number: u128| {
+            let text = format!("stl_{}_{}", Uuid::from_u128(number).simple(), "a".repeat(64));
+            Token::parse(&text).expect("a token")
+        };
+        let start = Instant::now();
+        let met = |token: &Token, from: &str| strangers.meet(token, from.parse().expect("an address"), start);
+        let tried = |from: &str| (0..20).filter(|_| met(&token(9), from).is_ok()).count();
+        // Before the flood: it counts, and takes nothing from anybody.
+        let stranger = met(&token(1), "192.0.2.1").expect("let in").expect("a stranger");
+        strangers.know(&token(1), stranger);
+        assert_eq!(tried("192.0.2.1"), 5, "of one address");
+        assert_eq!(tried("192.0.2.2"), 2, "of all");
+        assert_eq!(tried("192.0.2.3"), 0);
+        assert!(met(&token(2), "192.0.2.9").is_err(), "who was never seen waits");
+        assert!(met(&token(1), "192.0.2.1").expect("known").is_none());
+        // Another secret under a known id is a stranger's.
+        let forged = Token::parse(&format!("stl_{}_{}", Uuid::from_u128(1).simple(), "b".repeat(64)));
+        assert!(met(&forged.expect("a token"), "192.0.2.1").is_err());
+        strangers.forget(&token(1));
+        assert!(met(&token(1), "192.0.2.1").is_err(), "it counts no more");
+        // By a proxy on this machine everybody comes from one address.
+        let later = start + Duration::from_secs(60);
+        let by_proxy = |_: &usize| strangers.meet(&token(9), IpAddr::from([127, 0, 0, 1]), later).is_ok();
+        assert_eq!((0..20).filter(by_proxy).count(), 7);
     }
 
     #[test]

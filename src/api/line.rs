@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 
 use super::outcome::UpdatesWaiting;
@@ -75,7 +78,7 @@ pub(super) struct Line {
 impl Line {
     /// Opens it, and keeps it open until the program stops.
     pub(super) fn open(
-        broker: BrokerSettings,
+        (broker, refusals_max): (BrokerSettings, u32),
         retry: &RetrySettings,
         waiting: UpdatesWaiting,
         health: Arc<Health>,
@@ -92,6 +95,7 @@ impl Line {
         };
         let keeper = Keeper {
             broker,
+            refusals_max,
             waiting,
             health,
             standing: told,
@@ -100,11 +104,12 @@ impl Line {
         line
     }
 
-    /// Publishes one and waits for the broker's confirm.
+    /// Publishes one and waits for the broker's confirm, within one deadline for all of it.
     pub(super) async fn post(&self, publication: Publication) -> Result<(), NotPosted> {
+        let until = Instant::now() + self.deadline;
         let mut standing = self.standing.clone();
         let known = standing.wait_for(|standing| *standing != Standing::Starting);
-        match tokio::time::timeout(self.deadline, known).await {
+        match tokio::time::timeout_at(until, known).await {
             Ok(Ok(standing)) if *standing == Standing::Up => {}
             // It is away, the program stops, or the broker has not answered the first try until now.
             _ => return Err(NotPosted::Away),
@@ -116,7 +121,7 @@ impl Line {
             // Nobody answers where the line broke meanwhile.
             confirmed.await.unwrap_or(Err(NotPosted::Unknown))
         };
-        tokio::time::timeout(self.deadline, posting)
+        tokio::time::timeout_at(until, posting)
             .await
             .unwrap_or(Err(NotPosted::Unknown))
     }
@@ -124,6 +129,8 @@ impl Line {
 
 struct Keeper {
     broker: BrokerSettings,
+    /// Events of refusals that may wait to be heard.
+    refusals_max: u32,
     waiting: UpdatesWaiting,
     health: Arc<Health>,
     standing: watch::Sender<Standing>,
@@ -167,7 +174,10 @@ impl Keeper {
             let queue = format!("settlement.api.{}", Uuid::new_v4().simple());
             let key = format!("{REJECTED}.#");
             let bindings = [(EVENTS, key.as_str())];
-            subscribe::declare(&connection, &queue, Lifetime::Connection, &bindings).await?;
+            let lifetime = Lifetime::Connection {
+                most: self.refusals_max,
+            };
+            subscribe::declare(&connection, &queue, lifetime, &bindings).await?;
             let refusals = Intake::attach(&connection, &queue, PREFETCH, PREFETCH.into(), BATCH_BYTES).await?;
             Ok::<_, BrokerError>((connection, publisher, replies, refusals))
         };

@@ -5,6 +5,7 @@ mod access;
 mod answer;
 mod line;
 mod outcome;
+mod places;
 mod reads;
 mod updates;
 
@@ -14,21 +15,22 @@ use std::{
 };
 
 use axum::{
-    Extension, Router,
+    Router,
     body::Body,
     extract::{Path, RawQuery, State, rejection::PathRejection},
     response::Response,
     routing::{MethodRouter, get, put},
 };
-use hyper::{HeaderMap, StatusCode, http::HeaderValue};
-use tokio::sync::{Semaphore, watch};
+use hyper::{StatusCode, http::HeaderValue};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use self::{
-    access::Rates,
+    access::{Asker, Rates, UnknownTokens, too_many},
     answer::{ApiRefused, REQUEST_ID, text_of},
     line::Line,
     outcome::UpdatesWaiting,
+    places::{CallKind, NoShare, Places},
 };
 use crate::{
     broker::BrokerSettings,
@@ -37,8 +39,8 @@ use crate::{
     domain::allocation::Kind,
     health::Health,
     http::{
-        self, HttpError,
-        door::{ConnectionBounds, Connections, Pulse},
+        self, HttpError, Pieces,
+        door::{ConnectionBounds, Connections},
         server::Served,
     },
     retry::{Backoff, Waited},
@@ -81,9 +83,9 @@ struct Site {
     settings: ApiSettings,
     line: Line,
     waiting: UpdatesWaiting,
-    rates: Rates,
-    /// A place for each request in hand.
-    places: Semaphore,
+    rates: Rates<Uuid>,
+    strangers: UnknownTokens,
+    places: Places,
     /// As whom we publish.
     login: Option<String>,
 }
@@ -111,8 +113,10 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     health.consumer_attached(true);
     let waiting = UpdatesWaiting::default();
     let login = broker.login();
+    // All that a request may take, one thing after the other: its body, the broker's confirm, what becomes of it, and the rest.
+    let in_hand = api.body_timeout + broker.publish_deadline + api.wait + api.answer_timeout;
     let line = Line::open(
-        broker,
+        (broker, api.refusals_max),
         &settings.retry,
         waiting.clone(),
         Arc::clone(&health),
@@ -126,6 +130,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         http::serve(&watch, Arc::clone(&health), metrics, stop.clone())
             .await
             .map_err(|error| Failure::Http(error.of("api.watch_listen", "SETTLED_API__WATCH_LISTEN")))?;
+        tokio::spawn(http::tell_readiness(Arc::clone(&health), stop.clone()));
     }
     let (listener, address) = http::bind(api.listen)
         .await
@@ -135,7 +140,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         per_address: api.connections_per_address_max,
         head: api.head_timeout,
         idle: api.idle_timeout,
-        answer: api.body_timeout + api.wait + api.answer_timeout,
+        answer: in_hand,
     }));
     tokio::spawn(look_at(
         desk.clone(),
@@ -148,16 +153,16 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         line,
         waiting,
         rates: Rates::default(),
-        places: Semaphore::new(api.requests_max),
+        strangers: UnknownTokens::new(api),
+        places: Places::new(api),
         login,
         settings: api.clone(),
     });
-    let last_words = api.body_timeout + api.wait;
     let served = Served {
         door: Arc::clone(&door),
         routes: routes(site),
         tls: tls.clone(),
-        last_words,
+        last_words: in_hand,
     };
     let (accept_stopper, accept_stop) = watch::channel(false);
     tokio::spawn(served.accept(listener, accept_stop));
@@ -173,7 +178,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     accept_stopper.send_replace(true);
     tokio::select! {
         () = door.empty() => {}
-        () = tokio::time::sleep(last_words) => {}
+        () = tokio::time::sleep(in_hand) => {}
         _ = signals.next() => {}
     }
     stopper.send_replace(true);
@@ -298,171 +303,159 @@ async fn answered(
     response
 }
 
+/// What is asked, and of whom.
+#[derive(Clone, Copy)]
+struct Call {
+    route: ApiRoute,
+    role: Role,
+    work: CallKind,
+    request: Uuid,
+}
+
+impl Call {
+    fn new(route: ApiRoute, role: Role, work: CallKind) -> Self {
+        let request = Uuid::new_v4();
+        Self {
+            route,
+            role,
+            work,
+            request,
+        }
+    }
+}
+
 impl Site {
-    /// The same for what asks the database or the broker: so many at once.
-    async fn answer(
+    /// The same for what asks the database or the broker: for who may ask, and so many at once.
+    async fn answer<P, W>(
         &self,
-        route: ApiRoute,
-        request: Uuid,
-        work: impl Future<Output = Result<Response, ApiRefused>>,
-    ) -> Response {
+        call: Call,
+        asker: &Asker,
+        path: Result<(String, P), PathRejection>,
+        work: impl FnOnce(String, P) -> W,
+    ) -> Response
+    where
+        W: Future<Output = Result<Response, ApiRefused>>,
+    {
         let bounded = async {
-            let Ok(_place) = self.places.try_acquire() else {
-                return Err(ApiRefused::unavailable("too many requests are in hand: send it again", 1).hang_up());
+            let full = || ApiRefused::unavailable("too many requests are in hand: send it again", 1).hang_up();
+            let place = self.places.take().ok_or_else(full)?;
+            let (enterprise_id, rest) = spoken(path)?;
+            let admitted = async {
+                self.admit(asker, &enterprise_id, call.role).await?;
+                self.places.share(&enterprise_id, call.work).map_err(|none| match none {
+                    NoShare::Enterprise => too_many("too many requests of this enterprise are in hand: send it again"),
+                    NoShare::Updates => full(),
+                })
             };
-            work.await
+            let share = admitted.await.map_err(|refused| match call.work {
+                CallKind::Read => refused,
+                // Its body is not read: what comes of it is not the next request.
+                CallKind::Update => refused.hang_up(),
+            })?;
+            let response = work(enterprise_id, rest).await?;
+            Ok(response.map(|body| Body::new(Pieces::of(body, (place, share)))))
         };
-        answered(route, request, bounded).await
+        answered(call.route, call.request, bounded).await
     }
 }
 
 /// What stands in a path.
-fn spoken<T>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiRefused> {
-    path.map(|Path(parts)| parts).map_err(|_| {
+fn spoken<T>(path: Result<T, PathRejection>) -> Result<T, ApiRefused> {
+    path.map_err(|_| {
         ApiRefused::invalid("the path can not be read: it must be UTF-8, percent-encoded where it has to be")
     })
 }
 
-async fn update_allocation(
-    State(site): Here,
-    path: Enterprise,
-    Extension(pulse): Extension<Arc<Pulse>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
+/// An enterprise, and nothing else.
+fn alone(path: Enterprise) -> Result<(String, ()), PathRejection> {
+    path.map(|Path(enterprise_id)| (enterprise_id, ()))
+}
+
+/// An enterprise, and something of it.
+fn with(path: EnterpriseAnd) -> Result<(String, String), PathRejection> {
+    path.map(|Path(both)| both)
+}
+
+async fn update_allocation(State(site): Here, path: Enterprise, asker: Asker, body: Body) -> Response {
     update(
         &site,
         (ApiRoute::UpdateAllocation, Kind::Allocation),
         path,
-        &pulse,
-        headers,
+        &asker,
         body,
     )
     .await
 }
 
-async fn update_deallocation(
-    State(site): Here,
-    path: Enterprise,
-    Extension(pulse): Extension<Arc<Pulse>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    update(
-        &site,
-        (ApiRoute::UpdateDeallocation, Kind::Deallocation),
-        path,
-        &pulse,
-        headers,
-        body,
-    )
-    .await
+async fn update_deallocation(State(site): Here, path: Enterprise, asker: Asker, body: Body) -> Response {
+    let kind = (ApiRoute::UpdateDeallocation, Kind::Deallocation);
+    update(&site, kind, path, &asker, body).await
 }
 
-async fn update(
-    site: &Site,
-    (route, kind): (ApiRoute, Kind),
-    path: Enterprise,
-    pulse: &Pulse,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    let request = Uuid::new_v4();
-    let work = async {
-        let enterprise_id = spoken(path)?;
-        // Before its body is read: a stranger's is not. What it has sent of it is not the next request.
-        site.admit(&headers, &enterprise_id, Role::Partner)
-            .await
-            .map_err(ApiRefused::hang_up)?;
-        let answer = updates::put(site, (&enterprise_id, kind), request, &headers, body).await;
-        pulse.has_all();
+async fn update(site: &Site, (route, kind): (ApiRoute, Kind), path: Enterprise, asker: &Asker, body: Body) -> Response {
+    let call = Call::new(route, Role::Partner, CallKind::Update);
+    let work = |enterprise_id: String, ()| async move {
+        let answer = updates::put(site, (&enterprise_id, kind), call.request, &asker.headers, body).await;
+        asker.pulse.iter().for_each(|pulse| pulse.has_all());
         answer
     };
-    site.answer(route, request, work).await
+    site.answer(call, asker, alone(path), work).await
 }
 
-async fn partner_allocations(
-    State(site): Here,
-    path: Enterprise,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        let enterprise_id = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        reads::allocations(&site, OwnedBy::Partner(&enterprise_id), query.as_deref()).await
-    };
-    site.answer(ApiRoute::PartnerAllocations, Uuid::new_v4(), work).await
+async fn partner_allocations(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
+    let (site, query) = (&site, query.as_deref());
+    let call = Call::new(ApiRoute::PartnerAllocations, Role::Partner, CallKind::Read);
+    let work = |id: String, ()| async move { reads::allocations(site, OwnedBy::Partner(&id), query).await };
+    site.answer(call, &asker, alone(path), work).await
 }
 
-async fn partner_allocation(State(site): Here, path: EnterpriseAnd, headers: HeaderMap) -> Response {
-    let work = async {
-        let (enterprise_id, id) = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        reads::allocation(&site, OwnedBy::Partner(&enterprise_id), &id).await
+async fn partner_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
+    let site = &site;
+    let call = Call::new(ApiRoute::PartnerAllocation, Role::Partner, CallKind::Read);
+    let work = |enterprise_id: String, id: String| async move {
+        reads::allocation(site, OwnedBy::Partner(&enterprise_id), &id).await
     };
-    site.answer(ApiRoute::PartnerAllocation, Uuid::new_v4(), work).await
+    site.answer(call, &asker, with(path), work).await
 }
 
-async fn partner_balances(
-    State(site): Here,
-    path: Enterprise,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        let enterprise_id = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        reads::balances(&site, &enterprise_id, query.as_deref()).await
-    };
-    site.answer(ApiRoute::PartnerBalances, Uuid::new_v4(), work).await
+async fn partner_balances(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
+    let (site, query) = (&site, query.as_deref());
+    let call = Call::new(ApiRoute::PartnerBalances, Role::Partner, CallKind::Read);
+    let work = |id: String, ()| async move { reads::balances(site, &id, query).await };
+    site.answer(call, &asker, alone(path), work).await
 }
 
-async fn client_allocations(
-    State(site): Here,
-    path: Enterprise,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        let enterprise_id = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Client).await?;
-        reads::allocations(&site, OwnedBy::Client(&enterprise_id), query.as_deref()).await
-    };
-    site.answer(ApiRoute::ClientAllocations, Uuid::new_v4(), work).await
+async fn client_allocations(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
+    let (site, query) = (&site, query.as_deref());
+    let call = Call::new(ApiRoute::ClientAllocations, Role::Client, CallKind::Read);
+    let work = |id: String, ()| async move { reads::allocations(site, OwnedBy::Client(&id), query).await };
+    site.answer(call, &asker, alone(path), work).await
 }
 
-async fn client_allocation(State(site): Here, path: EnterpriseAnd, headers: HeaderMap) -> Response {
-    let work = async {
-        let (enterprise_id, id) = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Client).await?;
-        reads::allocation(&site, OwnedBy::Client(&enterprise_id), &id).await
+async fn client_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
+    let site = &site;
+    let call = Call::new(ApiRoute::ClientAllocation, Role::Client, CallKind::Read);
+    let work = |enterprise_id: String, id: String| async move {
+        reads::allocation(site, OwnedBy::Client(&enterprise_id), &id).await
     };
-    site.answer(ApiRoute::ClientAllocation, Uuid::new_v4(), work).await
+    site.answer(call, &asker, with(path), work).await
 }
 
-async fn receipt(State(site): Here, path: EnterpriseAnd, headers: HeaderMap) -> Response {
-    let work = async {
-        let (enterprise_id, nonce) = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        reads::receipt(&site, &enterprise_id, &nonce).await
-    };
-    site.answer(ApiRoute::Receipt, Uuid::new_v4(), work).await
+async fn receipt(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
+    let site = &site;
+    let call = Call::new(ApiRoute::Receipt, Role::Partner, CallKind::Read);
+    let work = |enterprise_id: String, nonce: String| async move { reads::receipt(site, &enterprise_id, &nonce).await };
+    site.answer(call, &asker, with(path), work).await
 }
 
-async fn receipt_by_query(
-    State(site): Here,
-    path: Enterprise,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let work = async {
-        let enterprise_id = spoken(path)?;
-        site.admit(&headers, &enterprise_id, Role::Partner).await?;
-        let nonce = reads::nonce_of(query.as_deref())?;
-        reads::receipt(&site, &enterprise_id, &nonce).await
+async fn receipt_by_query(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
+    let (site, query) = (&site, query.as_deref());
+    let call = Call::new(ApiRoute::Receipt, Role::Partner, CallKind::Read);
+    let work = |id: String, ()| async move {
+        let nonce = reads::nonce_of(query)?;
+        reads::receipt(site, &id, &nonce).await
     };
-    site.answer(ApiRoute::Receipt, Uuid::new_v4(), work).await
+    site.answer(call, &asker, alone(path), work).await
 }
 
 async fn openapi() -> Response {

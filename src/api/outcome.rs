@@ -72,10 +72,10 @@ impl Data {
     }
 }
 
-/// Whether a refusal may be for how a message was sent and not for what it says: the same bytes may come from others, sent in
-/// other ways.
-fn is_of_the_way(reason: &str) -> bool {
-    Reason::parse(reason).is_none_or(|reason| {
+/// Whether a refusal of the same bytes may be another's, or of another time, where ours has another outcome: for how a message
+/// was sent, and for what is not final. Such a one may be told again, hours later, while our copy waits.
+fn may_differ(reason: &str, is_final: bool) -> bool {
+    let is_of_the_way = |reason| {
         matches!(
             reason,
             Reason::MessageTooLarge
@@ -85,7 +85,8 @@ fn is_of_the_way(reason: &str) -> bool {
                 | Reason::Expired
                 | Reason::Internal
         )
-    })
+    };
+    !is_final || Reason::parse(reason).is_none_or(is_of_the_way)
 }
 
 /// Who waits for what. Bounded by the requests in hand.
@@ -125,6 +126,7 @@ impl UpdatesWaiting {
             waiting: self.clone(),
             request,
             heard,
+            maybe: None,
         }
     }
 
@@ -159,7 +161,10 @@ impl UpdatesWaiting {
         let Some(outcome) = event.data.outcome(&event.kind) else {
             return;
         };
-        let may_differ = matches!(&outcome, UpdateOutcome::Rejected { reason, .. } if is_of_the_way(reason));
+        let may_differ = matches!(
+            &outcome,
+            UpdateOutcome::Rejected { reason, is_final, .. } if may_differ(reason, *is_final)
+        );
         for (request, asker) in self.askers().iter() {
             if asker.digest == digest && asker.enterprise_id == enterprise_id {
                 // The first copy's id stands in every copy's event: that it is another's says nothing.
@@ -187,25 +192,154 @@ pub(super) struct UpdateAsked {
     waiting: UpdatesWaiting,
     request: Uuid,
     heard: mpsc::Receiver<Heard>,
+    /// A refusal that may be another's, and until when another word may come.
+    maybe: Option<(UpdateOutcome, Instant)>,
 }
 
 impl UpdateAsked {
-    /// What is heard until then; none: nothing.
-    pub(super) async fn outcome(&mut self, mut until: Instant) -> Option<UpdateOutcome> {
-        let mut maybe = None;
-        while let Ok(Some(heard)) = tokio::time::timeout_at(until, self.heard.recv()).await {
+    /// What is certainly about this very message, once it is heard.
+    pub(super) async fn certain(&mut self) -> UpdateOutcome {
+        loop {
+            let Some(heard) = self.heard.recv().await else {
+                // Its other end is kept as long as this is.
+                return std::future::pending().await;
+            };
             if heard.is_certain {
-                return Some(heard.outcome);
+                return heard.outcome;
             }
-            until = until.min(Instant::now() + GRACE);
-            maybe = Some(heard.outcome);
+            let until = self.maybe.take().map(|(_, until)| until);
+            self.maybe = Some((heard.outcome, until.unwrap_or_else(|| Instant::now() + GRACE)));
         }
-        maybe
+    }
+
+    /// The message is published: only from now on a refusal that may be another's may be its own.
+    pub(super) fn published(&mut self) {
+        if let Some((_, until)) = &mut self.maybe {
+            *until = Instant::now() + GRACE;
+        }
+    }
+
+    /// What is heard until then, or believed because nothing else came; none: nothing.
+    pub(super) async fn outcome(&mut self, until: Instant) -> Option<UpdateOutcome> {
+        loop {
+            let grace = self.maybe.as_ref().map_or(until, |(_, grace)| *grace);
+            tokio::select! {
+                biased;
+                outcome = self.certain() => return Some(outcome),
+                () = tokio::time::sleep_until(grace.min(until)) => {}
+            }
+            let now = Instant::now();
+            if self.maybe.as_ref().is_some_and(|(_, grace)| *grace <= now) {
+                return self.possible();
+            }
+            if until <= now {
+                return None;
+            }
+        }
+    }
+
+    /// A refusal that may be another's, where nothing else was heard.
+    pub(super) fn possible(&mut self) -> Option<UpdateOutcome> {
+        self.maybe.take().map(|(outcome, _)| outcome)
     }
 }
 
 impl Drop for UpdateAsked {
     fn drop(&mut self) {
         self.waiting.askers().remove(&self.request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const DIGEST: [u8; 32] = [7; 32];
+
+    fn refusal(reason: &str, is_final: bool, message_id: Uuid) -> Vec<u8> {
+        let data = json!({
+            "enterpriseId": "acme", "reason": reason, "class": 403, "final": is_final, "detail": "why",
+            "messageDigest": hex::encode(DIGEST), "messageId": message_id,
+        });
+        json!({"type": "update.rejected", "data": data})
+            .to_string()
+            .into_bytes()
+    }
+
+    fn settled() -> Vec<u8> {
+        json!({"type": "allocation.cleared", "data": {"allocation": {"id": "x"}}})
+            .to_string()
+            .into_bytes()
+    }
+
+    fn reason(outcome: Option<UpdateOutcome>) -> Option<String> {
+        match outcome {
+            Some(UpdateOutcome::Rejected { reason, .. }) => Some(reason),
+            Some(UpdateOutcome::Settled(_)) => Some("settled".to_owned()),
+            Some(UpdateOutcome::Parked { .. }) => Some("parked".to_owned()),
+            None => None,
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[tokio::test]
+    async fn what_may_be_of_another_time_is_not_believed_before_ours_has_spoken() {
+        let (waiting, ours, others) = (UpdatesWaiting::default(), Uuid::from_u128(1), Uuid::from_u128(2));
+        for (word, is_final, from, certain) in [
+            // An old refusal of the same bytes, told again: our copy may settle.
+            ("partner_inactive", false, others, false),
+            ("sender_mismatch", false, others, false),
+            ("message_too_large", true, others, false),
+            // No copy can come to anything else.
+            ("nonce_reused", true, others, true),
+            ("partner_inactive", false, ours, true),
+            ("sender_mismatch", false, ours, true),
+        ] {
+            let mut asked = waiting.ask(ours, "acme", DIGEST);
+            waiting.told(&refusal(word, is_final, from));
+            waiting.replied(&ours.to_string(), &settled());
+            let expected = if certain { word } else { "settled" };
+            assert_eq!(reason(asked.outcome(soon()).await).as_deref(), Some(expected), "{word}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_may_be_anothers_is_believed_when_nothing_else_comes() {
+        let (waiting, ours) = (UpdatesWaiting::default(), Uuid::from_u128(1));
+        let mut asked = waiting.ask(ours, "acme", DIGEST);
+        waiting.told(&refusal("partner_inactive", false, Uuid::from_u128(2)));
+        // While ours is not published it says nothing; from then on it has its time.
+        assert!(tokio::time::timeout(GRACE * 3, asked.certain()).await.is_err());
+        asked.published();
+        let began = Instant::now();
+        assert_eq!(reason(asked.outcome(soon()).await).as_deref(), Some("partner_inactive"));
+        assert!(began.elapsed() >= GRACE);
+        // Nothing was heard; and in the end what there is counts.
+        let mut asked = waiting.ask(ours, "acme", DIGEST);
+        assert_eq!(reason(asked.outcome(Instant::now() + GRACE).await), None);
+        waiting.told(&refusal("partner_inactive", false, Uuid::from_u128(2)));
+        assert_eq!(reason(asked.outcome(Instant::now() + GRACE / 2).await), None);
+        assert_eq!(reason(asked.possible()).as_deref(), Some("partner_inactive"));
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_heard_whether_or_not_the_broker_has_confirmed() {
+        let (waiting, ours) = (UpdatesWaiting::default(), Uuid::from_u128(1));
+        let mut asked = waiting.ask(ours, "acme", DIGEST);
+        let replies = async {
+            tokio::time::sleep(GRACE).await;
+            waiting.replied(&ours.to_string(), &settled());
+            std::future::pending::<()>().await;
+        };
+        let heard = tokio::select! {
+            outcome = asked.certain() => Some(outcome),
+            () = replies => None,
+        };
+        assert_eq!(reason(heard).as_deref(), Some("settled"));
     }
 }

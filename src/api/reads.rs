@@ -105,7 +105,12 @@ pub(super) async fn allocations(site: &Site, owner: OwnedBy<'_>, query: Option<&
     let asked = ListAsked::read(site, query, true)?;
     let page = site
         .desk
-        .owned_allocations(owner, &asked.filter, asked.after, i64::from(asked.page))
+        .owned_allocations(
+            owner,
+            &asked.filter,
+            asked.after,
+            (i64::from(asked.page), i64::from(site.settings.page_max_bytes)),
+        )
         .await?
         .ok_or_else(|| ApiRefused::invalid("prevId: this enterprise has no such allocation or deallocation"))?;
     let last = page.items.last().map(|allocation| allocation.id);

@@ -31,7 +31,7 @@ use crate::{
         allocation::Kind,
         delivery::{Delivery, HeaderValue, Headers, Properties, Publication, PublicationKind, Source},
         event::AllocationView,
-        message::{self, Content},
+        message::{self, Content, Facts},
         names::header::TRACEPARENT,
         reason::Reason,
     },
@@ -94,23 +94,38 @@ pub(super) async fn put(
         }
     };
     let mut asked = site.waiting.ask(request, enterprise_id, facts.message_digest);
-    site.line
-        .post(publication(site, request, headers, delivery))
-        .await
-        .map_err(not_posted)?;
+    let publication = publication(site, request, headers, delivery);
+    let answer = |outcome| told(outcome, (enterprise_id, content), request, &facts.message_digest);
+    // The reply may be here before the confirm is, or where none comes.
+    tokio::select! {
+        biased;
+        outcome = asked.certain() => return answer(outcome),
+        posted = site.line.post(publication) => posted.map_err(not_posted)?,
+    }
+    asked.published();
     let until = Instant::now() + site.settings.wait;
     // A reply may be lost. What is written down is not: it is looked up now and then, and in the end.
     let mut look = LOOK;
     loop {
         let next = until.min(Instant::now() + look);
         if let Some(outcome) = asked.outcome(next).await {
-            return told(outcome, (enterprise_id, content), request, &facts.message_digest);
+            return answer(outcome);
         }
-        let found = from_receipt(site, enterprise_id, content, request).await?;
-        if let Some(answer) = found {
-            return Ok(answer);
+        let found = tokio::select! {
+            biased;
+            outcome = asked.certain() => return answer(outcome),
+            // Who asks waits for a slow database no longer than it waits for all else.
+            found = tokio::time::timeout_at(until + LOOK, from_receipt(site, enterprise_id, &facts, request)) => {
+                found.unwrap_or(Ok(None))?
+            }
+        };
+        if let Some(found) = found {
+            return Ok(found);
         }
         if next == until {
+            if let Some(outcome) = asked.possible() {
+                return answer(outcome);
+            }
             // It is with the broker, and is judged in its time.
             return Ok(accepted(enterprise_id, content, request, "accepted", None));
         }
@@ -137,19 +152,22 @@ fn told(
     }
 }
 
-/// What a receipt says of a message of which nothing was heard; none where that may be about an earlier copy: what was refused
-/// and is not final may be judged otherwise now.
+/// What a receipt says of a message of which nothing was heard; none where that may be about another: what was refused and is
+/// not final may be judged otherwise now, and other bytes with the same payload may have another signature.
 async fn from_receipt(
     site: &Site,
     enterprise_id: &str,
-    content: &Content,
+    facts: &Facts,
     request: Uuid,
 ) -> Result<Option<Response>, ApiRefused> {
+    let Ok(content) = &facts.content else {
+        return Ok(None);
+    };
     // A database that is away for a moment takes nothing from what the broker has.
     let Ok(Some(receipt)) = site.desk.partners_receipt(enterprise_id, &content.update.nonce).await else {
         return Ok(None);
     };
-    if receipt.payload_digest != hex::encode(content.payload_digest) {
+    if receipt.message_digest != hex::encode(facts.message_digest) {
         return Ok(None);
     }
     match receipt.verdict.as_str() {
@@ -166,12 +184,11 @@ async fn from_receipt(
             if !reason.is_final() {
                 return Ok(None);
             }
-            let digest = hex::decode(&receipt.message_digest).unwrap_or_default();
             // Its details were told in the event.
             Err(rejected(
                 (reason.as_str(), reason.class(), reason.is_final()),
                 "",
-                &digest,
+                &facts.message_digest,
             ))
         }
         "parked" => Ok(Some(accepted(enterprise_id, content, request, "parked", None))),

@@ -13,8 +13,8 @@ const EXPIRES_MS: i32 = 600_000;
 /// How long a subscriber's queue lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// Exclusive: it goes with the connection.
-    Connection,
+    /// Exclusive: it goes with the connection. It holds so many messages at most, and drops the oldest for another.
+    Connection { most: u32 },
     /// A durable quorum queue: it survives connections, the broker's restart and the death of a node.
     Durable,
 }
@@ -31,7 +31,17 @@ pub async fn declare(
 ) -> Result<(), BrokerError> {
     let channel = connection.channel().await?;
     let (durable, arguments) = match lifetime {
-        Lifetime::Connection => (false, FieldTable::default()),
+        Lifetime::Connection { most } => (
+            false,
+            BTreeMap::from([
+                (ShortString::from("x-max-length"), AMQPValue::LongLongInt(most.into())),
+                (
+                    ShortString::from("x-overflow"),
+                    AMQPValue::LongString("drop-head".into()),
+                ),
+            ])
+            .into(),
+        ),
         Lifetime::Durable => (
             true,
             BTreeMap::from([

@@ -20,6 +20,7 @@ mod nonce;
 mod outbox;
 mod output;
 mod partner_kit;
+mod probe;
 mod reconcile;
 mod recover;
 mod registry;
@@ -107,6 +108,8 @@ enum Command {
     Roles(roles::Roles),
     /// Check everything that the worker needs, one line each
     Doctor(doctor::Doctor),
+    /// Ask the worker that runs here, or the API, whether it is well: for health checks
+    Probe(probe::Probe),
     /// Settings: what counts, and where it comes from
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -242,6 +245,7 @@ impl Cli {
             | Command::PartnerKit(_)
             | Command::Completions(_)
             | Command::Man(_) => Ok(Exit::Done),
+            Command::Probe(wish) => probe::run(context, &wish).await,
             Command::Worker => worker::run(context, console::beside_worker).await,
             Command::Api => api::run(context).await,
             Command::Console(wish) => console::run(context, &wish).await,

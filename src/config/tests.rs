@@ -101,6 +101,18 @@ fn the_defaults() {
     assert!(api.listen.ip().is_loopback() && api.listen.port() == 9465);
     assert_eq!((api.body_max, api.rate_per_token, api.page_max), (262_144, 50, 500));
     assert_eq!(
+        (api.updates_max, api.share_max, api.page_max_bytes),
+        (192, 64, 1_048_576)
+    );
+    assert_eq!(
+        (
+            api.rate_of_strangers,
+            api.rate_of_strangers_per_address,
+            api.refusals_max
+        ),
+        (20, 5, 10_000)
+    );
+    assert_eq!(
         (api.connections_max, api.connections_per_address_max, api.requests_max),
         (512, 128, 256)
     );

@@ -93,7 +93,7 @@ impl Token {
     }
 
     /// What is kept of it.
-    fn digest(&self) -> [u8; 32] {
+    pub fn digest(&self) -> [u8; 32] {
         sha256(self.secret)
     }
 }

@@ -28,7 +28,8 @@ impl Desk {
         Ok(self.store.owned_allocation(owner, id).await?)
     }
 
-    /// A page of the owner's allocations, the oldest first, after the one of an id. None: the owner has no such one.
+    /// A page of the owner's allocations, the oldest first, after the one of an id: so many of them at most, and no more once
+    /// these bytes are reached. None: the owner has no such one.
     ///
     /// # Errors
     /// The database is away.
@@ -37,7 +38,7 @@ impl Desk {
         owner: OwnedBy<'_>,
         filter: &OwnedFilter,
         after: Option<Uuid>,
-        limit: i64,
+        bounds: (i64, i64),
     ) -> Result<Option<Page<Allocation>>, Refusal> {
         let after = match after {
             None => None,
@@ -47,11 +48,8 @@ impl Desk {
             },
         };
         let filter = self.meant(owner, filter).await?;
-        let found = self
-            .store
-            .owned_allocations(owner, &filter, after, limit.saturating_add(1))
-            .await?;
-        Ok(Some(Page::of(found, limit)))
+        let (items, more) = self.store.owned_allocations(owner, &filter, after, bounds).await?;
+        Ok(Some(Page { items, more }))
     }
 
     /// The same in the books' words: a partner names currencies as it does in its updates.

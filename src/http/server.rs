@@ -1,6 +1,6 @@
 //! The bounded way in for whoever serves HTTP: accept, TLS if there is any, one conversation a connection.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
 use axum::{Router, response::Response};
 use hyper::{
@@ -14,7 +14,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
@@ -29,6 +29,9 @@ use crate::tls::{ListenerFiles, Renewal};
 pub(super) const HEAD_MAX: usize = 16 * 1024;
 /// Headers of a request.
 const HEADERS_MAX: usize = 64;
+/// Bytes that are thrown away of what comes behind an answer that ends its connection. The time for it is the door's: that for
+/// the head of another request.
+const UNREAD_MAX: usize = 64 << 20;
 /// Time to finish an answer when the program stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -126,12 +129,13 @@ impl Served {
             let pulse = Arc::clone(&visit.pulse);
             request.extensions_mut().insert(Arc::clone(&pulse));
             let answer = routes.call(request);
-            async move {
+            // In a box, so that the connection may be moved, and its stream taken out when it is done.
+            Box::pin(async move {
                 let answer: Result<Response, Infallible> = answer.await;
                 answer.map(|response| response.map(|body| AnswerBody::new(body, pulse)))
-            }
+            })
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // The door has the time; this one would also close who is only idle.
             .header_read_timeout(None)
@@ -141,16 +145,41 @@ impl Served {
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_MAX.max(8192))
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
         // A client that went away or spoke no HTTP is its own affair, and anybody could fill the log with it.
         tokio::select! {
-            ended = connection.as_mut() => drop(ended),
-            () = visit.over() => {}
+            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => drop(ended),
+            () = visit.over() => return,
             () = stopped(&mut stopping) => {
                 // What is being answered is finished, if the client reads it.
-                connection.as_mut().graceful_shutdown();
-                drop(tokio::time::timeout(self.last_words, connection).await);
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                let last = poll_fn(|context| connection.poll_without_shutdown(context));
+                if tokio::time::timeout(self.last_words, last).await.is_err() {
+                    return;
+                }
             }
+        }
+        let stream = connection.into_parts().io.into_inner();
+        tokio::select! {
+            biased;
+            () = part(stream) => {}
+            () = visit.over() => {}
+            () = stopped(&mut stopping) => {}
+        }
+    }
+}
+
+/// Parts with who was answered. Its own side is closed first, and what it still sends is thrown away: a socket that is closed
+/// with something unread is reset, and the answer with it, which who sends a large body reads only behind all of that.
+async fn part(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut unread = [0; 8 * 1024];
+    let mut left = UNREAD_MAX;
+    while left > 0 {
+        match stream.read(&mut unread).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => left = left.saturating_sub(count),
         }
     }
 }

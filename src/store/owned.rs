@@ -82,7 +82,8 @@ impl Store {
         rows.first().map(|row| allocation(&session, row)).transpose()
     }
 
-    /// A page of the owner's allocations, the oldest first, after the one that was made at `after` under that id.
+    /// A page of the owner's allocations, the oldest first, after the one that was made at `after` under that id: so many of
+    /// them at most, and no more once these bytes are reached. With whether there are more.
     ///
     /// # Errors
     /// The database is away or refuses.
@@ -91,8 +92,8 @@ impl Store {
         owner: OwnedBy<'_>,
         filter: &OwnedFilter,
         after: Option<(Timestamp, Uuid)>,
-        limit: i64,
-    ) -> Result<Vec<Allocation>, StoreError> {
+        (limit, bytes): (i64, i64),
+    ) -> Result<(Vec<Allocation>, bool), StoreError> {
         let session = self.session("owned_allocations").await?;
         let (time, id) = after.unzip();
         // As many of each connection, by its index, and the first of those: whatever else is there is not read.
@@ -100,23 +101,33 @@ impl Store {
             .query(
                 &format!(
                     "/* owned::owned_allocations */
-                    SELECT {ALLOCATION_COLUMNS}
-                    FROM settled.connections AS c
-                    CROSS JOIN LATERAL (
-                        SELECT x.*
-                        FROM settled.allocations AS x
-                        WHERE x.connection_id = c.connection_id
-                          AND ($2::timestamptz IS NULL OR (x.created_at, x.id) > ($2, $3::uuid))
-                          AND (cardinality($4::text[]) = 0 OR x.type = ANY ($4))
-                          AND (cardinality($5::text[]) = 0 OR x.status = ANY ($5))
-                          AND (cardinality($6::text[]) = 0 OR x.currency = ANY ($6))
-                        ORDER BY x.created_at, x.id
-                        LIMIT $8
-                    ) AS a
-                    WHERE {}
-                      AND (cardinality($7::uuid[]) = 0 OR c.connection_id = ANY ($7))
-                    ORDER BY a.created_at, a.id
-                    LIMIT $8",
+                    SELECT sized.*
+                    FROM (
+                        SELECT page.*,
+                               sum(page.bytes) OVER (ORDER BY page.created_at, page.id) - page.bytes AS before,
+                               count(*) OVER () AS found
+                        FROM (
+                            SELECT {ALLOCATION_COLUMNS}, octet_length(a::text) AS bytes
+                            FROM settled.connections AS c
+                            CROSS JOIN LATERAL (
+                                SELECT x.*
+                                FROM settled.allocations AS x
+                                WHERE x.connection_id = c.connection_id
+                                  AND ($2::timestamptz IS NULL OR (x.created_at, x.id) > ($2, $3::uuid))
+                                  AND (cardinality($4::text[]) = 0 OR x.type = ANY ($4))
+                                  AND (cardinality($5::text[]) = 0 OR x.status = ANY ($5))
+                                  AND (cardinality($6::text[]) = 0 OR x.currency = ANY ($6))
+                                ORDER BY x.created_at, x.id
+                                LIMIT $8
+                            ) AS a
+                            WHERE {}
+                              AND (cardinality($7::uuid[]) = 0 OR c.connection_id = ANY ($7))
+                            ORDER BY a.created_at, a.id
+                            LIMIT $8
+                        ) AS page
+                    ) AS sized
+                    WHERE sized.before < $9
+                    ORDER BY sized.created_at, sized.id",
                     owner.condition()
                 ),
                 &[
@@ -127,11 +138,18 @@ impl Store {
                     &filter.statuses,
                     &filter.currencies,
                     &filter.connections,
-                    &limit,
+                    // One more says whether there are more.
+                    &limit.saturating_add(1),
+                    &bytes,
                 ],
             )
             .await?;
-        rows.iter().map(|row| allocation(&session, row)).collect()
+        let found = rows.first().map_or(0, |row| row.get::<_, i64>("found"));
+        let shown = usize::try_from(limit).unwrap_or(usize::MAX);
+        let page = rows.iter().take(shown).map(|row| allocation(&session, row));
+        let page: Vec<Allocation> = page.collect::<Result<_, _>>()?;
+        let more = i64::try_from(page.len()).is_ok_and(|told| told < found);
+        Ok((page, more))
     }
 
     /// What stands on all connections of a partner by currency, and on each of so many of them in the order of their ids,

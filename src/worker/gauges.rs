@@ -184,25 +184,4 @@ impl Worker {
             drop(connection.close().await);
         }
     }
-
-    /// Says when readiness changes.
-    pub(super) async fn tell_readiness(mut self) {
-        let mut ready = false;
-        loop {
-            if self.health.is_ready() != ready {
-                ready = !ready;
-                if ready {
-                    Signal::Ready.emit();
-                } else {
-                    Signal::NotReady {
-                        reasons: &self.health.reasons(),
-                    }
-                    .emit();
-                }
-            }
-            if retry::sleep(Duration::from_millis(100), &mut self.stop).await == Waited::Stopping {
-                return;
-            }
-        }
-    }
 }

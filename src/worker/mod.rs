@@ -181,7 +181,7 @@ impl Worker {
         tasks.spawn(key_watch::run(self.clone()));
         tasks.spawn(witness::run(self.clone()));
         let mut readiness = JoinSet::new();
-        readiness.spawn(self.clone().tell_readiness());
+        readiness.spawn(http::tell_readiness(Arc::clone(&self.health), self.stop.clone()));
         // Every task ends when the worker stops. One that ends by itself has panicked: better no worker than half a one.
         let ended = loop {
             tokio::select! {

@@ -24,27 +24,27 @@ use crate::kit::{
 const BODY_MAX: usize = 262_144;
 
 /// A place with a registered partner whose client has funds.
-async fn place_of(test: &str, partner: &Partner) -> Place {
+pub(super) async fn place_of(test: &str, partner: &Partner) -> Place {
     let place = Place::new(test).await;
     place.register(partner).await;
     place.deposit(partner, "BTC", "1000000").await;
     place
 }
 
-async fn reserved(place: &Place, partner: &Partner, count: usize) -> Vec<Reservation> {
+pub(super) async fn reserved(place: &Place, partner: &Partner, count: usize) -> Vec<Reservation> {
     let reservations: Vec<Reservation> = (0..count).map(|_| partner.allocation("BTC", "10")).collect();
     place.reserve(&reservations).await;
     reservations
 }
 
-fn path_of(message: &Message) -> String {
+pub(super) fn path_of(message: &Message) -> String {
     let mut parts = message.routing_key.split('.');
     let (enterprise, kind) = (parts.next().expect("an enterprise"), parts.next().expect("a kind"));
     format!("{ROOT}/{enterprise}/partners/{kind}s")
 }
 
 /// Sends a message's body by HTTP. It counts among what was sent, unless it was not taken.
-async fn put(place: &Place, api: &Api, token: &str, message: &Message) -> Answer {
+pub(super) async fn put(place: &Place, api: &Api, token: &str, message: &Message) -> Answer {
     let answer = api.ask("PUT", &path_of(message), token, &message.body).await;
     if answer.status != 503 {
         place.story().sent.push(Sent {

@@ -448,6 +448,20 @@ async fn receipts_are_found_by_any_nonce() {
         }
     }
     let root = format!("{ROOT}/acme/receipts");
+    // One that an operator has made unusable has a receipt that says since when; its shape is the document's, as every answer's.
+    let void = [
+        "nonce",
+        "void",
+        "--enterprise-id",
+        "acme",
+        "--nonce",
+        "lost",
+        "--reason",
+        "a lost laptop",
+    ];
+    ask(&place, &void).await.document(0);
+    let voided = api.get(&format!("{root}/lost"), &acme).await;
+    assert!(voided.ok()["voidedAt"].is_string(), "{voided:?}");
     assert_eq!(api.get(&format!("{root}/never"), &acme).await.refusal(404), "not_found");
     for hostile in [
         "/a%00b",

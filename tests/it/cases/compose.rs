@@ -12,7 +12,7 @@ fn yaml(path: &str) -> Yaml {
     documents.remove(0)
 }
 
-fn text(yaml: &Yaml) -> &str {
+pub(super) fn text(yaml: &Yaml) -> &str {
     yaml.as_str().unwrap_or_else(|| panic!("a text: {yaml:?}"))
 }
 
@@ -23,7 +23,7 @@ fn names(yaml: &Yaml) -> BTreeSet<String> {
 }
 
 /// A list of texts, of a key that may be missing.
-fn list(yaml: &Yaml) -> Vec<&str> {
+pub(super) fn list(yaml: &Yaml) -> Vec<&str> {
     yaml.as_vec().into_iter().flatten().map(text).collect()
 }
 

@@ -14,7 +14,7 @@ use crate::kit::{
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, count, said, skip, until},
 };
 
-const OF_PARTNERS: [&str; 3] = ["partner/python", "partner/node", "partner/go"];
+const OF_PARTNERS: [&str; 4] = ["partner/python", "partner/node", "partner/typescript", "partner/go"];
 const OF_SUBSCRIBERS: [&str; 2] = ["subscriber/python", "subscriber/node"];
 
 /// Gets what an example builds on. Where there is no such language or registry its test is skipped, with why.
@@ -131,6 +131,13 @@ async fn the_partner_in_node_settles_with_bitgos_library() {
         "examples::the_partner_in_node_settles_with_bitgos_library",
     ) {
         a_partner_in("partner/node", "node").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_partner_in_typescript_settles() {
+    if installed("partner/typescript", "examples::the_partner_in_typescript_settles") {
+        a_partner_in("partner/typescript", "typescript").await;
     }
 }
 
@@ -252,6 +259,7 @@ fn the_examples_are_short_and_pinned() {
         let file = match language {
             "python" => format!("{kind}.py"),
             "node" => format!("{kind}.js"),
+            "typescript" => format!("{kind}.ts"),
             "go" => "main.go".to_owned(),
             _ => "main.rs".to_owned(),
         };
@@ -262,11 +270,13 @@ fn the_examples_are_short_and_pinned() {
                 let list = read(&format!("examples/{name}/requirements.txt"));
                 assert!(list.lines().all(|line| line.contains("==")), "{name}: {list}");
             }
-            "node" => {
+            "node" | "typescript" => {
                 let package: Value =
                     serde_json::from_str(&read(&format!("examples/{name}/package.json"))).expect("JSON");
-                let versions = package["dependencies"].as_object().expect("dependencies").values();
-                let mut versions = versions.filter_map(Value::as_str);
+                let of = |kind: &str| package[kind].as_object().cloned().unwrap_or_default();
+                let (used, compiled) = (of("dependencies"), of("devDependencies"));
+                assert!(!used.is_empty(), "{name}");
+                let mut versions = used.values().chain(compiled.values()).filter_map(Value::as_str);
                 assert!(
                     versions.all(|version| version.starts_with(|letter: char| letter.is_ascii_digit())),
                     "{name}"

@@ -853,6 +853,7 @@ async fn each_command_has_one_role() {
         "partner-kit lint",
         "partner-kit sign",
         "partner-kit vectors",
+        "probe",
         "completions",
         "man",
     ];

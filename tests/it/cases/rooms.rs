@@ -266,6 +266,7 @@ const MAY_ASK: [(&str, &[&str]); 21] = [
             "console",
             "desk",
             "domain",
+            "http",
             "partner",
             "plain",
             "retry",

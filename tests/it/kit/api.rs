@@ -1,8 +1,13 @@
 //! `settled api` as partners and clients meet it.
 
-use std::process::{ExitStatus, Stdio};
+use std::{
+    collections::BTreeMap,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
-use serde_json::Value;
+use jsonschema::Validator;
+use serde_json::{Value, json};
 
 use crate::kit::{
     program::{self, HttpAnswer, Program, header},
@@ -157,8 +162,97 @@ impl Api {
 
     /// Sends bytes as they are, and reads the answer.
     pub(crate) async fn exchange(&self, bytes: &[u8]) -> Answer {
-        program::exchange(&self.address, bytes).await.into()
+        let answer = program::exchange(&self.address, bytes).await.into();
+        as_documented(bytes, &answer);
+        answer
     }
+}
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(settled::api::OPENAPI).expect("JSON"));
+
+/// Holds an answer to the document: its status is one that the call is said to have, its headers are there, and its body is as
+/// the schema says.
+#[track_caller]
+pub(crate) fn as_documented(request: &[u8], answer: &Answer) {
+    let line = String::from_utf8_lossy(request);
+    let mut words = line.lines().next().unwrap_or_default().split(' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let method = method.to_ascii_lowercase();
+    // A status without a body of ours: it was no HTTP.
+    if answer.status == 0 || answer.header("x-request-id").is_none() {
+        return;
+    }
+    let told = match operation(&method, target) {
+        Some(operation) => {
+            let told = &operation["responses"][answer.status.to_string()];
+            assert!(
+                !told.is_null(),
+                "{method} {target}: no answer {} is documented",
+                answer.status
+            );
+            resolved(told)
+        }
+        // What is nowhere, or no method of it, is an error of the same shape.
+        None => {
+            assert!(
+                matches!(answer.status, 400 | 404 | 405),
+                "{method} {target}: {answer:?}"
+            );
+            &DOCUMENT["components"]["responses"]["NotFound"]
+        }
+    };
+    for (name, header) in told["headers"].as_object().into_iter().flatten() {
+        let needed = resolved(header)["required"] == true;
+        let there = answer.header(&name.to_ascii_lowercase()).is_some();
+        assert!(there || !needed, "{method} {target}: {name} is missing: {answer:?}");
+    }
+    if method == "head" {
+        return;
+    }
+    let schema = &told["content"]["application/json"]["schema"];
+    let wrong: Vec<String> = validator(schema)
+        .iter_errors(&answer.body)
+        .map(|error| format!("{error} at {:?}", error.instance_path().to_string()))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{method} {target}: {} {}: {}",
+        answer.status,
+        answer.body,
+        wrong.join("\n")
+    );
+}
+
+fn operation(method: &str, target: &str) -> Option<&'static Value> {
+    let path: Vec<&str> = target.split('?').next().unwrap_or_default().split('/').collect();
+    let fits = |template: &str| {
+        let template: Vec<&str> = template.split('/').collect();
+        let mut parts = template.iter().zip(&path);
+        template.len() == path.len() && parts.all(|(say, part)| say.starts_with('{') || say == part)
+    };
+    let paths = DOCUMENT["paths"].as_object().expect("paths");
+    let (_, methods) = paths.iter().find(|(template, _)| fits(template))?;
+    let method = if method == "head" { "get" } else { method };
+    methods.get(method)
+}
+
+fn resolved(value: &'static Value) -> &'static Value {
+    match value["$ref"].as_str() {
+        Some(target) => DOCUMENT
+            .pointer(target.trim_start_matches('#'))
+            .expect("what is referred to"),
+        None => value,
+    }
+}
+
+fn validator(schema: &Value) -> Arc<Validator> {
+    static KNOWN: LazyLock<Mutex<BTreeMap<String, Arc<Validator>>>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = known.entry(schema.to_string()).or_insert_with(|| {
+        let whole = json!({"allOf": [schema], "components": DOCUMENT["components"]});
+        Arc::new(jsonschema::draft202012::new(&whole).expect("a schema"))
+    });
+    Arc::clone(made)
 }
 
 impl From<HttpAnswer> for Answer {

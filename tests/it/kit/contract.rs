@@ -36,7 +36,7 @@ pub(crate) enum Form {
 }
 
 /// Every command that answers with `--json`, and how. Its schema is `commands/<words>.json`.
-pub(crate) const ANSWERS: [(&str, Form); 68] = [
+pub(crate) const ANSWERS: [(&str, Form); 69] = [
     ("allocation reserve", Form::Lines),
     ("allocation show", Form::Document),
     ("audit list", Form::Lines),
@@ -93,6 +93,7 @@ pub(crate) const ANSWERS: [(&str, Form); 68] = [
     ("partner-kit lint", Form::Document),
     ("partner-kit sign", Form::Document),
     ("partner-kit vectors", Form::Document),
+    ("probe", Form::Document),
     ("receipt", Form::Document),
     ("reconcile", Form::Document),
     ("recover", Form::Document),

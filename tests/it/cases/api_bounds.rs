@@ -1,0 +1,294 @@
+//! `settled api`: what one asker, however many or slow its requests are, takes from the others; and from us.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use uuid::Uuid;
+
+use super::{
+    api::{path_of, place_of, reserved},
+    api_reads::{ROOT, token},
+};
+use crate::kit::{
+    amqp::Message,
+    api::{Answer, Api, as_documented, read_answer},
+    auditor::{Reservation, Sent},
+    partner::Partner,
+    support::{PATIENCE, Place, until},
+};
+
+/// Sends an update; what was taken counts among what was sent.
+async fn put(place: &Place, api: &Api, token: &str, message: &Message) -> Answer {
+    let answer = api.ask("PUT", &path_of(message), token, &message.body).await;
+    if matches!(answer.status, 200 | 202) {
+        place.story().sent.push(Sent {
+            routing_key: message.routing_key.clone(),
+            body: message.body.clone(),
+            expect: message.expect,
+        });
+    }
+    answer
+}
+
+/// No worker runs, so every update waits. One partner has its share of them, all partners theirs, and who only asks is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_partners_flood_keeps_out_nobody_else() {
+    let acme = Partner::new("acme");
+    let place = place_of("api_share", &acme).await;
+    let [beta, gamma] = ["beta", "gamma"].map(Partner::new);
+    for partner in [&beta, &gamma] {
+        place.register(partner).await;
+        place.deposit(partner, "BTC", "1000").await;
+    }
+    let settings = [
+        ("SETTLED_API__REQUESTS_MAX", "6"),
+        ("SETTLED_API__UPDATES_MAX", "4"),
+        ("SETTLED_API__SHARE_MAX", "3"),
+        ("SETTLED_API__WAIT", "1m"),
+    ];
+    let api = Api::start(&place, &settings).await;
+    let mut tokens = Vec::new();
+    for name in ["acme", "beta", "gamma"] {
+        tokens.push(token(&place, name, "partner", &["--rate", "1000"]).await);
+    }
+    let flood: Vec<Message> = reserved(&place, &acme, 12)
+        .await
+        .iter()
+        .map(|one| acme.cleared(one))
+        .collect();
+    let of_beta = beta.cleared(&reserved(&place, &beta, 1).await[0]);
+    let of_gamma = gamma.cleared(&reserved(&place, &gamma, 1).await[0]);
+    let depth = async |messages: u32| {
+        until("the queue has them", PATIENCE, async || {
+            (place.line().depth("settlement.updates").await == messages).then_some(())
+        })
+        .await;
+    };
+    let (share, beyond) = flood.split_at(3);
+    let flooding = join_all(share.iter().map(|message| put(&place, &api, &tokens[0], message)));
+    let others = async {
+        depth(3).await;
+        for message in beyond {
+            let answer = put(&place, &api, &tokens[0], message).await;
+            assert_eq!(answer.refusal(429), "too_many_requests");
+        }
+        let list = format!("{ROOT}/acme/partners/allocations");
+        assert_eq!(
+            api.get(&list, &tokens[0]).await.status,
+            200,
+            "its own questions are answered"
+        );
+        let waits = put(&place, &api, &tokens[1], &of_beta);
+        let rest = async {
+            depth(4).await;
+            // All places of updates are taken now, and those who only ask have the others.
+            let answer = put(&place, &api, &tokens[2], &of_gamma).await;
+            assert_eq!(answer.refusal(503), "unavailable");
+            for (name, token) in ["acme", "beta", "gamma"].iter().zip(&tokens) {
+                let answer = api.get(&format!("{ROOT}/{name}/partners/balances"), token).await;
+                assert_eq!(answer.status, 200, "{name}: {answer:?}");
+            }
+            place.ready_worker(&[]).await
+        };
+        tokio::join!(waits, rest)
+    };
+    let (flooded, (waited, worker)) = tokio::join!(flooding, others);
+    assert_eq!(waited.ok()["allocation"]["status"], "cleared");
+    for answer in &flooded {
+        assert_eq!(answer.ok()["allocation"]["status"], "cleared");
+    }
+    // The places are free again.
+    let last = put(&place, &api, &tokens[2], &of_gamma).await;
+    assert_eq!(last.ok()["allocation"]["status"], "cleared");
+    let last = put(&place, &api, &tokens[0], &beyond[0]).await;
+    assert_eq!(last.ok()["allocation"]["status"], "cleared");
+    api.stop().await;
+    place.settle_up(worker).await;
+}
+
+/// Tokens that somebody makes up cost so many questions to the database, and nobody else's answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_turned_away_and_who_is_known_is_not() {
+    let partner = Partner::new("acme");
+    let place = place_of("api_strangers", &partner).await;
+    let api = Api::start(&place, &[("SETTLED_API__RATE_OF_STRANGERS", "2")]).await;
+    let list = format!("{ROOT}/acme/partners/allocations");
+    let (known, new) = (
+        token(&place, "acme", "partner", &["--rate", "1000"]).await,
+        token(&place, "acme", "partner", &[]).await,
+    );
+    assert_eq!(api.get(&list, &known).await.status, 200);
+    let began = std::time::Instant::now();
+    let (mut asked, mut turned) = (0_u32, 0_u32);
+    for _ in 0..60 {
+        let strange = format!("stl_{}_{}", Uuid::new_v4().simple(), "0".repeat(64));
+        let answer = api.get(&list, &strange).await;
+        match answer.status {
+            401 => asked += 1,
+            _ => {
+                assert_eq!(answer.refusal(429), "too_many_requests");
+                turned += 1;
+            }
+        }
+        assert_eq!(api.get(&list, &known).await.status, 200, "it counted before");
+    }
+    let most = 2 + 2 * u32::try_from(began.elapsed().as_secs() + 1).expect("seconds");
+    assert!(
+        asked <= most && turned > 0,
+        "{asked} asked of at most {most}, {turned} turned away"
+    );
+    // What has no token's form costs nothing, and is told what it was told.
+    assert_eq!(api.get(&list, "x").await.refusal(401), "unauthorized");
+    // Once the flood ebbs a new one is let in as well.
+    until("a new token is looked up", PATIENCE, async || {
+        (api.get(&list, &new).await.status == 200).then_some(())
+    })
+    .await;
+    // And one that was known and is revoked does not count.
+    place.json(&["token", "revoke", &known]).await;
+    assert_eq!(api.get(&list, &known).await.refusal(401), "unauthorized");
+}
+
+/// So many reservations with as long a note as there may be.
+async fn long_ones(place: &Place, partner: &Partner, count: usize) -> Vec<Reservation> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let some: Vec<Reservation> = (all.len()..count.min(all.len() + 100))
+            .map(|_| Reservation {
+                notes: Some("n".repeat(16_384)),
+                ..partner.allocation("BTC", "1")
+            })
+            .collect();
+        place.reserve(&some).await;
+        all.extend(some);
+    }
+    all
+}
+
+/// A page ends where its bytes do, and the next one goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_has_a_bound_of_bytes_and_loses_nothing_by_it() {
+    let partner = Partner::new("acme");
+    let place = place_of("api_bytes", &partner).await;
+    let all = long_ones(&place, &partner, 14).await;
+    let api = Api::start(&place, &[("SETTLED_API__PAGE_MAX_BYTES", "65536")]).await;
+    let acme = token(&place, "acme", "partner", &[]).await;
+    let (mut found, mut pages, mut query) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let page = api
+            .get(&format!("{ROOT}/acme/partners/allocations{query}"), &acme)
+            .await;
+        let entries = page.ok()["allocations"].as_array().expect("a list");
+        pages.push(entries.len());
+        found.extend(entries.iter().map(|one| one["id"].as_str().expect("an id").to_owned()));
+        let Some(next) = page.body["nextBatchPrevId"].as_str() else {
+            break;
+        };
+        query = format!("?prevId={next}");
+    }
+    assert_eq!(pages, [4, 4, 4, 2]);
+    let mut expected: Vec<String> = all.iter().map(|one| one.id.to_string()).collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    // One that is larger than all of a page is a page.
+    let one = api
+        .get(&format!("{ROOT}/acme/partners/allocations?pageSize=1"), &acme)
+        .await;
+    assert_eq!(one.ok()["allocations"].as_array().map(Vec::len), Some(1));
+}
+
+/// A long answer holds its place until it is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_its_answer_holds_its_place() {
+    let partner = Partner::new("acme");
+    let place = place_of("api_unread", &partner).await;
+    long_ones(&place, &partner, 900).await;
+    let settings = [
+        ("SETTLED_API__REQUESTS_MAX", "1"),
+        ("SETTLED_API__PAGE_MAX", "1000"),
+        ("SETTLED_API__PAGE_MAX_BYTES", "16777216"),
+        ("SETTLED_API__ANSWER_TIMEOUT", "10m"),
+    ];
+    let api = Api::start(&place, &settings).await;
+    let acme = token(&place, "acme", "partner", &[]).await;
+    let list = format!("{ROOT}/acme/partners/allocations?pageSize=1000");
+    let balances = format!("{ROOT}/acme/partners/balances");
+    let mut slow = TcpStream::connect(api.address()).await.expect("it listens");
+    let request = format!("GET {list} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {acme}\r\n\r\n");
+    slow.write_all(request.as_bytes()).await.expect("it reads");
+    let mut first = [0; 15];
+    slow.read_exact(&mut first).await.expect("an answer");
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    for _ in 0..5 {
+        let answer = api.get(&balances, &acme).await;
+        assert_eq!(answer.refusal(503), "unavailable");
+    }
+    // Read to its end it is whole, and its place is free.
+    let mut rest = Vec::new();
+    let length = async {
+        while !rest.ends_with(b"]}") {
+            assert_ne!(slow.read_buf(&mut rest).await.expect("more"), 0);
+        }
+    };
+    tokio::time::timeout(PATIENCE, length).await.expect("all of it");
+    assert!(rest.len() > 14_000_000, "{} bytes", rest.len());
+    until("the place is free", PATIENCE, async || {
+        (api.get(&balances, &acme).await.status == 200).then_some(())
+    })
+    .await;
+    // So it is when whoever asked goes away.
+    slow.write_all(request.as_bytes()).await.expect("it reads");
+    slow.read_exact(&mut first).await.expect("an answer");
+    assert_eq!(api.get(&balances, &acme).await.status, 503);
+    drop(slow);
+    until("the place is free", PATIENCE, async || {
+        (api.get(&balances, &acme).await.status == 200).then_some(())
+    })
+    .await;
+}
+
+/// A client that writes all of its body before it reads hears why it was refused, however little of it was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_all_of_a_large_body_first_hears_the_answer() {
+    let partner = Partner::new("acme");
+    let place = place_of("api_unheard", &partner).await;
+    let api = Api::start(&place, &[]).await;
+    let acme = token(&place, "acme", "partner", &[]).await;
+    let path = format!("{ROOT}/acme/partners/allocations");
+    let body = vec![b' '; 12 << 20];
+    for (token, status, name) in [("none", 401, "unauthorized"), (&acme, 400, "message_too_large")] {
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(api.address()).await.expect("it listens");
+            let exchange = async {
+                stream.write_all(head.as_bytes()).await.expect("the head is taken");
+                stream.write_all(&body).await.expect("the body is taken");
+                let mut answer = Vec::new();
+                stream.read_to_end(&mut answer).await.expect("no reset");
+                answer
+            };
+            let answer = tokio::time::timeout(PATIENCE, exchange).await.expect("in time");
+            let answer = read_answer(&answer);
+            as_documented(head.as_bytes(), &answer);
+            assert_eq!(answer.refusal(status), name);
+        }
+    }
+    // One that is answered and neither sends nor goes keeps its connection no longer than an idle one, and nobody from stopping.
+    let mut silent = TcpStream::connect(api.address()).await.expect("it listens");
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n");
+    silent.write_all(head.as_bytes()).await.expect("it reads");
+    let mut answer = Vec::new();
+    silent.read_to_end(&mut answer).await.expect("its side is closed");
+    assert_eq!(read_answer(&answer).refusal(401), "unauthorized");
+    tokio::time::timeout(Duration::from_secs(20), api.stop())
+        .await
+        .expect("it stops");
+}
