@@ -44,7 +44,7 @@ impl Asker {
     fn from(&self) -> IpAddr {
         self.pulse
             .as_ref()
-            .map_or(Ipv4Addr::UNSPECIFIED.into(), |pulse| pulse.from)
+            .map_or(Ipv4Addr::UNSPECIFIED.into(), |pulse| pulse.network)
     }
 }
 
