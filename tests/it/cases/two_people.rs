@@ -20,7 +20,7 @@ struct Login {
 impl Login {
     async fn new(place: &Place, name: &str) -> Self {
         let owner = crate::kit::support::userinfo(&place.database_url).0;
-        Self::with_roles(place, name, &owner).await
+        Self::with_roles(place, name, owner).await
     }
 
     async fn with_roles(place: &Place, name: &str, roles: &str) -> Self {
