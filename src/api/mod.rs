@@ -339,15 +339,21 @@ impl Site {
         let bounded = async {
             let full = || ApiRefused::unavailable("too many requests are in hand: send it again", 1).hang_up();
             let place = self.places.take().ok_or_else(full)?;
-            let (enterprise_id, rest) = spoken(path)?;
             let admitted = async {
+                let (enterprise_id, rest) = spoken(path)?;
                 self.admit(asker, &enterprise_id, call.role).await?;
-                self.places.share(&enterprise_id, call.work).map_err(|none| match none {
-                    NoShare::Enterprise => too_many("too many requests of this enterprise are in hand: send it again"),
-                    NoShare::Updates => full(),
-                })
+                let share = self
+                    .places
+                    .share(&enterprise_id, call.work)
+                    .map_err(|none| match none {
+                        NoShare::Enterprise => {
+                            too_many("too many requests of this enterprise are in hand: send it again")
+                        }
+                        NoShare::Updates => full(),
+                    })?;
+                Ok((enterprise_id, rest, share))
             };
-            let share = admitted.await.map_err(|refused| match call.work {
+            let (enterprise_id, rest, share) = admitted.await.map_err(|refused: ApiRefused| match call.work {
                 CallKind::Read => refused,
                 // Its body is not read: what comes of it is not the next request.
                 CallKind::Update => refused.hang_up(),

@@ -109,17 +109,16 @@ impl Lines {
         Self::Sealed(Box::new(Sealed::to(recipients, out.clone())), out)
     }
 
-    fn add(&mut self, line: &ExportedLine) -> Result<(), Refusal> {
+    /// Answers how long it is.
+    fn add(&mut self, line: &ExportedLine) -> Result<usize, Refusal> {
         let ours = |error: &dyn std::fmt::Display| Refusal::ours(error.to_string());
         let mut text = serde_json::to_string(line).map_err(|error| ours(&error))?;
         text.push('\n');
         match self {
-            Self::Plain(pending) => {
-                pending.extend_from_slice(text.as_bytes());
-                Ok(())
-            }
-            Self::Sealed(sealed, _) => sealed.write(&text).map_err(|error| ours(&error)),
+            Self::Plain(pending) => pending.extend_from_slice(text.as_bytes()),
+            Self::Sealed(sealed, _) => sealed.write(&text).map_err(|error| ours(&error))?,
         }
+        Ok(text.len())
     }
 
     /// What can leave.
@@ -160,8 +159,7 @@ pub(super) async fn begin(ask: &Ask) -> Result<Response, NotDone> {
                 if let Some(begun) = begun.take() {
                     drop(begun.send(Ok(())));
                 }
-                lines.add(line)?;
-                length += line.body.len();
+                length += lines.add(line)?;
                 if length < PIECE {
                     return Ok(ControlFlow::Continue(()));
                 }

@@ -145,9 +145,13 @@ async fn counted(ask: &Ask, frozen: &Which, at: Timestamp, all: Option<&[DeadLet
     let Some(letters) = all else {
         return Ok(ask.desk.count_plannable(frozen).await?);
     };
-    let is_of_then = |letter: &&DeadLetter| match frozen.until {
-        Some(Moment::At(until)) if until == at => letter.last_failed_at < until,
-        _ => true,
+    // Where no states are named the page shows what is due too, and a plan takes what is open.
+    let is_of_then = |letter: &&DeadLetter| {
+        (!frozen.states.is_empty() || letter.state == State::Open.as_str())
+            && match frozen.until {
+                Some(Moment::At(until)) if until == at => letter.last_failed_at < until,
+                _ => true,
+            }
     };
     let is_planned = |letter: &&DeadLetter| frozen.made_by.is_some() || letter.made_by != MadeBy::Unknown.as_str();
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

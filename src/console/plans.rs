@@ -332,6 +332,11 @@ pub(super) async fn approve(ask: &Ask) -> Result<Response, NotDone> {
         };
         let messages = touched(&ask.desk.plan_shown(id).await?, wish.for_act);
         must_be_seen_as(ask, &format!("seen_{for_act}"), messages)?;
+        if messages == 0 {
+            return Err(NotDone::wrong(format!(
+                "nothing of plan {id} is there to {for_act} any more"
+            )));
+        }
         let approved = ask.desk.approve(&wish).await?;
         Ok(Notice::good(format!(
             "you approved the {} of plan {id} (audit {})",

@@ -249,8 +249,8 @@ impl WatchedRuns {
         let told = shared.ask_within(FRESH, LATE, look(ask.desk.clone(), id)).await;
         match (told.answer, told.why_not) {
             (Some(seen), None) => Ok(seen),
-            // What is late is as it was.
-            (Some(seen), Some(why_not)) if why_not.kind == RefusalKind::Away => Ok(seen),
+            // What is late is as it was; what is older than that is not shown as if it were of now.
+            (Some(seen), Some(why_not)) if why_not.kind == RefusalKind::Away && told.age < LATE => Ok(seen),
             (_, Some(why_not)) => Err(why_not),
             (None, None) => Err(Refusal::away("nothing was answered")),
         }

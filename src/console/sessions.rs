@@ -140,6 +140,10 @@ impl Sessions {
         };
         let mut kept = self.kept();
         kept.retain(|_, one| self.is_alive(one, now));
+        // Of two first requests of a name at once the second finds the first one's: a cookie's key is nobody else's.
+        if let Some(one) = kept.get(&key) {
+            return Ok(one.viewer.clone());
+        }
         if kept.len() >= self.most
             && let Some(oldest) = kept.iter().min_by_key(|(_, one)| one.used).map(|(key, _)| *key)
         {
@@ -248,7 +252,7 @@ impl Sessions {
         let Some(gone) = kept.remove(&key) else {
             return false;
         };
-        drop(kept);
+        // Both at once: whoever finds no session finds that it was ended.
         if gone.viewer.entrance == WayIn::Proxy {
             let mut ended = self.ended();
             ended.retain(|_, one| one.until > now);

@@ -124,18 +124,20 @@ impl Desk {
             why: None,
             filters: &filters,
         };
-        let plan = self
-            .patiently(async || self.store.save_plan(act, self.voucher.as_deref(), &items).await)
-            .await?;
-        let most = self.settings.dead_letters.max_replays;
-        let replayed_often = self.store.count_replayed(plan, true, most).await?;
         let verdicts = verdicts(&items);
         let would_settle = verdicts.iter().any(|line| line.verdict == VerdictKind::Settled);
         let would_move = moves(&items);
         let settles = items.iter().filter(|item| item.verdict == VerdictKind::Settled);
         let settles = i64::try_from(settles.count()).unwrap_or(i64::MAX);
+        // Asked before there is a plan: what fails leaves none behind.
+        let two_people = self.two_people(settles, &would_move).await?;
+        let plan = self
+            .patiently(async || self.store.save_plan(act, self.voucher.as_deref(), &items).await)
+            .await?;
+        let most = self.settings.dead_letters.max_replays;
+        let replayed_often = self.store.count_replayed(plan, true, most).await?;
         Ok(Planned {
-            two_people: self.two_people(settles, &would_move).await?,
+            two_people,
             plan,
             operator: wish.operator.clone(),
             messages: items.len(),

@@ -1,6 +1,6 @@
 //! The bounded way in for whoever serves HTTP: accept, TLS if there is any, one conversation a connection.
 
-use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{Router, response::Response};
 use hyper::{
@@ -147,17 +147,20 @@ impl Served {
             .serve_connection(TokioIo::new(stream), service);
         // A client that went away or spoke no HTTP is its own affair, and anybody could fill the log with it.
         tokio::select! {
-            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => drop(ended),
+            ended = &mut connection => drop(ended),
             () = visit.over() => return,
             () = stopped(&mut stopping) => {
                 // What is being answered is finished, if the client reads it.
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
-                let last = poll_fn(|context| connection.poll_without_shutdown(context));
-                if tokio::time::timeout(self.last_words, last).await.is_err() {
-                    return;
+                tokio::select! {
+                    last = tokio::time::timeout(self.last_words, &mut connection) => if last.is_err() {
+                        return;
+                    },
+                    () = visit.over() => return,
                 }
             }
         }
+        // Everything was sent, and this side is closed.
         let stream = connection.into_parts().io.into_inner();
         tokio::select! {
             biased;

@@ -9,8 +9,9 @@ mod embedded {
 }
 
 /// Whether the server can compress with lz4, by what one of its settings may be.
-pub(super) const HAS_LZ4: &str =
-    "(SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression')";
+pub(super) const HAS_LZ4: &str = "EXISTS (
+    SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
+)";
 
 /// The version of the schema that this program is written for.
 pub fn schema_version() -> i32 {

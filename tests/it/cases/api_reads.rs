@@ -5,10 +5,10 @@ use uuid::Uuid;
 
 use crate::kit::{
     api::{Answer, Api},
-    auditor::Reservation,
+    auditor::{Expect, Reservation},
     command::{add_partner, ask, ledger},
     partner::Partner,
-    support::{Ground, PATIENCE, Place, until},
+    support::{Ground, PATIENCE, Place, count, until},
 };
 
 pub(crate) const ROOT: &str = "/api/network/v1/enterprises";
@@ -423,9 +423,7 @@ async fn receipts_are_found_by_any_nonce() {
     let nonces = ["n-1", "a/b c%2F", "..", "\u{e4}\u{1f600}?#"];
     for (nonce, reservation) in nonces.into_iter().zip(&reservations) {
         let draft = partner.draft(reservation, "cleared").set("nonce", nonce);
-        place
-            .publish(&[draft.message(crate::kit::auditor::Expect::Settles)])
-            .await;
+        place.publish(&[draft.message(Expect::Settles)]).await;
     }
     place.rest().await;
     for (nonce, reservation) in nonces.into_iter().zip(&reservations) {
@@ -448,6 +446,14 @@ async fn receipts_are_found_by_any_nonce() {
         }
     }
     let root = format!("{ROOT}/acme/receipts");
+    let late = partner
+        .draft(&partner.allocation("BTC", "1"), "cleared")
+        .set("nonce", "lost");
+    place.publish(&[late.message(Expect::Refused("nonce_voided"))]).await;
+    until("it waits", PATIENCE, async || {
+        (count(&place.db().await, "parked").await == 1).then_some(())
+    })
+    .await;
     // One that an operator has made unusable has a receipt that says since when; its shape is the document's, as every answer's.
     let void = [
         "nonce",

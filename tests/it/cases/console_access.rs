@@ -681,7 +681,7 @@ async fn a_name_behind_a_proxy_has_one_session_that_can_be_ended() {
     }
     let answers = asked.join_all().await;
     let (few, often) = answers.iter().partition::<Vec<_>, _>(|page| page.status == 303);
-    assert!(often.len() >= 20 && few.len() >= 2, "{} {}", few.len(), often.len());
+    assert!(often.len() >= 10 && few.len() >= 2, "{} {}", few.len(), often.len());
     for page in &often {
         assert_eq!((page.status, page.header("retry-after")), (429, Some("1")), "{page:?}");
     }
@@ -734,8 +734,9 @@ async fn a_name_behind_a_proxy_has_one_session_that_can_be_ended() {
         page.text.contains("your session was ended by somebody else"),
         "{page:?}"
     );
-    let page = console.get(&eve, "/plans/1/approve").await;
-    assert!(!page.text.contains("eve"), "{page:?}");
+    // Nor does she see what another may see.
+    let page = console.get(&eve, "/sessions").await;
+    assert!(page.status == 403 && !page.text.contains("bob"), "{page:?}");
 
     // Who signs out is out until they say otherwise.
     let out = console.act(&bob, "/sign-out", &[]).await;

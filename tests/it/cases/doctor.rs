@@ -316,6 +316,7 @@ async fn the_schema_is_the_one_that_is_needed() {
             OF_THE_BOOKS[0],
             OF_THE_BOOKS[1],
             "append_only",
+            "functions",
             "grants",
             "ownership",
             "rehearsal",

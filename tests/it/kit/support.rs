@@ -411,7 +411,8 @@ impl Place {
         self.ground
     }
 
-    async fn with_topology(ground: Ground) -> Self {
+    /// Where the database is made already.
+    pub(crate) async fn with_topology(ground: Ground) -> Self {
         let output = ground.run(&["topology"]).await;
         assert!(output.status.success(), "settled topology: {}", said(&output));
         Self {
