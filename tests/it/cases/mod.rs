@@ -91,4 +91,5 @@ mod topology;
 mod traces;
 mod traps;
 mod two_people;
+mod upgrade;
 mod worker;

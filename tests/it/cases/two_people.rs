@@ -420,7 +420,13 @@ async fn a_name_that_is_vouched_for_counts_from_a_console_s_own_login_alone() {
         .await;
     assert_eq!(planned.header("location"), Some("/plans/1"), "{planned:?}");
     let bob = own.visitor("bob").await;
-    let approved = own.act(&bob, "/plans/1/approve", &[why, ("for", "replay")]).await;
+    let approved = own
+        .act(
+            &bob,
+            "/plans/1/approve",
+            &[why, ("for", "replay"), ("seen_replay", "6")],
+        )
+        .await;
     assert!(
         approved.text.contains("_ann can not be both of two people"),
         "{approved:?}"
@@ -448,7 +454,11 @@ async fn a_name_that_is_vouched_for_counts_from_a_console_s_own_login_alone() {
         assert!(hint.contains("somebody else there"), "{hint}");
     }
     let approved = console
-        .act(&at_bob, "/plans/2/approve", &[why, ("for", "replay")])
+        .act(
+            &at_bob,
+            "/plans/2/approve",
+            &[why, ("for", "replay"), ("seen_replay", "6")],
+        )
         .await;
     assert_eq!(approved.status, 200, "{approved:?}");
     let (message, _) = ann.says(&place, many, &replay, "carl").await.refusal(1);

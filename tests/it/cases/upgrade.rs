@@ -46,7 +46,10 @@ async fn a_database_with_roles_is_migrated_and_goes_on() {
         .run_async(&mut admin)
         .await
         .expect("the schema of before");
-    admin.batch_execute(&statements[of_the_owner]).await.expect("it is the owner's");
+    admin
+        .batch_execute(&statements[of_the_owner])
+        .await
+        .expect("it is the owner's");
     admin
         .batch_execute("INSERT INTO settled.plans (at, operator, filters, messages) VALUES (now(), 'ann', '{}', 1)")
         .await
@@ -84,6 +87,10 @@ async fn settles_and_plans(place: &Place, partner: &Partner, plan: i64) {
     })
     .await;
     let planned = ask(place, &["dead-letters", "plan"]).await.document(0);
-    assert_eq!((&planned["plan"], &planned["messages"]), (&json!(plan), &json!(plan - 1)), "{planned}");
+    assert_eq!(
+        (&planned["plan"], &planned["messages"]),
+        (&json!(plan), &json!(plan - 1)),
+        "{planned}"
+    );
     place.settle_up(worker).await;
 }
