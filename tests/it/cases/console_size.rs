@@ -79,8 +79,8 @@ async fn fill(place: &Place) {
              CROSS JOIN LATERAL (
                 SELECT CASE n % 10 WHEN 1 THEN 'discarded' WHEN 2 THEN 'settled' WHEN 3 THEN 'parked' ELSE 'open' END AS state
              ) AS s;
-             INSERT INTO settled.plans (at, operator, filters, messages)
-             SELECT now() - n * interval '1 hour', 'ann', '{{\"states\": [\"open\"]}}', {PLANNED}
+             INSERT INTO settled.plans (id, at, operator, filters, messages)
+             SELECT n, now() - n * interval '1 hour', 'ann', '{{\"states\": [\"open\"]}}', {PLANNED}
              FROM generate_series(1, {PLANS}) AS n;
              INSERT INTO settled.plan_items (plan_id, position, dead_letter_id, verdict, reason, detail, currency, quantity)
              SELECT p, n, md5('id' || ((p - 1) * {PLANNED} + n))::uuid, CASE WHEN n % 3 > 0 THEN 'settled' ELSE 'rejected' END,
