@@ -72,6 +72,26 @@ impl Backoff {
     }
 }
 
+/// Does what may be done twice, again while its failure is one that passes; not for ever (`retry.transient_attempts`).
+///
+/// # Errors
+/// The last failure.
+pub async fn patiently<T, E>(
+    settings: &RetrySettings,
+    passes: impl Fn(&E) -> bool,
+    mut work: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let mut backoff = Backoff::new(settings);
+    loop {
+        match work().await {
+            Err(error) if passes(&error) && backoff.attempts() < settings.transient_attempts => {
+                tokio::time::sleep(backoff.next()).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Until the program stops.
 pub async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     // Both answers mean the same; the guard that one of them holds must not live on in the caller.

@@ -52,8 +52,8 @@ use crate::{
         calendar::CalendarTime,
         ledger::{Quantity, is_currency},
     },
-    retry::Backoff,
-    store::{Fate, Store, StoreError},
+    retry::patiently,
+    store::{Store, StoreError},
 };
 
 /// Settles asynchronous allocations from partners' signed messages on RabbitMQ, in PostgreSQL.
@@ -361,37 +361,21 @@ impl Context {
         &self,
         mut work: impl AsyncFnMut(&Connection) -> Result<T, BrokerError>,
     ) -> Result<T, Failure> {
-        let mut backoff = Backoff::new(&self.settings.retry);
-        loop {
-            let connection = self.connect("settled topology").await?;
-            match work(&connection).await {
-                Err(BrokerError::Away(_)) if backoff.attempts() < self.settings.retry.transient_attempts => {
-                    tokio::time::sleep(backoff.next()).await;
-                }
-                done => {
-                    let done = done?;
-                    connection.close().await?;
-                    return Ok(done);
-                }
-            }
-        }
+        let breaks_off = |error: &BrokerError| matches!(error, BrokerError::Away(_));
+        patiently(&self.settings.retry, breaks_off, async || {
+            let connection = match self.connect("settled topology").await {
+                Ok(connection) => connection,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            let done = work(&connection).await?;
+            Ok(connection.close().await.map(|()| done).map_err(Failure::from))
+        })
+        .await?
     }
 
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
-    async fn patiently<T>(&self, mut work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut backoff = Backoff::new(&self.settings.retry);
-        loop {
-            match work().await {
-                Err(error)
-                    if error.fate == Fate::Retry
-                        && !error.at_commit
-                        && backoff.attempts() < self.settings.retry.transient_attempts =>
-                {
-                    tokio::time::sleep(backoff.next()).await;
-                }
-                done => return done,
-            }
-        }
+    async fn patiently<T>(&self, work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        patiently(&self.settings.retry, StoreError::is_in_the_way, work).await
     }
 }
 

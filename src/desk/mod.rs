@@ -91,7 +91,7 @@ pub use crate::store::{
 };
 use crate::{
     config::Settings,
-    retry::Backoff,
+    retry::patiently,
     store::{self, Store, StoreError},
 };
 
@@ -161,20 +161,8 @@ impl Desk {
     }
 
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
-    async fn patiently<T>(&self, mut work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut backoff = Backoff::new(&self.settings.retry);
-        loop {
-            match work().await {
-                Err(error)
-                    if error.fate == store::Fate::Retry
-                        && !error.at_commit
-                        && backoff.attempts() < self.settings.retry.transient_attempts =>
-                {
-                    tokio::time::sleep(backoff.next()).await;
-                }
-                done => return done,
-            }
-        }
+    async fn patiently<T>(&self, work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        patiently(&self.settings.retry, StoreError::is_in_the_way, work).await
     }
 
     /// When a moment is, by the database's clock.

@@ -163,6 +163,11 @@ impl StoreError {
         MISSING.iter().any(|missing| Some(missing.code()) == code)
     }
 
+    /// Whether somebody else was in the way and nothing was done: what may be done twice may be tried again.
+    pub fn is_in_the_way(&self) -> bool {
+        self.fate == Fate::Retry && !self.at_commit
+    }
+
     /// Whether this user is not allowed what was asked. What is behind it can not be seen then: it may be there or not.
     pub fn is_right(&self) -> bool {
         self.sqlstate.as_deref() == Some(SqlState::INSUFFICIENT_PRIVILEGE.code())
