@@ -468,6 +468,11 @@ async fn receipts_are_found_by_any_nonce() {
     ask(&place, &void).await.document(0);
     let voided = api.get(&format!("{root}/lost"), &acme).await;
     assert!(voided.ok()["voidedAt"].is_string(), "{voided:?}");
+    // It was woken to be refused, and the books are read when it has been.
+    until("it is refused", PATIENCE, async || {
+        (count(&place.db().await, "parked").await == 0).then_some(())
+    })
+    .await;
     assert_eq!(api.get(&format!("{root}/never"), &acme).await.refusal(404), "not_found");
     for hostile in [
         "/a%00b",
