@@ -3,6 +3,7 @@
 
 pub(super) mod account;
 pub(super) mod drive;
+mod pace;
 pub(super) mod plan;
 
 use std::{

@@ -12,6 +12,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     account::Accounting,
+    pace::Pace,
     plan::{Plan, WAVES_BETWEEN},
 };
 use crate::{
@@ -364,13 +365,14 @@ impl Drive {
         mut told: impl FnMut(),
     ) -> Result<bool, Failure> {
         let plan = Arc::clone(&self.plan);
+        let mut pace = Pace::new(rate, Instant::now());
         for number in waves {
             let Some(wave) = plan.waves.get(number) else { break };
             if !self.wait_for_base(number, &mut told).await {
                 return Ok(false);
             }
             self.desk.reserve(&wave.reservations).await?;
-            self.publish(wave.items.clone(), rate, &mut told).await?;
+            self.publish(wave.items.clone(), &mut pace, &mut told).await?;
         }
         Ok(true)
     }
@@ -392,8 +394,9 @@ impl Drive {
             }
             self.desk.reserve(&wave.reservations).await?;
         }
+        let mut pace = Pace::new(None, Instant::now());
         for (_, wave) in waves {
-            self.publish(wave.items.clone(), None, &mut told).await?;
+            self.publish(wave.items.clone(), &mut pace, &mut told).await?;
         }
         Ok(true)
     }
@@ -432,30 +435,23 @@ impl Drive {
     async fn publish(
         &mut self,
         items: std::ops::Range<usize>,
-        rate: Option<f64>,
+        pace: &mut Pace,
         told: &mut impl FnMut(),
     ) -> Result<(), Failure> {
-        let began = Instant::now();
-        let (mut next, mut hurried) = (items.start, 0_usize);
+        pace.begin(Instant::now());
+        let mut next = items.start;
         while next < items.end {
             let left = items.end - next;
+            // Beside the pace, which they do not count against.
             let hurry = self.hurry.swap(0, Ordering::Relaxed).min(left);
-            hurried += hurry;
-            let allowed = match rate {
-                None => TOGETHER,
-                Some(rate) => {
-                    let due = began.elapsed().as_secs_f64() * rate;
-                    // A message is due when its time has come. The cast saturates.
-                    let due = due as usize + 1 + hurried;
-                    due.saturating_sub(next - items.start)
-                }
-            };
-            let count = allowed.max(hurry).min(left).min(TOGETHER.max(hurry));
+            let allowed = pace.allowed(Instant::now(), TOGETHER).min(left - hurry);
+            let count = hurry + allowed;
             if count == 0 {
                 told();
                 tokio::time::sleep(Duration::from_millis(2)).await;
                 continue;
             }
+            pace.sent(allowed);
             let chosen = next..next + count;
             let publications: Vec<_> = self
                 .plan
