@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::secret::repeated;
 pub use self::{
     console::{ConsoleSettings, LinkRole},
+    fields::parse_duration,
     layers::Origin,
     reference::{Reference, reference},
     secret::Secret,

@@ -75,18 +75,7 @@ impl Data {
 /// Whether a refusal of the same bytes may be another's, or of another time, where ours has another outcome: for how a message
 /// was sent, and for what is not final. Such a one may be told again, hours later, while our copy waits.
 fn may_differ(reason: &str, is_final: bool) -> bool {
-    let is_of_the_way = |reason| {
-        matches!(
-            reason,
-            Reason::MessageTooLarge
-                | Reason::MalformedMessage
-                | Reason::SenderMismatch
-                | Reason::DeliveryLimit
-                | Reason::Expired
-                | Reason::Internal
-        )
-    };
-    !is_final || Reason::parse(reason).is_none_or(is_of_the_way)
+    !is_final || Reason::parse(reason).is_none_or(Reason::is_of_the_way)
 }
 
 /// Who waits for what. Bounded by the requests in hand.

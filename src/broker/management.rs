@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::hosts::authority_of;
-use super::settings;
+use super::settings::{self, BrokerSettings};
 use crate::config::{Secret, Settings};
 use crate::tls::{self, ClientFiles};
 
@@ -81,12 +81,9 @@ impl Management {
             return Ok(None);
         }
         let shape = || config("broker.management_url is no URL: write https://user:password@host:15671");
-        let broker = settings.broker_url().map_err(|error| config(error.message()))?;
-        // Its complaint may repeat the URL, and with it a password.
-        let broker: AMQPUri = broker
-            .expose()
-            .parse()
-            .map_err(|_| config("broker.url is not an AMQP URL"))?;
+        // The first of several hosts: user and virtual host are the same on each.
+        let broker = BrokerSettings::from_settings(settings).map_err(|error| config(error.message()))?;
+        let broker = broker.uri().map_err(|error| config(error.to_string()))?;
         let (is_tls, rest) = match url.split_once("://") {
             Some(("https", rest)) => (true, rest),
             Some(("http", rest)) => (false, rest),
@@ -247,6 +244,7 @@ pub(super) fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Sources;
 
     #[test]
     fn a_place_is_a_host_and_a_port() {
@@ -263,6 +261,32 @@ mod tests {
         ] {
             let expected = expected.map(|(host, port)| (host.to_owned(), port));
             assert_eq!(place_of(place, is_tls), expected, "{place}");
+        }
+    }
+
+    /// `broker.url` may name several hosts in two ways, and may be one alone: virtual host and user are the same.
+    #[test]
+    fn the_virtual_host_is_that_of_several_hosts_too() {
+        for url in [
+            "amqps://ann:secret@one:5671/desk",
+            "amqps://ann:secret@one:5671,two:5672/desk",
+            "amqps://ann:secret@one:5671/desk,amqps://ann:secret@two/desk",
+        ] {
+            let sources = Sources {
+                file: None,
+                environment: std::iter::empty(),
+                flags: vec![
+                    ("broker.url".to_owned(), url.to_owned()),
+                    ("broker.management_url".to_owned(), "http://127.0.0.1:15672".to_owned()),
+                ],
+            };
+            let settings = Settings::load(sources).expect(url);
+            let management = Management::from_settings(&settings)
+                .expect(url)
+                .expect("it is asked for");
+            assert_eq!(management.vhost, "desk", "{url}");
+            let login = BASE64_STANDARD.encode("ann:secret");
+            assert_eq!(management.authorization.expose(), &format!("Basic {login}"), "{url}");
         }
     }
 

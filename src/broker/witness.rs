@@ -22,7 +22,8 @@ const AHEAD: u16 = 500;
 /// # Errors
 /// The broker is away, or refuses; with 404 there is no queue for it.
 pub async fn say(publisher: &mut Publisher, word: &EpochWord) -> Result<(), BrokerError> {
-    let body = serde_json::to_vec(word).unwrap_or_default();
+    let body = serde_json::to_vec(word)
+        .map_err(|error| BrokerError::Config(format!("a word of the books can not be written: {error}")))?;
     publish(publisher, body).await
 }
 

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerSettings, Connection, subscribe, topology},
+    config::parse_duration,
     partner::Post,
     store::{self, registry::PartnerRecord},
 };
@@ -128,20 +129,16 @@ impl Profile {
     }
 }
 
-/// `500ms`, `30s`, `5m`.
+/// The longest that a command waits.
+const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+/// How long to wait: `500ms`, `30s`, `5m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
-    let factor = match unit {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "m" => Some(60_000),
-        _ => None,
-    };
-    match (digits.parse::<u32>(), factor) {
-        (Ok(count), Some(factor)) if count > 0 => Ok(Duration::from_millis(u64::from(count) * factor)),
-        _ => Err("write a number with its unit: 500ms, 30s, 5m".into()),
+    let wait = parse_duration(text).ok_or("write a number with its unit: 500ms, 30s, 5m")?;
+    if wait.is_zero() || wait > WAIT_MAX {
+        return Err("it must be more than nothing and at most 8760h, which is a year".into());
     }
+    Ok(wait)
 }
 
 /// What `--json` prints.
@@ -478,7 +475,9 @@ mod tests {
     fn durations_have_a_unit() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for text in ["", "5", "s", "0s", "1h", "-1s", "1.5s", "99999999999s"] {
+        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("8760h"), Ok(WAIT_MAX));
+        for text in ["", "5", "s", "0s", "8761h", "-1s", "99999999999s"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

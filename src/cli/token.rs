@@ -11,7 +11,8 @@ use super::{
     registry::{Listing, Note, Told},
 };
 use crate::{
-    desk::{Role, Token, TokenRecord, TokenWish, bounded, duration},
+    config::parse_duration,
+    desk::{Role, Token, TokenRecord, TokenWish, bounded},
     domain::{address::parse_uuid, calendar::rfc3339},
 };
 
@@ -75,7 +76,7 @@ fn name(text: &str) -> Result<String, String> {
 const LIFETIME_MAX: Duration = Duration::from_secs(87_600 * 3_600);
 
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let lasts = duration(text).ok_or("write a number and its unit, such as 720h")?;
+    let lasts = parse_duration(text).ok_or("write a number and its unit, such as 720h")?;
     if lasts < Duration::from_secs(1) || lasts > LIFETIME_MAX {
         return Err("must be from 1s to 87600h (10 years)".to_owned());
     }

@@ -29,7 +29,8 @@ pub(super) fn tenths<'de, const MIN: u32, const MAX: u32, D: Deserializer<'de>>(
     Err(D::Error::custom(format!("must be from {min:.1} to {max:.1}")))
 }
 
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+/// A number and its unit, such as `90m`, or several of them.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     jiff::fmt::friendly::SpanParser::new()
         .parse_unsigned_duration(text)
         .ok()

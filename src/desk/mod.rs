@@ -57,7 +57,7 @@ pub use self::{
     funds::{FundsTold, FundsWay, FundsWish},
     keys::{KeyRotated, KeyRotation},
     life::{EventState, EventTold, History, ReceiptFound, Transferred},
-    moment::{duration, moment},
+    moment::moment,
     moving::{MoveAct, PartnerMove, PartnerMoved},
     nonce::NonceVoided,
     outbox::{Refused, RefusedPublication, Retried, RetriedOne, Retry},

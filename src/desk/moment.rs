@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Moment;
-use crate::domain::calendar::CalendarTime;
+use crate::{config::parse_duration, domain::calendar::CalendarTime};
 
 /// RFC 3339, or a duration ago.
 pub fn moment(text: &str) -> Result<Moment, String> {
@@ -11,7 +11,7 @@ pub fn moment(text: &str) -> Result<Moment, String> {
         Ok(time) => return Ok(Moment::At(time.timestamp())),
         Err(wrong) => wrong,
     };
-    match duration(text) {
+    match parse_duration(text) {
         Some(ago) if ago <= AGO_MAX => Ok(Moment::Ago(ago)),
         Some(_) => Err(TOO_LONG_AGO.into()),
         // A number of hours that no duration can hold is one all the same.
@@ -31,14 +31,7 @@ fn is_duration(text: &str) -> bool {
             (false, _) => small.push(letter),
         }
     }
-    duration(&small).is_some()
-}
-
-/// A number and its unit, such as `90m`, or several of them.
-pub fn duration(text: &str) -> Option<Duration> {
-    jiff::fmt::friendly::SpanParser::new()
-        .parse_unsigned_duration(text)
-        .ok()
+    parse_duration(&small).is_some()
 }
 
 /// The calendar of our times begins with the year 0001.

@@ -51,6 +51,8 @@ struct Row {
     class: u16,
     /// Whether no later change of registry or state could make the same bytes settle.
     is_final: bool,
+    /// Whether it is about how a message was sent, so that the same bytes may be refused for it and yet be right.
+    of_the_way: bool,
     /// Whether the registry was asked and knew the partner.
     knew_partner: bool,
     /// Whose turn it is.
@@ -95,6 +97,7 @@ impl Reason {
                 name: "message_too_large",
                 class: 400,
                 is_final: true,
+                of_the_way: true,
                 knew_partner: false,
                 turn: Turn::Partner,
                 partner: "Publish it again with a body of at most 262144 bytes, and properties and headers of at most 16384 \
@@ -105,6 +108,7 @@ impl Reason {
                 name: "malformed_message",
                 class: 400,
                 is_final: true,
+                of_the_way: true,
                 knew_partner: false,
                 turn: Turn::Partner,
                 partner: "Mend what the detail names (routing key, content type or JSON) and publish it again; its nonce is \
@@ -115,6 +119,7 @@ impl Reason {
                 name: "invalid_field",
                 class: 400,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: false,
                 turn: Turn::Partner,
                 partner: "Mend the field that the detail names, sign the new payload and publish it; its nonce is still free.",
@@ -124,6 +129,7 @@ impl Reason {
                 name: "unknown_partner",
                 class: 401,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: false,
                 turn: Turn::Operator,
                 partner: "Nothing, if the enterprise id is right: once the partner is registered here, a replay settles it. \
@@ -134,6 +140,7 @@ impl Reason {
                 name: "sender_mismatch",
                 class: 403,
                 is_final: false,
+                of_the_way: true,
                 knew_partner: true,
                 turn: Turn::Operator,
                 partner: "Publish it again as the broker user agreed on, with the property user_id set. If another user was \
@@ -144,6 +151,7 @@ impl Reason {
                 name: "malformed_signature",
                 class: 401,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "Sign the payload again and send 130 hexadecimal digits: header 31 to 34, r, and the lower s; its \
@@ -154,6 +162,7 @@ impl Reason {
                 name: "signature_mismatch",
                 class: 401,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Operator,
                 partner: "Sign exactly the text of payload with a registered key and publish it again. If the key was right \
@@ -164,6 +173,7 @@ impl Reason {
                 name: "payload_mismatch",
                 class: 400,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "Make the signed payload and the body say the same, sign it and publish it again; its nonce is still \
@@ -174,6 +184,7 @@ impl Reason {
                 name: "nonce_voided",
                 class: 409,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "If it is still true, say it again under a new nonce: the operator has made this one unusable.",
@@ -183,6 +194,7 @@ impl Reason {
                 name: "nonce_reused",
                 class: 409,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "Publish it again with a nonce that was never used: this one belongs to another payload for ever.",
@@ -192,6 +204,7 @@ impl Reason {
                 name: "expired_update",
                 class: 408,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "If it is still true, sign it again with a later expiresAt and a new nonce.",
@@ -201,6 +214,7 @@ impl Reason {
                 name: "policy_contradiction",
                 class: 400,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::PartnerOrOperator,
                 partner: "Publish it again without policyResult rejected; or, if the policy did reject it, publish a release.",
@@ -210,6 +224,7 @@ impl Reason {
                 name: "partner_inactive",
                 class: 403,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Operator,
                 partner: "Nothing: once the partner is resumed or enabled for this kind here, a replay settles it.",
@@ -219,6 +234,7 @@ impl Reason {
                 name: "allocation_not_found",
                 class: 404,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Custody,
                 partner: "Check the id. If it is right, nothing: once it is reserved here, a replay settles it.",
@@ -228,6 +244,7 @@ impl Reason {
                 name: "not_permitted",
                 class: 403,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "Publish it with an id of its own, under the routing key of that id's kind, and with a new nonce.",
@@ -237,6 +254,7 @@ impl Reason {
                 name: "currency_unmapped",
                 class: 500,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Operator,
                 partner: "Nothing, if the symbol is right: the map here lacks it, and once it is mapped, a replay settles it.",
@@ -246,6 +264,7 @@ impl Reason {
                 name: "currency_mismatch",
                 class: 409,
                 is_final: false,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::PartnerOrOperator,
                 partner: "Check the symbol: here it does not mean the currency that was reserved. If it should, have the map \
@@ -257,6 +276,7 @@ impl Reason {
                 name: "allocation_mismatch",
                 class: 409,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "Publish it again with the value that was reserved for the field that the detail names, and with a \
@@ -267,6 +287,7 @@ impl Reason {
                 name: "already_settled",
                 class: 409,
                 is_final: true,
+                of_the_way: false,
                 knew_partner: true,
                 turn: Turn::Partner,
                 partner: "Nothing can change it: it is settled the other way for good. To move the funds back, the client \
@@ -277,6 +298,7 @@ impl Reason {
                 name: "delivery_limit",
                 class: 500,
                 is_final: false,
+                of_the_way: true,
                 knew_partner: false,
                 turn: Turn::Operator,
                 partner: "Nothing: nobody judged it. Find out here why the worker could not, and replay.",
@@ -286,6 +308,7 @@ impl Reason {
                 name: "expired",
                 class: 408,
                 is_final: false,
+                of_the_way: true,
                 knew_partner: false,
                 turn: Turn::PartnerOrOperator,
                 partner: "Publish without the property expiration. This one was never judged: a replay does so.",
@@ -295,6 +318,7 @@ impl Reason {
                 name: "internal",
                 class: 500,
                 is_final: false,
+                of_the_way: true,
                 knew_partner: false,
                 turn: Turn::Operator,
                 partner: "Nothing: the fault is here. Find it, mend it and replay.",
@@ -304,6 +328,8 @@ impl Reason {
                 name: "unknown",
                 class: newer.class.unwrap_or(500),
                 is_final: newer.is_final.unwrap_or(false),
+                // Nobody here knows what it is about.
+                of_the_way: true,
                 knew_partner: true,
                 turn: if newer.is_final == Some(true) {
                     Turn::Partner
@@ -368,6 +394,11 @@ impl Reason {
     /// worker told, else not.
     pub fn is_final(self) -> bool {
         self.row().is_final
+    }
+
+    /// Whether it is about how a message was sent, so that the same bytes may be refused for it and yet be right.
+    pub fn is_of_the_way(self) -> bool {
+        self.row().of_the_way
     }
 
     /// Whether the registry was asked and knew the partner.

@@ -98,7 +98,8 @@ fn cell_move(session: &Session, row: &Row) -> Result<CellMove, StoreError> {
         begun_at: row.get("begun_at"),
         quarantined_at: row.get("quarantined_at"),
         quarantine_reason: row.get("quarantine_reason"),
-        counted: serde_json::from_str(row.get("counted")).unwrap_or_default(),
+        counted: serde_json::from_str(row.get("counted"))
+            .map_err(|_| super::row::corrupt(session, "what was counted of a move"))?,
     })
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{Listing, Note, known_partner, tell, times, unknown_partner, why};
 use crate::{
     cli::{Context, Exit, Failure, dead_letters::acts::Operator, enterprise_id, output::yes_no, time},
+    config::parse_duration,
     desk::{self, KeyRotation},
     domain::{
         calendar::{CalendarTime, rfc3339},
@@ -80,7 +81,7 @@ pub(in crate::cli) struct RotateKey {
 const GRACE_MAX: Duration = Duration::from_secs(8_760 * 3_600);
 
 fn grace(text: &str) -> Result<Duration, String> {
-    let lasts = desk::duration(text).ok_or("write a number and its unit, such as 48h")?;
+    let lasts = parse_duration(text).ok_or("write a number and its unit, such as 48h")?;
     if lasts > GRACE_MAX {
         return Err("must be at most 8760h (a year)".to_owned());
     }

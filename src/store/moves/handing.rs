@@ -20,15 +20,16 @@ impl Store {
     /// A database is away or refuses. Said again it goes on.
     pub async fn hand_over(&self, target: &Store, enterprise_id: &str) -> Result<i64, StoreError> {
         let mut handed = 0_i64;
-        let rows = self
-            .session("hand_over")
-            .await?
-            .query(
-                "/* moves::hand_over until */ SELECT coalesce(max(seq), 0) FROM settled.held WHERE whose = $1",
-                &[&enterprise_id],
-            )
-            .await?;
-        let until: i64 = rows.first().map_or(0, |row| row.get(0));
+        let until: i64 = {
+            let session = self.session("hand_over").await?;
+            let rows = session
+                .query(
+                    "/* moves::hand_over until */ SELECT coalesce(max(seq), 0) FROM settled.held WHERE whose = $1",
+                    &[&enterprise_id],
+                )
+                .await?;
+            session.one(&rows)?.get(0)
+        };
         loop {
             let rows = self
                 .session("hand_over")
