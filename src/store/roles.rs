@@ -1,5 +1,6 @@
 //! The database's roles: who may do what, at the least.
 
+mod logins;
 mod surplus;
 
 use std::fmt;
@@ -349,6 +350,13 @@ pub fn statements(limits: Option<&ApprovalLimits>) -> Vec<String> {
          FROM pg_proc AS p\n        \
          WHERE p.pronamespace = 'settled'::regnamespace AND p.proowner <> 'settled_owner'::regrole\n    \
          LOOP\n        EXECUTE one.sql;\n    END LOOP;\nEND $$;"
+            .to_owned(),
+    );
+    all.push(
+        "-- Temporary objects are of no use to any of these roles, and of some to who would mislead. They are everybody's until the \
+         owner of the\n-- database takes them away; another program in this database that needs them is granted them by name.\n\
+         DO $$ BEGIN\n    IF pg_has_role((SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') THEN\n        \
+         EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());\n    END IF;\nEND $$;"
             .to_owned(),
     );
     let working = DatabaseRole::ALL
