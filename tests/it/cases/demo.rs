@@ -36,13 +36,13 @@ async fn the_worker_of_the_story_is_not_the_owner() {
     let ground = Ground::new("demo_roles").await;
     ground.create_database("template0").await;
     let db = ground.db().await;
-    // Who settles, renews its rows and looks for what is due; and of which roles each of them is a member.
+    // Who settles, publishes and looks into the side room; and of which roles each of them is a member.
     let works = "SELECT DISTINCT a.usename::text, ARRAY(
                      SELECT g.rolname::text FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
                      WHERE m.member = a.usesysid
                  )
                  FROM pg_stat_activity AS a
-                 WHERE a.datname = current_database() AND a.query ~ '^/\\* (batch|due|held|outbox)::'";
+                 WHERE a.datname = current_database() AND a.query ~ '^/\\* (batch|held|outbox)::'";
     let mut seen = BTreeSet::new();
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     let demo = ground.json(&["demo", "--messages", "300"]);

@@ -116,7 +116,6 @@ async fn pages_and_answers(place: &Place, partner: &Partner) {
     let letter = format!("/letters/{letter}");
     let pages = [
         "/",
-        "/live",
         "/groups",
         "/letters",
         "/plans",
