@@ -19,7 +19,7 @@ impl Store {
                 // A utility statement takes no parameters.
                 "/* logins::make_login */
                 SELECT format(
-                           'CREATE ROLE %I LOGIN PASSWORD %L VALID UNTIL %L IN ROLE %s', $1, $2,
+                           'CREATE ROLE %I LOGIN PASSWORD %L VALID UNTIL %L IN ROLE %s', $1::text, $2::text,
                            clock_timestamp() + $3::text::interval,
                            (SELECT string_agg(quote_ident(r.name), ', ') FROM unnest($4::text[]) AS r (name))
                        )",

@@ -111,8 +111,15 @@ async fn nothing_that_is_written_holds_a_word_of_a_message_or_a_password() {
 async fn pages_and_answers(place: &Place, partner: &Partner) {
     let console = Console::start(place, &[("SETTLED_LOG__LEVEL", "trace")]).await;
     let visitor = console.sign_in().await;
-    let letter = "SELECT id FROM settled.dead_letters WHERE reason = 'allocation_mismatch'";
-    let letter: Uuid = place.db().await.query_one(letter, &[]).await.expect("a letter").get(0);
+    let (db, letter) = (
+        place.db().await,
+        "SELECT id FROM settled.dead_letters WHERE reason = 'allocation_mismatch'",
+    );
+    let letter = until("its letter is collected", PATIENCE, async || {
+        let row = db.query_opt(letter, &[]).await.expect("letters");
+        row.map(|row| row.get::<_, Uuid>(0))
+    })
+    .await;
     let letter = format!("/letters/{letter}");
     let pages = [
         "/",
