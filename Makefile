@@ -72,9 +72,9 @@ console-size: ## every screen of the console with a million dead letters, and tw
 	cargo test --locked --features faults --test it -- --ignored --test-threads 1 --nocapture cases::console_size $(ARGS)
 
 # The tests' own profile and so their dependencies, but our own code optimised: many more inputs.
-fuzz: ## inputs by chance for everything that reads bytes of others (MINUTES=10 SEED=1 ONLY=json)
+fuzz: ## inputs by chance for everything that reads bytes of others (MINUTES=10, or INPUTS=100000000 however long; SEED=1 ONLY=json)
 	@dev/prerequisites compiler
-	FUZZ_SECONDS=$$(( $(or $(MINUTES),1) * 60 )) FUZZ_SEED="$(SEED)" FUZZ_ONLY="$(ONLY)" CARGO_PROFILE_DEV_OPT_LEVEL=2 CARGO_INCREMENTAL=0 \
+	FUZZ_SECONDS=$$(( $(or $(MINUTES),1) * 60 )) FUZZ_INPUTS="$(INPUTS)" FUZZ_SEED="$(SEED)" FUZZ_ONLY="$(ONLY)" CARGO_PROFILE_DEV_OPT_LEVEL=2 CARGO_INCREMENTAL=0 \
 	cargo test --locked --features faults --test fuzz -- --nocapture --test-threads 1
 
 signatures-size: ## verify ten million signatures that are made for it (COUNT=10000000; most of an hour, 20 GB)

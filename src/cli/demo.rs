@@ -4,6 +4,7 @@
 
 mod chaos;
 mod child;
+mod logins;
 mod report;
 
 use std::{
@@ -18,6 +19,7 @@ use tokio::sync::Mutex;
 use self::{
     chaos::{Chaos, Hit},
     child::ChildWorker,
+    logins::Logins,
     report::{Evidence, Report},
 };
 use super::{
@@ -119,8 +121,17 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
         "this takes about 20 seconds"
     });
     set_up(context, &store, &teller).await?;
+    let logins = Logins::make(context, &teller).await?;
+    let told = play(context, &wish, &logins, &teller).await;
+    logins.forget(&teller).await;
+    told
+}
+
+/// From the first partner to the last sum.
+async fn play(context: &Context, wish: &Demo, logins: &Logins, teller: &Arc<Teller>) -> Result<Exit, Failure> {
+    let (store, broker) = (context.store()?, context.broker()?);
     let shape = Shape {
-        messages,
+        messages: usize::try_from(wish.messages).unwrap_or(usize::MAX),
         invalid_percent: INVALID_PERCENT,
         repeated_percent: 3,
         enterprises: vec!["acme".to_owned(), "globex".to_owned()],
@@ -132,8 +143,10 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
         park_runs_out: true,
     };
     let plan = Arc::new(Plan::draw(&shape));
+    let mut settings = context.settings.clone();
+    settings.database.url = logins.registers().clone();
     let desk = Arc::new(Registrar {
-        store: store.clone(),
+        store: Store::new(&settings).map_err(Failure::usage)?,
         retry: context.settings.retry.clone(),
         patience: if wish.chaos {
             Duration::from_secs(60)
@@ -153,14 +166,15 @@ pub(super) async fn run(context: &Context, wish: Demo) -> Result<Exit, Failure> 
     ));
     let before = report::balances(&store.balances().await?);
 
-    let worker = Arc::new(Mutex::new(ChildWorker::start(context, wish.chaos)?));
+    let worker = ChildWorker::start(context, logins.works().clone(), wish.chaos)?;
+    let worker = Arc::new(Mutex::new(worker));
     let story = Story {
         context,
-        wish: &wish,
+        wish,
         broker: &broker,
         plan: Arc::clone(&plan),
         desk,
-        teller: Arc::clone(&teller),
+        teller: Arc::clone(teller),
         worker: Arc::clone(&worker),
     };
     let told = story.tell(&store, before).await;

@@ -66,6 +66,7 @@ pub use self::{
     recover::{BooksStanding, Recovery},
     refusal::{Refusal, RefusalKind},
     replay::{Begun, Cancel, Replay, Resume, RunOutcome},
+    roles::MadeLogin,
     signatures::{SignatureNews, SignaturePlace, SignaturesChecked},
     standing::{PartnerAct, PartnerStanding, Plannable, QueueStanding, QueueWatch, Standing},
     timeline::{LifeMoment, Timeline},

@@ -68,6 +68,7 @@ use self::{
 pub use self::{
     error::{Fate, StoreError},
     migrate::{check_compression, check_schema, schema_version},
+    url::with_login,
 };
 use crate::{
     config::Settings,

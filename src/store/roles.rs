@@ -1,5 +1,6 @@
 //! The database's roles: who may do what, at the least.
 
+mod logins;
 mod surplus;
 
 use std::fmt;
@@ -356,6 +357,13 @@ pub fn statements(limits: Option<&ApprovalLimits>) -> Vec<String> {
         .filter(|role| *role != DatabaseRole::Owner);
     let names: Vec<&str> = working.clone().map(DatabaseRole::name).collect();
     let names = names.join(", ");
+    all.push(format!(
+        "-- Temporary objects are of no use to any of these roles, and of some to who would mislead. They are everybody's until the \
+         owner of the\n-- database takes them away; another program in this database that needs them is granted them by name.\n\
+         DO $$ BEGIN\n    IF pg_has_role((SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') THEN\n        \
+         EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());\n        \
+         EXECUTE format('REVOKE CREATE, TEMPORARY ON DATABASE %I FROM {names}', current_database());\n    END IF;\nEND $$;"
+    ));
     all.push(format!("REVOKE ALL ON ALL TABLES IN SCHEMA settled FROM {names};"));
     all.push(format!("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA settled FROM {names};"));
     all.push(format!("REVOKE ALL ON SCHEMA settled FROM {names};"));

@@ -33,6 +33,19 @@ pub(super) fn parse_url(text: &str) -> Result<(tokio_postgres::Config, bool), St
     Ok((config, encrypted))
 }
 
+/// The same database for another login, both without a character that means something: what stands last counts, in a URL and in
+/// key=value pairs. A URL's own login is left out.
+pub fn with_login(text: &str, user: &str, password: &str) -> String {
+    let is_url = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    let Some((scheme, rest)) = text.split_once("://").filter(|_| is_url) else {
+        return format!("{text} user={user} password={password}");
+    };
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    let and = if query.is_empty() { "" } else { "&" };
+    format!("{scheme}://{place}?{query}{and}user={user}&password={password}")
+}
+
 /// Options of a connection string that may be named; anything else in a complaint may be a piece of a password.
 const OPTIONS: [&str; 14] = [
     "user",
@@ -198,6 +211,32 @@ mod tests {
             assert!(
                 !sentence.contains("unter2") && !sentence.contains("ter2"),
                 "{url}: {sentence}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_database_for_another_login() {
+        for text in [
+            "postgres://u:p@a:1,b:2/db",
+            "postgres://a/db?connect_timeout=3",
+            "postgresql://u@a/db?user=x&password=y",
+            "postgres://u:p@%2Fvar%2Frun/db",
+            "host=a user=u password='p  p' dbname=db",
+        ] {
+            let (before, _) = parse_url(text).expect("a URL");
+            let url = with_login(text, "worker_1", "s3");
+            assert!(!url.contains("u:p"), "{url}");
+            let (config, _) = parse_url(&url).expect("a URL");
+            assert_eq!(
+                (config.get_user(), config.get_password()),
+                (Some("worker_1"), Some(b"s3".as_slice())),
+                "{text}"
+            );
+            assert_eq!(
+                (config.get_hosts(), config.get_ports(), config.get_dbname()),
+                (before.get_hosts(), before.get_ports(), Some("db")),
+                "{text}"
             );
         }
     }

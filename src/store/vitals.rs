@@ -27,6 +27,15 @@ pub struct Vitals {
     pub has_lz4: bool,
 }
 
+/// Something that everybody may make in the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenPlace {
+    /// `temporary objects`, `objects in schema public`.
+    pub what: String,
+    /// What takes it away.
+    pub revoked: String,
+}
+
 /// A trigger that keeps rows from being changed: table, name, and the events it refuses (bits of `pg_trigger.tgtype`:
 /// BEFORE 2, DELETE 8, UPDATE 16, TRUNCATE 32).
 const GUARDS: [(&str, &str, i16); 37] = [
@@ -278,6 +287,37 @@ impl Store {
             )
             .await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// What everybody may make in this database, temporary objects among it, as the statements that take it away.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn open_places(&self) -> Result<Vec<OpenPlace>, StoreError> {
+        let rows = self
+            .session("open_places")
+            .await?
+            .query(
+                "/* vitals::open_places */
+                SELECT 'temporary objects' AS what,
+                       format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC;', d.datname) AS revoked
+                FROM pg_database AS d
+                CROSS JOIN LATERAL aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS e
+                WHERE d.datname = current_database() AND e.grantee = 0 AND e.privilege_type = 'TEMPORARY'
+                UNION ALL
+                SELECT 'objects in schema ' || n.nspname, format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC;', n.nspname)
+                FROM pg_namespace AS n
+                CROSS JOIN LATERAL aclexplode(n.nspacl) AS e
+                WHERE e.grantee = 0 AND e.privilege_type = 'CREATE'
+                ORDER BY 1 DESC",
+                &[],
+            )
+            .await?;
+        let place = |row: &tokio_postgres::Row| OpenPlace {
+            what: row.get("what"),
+            revoked: row.get("revoked"),
+        };
+        Ok(rows.iter().map(place).collect())
     }
 
     /// Whether this user could switch off what refuses change: it owns tables of ours, or may do anything.

@@ -3,7 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -138,8 +138,14 @@ fn seed() -> u64 {
     seed.map_or(1, |text| text.parse().expect("FUZZ_SEED is a number"))
 }
 
-/// One input: it must be borne, in so much memory.
-fn tried(target: &Target, input: &[u8]) -> Result<(), String> {
+/// How many inputs it shall be in all, however long that takes: `FUZZ_INPUTS`.
+pub(crate) fn wanted() -> Option<u64> {
+    let wanted = std::env::var("FUZZ_INPUTS").ok().filter(|text| !text.is_empty())?;
+    Some(wanted.parse().expect("FUZZ_INPUTS is a number of inputs"))
+}
+
+/// One input: it must be borne, in so much memory. What it took.
+fn tried(target: &Target, input: &[u8]) -> Result<usize, String> {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
     let checked = catch_unwind(AssertUnwindSafe(|| (target.check)(input)));
@@ -159,53 +165,86 @@ fn tried(target: &Target, input: &[u8]) -> Result<(), String> {
             input.len()
         ));
     }
-    Ok(())
+    Ok(took)
 }
 
-/// Every seed as it is, and then changed ones until the time is over: how many inputs that were.
-pub(crate) fn search(target: &Target, share: Duration) -> Result<u64, Failing> {
-    let began = Instant::now();
-    let mut seeds = (target.seeds)();
-    seeds.extend(corpus::of(target.name));
-    assert!(!seeds.is_empty(), "{} has something to begin with", target.name);
-    // What is made once is not the input's.
-    drop(tried(target, &seeds[0]));
-    for input in &seeds {
-        tried(target, input).map_err(|why| Failing {
-            input: input.clone(),
-            why,
-        })?;
-    }
-    let count = AtomicU64::new(seeds.len() as u64);
-    let inputs = (any::<usize>(), vec(edit(), 1..6));
-    let mut round = 0_u64;
-    while began.elapsed() < share {
-        let chance: [u8; 32] = Sha256::digest(format!("{} {} {round}", seed(), target.name)).into();
-        let config = Config {
-            cases: ROUND,
-            failure_persistence: None,
-            max_shrink_iters: 20_000,
-            ..Config::default()
+/// A target that is being tried, and how far it is.
+pub(crate) struct Search<'t> {
+    pub(crate) target: &'t Target,
+    seeds: Vec<Vec<u8>>,
+    round: u64,
+    pub(crate) inputs: u64,
+    /// Bytes that one input took at most.
+    pub(crate) most: usize,
+    pub(crate) lasted: Duration,
+}
+
+impl<'t> Search<'t> {
+    /// Every seed as it is.
+    pub(crate) fn begin(target: &'t Target) -> Result<Self, Failing> {
+        let mut seeds = (target.seeds)();
+        seeds.extend(corpus::of(target.name));
+        assert!(!seeds.is_empty(), "{} has something to begin with", target.name);
+        // What is made once is not the input's.
+        drop(tried(target, &seeds[0]));
+        let mut search = Self {
+            target,
+            seeds: Vec::new(),
+            round: 0,
+            inputs: 0,
+            most: 0,
+            lasted: Duration::ZERO,
         };
-        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &chance));
-        let outcome = runner.run(&inputs, |(seed, edits)| {
-            count.fetch_add(1, Ordering::Relaxed);
-            tried(target, &apply(&seeds, target.words, seed, &edits)).map_err(TestCaseError::fail)
-        });
-        match outcome {
-            Ok(()) => {}
-            Err(TestError::Fail(why, (seed, edits))) => {
-                let input = smaller(target, apply(&seeds, target.words, seed, &edits));
-                return Err(Failing {
-                    why: tried(target, &input).err().unwrap_or_else(|| why.to_string()),
-                    input,
-                });
-            }
-            Err(TestError::Abort(why)) => panic!("{}: {why}", target.name),
+        for input in &seeds {
+            let took = tried(target, input).map_err(|why| Failing {
+                input: input.clone(),
+                why,
+            })?;
+            search.most = search.most.max(took);
+            search.inputs += 1;
         }
-        round += 1;
+        search.seeds = seeds;
+        Ok(search)
     }
-    Ok(count.into_inner())
+
+    /// Changed ones until the time is over.
+    pub(crate) fn go_on(&mut self, share: Duration) -> Result<(), Failing> {
+        let (began, target, seeds) = (Instant::now(), self.target, &self.seeds);
+        let (count, most) = (AtomicU64::new(0), AtomicUsize::new(self.most));
+        let strategy = (any::<usize>(), vec(edit(), 1..6));
+        while began.elapsed() < share {
+            let chance: [u8; 32] = Sha256::digest(format!("{} {} {}", seed(), target.name, self.round)).into();
+            let config = Config {
+                cases: ROUND,
+                failure_persistence: None,
+                max_shrink_iters: 20_000,
+                ..Config::default()
+            };
+            let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &chance));
+            let outcome = runner.run(&strategy, |(seed, edits)| {
+                count.fetch_add(1, Ordering::Relaxed);
+                let took = tried(target, &apply(seeds, target.words, seed, &edits)).map_err(TestCaseError::fail)?;
+                most.fetch_max(took, Ordering::Relaxed);
+                Ok(())
+            });
+            match outcome {
+                Ok(()) => {}
+                Err(TestError::Fail(why, (seed, edits))) => {
+                    let input = smaller(target, apply(seeds, target.words, seed, &edits));
+                    return Err(Failing {
+                        why: tried(target, &input).err().unwrap_or_else(|| why.to_string()),
+                        input,
+                    });
+                }
+                Err(TestError::Abort(why)) => panic!("{}: {why}", target.name),
+            }
+            self.round += 1;
+        }
+        self.inputs += count.into_inner();
+        self.most = most.into_inner();
+        self.lasted += began.elapsed();
+        Ok(())
+    }
 }
 
 /// Leaves out whatever can be left out of what fails.
@@ -227,26 +266,22 @@ fn smaller(target: &Target, mut input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-/// The same, which ends the test where something fails.
-pub(crate) fn run(target: &Target, share: Duration) -> u64 {
-    // A panic that is caught is told once, when it was made small.
+/// Does it without a word of each panic that is caught: one is told once, when it was made small. What fails ends the test.
+pub(crate) fn quietly<T>(target: &Target, work: impl FnOnce() -> Result<T, Failing>) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let found = search(target, share);
+    let found = work();
     std::panic::set_hook(hook);
-    match found {
-        Ok(inputs) => inputs,
-        Err(Failing { input, why }) => {
-            let kept = keep(target.name, &input);
-            panic!(
-                "{}: {why}\nwith {:?}\nkept in {}; moved to tests/fuzz/corpus/{} it is tried again each time",
-                target.name,
-                String::from_utf8_lossy(&input[..input.len().min(200)]),
-                kept.display(),
-                target.name
-            );
-        }
-    }
+    found.unwrap_or_else(|Failing { input, why }| {
+        let kept = keep(target.name, &input);
+        panic!(
+            "{}: {why}\nwith {:?}\nkept in {}; moved to tests/fuzz/corpus/{} it is tried again each time",
+            target.name,
+            String::from_utf8_lossy(&input[..input.len().min(200)]),
+            kept.display(),
+            target.name
+        );
+    })
 }
 
 fn keep(name: &str, input: &[u8]) -> PathBuf {

@@ -1,6 +1,7 @@
 //! Inputs that nobody thought of: what reads bytes of others is fed with changed ones, for as long as it is given.
 //!
-//! `make fuzz MINUTES=10` gives each target its share of the time. A target is a function of bytes that must not panic, must take
+//! `make fuzz MINUTES=10` gives each target its share of the time; `make fuzz INPUTS=100000000` goes on until there were so many,
+//! all targets in turns of the same length. A target is a function of bytes that must not panic, must take
 //! no more memory than it says, and where there is a second implementation must say the same as that. It begins with its corpus:
 //! the files in `tests/fuzz/corpus/NAME`, the vectors of `partner-kit`, and a few inputs that are built. What fails is made
 //! smaller and written to `target/fuzz`; moved to the corpus it is tried again for ever.
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::Target;
+use engine::{Search, Target};
 
 #[global_allocator]
 static MEMORY: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
@@ -28,6 +29,9 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Where a number of inputs is asked for, each target goes on for so long before the next has its turn.
+const TURN: Duration = Duration::from_secs(30);
+
 #[test]
 fn nothing_that_is_read_panics_or_takes_too_much() {
     let _alone = alone();
@@ -35,11 +39,70 @@ fn nothing_that_is_read_panics_or_takes_too_much() {
     let all = targets::all();
     let chosen: Vec<&Target> = all.iter().filter(|target| target.name.contains(&only)).collect();
     assert!(!chosen.is_empty(), "no target is called {only:?}");
-    let share = engine::time() / u32::try_from(chosen.len()).expect("a few");
-    for target in chosen {
-        let inputs = engine::run(target, share);
-        println!("{:12} {inputs:>12} inputs", target.name);
+    let began = Instant::now();
+    let mut searches: Vec<Search> = chosen
+        .iter()
+        .map(|target| engine::quietly(target, || Search::begin(target)))
+        .collect();
+    let tried = |searches: &[Search]| searches.iter().map(|search| search.inputs).sum::<u64>();
+    let (wanted, share) = (
+        engine::wanted(),
+        engine::time() / u32::try_from(chosen.len()).expect("a few"),
+    );
+    loop {
+        for search in &mut searches {
+            let share = if wanted.is_some() { TURN } else { share };
+            engine::quietly(search.target, || search.go_on(share));
+        }
+        let inputs = tried(&searches);
+        if wanted.is_none_or(|wanted| inputs >= wanted) {
+            break;
+        }
+        println!("{inputs:>12} inputs after {} s", began.elapsed().as_secs());
     }
+    told(&searches, began.elapsed());
+}
+
+/// A line a target, and what all of it came to.
+fn told(searches: &[Search], lasted: Duration) {
+    println!(
+        "\n{:12} {:>12}   {:>9}   most that one took",
+        "target", "inputs", "a second"
+    );
+    let line = |name: &str, inputs: u64, seconds: f64, most: usize| {
+        println!(
+            "{name:12} {inputs:>12}   {:>9.0}   {:>7} kB",
+            inputs as f64 / seconds.max(0.001),
+            most / 1024
+        );
+    };
+    for search in searches {
+        line(
+            search.target.name,
+            search.inputs,
+            search.lasted.as_secs_f64(),
+            search.most,
+        );
+    }
+    let most = searches.iter().map(|search| search.most).max().unwrap_or_default();
+    line(
+        "in all",
+        searches.iter().map(|search| search.inputs).sum(),
+        lasted.as_secs_f64(),
+        most,
+    );
+    println!(
+        "in {} s, nothing panicked, differed or took too much; the process took {} at most",
+        lasted.as_secs(),
+        resident()
+    );
+}
+
+/// What the kernel says of this process' memory at its largest.
+fn resident() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or_else(|| "what is not known here".to_owned(), |text| text.trim().to_owned())
 }
 
 /// What a target found is kept in its folder, so each has one, with something to begin with.
@@ -123,7 +186,8 @@ fn the_engine_finds_what_it_is_there_for() {
             seeds: || vec![b"{\"x\":1}".to_vec()],
             check,
         };
-        let found = engine::search(&target, Duration::from_secs(20)).expect_err(name);
+        let found = Search::begin(&target).and_then(|mut search| search.go_on(Duration::from_secs(20)));
+        let found = found.expect_err(name);
         assert!(found.why.contains(name), "{name}: {}", found.why);
         assert!(found.input.len() <= 16, "{name} was made small: {:?}", found.input);
     }

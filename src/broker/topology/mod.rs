@@ -86,12 +86,14 @@ impl Binding {
         }
     }
 
-    /// Of what the broker dead-letters: it writes such a header into all of it.
-    fn of_the_broker() -> Self {
-        Self {
-            header: Some("x-death"),
+    /// Of what the broker dead-letters: an exchange sees one of these headers in all of it, on each version another. In 4.0
+    /// the broker's `x-death` is made for whoever reads, and an exchange sees it only where the sender wrote one; in 3.10
+    /// `x-first-death-reason` is left out where the sender wrote an `x-death` (findings/rabbitmq-headers-miss-deaths.sh).
+    fn of_the_broker() -> [Self; 2] {
+        ["x-death", "x-first-death-reason"].map(|header| Self {
+            header: Some(header),
             ..Self::new(BROKER_MADE, "")
-        }
+        })
     }
 
     fn arguments(&self) -> FieldTable {
@@ -167,7 +169,7 @@ fn queues() -> [Queue; 5] {
         Queue {
             name: BROKER_MADE.to_owned(),
             kind: QueueKind::Patient,
-            bindings: vec![Binding::of_the_broker()],
+            bindings: Binding::of_the_broker().into(),
         },
         Queue {
             name: UPDATES.to_owned(),
@@ -195,7 +197,7 @@ fn hidden_queue(name: &str) -> Queue {
     Queue {
         name: name.to_owned(),
         kind: QueueKind::Patient,
-        bindings: vec![Binding::of_the_broker()],
+        bindings: Binding::of_the_broker().into(),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use crate::{
     broker::{BrokerSettings, Connection, subscribe, topology},
     cli::{Context, Failure, output::complain},
+    config::Secret,
 };
 
 /// How long a worker may take until it consumes.
@@ -23,6 +24,8 @@ const TAIL: usize = 12;
 
 pub(super) struct ChildWorker {
     child: Child,
+    /// With its own login, where it could be given one.
+    database_url: Secret,
     log: PathBuf,
     chaos: bool,
 }
@@ -44,12 +47,17 @@ impl Stopped {
 }
 
 impl ChildWorker {
-    pub(super) fn start(context: &Context, chaos: bool) -> Result<Self, Failure> {
+    pub(super) fn start(context: &Context, database_url: Secret, chaos: bool) -> Result<Self, Failure> {
         let name = format!("settled-demo-{}-worker.log", std::process::id());
         let log = std::env::temp_dir().join(name);
         drop(std::fs::remove_file(&log));
-        let child = spawn(context, &log, chaos)?;
-        Ok(Self { child, log, chaos })
+        let child = spawn(context, &database_url, &log, chaos)?;
+        Ok(Self {
+            child,
+            database_url,
+            log,
+            chaos,
+        })
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -70,7 +78,7 @@ impl ChildWorker {
 
     /// Another one in its place.
     pub(super) fn start_again(&mut self, context: &Context) -> Result<(), Failure> {
-        self.child = spawn(context, &self.log, self.chaos)?;
+        self.child = spawn(context, &self.database_url, &self.log, self.chaos)?;
         Ok(())
     }
 
@@ -139,7 +147,7 @@ impl ChildWorker {
     }
 }
 
-fn spawn(context: &Context, log: &Path, chaos: bool) -> Result<Child, Failure> {
+fn spawn(context: &Context, database_url: &Secret, log: &Path, chaos: bool) -> Result<Child, Failure> {
     let failed =
         |what: &str, error: std::io::Error| Failure::ours(format!("the worker could not be started: {what}: {error}"));
     let program = std::env::current_exe().map_err(|error| failed("where is this program", error))?;
@@ -158,7 +166,7 @@ fn spawn(context: &Context, log: &Path, chaos: bool) -> Result<Child, Failure> {
         .kill_on_drop(true)
         .env_remove("SETTLED_DATABASE_URL_FILE")
         .env_remove("SETTLED_BROKER_URL_FILE")
-        .env("SETTLED_DATABASE_URL", settings.database_url()?.expose())
+        .env("SETTLED_DATABASE_URL", database_url.expose())
         .env("SETTLED_BROKER_URL", settings.broker_url()?.expose())
         .env("SETTLED_ALLOW_PLAINTEXT", settings.allow_plaintext.to_string())
         .env("SETTLED_WORKER__NAME", "demo")

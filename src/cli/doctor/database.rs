@@ -62,6 +62,7 @@ pub(super) async fn checks(settings: &Settings, store: &Store) -> Vec<Check> {
     if version.is_some() || !grants.ok {
         checks.push(append_only(store, &vitals).await);
         checks.push(functions(store).await);
+        checks.push(everybody(store).await);
         checks.push(grants);
         checks.push(ownership(store, &vitals).await);
     }
@@ -175,6 +176,24 @@ async fn functions(store: &Store) -> Check {
         let lines: Vec<String> = revoked.collect();
         Check::bad(NAME, format!("everybody may call {}", open.join(", ")))
             .hint(format!("as the owner of the schema: {}", lines.join(" ")))
+    })
+}
+
+/// Not a problem by itself: our functions look for nothing there. But whoever gets in with any login has less to try.
+async fn everybody(store: &Store) -> Check {
+    const NAME: &str = "everybody";
+    asked(NAME, store.open_places().await, |open| {
+        if open.is_empty() {
+            return Check::good(NAME, "who has no right of their own makes nothing in this database");
+        }
+        let (made, revoked): (Vec<&str>, Vec<&str>) = open
+            .iter()
+            .map(|place| (place.what.as_str(), place.revoked.as_str()))
+            .unzip();
+        Check::good(NAME, format!("everybody may make {} in this database", made.join(", "))).hint(format!(
+            "a warning: as the owner of the database: {} (of temporary objects `settled roles --apply` does it)",
+            revoked.join(" ")
+        ))
     })
 }
 

@@ -75,7 +75,7 @@ impl Asked {
 /// What somebody lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingRight {
-    /// A table's name, a function's signature, or `schema`.
+    /// A table's name, a function's signature, `schema` or `database`.
     pub object: String,
     pub privilege: String,
 }
@@ -84,6 +84,7 @@ impl fmt::Display for MissingRight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.object.as_str() {
             "schema" => write!(f, "{} on schema settled", self.privilege),
+            "database" => write!(f, "{} on this database", self.privilege),
             function if function.ends_with(')') => write!(f, "{} on {function}", self.privilege),
             table => write!(f, "{} on settled.{table}", self.privilege),
         }
@@ -232,7 +233,7 @@ impl Store {
 }
 
 /// What the role itself, or who is logged in, has beside what the role needs: of tables, of columns, of functions that are not
-/// everybody's, of the schema.
+/// everybody's, of the schema, of the database.
 async fn surplus(session: &Session, role: DatabaseRole, itself: bool) -> Result<Vec<MissingRight>, StoreError> {
     let asked = Asked::about(&rights(role.grants()));
     let rows = session
@@ -289,6 +290,10 @@ async fn surplus(session: &Session, role: DatabaseRole, itself: bool) -> Result<
             SELECT 'schema', 'CREATE'
             FROM who AS w
             WHERE has_schema_privilege(w.name, to_regnamespace('settled')::oid, 'CREATE')
+            UNION ALL
+            SELECT 'database', p.privilege
+            FROM who AS w, (VALUES ('CREATE'), ('TEMPORARY')) AS p (privilege)
+            WHERE has_database_privilege(w.name, current_database(), p.privilege)
             ORDER BY 1, 2",
             &[&role.name(), &itself, &asked.objects, &asked.privileges, &asked.columns],
         )

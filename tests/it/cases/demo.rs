@@ -1,13 +1,13 @@
 //! The whole story, as a newcomer plays it.
 
-use std::process::Stdio;
+use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kit::{
     console::{Console, Visitor},
     program::Program,
-    support::{Ground, PATIENCE, until},
+    support::{Ground, PATIENCE, connect, run, until},
 };
 
 /// Every message is accounted for, those too whose dead letter holds a part of them only.
@@ -27,6 +27,87 @@ async fn the_story_adds_up() {
         reasons.contains("message_too_large"),
         "a story with messages that are too large: {reasons}"
     );
+}
+
+/// The worker of the story owns nothing: it logs in as a member of `settled_worker` and of nothing else, and whoever registers and
+/// reserves has a login too. None of them is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_worker_of_the_story_is_not_the_owner() {
+    let ground = Ground::new("demo_roles").await;
+    ground.create_database("template0").await;
+    let db = ground.db().await;
+    // Who settles, publishes and looks into the side room; and of which roles each of them is a member.
+    let works = "SELECT DISTINCT a.usename::text, ARRAY(
+                     SELECT g.rolname::text FROM pg_auth_members AS m JOIN pg_roles AS g ON g.oid = m.roleid
+                     WHERE m.member = a.usesysid
+                 )
+                 FROM pg_stat_activity AS a
+                 WHERE a.datname = current_database() AND a.query ~ '^/\\* (batch|held|outbox)::'";
+    let mut seen = BTreeSet::new();
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let demo = ground.json(&["demo", "--messages", "300"]);
+    tokio::pin!(demo);
+    let told = loop {
+        tokio::select! {
+            told = &mut demo => break told,
+            _ = ticks.tick() => {
+                let rows = db.query(works, &[]).await.expect("sessions");
+                seen.extend(rows.iter().map(|row| (row.get::<_, String>(0), row.get::<_, Vec<String>>(1))));
+            }
+        }
+    };
+    assert_eq!(told["ok"], true, "{told}");
+    let logins: Vec<&(String, Vec<String>)> = seen.iter().collect();
+    let [(worker, roles)] = logins[..] else {
+        panic!("one login works: {seen:?}");
+    };
+    assert!(worker.starts_with("settled_demo_worker_"), "{seen:?}");
+    assert_eq!(roles, &["settled_worker"]);
+    let acts = "SELECT DISTINCT session_name FROM settled.audit";
+    let acts: Vec<String> = db
+        .query(acts, &[])
+        .await
+        .expect("acts")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert!(
+        acts.len() == 1 && acts[0].starts_with("settled_demo_registrar_"),
+        "one login registers and pays in: {acts:?}"
+    );
+    let left = "SELECT count(*) FROM pg_roles WHERE rolname IN ($1, $2)";
+    let left: i64 = db.query_one(left, &[worker, &acts[0]]).await.expect("a count").get(0);
+    assert_eq!(left, 0, "the logins are taken away again");
+}
+
+/// Where the login that was given may make none, as on some managed servers, the story says so and is told all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_make_no_login_plays_the_story_alone() {
+    let ground = Ground::new("demo_alone").await;
+    ground.create_database("template0").await;
+    let login = format!("{}_owner", ground.name);
+    let admin = connect(&ground.services.database).await;
+    admin
+        .batch_execute(&format!(
+            "CREATE ROLE {login} LOGIN PASSWORD 'p'; ALTER DATABASE {} OWNER TO {login}",
+            ground.name
+        ))
+        .await
+        .expect("an owner");
+    let words = ["demo", "--messages", "300", "--json"];
+    let output = run(&ground.database_url_of(&login), &ground.broker_url, &words, "").await;
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {complaint}"));
+    assert_eq!(told["ok"], true, "{told}");
+    assert!(complaint.contains("no logins can be made here"), "{complaint}");
+    ground
+        .db()
+        .await
+        .batch_execute(&format!(
+            "REASSIGN OWNED BY {login} TO CURRENT_USER; DROP OWNED BY {login}; DROP ROLE {login}"
+        ))
+        .await
+        .expect("gone");
 }
 
 /// What `make demo CONSOLE=1` leaves open once the story is told: a console on it, with its link printed, and a worker that it

@@ -20,11 +20,12 @@ use crate::kit::{
 };
 
 /// The lines about the database, where all is well.
-const DATABASE: [&str; 17] = [
+const DATABASE: [&str; 18] = [
     "database",
     "schema",
     "append_only",
     "functions",
+    "everybody",
     "grants",
     "ownership",
     "rehearsal",
@@ -317,6 +318,7 @@ async fn the_schema_is_the_one_that_is_needed() {
             OF_THE_BOOKS[1],
             "append_only",
             "functions",
+            "everybody",
             "grants",
             "ownership",
             "rehearsal",
@@ -450,6 +452,30 @@ async fn no_function_with_its_owners_rights_is_everybodys() {
     );
     execute(&db, "REVOKE ALL ON FUNCTION settled.refuse_debt() FROM PUBLIC").await;
     visit(&ground).await.assert_problems(&[], &[]);
+}
+
+/// What everybody may make in the database is said with what takes it away, and is no problem by itself.
+#[tokio::test]
+async fn what_everybody_may_make_is_said() {
+    let ground = well("everybody").await;
+    let db = ground.db().await;
+    let temporary = format!("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC;", ground.name);
+    let found = visit(&ground).await;
+    assert!(found.line("everybody").hint.contains(&temporary), "{}", found.said());
+    execute(&db, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+    succeed(&ground, &["roles", "--apply"]).await;
+    let found = visit(&ground).await;
+    found.assert_problems(&[], &[]);
+    let line = found.line("everybody");
+    assert!(!line.detail.contains("temporary objects"), "{}", found.said());
+    assert!(
+        line.hint.contains("REVOKE CREATE ON SCHEMA public FROM PUBLIC;"),
+        "{}",
+        found.said()
+    );
+    execute(&db, "REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
+    let found = visit(&ground).await;
+    assert_eq!(found.line("everybody").hint, "", "{}", found.said());
 }
 
 #[tokio::test]

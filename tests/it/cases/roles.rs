@@ -25,7 +25,7 @@ use crate::kit::{
     contract,
     in_process::{self, read, settle},
     partner::{Partner, new_key, sign},
-    support::{COLLECTS, Ground, PATIENCE, Place, run, settled, until},
+    support::{COLLECTS, Ground, PATIENCE, Place, connect, run, settled, until},
 };
 
 /// What a command says that is not allowed what it does.
@@ -788,6 +788,12 @@ async fn a_missing_right_is_told_with_what_gives_it() {
              GRANT CREATE ON SCHEMA settled TO settled_registrar",
         )
         .await;
+    let on_database = format!("ON DATABASE {} TO", fixture.place.name);
+    fixture
+        .sql(&format!(
+            "GRANT TEMPORARY {on_database} PUBLIC; GRANT CREATE {on_database} settled_registrar"
+        ))
+        .await;
     let found = look("registrar").await.document(1);
     let text = found.to_string();
     for more in [
@@ -795,6 +801,8 @@ async fn a_missing_right_is_told_with_what_gives_it() {
         "SELECT (xid) on settled.owed",
         "EXECUTE on settled.withdraw(uuid, text, numeric, text)",
         "CREATE on schema settled",
+        "TEMPORARY on this database",
+        "CREATE on this database",
     ] {
         assert!(text.contains(more), "{more}: {text}");
     }
@@ -803,10 +811,17 @@ async fn a_missing_right_is_told_with_what_gives_it() {
         "{text}"
     );
     assert!(text.contains("DELETE on settled.parked"), "{text}");
+    // No one makes temporary objects but who owns the database, or is granted it by name.
+    let temporary = "CREATE TEMPORARY TABLE mine (x integer)";
+    let bob = connect(&url).await;
+    bob.batch_execute(temporary).await.expect("everybody may");
+    drop(bob);
     // Applied once more, it is as it was.
     let again = ask(&fixture.place, &["roles", "--apply"]).await.document(0);
     assert_eq!(again["applied"], true);
     assert_eq!(look("registrar").await.document(0)["ok"], true);
+    let error = connect(&url).await.batch_execute(temporary).await.expect_err("a table");
+    assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{error}");
     let printed = ask(&fixture.place, &["roles"]).await.document(0);
     assert_eq!(printed["applied"], false);
     assert_eq!(printed["statements"], again["statements"]);

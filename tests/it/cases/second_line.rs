@@ -21,6 +21,8 @@ use crate::kit::{
 const NO_RIGHT: &str = "42501";
 const REFUSED: &str = "P0001";
 const OWED: &str = "SX002";
+/// The partner is on its way to another cell.
+const MOVES_AWAY: &str = "SX003";
 
 struct Books {
     place: Place,
@@ -579,6 +581,99 @@ async fn a_registrars_login_says_not_when() {
     books.leave().await;
 }
 
+/// Times that no program reads: wherever people's logins may write one, it is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_that_nobody_reads_is_refused() {
+    let grants = format!("GRANT {}, {} TO ROLE", DatabaseRole::Operator, DatabaseRole::Registrar);
+    let books = books("times", &grants).await;
+    let open = "SELECT format('%s.%s', c.relname, a.attname)
+                FROM pg_class AS c
+                JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                WHERE c.relnamespace = 'settled'::regnamespace
+                  AND c.relkind = 'r'
+                  AND a.atttypid = 'timestamptz'::regtype
+                  AND EXISTS (
+                      SELECT
+                      FROM unnest(ARRAY['settled_operator', 'settled_registrar', 'settled_custody']) AS r (role)
+                      WHERE has_column_privilege(r.role, c.oid, a.attnum, 'INSERT')
+                         OR has_column_privilege(r.role, c.oid, a.attnum, 'UPDATE')
+                  )
+                  AND NOT EXISTS (
+                      SELECT
+                      FROM pg_constraint AS k
+                      WHERE k.conrelid = c.oid
+                        AND k.conname = c.relname || '_times'
+                        AND position(format('(%I > ''-infinity''', a.attname) IN pg_get_constraintdef(k.oid)) > 0
+                        AND position(format('(%I < ''9999-12-30', a.attname) IN pg_get_constraintdef(k.oid)) > 0
+                  )
+                ORDER BY 1";
+    let owner = books.place.db().await;
+    let rows = owner.query(open, &[]).await.expect("columns");
+    let open: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    // What may have no end, and is read as that.
+    assert_eq!(
+        open,
+        [
+            "outbox.leased_until",
+            "partner_keys.valid_from",
+            "partner_keys.valid_until"
+        ]
+    );
+    for time in ["infinity", "-infinity", "200000-01-01"] {
+        for sql in [
+            "INSERT INTO settled.outbox (batch_id, format, publications, count, created_at, leased_until)
+             VALUES (gen_random_uuid(), 1, '', 0, 'TIME', now())",
+            "UPDATE settled.dead_letters SET state = 'discarded', discarded_at = 'TIME'",
+            "INSERT INTO settled.clients (client_id, enterprise_id, created_at) VALUES (gen_random_uuid(), 'acme', 'TIME')",
+            "INSERT INTO settled.partners (enterprise_id, name, created_at) VALUES ('globex', 'x', 'TIME')",
+            "INSERT INTO settled.plans (at, operator, filters, messages) VALUES ('TIME', 'x', '{}', 1)",
+            "INSERT INTO settled.epochs (epoch, books, begun_at) VALUES (2, gen_random_uuid(), 'TIME')",
+        ] {
+            let sql = sql.replace("TIME", time);
+            assert_eq!(books.says(&sql).await.as_deref(), Some("23514"), "{sql}");
+        }
+    }
+    // The last moment that the programs know.
+    let last = "INSERT INTO settled.clients (client_id, enterprise_id, created_at)
+                VALUES (gen_random_uuid(), 'acme', '9999-12-30 22:00:00.999999+00')";
+    assert_eq!(books.says(last).await, None);
+    ask(&books.place, &["client", "list"]).await.document(0);
+    books.leave().await;
+}
+
+/// A path with a schema of the thief's in front: no trigger finds there what it asks with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_of_ones_own_leads_no_trigger_elsewhere() {
+    let grants = format!(
+        "GRANT {} TO ROLE; CREATE SCHEMA ROLE AUTHORIZATION ROLE",
+        DatabaseRole::Registrar
+    );
+    let books = books("own_path", &grants).await;
+    books
+        .place
+        .tamper(
+            "UPDATE settled.partners SET moving = gen_random_uuid(), quarantined_at = now(), quarantine_reason = 'x'",
+        )
+        .await;
+    let adds =
+        "INSERT INTO settled.partner_keys (public_key, enterprise_id) VALUES (decode(repeat('02', 33), 'hex'), 'acme')";
+    assert_eq!(books.says(adds).await.as_deref(), Some(MOVES_AWAY));
+    let role = &books.role;
+    books
+        .db
+        .batch_execute(&format!(
+            "CREATE FUNCTION {role}.never(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT false';
+             CREATE OPERATOR {role}.= (LEFTARG = text, RIGHTARG = text, FUNCTION = {role}.never);
+             SET search_path = {role}, pg_catalog"
+        ))
+        .await
+        .expect("an operator of its own");
+    let equals = books.db.query_one("SELECT 'a'::text = 'a'::text", &[]).await;
+    assert!(!equals.expect("a row").get::<_, bool>(0), "it is what this login finds");
+    assert_eq!(books.says(adds).await.as_deref(), Some(MOVES_AWAY));
+    books.leave().await;
+}
+
 /// A function with its owner's rights serves the table that it belongs to: no login hangs it on one of its own, and it refuses to
 /// work there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -588,9 +683,10 @@ async fn a_trigger_of_ours_serves_no_other_table() {
     let owner = place.db().await;
     let sql = "SELECT format('settled.%I(%s)', p.proname, oidvectortypes(p.proargtypes)), p.prorettype = 'trigger'::regtype,
                       p.proconfig::text LIKE '%search_path=pg_catalog, pg_temp%',
-                      EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS e WHERE e.grantee = 0)
+                      EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS e WHERE e.grantee = 0),
+                      p.prosecdef
                FROM pg_proc AS p
-               WHERE p.pronamespace = 'settled'::regnamespace AND p.prosecdef";
+               WHERE p.pronamespace = 'settled'::regnamespace AND (p.prosecdef OR p.prorettype = 'trigger'::regtype)";
     let mut triggers = Vec::new();
     for row in owner.query(sql, &[]).await.expect("functions") {
         let function: String = row.get(0);
@@ -599,6 +695,9 @@ async fn a_trigger_of_ours_serves_no_other_table() {
             Some(true),
             "{function}: a fixed search_path"
         );
+        if !row.get::<_, bool>(4) {
+            continue;
+        }
         assert!(!row.get::<_, bool>(3), "{function} is everybody's");
         if row.get(1) {
             triggers.push(function);
@@ -613,9 +712,12 @@ async fn a_trigger_of_ours_serves_no_other_table() {
     };
     let login = format!("{}_bob", place.name);
     owner
-        .batch_execute(&format!("CREATE ROLE {login} LOGIN PASSWORD 'p'"))
+        .batch_execute(&format!(
+            "CREATE ROLE {login} LOGIN PASSWORD 'p'; GRANT TEMPORARY ON DATABASE {} TO {login}",
+            place.name
+        ))
         .await
-        .expect("a role");
+        .expect("a role that may make tables of its own");
     for role in DatabaseRole::ALL
         .into_iter()
         .filter(|role| *role != DatabaseRole::Owner)
@@ -650,7 +752,10 @@ async fn a_trigger_of_ours_serves_no_other_table() {
         );
         owner.batch_execute("ROLLBACK").await.expect("rolled back");
     }
-    owner.batch_execute(&format!("DROP ROLE {login}")).await.expect("gone");
+    owner
+        .batch_execute(&format!("DROP OWNED BY {login}; DROP ROLE {login}"))
+        .await
+        .expect("gone");
 }
 
 /// As a member of settled_operator: what its commands do not do to what was refused, no statement of its does.

@@ -3,12 +3,17 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::json;
 
+use uuid::Uuid;
+
+use super::api_reads::{ROOT, token};
 use crate::kit::{
     amqp::Message,
+    api::Api,
     auditor::Expect,
+    console::Console,
     partner::Partner,
     secrets,
-    support::{COLLECTS, PATIENCE, until, with_partner},
+    support::{COLLECTS, PATIENCE, Place, until, with_partner},
 };
 
 #[test]
@@ -17,6 +22,7 @@ fn a_leak_is_found_in_every_form() {
     let message = partner.cleared(&partner.allocation("BTC", "5"));
     secrets::message(&message);
     secrets::password("correct-horse");
+    secrets::of_pages("of-one-session");
     let body = String::from_utf8(message.body.clone()).expect("text");
     let fields: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     let (payload, signature) = (
@@ -37,6 +43,8 @@ fn a_leak_is_found_in_every_form() {
         line(&format!("{body:?}")),
         line(&json!(signature).to_string()),
         line("\"postgres://u:correct-horse@h/d\""),
+        line(&json!(hex::encode(partner.key.to_secret_bytes())).to_string()),
+        line("\"form_token=of-one-session\""),
     ] {
         assert!(!secrets::found(&leak).is_empty(), "{leak}");
     }
@@ -95,5 +103,59 @@ async fn nothing_that_is_written_holds_a_word_of_a_message_or_a_password() {
     }
     // Looking at bodies is written down, and the bodies are not.
     assert!(place.run(&["dead-letters", "export"]).await.status.success());
+    pages_and_answers(&place, &partner).await;
     place.settle_up(worker).await;
+}
+
+/// The console's pages and the API's answers tell of what was sent and refused, and hold none of it; the kit searches each.
+async fn pages_and_answers(place: &Place, partner: &Partner) {
+    let console = Console::start(place, &[("SETTLED_LOG__LEVEL", "trace")]).await;
+    let visitor = console.sign_in().await;
+    let (db, letter) = (
+        place.db().await,
+        "SELECT id FROM settled.dead_letters WHERE reason = 'allocation_mismatch'",
+    );
+    let letter = until("its letter is collected", PATIENCE, async || {
+        let row = db.query_opt(letter, &[]).await.expect("letters");
+        row.map(|row| row.get::<_, Uuid>(0))
+    })
+    .await;
+    let letter = format!("/letters/{letter}");
+    let pages = [
+        "/",
+        "/groups",
+        "/letters",
+        "/plans",
+        "/runs",
+        "/timeline",
+        "/partners",
+        "/partners/acme",
+        "/ledger",
+        "/ledger/check",
+        "/outbox",
+        "/audit",
+        "/doctor",
+        "/sessions",
+        &letter,
+    ];
+    for path in pages {
+        let page = console.get(&visitor, path).await;
+        assert_eq!(page.status, 200, "{path}: {page:?}");
+        let found = secrets::found(&page.text.replace(&visitor.token, ""));
+        assert_eq!(found, Vec::<String>::new(), "{path} shows what nobody asked for");
+    }
+    console.stop().await;
+
+    let partners = token(place, &partner.enterprise, "partner", &[]).await;
+    let api = Api::start(place, &[]).await;
+    let root = format!("{ROOT}/{}", partner.enterprise);
+    for path in ["partners/allocations", "partners/balances", "receipts"] {
+        let answer = api.get(&format!("{root}/{path}"), &partners).await;
+        assert!(answer.status < 500, "{path}: {answer:?}");
+    }
+    let refused = api
+        .get(&format!("{root}/partners/balances"), "a-token-of-nobody-at-all")
+        .await;
+    assert_eq!(refused.status, 401, "{refused:?}");
+    api.stop().await;
 }

@@ -1,12 +1,17 @@
 //! What is large takes two people, who are not one by any name.
 
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, TestRunner},
+};
 use serde_json::Value;
+use settled::domain::person::{Person, known_as};
 
 use crate::kit::{
     command::{Answer, ask_in},
     console::Console,
     partner::Partner,
-    support::{COLLECTS, PATIENCE, Place, connect, until},
+    support::{COLLECTS, Ground, PATIENCE, Place, connect, until},
 };
 
 /// What operators are members of.
@@ -477,4 +482,72 @@ async fn a_name_that_is_vouched_for_counts_from_a_console_s_own_login_alone() {
     ann.forget(&place).await;
     desk.forget(&place).await;
     place.settle_up(worker).await;
+}
+
+/// What the database's second line calls one person the program does, and the other way: each letter by itself, and persons drawn
+/// of letters on which locales, versions of Unicode and ways to trim differ.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_one_by_one_rule_in_the_program_and_in_the_database() {
+    let ground = Ground::new("names").await;
+    ground.copy_template().await;
+    let db = ground.db().await;
+    let each = "SELECT n, settled.known_as('a' || chr(n) || 'b'), settled.known_as(chr(n) || 'a' || chr(n))
+                FROM generate_series(1, 131071) AS n
+                WHERE n NOT BETWEEN 55296 AND 57343";
+    let mut differing = Vec::new();
+    for row in db.query(each, &[]).await.expect("letters") {
+        let number: i32 = row.get(0);
+        let letter = char::from_u32(number.unsigned_abs()).expect("a letter");
+        let (within, around): (&str, &str) = (row.get(1), row.get(2));
+        if known_as(&format!("a{letter}b")) != within || known_as(&format!("{letter}a{letter}")) != around {
+            differing.push(letter);
+        }
+    }
+    assert_eq!(differing, Vec::<char>::new());
+
+    let letters = [
+        'a', 'A', 'é', 'É', 'Σ', 'ς', 'σ', 'İ', 'i', 'ß', 'ẞ', 'Ⴀ', 'ⴀ', ' ', '\t', '\u{2003}', '\u{200b}', '王',
+    ];
+    let name = proptest::collection::vec(proptest::sample::select(letters.to_vec()), 0..3)
+        .prop_map(|letters| letters.into_iter().collect::<String>());
+    let maybe = proptest::option::of(name.clone());
+    let person = (name, maybe.clone(), maybe).prop_map(|(operator, voucher, session)| Person {
+        operator,
+        voucher,
+        session,
+    });
+    let mut runner = TestRunner::new(Config::default());
+    let drawn = (0..4_000).map(|_| (&person, &person).new_tree(&mut runner).expect("two persons").current());
+    let (ones, others): (Vec<Person>, Vec<Person>) = drawn.unzip();
+    let operators = |all: &[Person]| all.iter().map(|one| one.operator.clone()).collect::<Vec<_>>();
+    let vouchers = |all: &[Person]| all.iter().map(|one| one.voucher.clone()).collect::<Vec<_>>();
+    let sessions = |all: &[Person]| all.iter().map(|one| one.session.clone()).collect::<Vec<_>>();
+    let said = "SELECT settled.may_be_one(p.a, p.b, p.c, p.d, p.e, p.f)
+                FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+                    WITH ORDINALITY AS p (a, b, c, d, e, f, place)
+                ORDER BY p.place";
+    let said = db
+        .query(
+            said,
+            &[
+                &operators(&ones),
+                &vouchers(&ones),
+                &sessions(&ones),
+                &operators(&others),
+                &vouchers(&others),
+                &sessions(&others),
+            ],
+        )
+        .await
+        .expect("answers");
+    let mut found = [0, 0];
+    for ((one, other), row) in ones.iter().zip(&others).zip(&said) {
+        let are_one = row.get::<_, bool>(0);
+        assert_eq!(one.one_with(other).is_some(), are_one, "{one:?} and {other:?}");
+        found[usize::from(are_one)] += 1;
+    }
+    assert!(
+        found.iter().all(|count| *count > 100),
+        "both kinds are drawn: {found:?}"
+    );
 }

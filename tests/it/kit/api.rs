@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::kit::{
     program::{self, HttpAnswer, Program, header},
+    secrets,
     support::{Ground, PATIENCE, get, until},
 };
 
@@ -162,7 +163,10 @@ impl Api {
 
     /// Sends bytes as they are, and reads the answer.
     pub(crate) async fn exchange(&self, bytes: &[u8]) -> Answer {
-        let answer = program::exchange(&self.address, bytes).await.into();
+        let (status, headers, text) = program::exchange(&self.address, bytes).await;
+        let line = String::from_utf8_lossy(bytes);
+        secrets::check_answer(line.lines().next().unwrap_or_default(), &text);
+        let answer = (status, headers, text).into();
         as_documented(bytes, &answer);
         answer
     }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::kit::{
     program::{self, Program, header},
+    secrets,
     support::{Ground, PATIENCE, until},
 };
 
@@ -108,6 +109,7 @@ impl Console {
         let db = ground.db().await;
         db.batch_execute(role).await.expect("a role");
         let secret = ground.file("proxy-secret");
+        secrets::password(PROXY_SECRET);
         std::fs::write(&secret, PROXY_SECRET).expect("a secret");
         let secret = secret.display().to_string();
         let proxied = [
@@ -138,7 +140,9 @@ impl Console {
     pub(crate) fn link(&self) -> String {
         let lines = self.lines();
         let link = lines.last().and_then(|line| line["link"].as_str()).expect("a link");
-        link.rsplit_once('=').expect("a secret").1.to_owned()
+        let secret = link.rsplit_once('=').expect("a secret").1.to_owned();
+        secrets::password(&secret);
+        secret
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -175,8 +179,10 @@ impl Console {
         let form = format!("link={}", self.link());
         let page = self.post(&stranger, "/enter", &form).await;
         assert_eq!(page.status, 303, "{page:?}");
+        let cookie = page.cookie().expect("a cookie");
+        secrets::password(cookie.split_once('=').map_or(cookie.as_str(), |(_, value)| value));
         Visitor {
-            cookie: Some(page.cookie().expect("a cookie")),
+            cookie: Some(cookie),
             ..stranger
         }
     }
@@ -203,10 +209,9 @@ impl Console {
     async fn known(&self, visitor: Visitor) -> Visitor {
         let page = self.get(&visitor, "/plans").await;
         assert_eq!(page.status, 200, "{page:?}");
-        Visitor {
-            token: page.hidden("form_token").expect("a form"),
-            ..visitor
-        }
+        let token = page.hidden("form_token").expect("a form");
+        secrets::of_pages(&token);
+        Visitor { token, ..visitor }
     }
 
     pub(crate) async fn get(&self, visitor: &Visitor, path: &str) -> PageSeen {
@@ -262,6 +267,7 @@ impl Console {
         head.push_str("\r\n");
         let bytes = [head.as_bytes(), body.as_bytes()].concat();
         let (status, headers, text) = program::exchange(&self.address, &bytes).await;
+        secrets::check_page(path, &text);
         PageSeen { status, headers, text }
     }
 }

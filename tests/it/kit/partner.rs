@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::kit::{
     amqp::Message,
     auditor::{Expect, Reservation},
+    secrets,
 };
 
 /// A partner with one key and one connection.
@@ -23,9 +24,11 @@ pub(crate) struct Partner {
 
 impl Partner {
     pub(crate) fn new(enterprise: &str) -> Self {
+        let key = new_key();
+        secrets::key(&key.to_secret_bytes());
         Self {
             enterprise: enterprise.to_owned(),
-            key: new_key(),
+            key,
             client: Uuid::new_v4(),
             connection: Uuid::new_v4(),
             partners_client: format!("{enterprise}-customer"),

@@ -1,10 +1,10 @@
 //! What no program may say where others read it: passwords, tokens, private keys, and of messages their bodies, signed texts and
 //! signatures. Everything that a test uses is remembered, and what its programs wrote is searched for it when they end: logs (at
-//! trace for a good part of them), complaints, metrics, and what the audit has. What a command answers on stdout may hold a
-//! message that was asked for; a password it may not.
+//! trace for a good part of them), complaints, metrics, traces, what the audit has, what the API answers and the console's pages.
+//! What a command answers on stdout, and the page of one message, may hold a message that was asked for; a password they may not.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     process::Output,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -16,12 +16,18 @@ use super::amqp::Message;
 
 /// Messages whose words are searched for: the first so many, and as many of the last.
 const MESSAGES: usize = 8;
+/// Private keys that are searched for: the newest so many.
+const KEYS: usize = 32;
 /// Bytes of a text that tell it from others.
 const PIECE: usize = 40;
 
 #[derive(Default)]
 struct Used {
     passwords: BTreeSet<String>,
+    /// In hexadecimal.
+    keys: VecDeque<String>,
+    /// What a page carries for its own session, and nobody else reads.
+    of_pages: BTreeSet<String>,
     /// Bodies and signed texts.
     first: Vec<String>,
     last: Vec<String>,
@@ -33,7 +39,23 @@ fn used() -> MutexGuard<'static, Option<Used>> {
     USED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A password, a token or a private key.
+/// A partner's private key.
+pub(crate) fn key(secret: &[u8]) {
+    let mut used = used();
+    let keys = &mut used.get_or_insert_default().keys;
+    keys.push_back(hex::encode(secret));
+    if keys.len() > KEYS {
+        keys.pop_front();
+    }
+}
+
+/// What stands in the forms of a session's pages, and in nothing else.
+pub(crate) fn of_pages(token: &str) {
+    assert!(token.len() >= 8, "nobody guesses it: {token}");
+    used().get_or_insert_default().of_pages.insert(token.to_owned());
+}
+
+/// A password, or a token.
 pub(crate) fn password(secret: &str) {
     // What is shorter stands in other words too.
     if secret.len() >= 8 {
@@ -137,10 +159,10 @@ fn signature(text: &str) -> Option<&str> {
     None
 }
 
-/// Passwords in a text.
+/// Passwords and private keys in a text.
 fn passwords_in(text: &str) -> Vec<String> {
     let used = used();
-    let passwords = used.iter().flat_map(|used| &used.passwords);
+    let passwords = used.iter().flat_map(|used| used.passwords.iter().chain(&used.keys));
     passwords.filter(|secret| text.contains(*secret)).cloned().collect()
 }
 
@@ -150,6 +172,7 @@ pub(crate) fn found(text: &str) -> Vec<String> {
     all.extend(signature(text).map(str::to_owned));
     let used = used();
     for used in used.iter() {
+        all.extend(used.of_pages.iter().filter(|token| text.contains(*token)).cloned());
         for text_of in used.first.iter().chain(&used.last) {
             all.extend(forms(text_of).into_iter().filter(|form| text.contains(form.as_str())));
         }
@@ -164,6 +187,36 @@ pub(crate) fn check(place: &str, text: &str) {
     }
     let found = found(text);
     assert!(found.is_empty(), "{place} holds what nobody may read there: {found:?}");
+}
+
+/// The same of what the API answers, which names the fields of an update as updates do: no password, and nobody's signature.
+pub(crate) fn check_answer(request: &str, text: &str) {
+    if std::thread::panicking() {
+        return;
+    }
+    let mut found = passwords_in(text);
+    found.extend(signature(text).map(str::to_owned));
+    assert!(found.is_empty(), "the answer to {request} holds {found:?}");
+}
+
+/// The same of a page that a console shows. One that shows messages may hold them, and each its own forms' tokens.
+pub(crate) fn check_page(path: &str, text: &str) {
+    if std::thread::panicking() {
+        return;
+    }
+    // The way in carries the secret that it was opened with, to be sent as a form.
+    let mut leaked = passwords_in(text);
+    leaked.retain(|secret| !path.contains(secret.as_str()));
+    assert!(leaked.is_empty(), "the page {path} shows {leaked:?}");
+    let shows_messages = ["/letters/", "/export"].iter().any(|place| path.contains(place));
+    if shows_messages {
+        return;
+    }
+    let of_messages: Vec<String> = found(text)
+        .into_iter()
+        .filter(|found| !path.contains(found.as_str()) && !used().iter().any(|used| used.of_pages.contains(found)))
+        .collect();
+    assert!(of_messages.is_empty(), "the page {path} shows {of_messages:?}");
 }
 
 /// The same of a command: nothing at all in what it complains of, and no password in what it answers. A token is answered once,

@@ -866,17 +866,21 @@ impl Drop for Ground {
 
 /// Asks an address; the status and the body. Nothing where it does not answer.
 pub(crate) async fn get(url: &str) -> Option<(u16, String)> {
-    let url = url.to_owned();
+    let asked = url.to_owned();
     let asking = tokio::task::spawn_blocking(move || {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(10)))
             .build();
-        let mut answer = ureq::Agent::new_with_config(config).get(&url).call().ok()?;
+        let mut answer = ureq::Agent::new_with_config(config).get(&asked).call().ok()?;
         let text = answer.body_mut().read_to_string().ok()?;
         Some((answer.status().as_u16(), text))
     });
-    asking.await.expect("no panic")
+    let answer = asking.await.expect("no panic");
+    if let Some((_, text)) = &answer {
+        secrets::check(url, text);
+    }
+    answer
 }
 
 pub(crate) async fn run(database_url: &str, broker_url: &str, arguments: &[&str], stdin: &str) -> Output {
