@@ -5,6 +5,7 @@ pub(crate) mod ask;
 pub(crate) mod door;
 pub(crate) mod outlet;
 pub(crate) mod probe;
+pub(crate) mod rates;
 pub(crate) mod server;
 
 use std::{

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    hash::Hash,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -17,11 +16,11 @@ use super::{Site, answer::ApiRefused};
 use crate::{
     config::ApiSettings,
     desk::{Role, Token, TokenHolder},
-    http::door::Pulse,
+    http::{
+        door::Pulse,
+        rates::{REMEMBERED_MAX, Rates},
+    },
 };
-
-/// Tokens, and addresses of strangers, that are remembered at most; beyond that those go that have all of their rate left.
-const REMEMBERED_MAX: usize = 10_000;
 
 /// What a request brings along: its headers, and its connection.
 pub(super) struct Asker {
@@ -77,11 +76,11 @@ impl Site {
             return Err(ApiRefused::unauthorized());
         };
         if let Some(stranger) = stranger {
-            self.strangers.know(&token, stranger);
+            self.strangers.know(&token, &stranger);
         }
         let rate = holder.rate.and_then(|rate| u32::try_from(rate).ok());
         let rate = rate.unwrap_or(self.settings.rate_per_token);
-        if !self.rates.take(holder.token, rate, Instant::now()) {
+        if !self.rates.take(&[(holder.token, rate)], Instant::now()) {
             return Err(too_many(format!("this token may ask {rate} times a second")));
         }
         if holder.enterprise_id != enterprise_id || holder.role != role {
@@ -97,21 +96,21 @@ pub(super) fn too_many(error: impl Into<String>) -> ApiRefused {
 }
 
 /// How often is asked with tokens that do not count. Anybody can make up such, and each costs a question to the database: so many
-/// a second are asked of one address and of all, and the next is turned away before. A token that has counted once is none of
-/// these, whatever others do.
+/// a second are asked of one address and of all, and the next is turned away before. A token that is known to count is none of
+/// these, whatever others do: those that there are, are looked up before anybody is met, and now and then.
 #[derive(Debug)]
 pub(super) struct UnknownTokens {
     of_all: u32,
     of_one: u32,
     /// By address; none: all together.
     rates: Rates<Option<IpAddr>>,
-    /// Digests of the secrets of those that counted when they were asked for last.
+    /// Digests of the secrets of those that counted when they were looked up last.
     known: Mutex<HashMap<Uuid, [u8; 32]>>,
 }
 
-/// From where an unknown token came; none: from everywhere, by a proxy.
+/// Of whom it was taken that an unknown token came.
 #[derive(Debug)]
-pub(super) struct Stranger(Option<IpAddr>);
+pub(super) struct Stranger(Vec<(Option<IpAddr>, u32)>);
 
 impl UnknownTokens {
     pub(super) fn new(settings: &ApiSettings) -> Self {
@@ -128,36 +127,32 @@ impl UnknownTokens {
         if self.known().get(&token.id) == Some(&token.digest()) {
             return Ok(None);
         }
-        let busy = || too_many("too many tokens were tried that do not count: send this request again");
-        let from = Some(from).filter(|from| !from.is_loopback());
-        if from.is_some() && !self.rates.take(from, self.of_one, now) {
-            return Err(busy());
+        let mut of = vec![(None, self.of_all)];
+        // From this machine everybody comes by a proxy.
+        if !from.is_loopback() {
+            of.push((Some(from), self.of_one));
         }
-        if self.rates.take(None, self.of_all, now) {
-            return Ok(Some(Stranger(from)));
+        if self.rates.take(&of, now) {
+            return Ok(Some(Stranger(of)));
         }
-        // What was taken of the one has cost nothing.
-        self.give_back(from);
-        Err(busy())
+        Err(too_many(
+            "too many tokens were tried that do not count: send this request again",
+        ))
     }
 
     /// It counts: it is none of the strangers, and was none.
-    fn know(&self, token: &Token, Stranger(from): Stranger) {
-        self.rates.give_back(None);
-        self.give_back(from);
-        let mut known = self.known();
-        if known.len() >= REMEMBERED_MAX {
-            // Whoever asks again is known again.
-            known.clear();
-        }
-        known.insert(token.id, token.digest());
+    fn know(&self, token: &Token, Stranger(of): &Stranger) {
+        self.rates.give_back(of);
+        self.know_all([(token.id, token.digest())]);
     }
 
-    /// To one address; where everybody comes by a proxy none was asked.
-    fn give_back(&self, from: Option<IpAddr>) {
-        if from.is_some() {
-            self.rates.give_back(from);
+    /// These count. One more than there is room for, and those who ask again are known again.
+    pub(super) fn know_all(&self, tokens: impl IntoIterator<Item = (Uuid, [u8; 32])>) {
+        let mut known = self.known();
+        if known.len() >= 2 * REMEMBERED_MAX {
+            known.clear();
         }
+        known.extend(tokens);
     }
 
     /// It does not count, or no more.
@@ -170,87 +165,11 @@ impl UnknownTokens {
     }
 }
 
-/// How much each has left of its rate: as much as a second brings, and no more.
-#[derive(Debug)]
-pub(super) struct Rates<K>(Mutex<HashMap<K, Left>>);
-
-impl<K> Default for Rates<K> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Left {
-    requests: f64,
-    at: Instant,
-    rate: u32,
-}
-
-impl Left {
-    fn now(&self, now: Instant) -> f64 {
-        let rate = f64::from(self.rate);
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        (self.requests + passed * rate).min(rate)
-    }
-}
-
-impl<K: Copy + Eq + Hash> Rates<K> {
-    /// Whether one may ask once more.
-    fn take(&self, whose: K, rate: u32, now: Instant) -> bool {
-        let mut all = self.all();
-        if all.len() >= REMEMBERED_MAX && !all.contains_key(&whose) {
-            all.retain(|_, left| left.now(now) < f64::from(left.rate));
-        }
-        let left = all.entry(whose).or_insert(Left {
-            requests: f64::from(rate),
-            at: now,
-            rate,
-        });
-        let requests = Left { rate, ..*left }.now(now);
-        let may = requests >= 1.0;
-        *left = Left {
-            requests: if may { requests - 1.0 } else { requests },
-            at: now,
-            rate,
-        };
-        may
-    }
-
-    /// One of those that were taken does not count.
-    fn give_back(&self, whose: K) {
-        if let Some(left) = self.all().get_mut(&whose) {
-            left.requests = (left.requests + 1.0).min(f64::from(left.rate));
-        }
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<K, Left>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn a_token_has_as_many_requests_as_a_second_brings() {
-        let (rates, start) = (Rates::default(), Instant::now());
-        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let taken = |token, after: u64| {
-            let now = start + Duration::from_millis(after);
-            (0..20).filter(|_| rates.take(token, 10, now)).count()
-        };
-        assert_eq!(taken(one, 0), 10);
-        assert_eq!(taken(one, 0), 0);
-        assert_eq!(taken(other, 0), 10, "each has its own");
-        assert_eq!(taken(one, 350), 3);
-        assert_eq!(taken(one, 60_000), 10, "and no more than that");
-        rates.give_back(one);
-        assert_eq!(taken(one, 60_000), 1, "what was given back is there again");
-    }
 
     #[test]
     fn strangers_have_a_rate_and_who_is_known_has_not() {
@@ -269,7 +188,7 @@ mod tests {
         let tried = |from: &str| (0..20).filter(|_| met(&token(9), from).is_ok()).count();
         // Before the flood: it counts, and takes nothing from anybody.
         let stranger = met(&token(1), "192.0.2.1").expect("let in").expect("a stranger");
-        strangers.know(&token(1), stranger);
+        strangers.know(&token(1), &stranger);
         assert_eq!(tried("192.0.2.1"), 5, "of one address");
         assert_eq!(tried("192.0.2.2"), 2, "of all");
         assert_eq!(tried("192.0.2.3"), 0);
@@ -280,6 +199,10 @@ mod tests {
         assert!(met(&forged.expect("a token"), "192.0.2.1").is_err());
         strangers.forget(&token(1));
         assert!(met(&token(1), "192.0.2.1").is_err(), "it counts no more");
+        // What was looked up is known in the flood, its secret only.
+        strangers.know_all([(token(1).id, token(1).digest()), (token(3).id, [0; 32])]);
+        assert!(met(&token(1), "192.0.2.1").expect("known").is_none());
+        assert!(met(&token(3), "192.0.2.3").is_err());
         // By a proxy on this machine everybody comes from one address.
         let later = start + Duration::from_secs(60);
         let by_proxy = |_: &usize| strangers.meet(&token(9), IpAddr::from([127, 0, 0, 1]), later).is_ok();

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use self::{
-    access::{Asker, Rates, UnknownTokens, too_many},
+    access::{Asker, UnknownTokens, too_many},
     answer::{ApiRefused, REQUEST_ID, text_of},
     line::Line,
     outcome::UpdatesWaiting,
@@ -41,6 +41,7 @@ use crate::{
     http::{
         self, HttpError, Pieces,
         door::{ConnectionBounds, Connections},
+        rates::{REMEMBERED_MAX, Rates},
         server::Served,
     },
     retry::{Backoff, Waited},
@@ -53,7 +54,7 @@ use crate::{
 pub const OPENAPI: &str = include_str!("../../docs/openapi.json");
 /// Where that is answered.
 const OPENAPI_PATH: &str = "/openapi.json";
-/// How often the database is looked at for readiness.
+/// How often the database is looked at for readiness, and for the tokens that there are.
 const LOOK: Duration = Duration::from_secs(5);
 /// Who pauses, as readiness tells it.
 const SCHEMA: &str = "schema";
@@ -84,7 +85,7 @@ struct Site {
     line: Line,
     waiting: UpdatesWaiting,
     rates: Rates<Uuid>,
-    strangers: UnknownTokens,
+    strangers: Arc<UnknownTokens>,
     places: Places,
     /// As whom we publish.
     login: Option<String>,
@@ -102,8 +103,9 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let broker = BrokerSettings::from_settings(settings).map_err(Failure::Config)?;
     broker.check().map_err(|error| Failure::Setting(error.to_string()))?;
     let mut signals = Signals::new().map_err(|error| Failure::Ours(format!("signals can not be caught: {error}")))?;
+    let strangers = Arc::new(UnknownTokens::new(api));
     // An older or newer schema does not pass by waiting; a database that is away does.
-    match desk.check_schema().await {
+    match look(&desk, &strangers).await {
         Err(refusal) if refusal.kind != RefusalKind::Away => return Err(Failure::Desk(refusal)),
         Ok(()) | Err(_) => {}
     }
@@ -143,7 +145,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         answer: in_hand,
     }));
     tokio::spawn(look_at(
-        desk.clone(),
+        (desk.clone(), Arc::clone(&strangers)),
         Arc::clone(&health),
         Backoff::new(&settings.retry),
         stop.clone(),
@@ -153,7 +155,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
         line,
         waiting,
         rates: Rates::default(),
-        strangers: UnknownTokens::new(api),
+        strangers,
         places: Places::new(api),
         login,
         settings: api.clone(),
@@ -199,10 +201,22 @@ fn encryption(api: &ApiSettings) -> Result<Option<Arc<ListenerFiles>>, Failure> 
     }
 }
 
-/// Keeps readiness up to date with the database.
-async fn look_at(desk: Desk, health: Arc<Health>, mut backoff: Backoff, mut stop: watch::Receiver<bool>) {
+/// Looks at the database: whether its schema is ours, and which tokens there are.
+async fn look(desk: &Desk, strangers: &UnknownTokens) -> Result<(), Refusal> {
+    desk.check_schema().await?;
+    strangers.know_all(desk.valid_tokens(REMEMBERED_MAX).await?);
+    Ok(())
+}
+
+/// Keeps readiness and the tokens up to date with the database.
+async fn look_at(
+    (desk, strangers): (Desk, Arc<UnknownTokens>),
+    health: Arc<Health>,
+    mut backoff: Backoff,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
-        let wait = match desk.check_schema().await {
+        let wait = match look(&desk, &strangers).await {
             Ok(()) => {
                 backoff.reset();
                 health.set_paused_by(SCHEMA, None);

@@ -17,7 +17,7 @@ use super::{
     secret::{Secret, repeated},
 };
 
-pub(super) const SEE_LIST: &str = "config/default.toml lists every setting";
+pub(super) const SEE_LIST: &str = "`settled config reference` lists every setting";
 
 /// Where a value was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -397,7 +397,9 @@ impl Layers {
             .min_by_key(|candidate| {
                 // The right setting in the wrong section is nearer than a similar word.
                 let same_leaf = candidate.rsplit('.').next() == Some(leaf);
-                if same_leaf { 1 } else { levenshtein(name, candidate) }
+                let apart = levenshtein(name, candidate);
+                // Several sections may have it: then the one whose name is nearest.
+                (if same_leaf { 1 } else { apart }, apart)
             })
             .unwrap_or_default();
         let nearest = match origin {

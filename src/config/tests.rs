@@ -333,6 +333,13 @@ fn unknown_keys_are_named_with_place_and_neighbour() {
     for (name, key, nearest) in [
         ("SETTLED_WORKER__LANE", "worker.lane", "SETTLED_WORKER__LANES"),
         ("SETTLED_WORKR__LANES", "workr.lanes", "SETTLED_WORKER__LANES"),
+        // Other sections have one of this name too.
+        (
+            "SETTLED_WORKR__BATCH_MAX",
+            "workr.batch_max",
+            "SETTLED_WORKER__BATCH_MAX",
+        ),
+        ("SETTLED_APY__LISTEN", "apy.listen", "SETTLED_API__LISTEN"),
         ("SETTLED_WORKER__LANES__X", "worker.lanes.x", "SETTLED_WORKER__LANES"),
         ("SETTLED_BROKER__ULR", "broker.ulr", "SETTLED_BROKER_URL"),
         ("SETTLED_Worker__Lanes", "worker.lanes", "SETTLED_WORKER__LANES"),

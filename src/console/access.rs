@@ -1,7 +1,6 @@
 //! Who is let in, and as what.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Mutex, PoisonError},
@@ -17,7 +16,10 @@ use super::{
     sessions::{is_same, secret},
     who::{ConsoleRole, LetIn, NotLetIn, WayIn, name_of},
 };
-use crate::config::{ConsoleSettings, Settings};
+use crate::{
+    config::{ConsoleSettings, Settings},
+    http::rates::Rates,
+};
 
 /// The cookie's name.
 pub(super) const COOKIE_NAME: &str = "settled_console";
@@ -219,55 +221,26 @@ pub(super) fn cookie<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str
 
 /// Who asks without being signed in: how often each address may, how often all of them together, and how many at once.
 pub(super) struct Strangers {
-    rate: f64,
-    all: f64,
-    left: Mutex<StrangersLeft>,
+    rate: u32,
+    of_all: u32,
+    /// By address; none: all together.
+    rates: Rates<Option<IpAddr>>,
     places: Semaphore,
 }
 
-struct StrangersLeft {
-    all: Allowance,
-    each: HashMap<IpAddr, Allowance>,
-}
-
-/// Requests that are left of a rate, and when that was so.
-#[derive(Clone, Copy)]
-struct Allowance(f64, Instant);
-
-impl Allowance {
-    fn at(self, rate: f64, now: Instant) -> f64 {
-        (self.0 + now.saturating_duration_since(self.1).as_secs_f64() * rate).min(rate)
-    }
-}
-
 impl Strangers {
-    pub(super) fn new(settings: &ConsoleSettings, now: Instant) -> Self {
-        let all = f64::from(settings.rate_of_all_strangers);
+    pub(super) fn new(settings: &ConsoleSettings) -> Self {
         Self {
-            rate: f64::from(settings.rate_of_strangers),
-            all,
-            left: Mutex::new(StrangersLeft {
-                all: Allowance(all, now),
-                each: HashMap::new(),
-            }),
+            rate: settings.rate_of_strangers,
+            of_all: settings.rate_of_all_strangers,
+            rates: Rates::default(),
             places: Semaphore::new(settings.strangers_max),
         }
     }
 
     /// Whether one more may ask from this address.
     pub(super) fn take(&self, from: IpAddr, now: Instant) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let one = left.each.get(&from).map_or(self.rate, |one| one.at(self.rate, now));
-        let all = left.all.at(self.all, now);
-        if one < 1.0 || all < 1.0 {
-            return false;
-        }
-        left.all = Allowance(all - 1.0, now);
-        // Of whom nothing is taken is as if they had never asked: within a second there are no more than all may ask.
-        let rate = self.rate;
-        left.each.retain(|_, one| one.at(rate, now) < rate);
-        left.each.insert(from, Allowance(one - 1.0, now));
-        true
+        self.rates.take(&[(None, self.of_all), (Some(from), self.rate)], now)
     }
 
     /// A place for one whose answer takes time; none where there is none.
@@ -386,23 +359,18 @@ mod tests {
         let mut settings = console_settings();
         (settings.rate_of_strangers, settings.rate_of_all_strangers) = (3, 5);
         let start = Instant::now();
-        let strangers = Strangers::new(&settings, start);
+        let strangers = Strangers::new(&settings);
         let asks = |last: u8, now| strangers.take(IpAddr::from([10, 0, 0, last]), now);
         assert_eq!((0..9).filter(|_| asks(1, start)).count(), 3);
         assert!(asks(2, start), "another address has its own");
         assert_eq!((0..9).filter(|_| asks(3, start)).count(), 1, "they are five together");
         let later = start + Duration::from_secs(1);
         assert!(asks(1, later), "a second later");
-        let kept = |strangers: &Strangers| strangers.left.lock().expect("no one broke").each.len();
-        assert_eq!(kept(&strangers), 1, "the others are forgotten");
         // At once there are only so many.
-        let strangers = Strangers::new(
-            &ConsoleSettings {
-                strangers_max: 1,
-                ..settings
-            },
-            start,
-        );
+        let strangers = Strangers::new(&ConsoleSettings {
+            strangers_max: 1,
+            ..settings
+        });
         let first = strangers.place();
         assert!(first.is_some() && strangers.place().is_none());
         drop(first);

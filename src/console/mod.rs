@@ -220,7 +220,7 @@ impl Opened {
                 },
                 door,
                 sessions: Sessions::new(console),
-                strangers: Strangers::new(console, Instant::now()),
+                strangers: Strangers::new(console),
                 live: Arc::new(Live::new(&desk, console)),
                 watched: WatchedRuns::default(),
                 proofs: Proofs::default(),

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use super::who::{ConsoleRole, LetIn, Partners, WayIn};
-use crate::{config::ConsoleSettings, domain::digest::sha256};
+use crate::{config::ConsoleSettings, domain::digest::sha256, http::rates::Rates};
 
 /// Bytes of chance in a cookie, a link, or a form's token.
 const SECRET: usize = 32;
@@ -50,8 +50,6 @@ struct Kept {
     began: Timestamp,
     begun: Instant,
     used: Instant,
-    /// Requests that are left of its rate.
-    left: f64,
 }
 
 /// Something that nobody guesses, in hexadecimal.
@@ -93,6 +91,7 @@ pub(super) struct Sessions {
     lasts: Duration,
     most: usize,
     rate: u32,
+    rates: Rates<[u8; 32]>,
     ended_for: Duration,
     kept: Mutex<HashMap<[u8; 32], Kept>>,
     ended: Mutex<HashMap<String, KeptOut>>,
@@ -105,6 +104,7 @@ impl Sessions {
             lasts: settings.session_lasts,
             most: settings.sessions_max,
             rate: settings.rate_per_session,
+            rates: Rates::default(),
             ended_for: settings.ended_for,
             kept: Mutex::default(),
             ended: Mutex::default(),
@@ -156,7 +156,6 @@ impl Sessions {
                 began: Timestamp::now(),
                 begun: now,
                 used: now,
-                left: f64::from(self.rate),
             },
         );
         Ok(viewer)
@@ -222,14 +221,10 @@ impl Sessions {
         if !counts {
             return Found::Viewer(one.viewer.clone());
         }
-        let rate = f64::from(self.rate);
-        let passed = now.saturating_duration_since(one.used).as_secs_f64();
-        one.left = (one.left + passed * rate).min(rate);
         one.used = now;
-        if one.left < 1.0 {
+        if !self.rates.take(&[(key, self.rate)], now) {
             return Found::TooOften;
         }
-        one.left -= 1.0;
         Found::Viewer(one.viewer.clone())
     }
 
@@ -304,6 +299,7 @@ mod tests {
             lasts: Duration::from_secs(600),
             most,
             rate: 5,
+            rates: Rates::default(),
             ended_for: Duration::from_secs(300),
             kept: Mutex::default(),
             ended: Mutex::default(),

@@ -216,6 +216,16 @@ impl Desk {
         }
     }
 
+    /// Ids and digests of the tokens that count now: the newest, and so many at most.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn valid_tokens(&self, most: usize) -> Result<Vec<(Uuid, [u8; 32])>, Refusal> {
+        let found = self.store.valid_tokens(i64::try_from(most).unwrap_or(i64::MAX)).await?;
+        let kept = |(id, digest): (Uuid, Vec<u8>)| Some((id, <[u8; 32]>::try_from(digest).ok()?));
+        Ok(found.into_iter().filter_map(kept).collect())
+    }
+
     /// Every token, or those of one enterprise, without their secrets, which nobody knows.
     ///
     /// # Errors

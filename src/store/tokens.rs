@@ -207,6 +207,28 @@ impl Store {
         Ok(rows.iter().map(token).collect())
     }
 
+    /// Ids and digests of those that are accepted now, the newest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn valid_tokens(&self, most: i64) -> Result<Vec<(Uuid, Vec<u8>)>, StoreError> {
+        let rows = self
+            .session("valid_tokens")
+            .await?
+            .query(
+                "/* tokens::valid_tokens */
+                SELECT id, digest
+                FROM settled.tokens
+                WHERE revoked_at IS NULL
+                  AND expires_at > clock_timestamp()
+                ORDER BY created_at DESC, id
+                LIMIT $1",
+                &[&most],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get("id"), row.get("digest"))).collect())
+    }
+
     /// A token with its digest.
     ///
     /// # Errors

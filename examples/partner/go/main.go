@@ -2,7 +2,8 @@
 //
 //	echo '{"status":"cleared","allocationId":"..", ..}' | BROKER_URL=amqps://.. ENTERPRISE_ID=northwind PARTNER_KEY=<hex> partner
 //
-// The fields stand in docs/partners.md. It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
+// The fields stand in docs/partners.md. OWN_EXCHANGE=yes: the operator made an exchange and a queue for this partner.
+// It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
 package main
 
 import (
@@ -72,18 +73,19 @@ func main() {
 	channel := must(connection.Channel())
 	must(0, channel.Confirm(false))
 	returned := channel.NotifyReturn(make(chan amqp.Return, 1))
-	// A queue of one's own, bound before anything is sent: what is told from now on is kept there.
-	outcomes := enterprise + ".outcomes"
-	must(channel.QueueDeclare(outcomes, true, false, false, false, amqp.Table{"x-queue-type": "quorum"}))
-	must(0, channel.QueueBind(outcomes, "*.*."+enterprise, "settlement.events", false, nil))
-	confirmation := must(channel.PublishWithDeferredConfirmWithContext(context.Background(), "settlement.updates",
+	exchange, outcomes := "settlement.updates."+enterprise, "settlement.outcomes."+enterprise
+	if os.Getenv("OWN_EXCHANGE") == "" {
+		// A queue of one's own, bound before anything is sent: what is told from now on is kept there.
+		exchange, outcomes = "settlement.updates", enterprise+".outcomes"
+		must(channel.QueueDeclare(outcomes, true, false, false, false, amqp.Table{"x-queue-type": "quorum"}))
+		must(0, channel.QueueBind(outcomes, "*.*."+enterprise, "settlement.events", false, nil))
+	}
+	confirmation := must(channel.PublishWithDeferredConfirmWithContext(context.Background(), exchange,
 		enterprise+"."+kind+".update", true, false, amqp.Publishing{
-			ContentType: "application/json", DeliveryMode: amqp.Persistent, MessageId: nonce,
-			UserId: must(amqp.ParseURI(url)).Username, Body: body,
+			ContentType: "application/json", DeliveryMode: amqp.Persistent, MessageId: nonce, UserId: must(amqp.ParseURI(url)).Username, Body: body,
 		}))
-	// What no queue takes comes back before its confirm.
 	if !confirmation.Wait() || len(returned) > 0 {
-		log.Fatal("the broker did not take it: send the same bytes again")
+		log.Fatal("the broker did not take it, or no queue did: send the same bytes again")
 	}
 	log.Print("published, and confirmed by the broker")
 

@@ -3,7 +3,8 @@
 //
 //   echo '{"status":"cleared","allocationId":"..", ..}' | BROKER_URL=amqps://.. ENTERPRISE_ID=northwind PARTNER_KEY=<hex> node partner.js
 //
-// The fields stand in docs/partners.md. It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
+// The fields stand in docs/partners.md. OWN_EXCHANGE=yes: the operator made an exchange and a queue for this partner.
+// It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
 
 import { createHash } from 'node:crypto';
 import { text } from 'node:stream/consumers';
@@ -11,7 +12,14 @@ import process from 'node:process';
 import message from '@bitgo-forks/bitcoinjs-message';
 import amqp from 'amqplib';
 
-const { BROKER_URL = '', ENTERPRISE_ID = '', PARTNER_KEY = '' } = process.env;
+/** @param {string} name */
+function setting(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`set ${name}: the head of this file says to what`);
+  return value;
+}
+
+const [BROKER_URL, ENTERPRISE_ID, PARTNER_KEY] = ['BROKER_URL', 'ENTERPRISE_ID', 'PARTNER_KEY'].map(setting);
 const PATIENCE = 30_000;
 
 /** The body. The payload is signed as the very text that travels in it.
@@ -44,10 +52,13 @@ async function main() {
 
   const connection = await amqp.connect(BROKER_URL);
   const channel = await connection.createConfirmChannel();
-  // A queue of one's own, bound before anything is sent: what is told from now on is kept there.
-  const outcomes = `${ENTERPRISE_ID}.outcomes`;
-  await channel.assertQueue(outcomes, { durable: true, arguments: { 'x-queue-type': 'quorum' } });
-  await channel.bindQueue(outcomes, 'settlement.events', `*.*.${ENTERPRISE_ID}`);
+  let [exchange, outcomes] = [`settlement.updates.${ENTERPRISE_ID}`, `settlement.outcomes.${ENTERPRISE_ID}`];
+  if (!process.env.OWN_EXCHANGE) {
+    // A queue of one's own, bound before anything is sent: what is told from now on is kept there.
+    [exchange, outcomes] = ['settlement.updates', `${ENTERPRISE_ID}.outcomes`];
+    await channel.assertQueue(outcomes, { durable: true, arguments: { 'x-queue-type': 'quorum' } });
+    await channel.bindQueue(outcomes, 'settlement.events', `*.*.${ENTERPRISE_ID}`);
+  }
 
   /** @type {Promise<any>} */
   const outcome = new Promise((resolve) => {
@@ -65,7 +76,7 @@ async function main() {
   channel.once('return', () => {
     throw new Error('no queue takes it: run `settled topology`');
   });
-  channel.publish('settlement.updates', `${ENTERPRISE_ID}.${kind}.update`, body, {
+  channel.publish(exchange, `${ENTERPRISE_ID}.${kind}.update`, body, {
     contentType: 'application/json',
     persistent: true,
     mandatory: true,

@@ -2,7 +2,8 @@
 
     echo '{"status":"cleared","allocationId":"..", ..}' | BROKER_URL=amqps://.. ENTERPRISE_ID=northwind PARTNER_KEY=<hex> python partner.py
 
-The fields stand in docs/partners.md. It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
+The fields stand in docs/partners.md. OWN_EXCHANGE=yes: the operator made an exchange and a queue for this partner.
+It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
 """
 
 import hashlib
@@ -65,10 +66,12 @@ def main():
     connection = pika.BlockingConnection(parameters)
     channel = connection.channel()
     channel.confirm_delivery()
-    # A queue of one's own, bound before anything is sent: what is told from now on is kept there.
-    outcomes = enterprise + ".outcomes"
-    channel.queue_declare(outcomes, durable=True, arguments={"x-queue-type": "quorum"})
-    channel.queue_bind(outcomes, "settlement.events", "*.*." + enterprise)
+    exchange, outcomes = "settlement.updates." + enterprise, "settlement.outcomes." + enterprise
+    if "OWN_EXCHANGE" not in os.environ:
+        # A queue of one's own, bound before anything is sent: what is told from now on is kept there.
+        exchange, outcomes = "settlement.updates", enterprise + ".outcomes"
+        channel.queue_declare(outcomes, durable=True, arguments={"x-queue-type": "quorum"})
+        channel.queue_bind(outcomes, "settlement.events", "*.*." + enterprise)
     properties = pika.BasicProperties(
         content_type="application/json",
         delivery_mode=2,
@@ -76,7 +79,7 @@ def main():
         user_id=parameters.credentials.username,
     )
     # Returns once the broker has confirmed it, and raises if it does not or if no queue takes it.
-    channel.basic_publish("settlement.updates", f"{enterprise}.{kind}.update", body, properties, mandatory=True)
+    channel.basic_publish(exchange, f"{enterprise}.{kind}.update", body, properties, mandatory=True)
     print("published, and confirmed by the broker", file=sys.stderr)
 
     code = 2

@@ -4,12 +4,13 @@
 //! $ echo '{"status":"cleared","allocationId":"..", ..}' | BROKER_URL=amqps://.. ENTERPRISE_ID=northwind PARTNER_KEY=<hex> cargo run --example partner
 //! ```
 //!
-//! The fields stand in docs/partners.md. It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
+//! The fields stand in docs/partners.md. OWN_EXCHANGE=yes: the operator made an exchange and a queue for this partner.
+//! It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
 
 use std::{env, error::Error, io, process::ExitCode, time::Duration};
 
 use futures_util::StreamExt as _;
-use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties, options::*, types::*};
+use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties, options::*, types::*, uri::AMQPUri};
 use secp256k1::{Message, SecretKey, ecdsa::RecoverableSignature};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -50,8 +51,9 @@ fn is_about(event: &Value, fields: &Map<String, Value>, digest: &str) -> bool {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let (url, enterprise) = (env::var("BROKER_URL")?, env::var("ENTERPRISE_ID")?);
-    let secret = hex::decode(env::var("PARTNER_KEY")?)?;
+    let setting = |name: &str| env::var(name).map_err(|_| format!("set {name}: the head of this file says to what"));
+    let (url, enterprise) = (setting("BROKER_URL")?, setting("ENTERPRISE_ID")?);
+    let secret = hex::decode(setting("PARTNER_KEY")?)?;
     let key = SecretKey::from_secret_bytes(secret.try_into().map_err(|_| "32 bytes")?)?;
     let fields: Map<String, Value> = serde_json::from_reader(io::stdin())?;
     let body = signed(&key, &fields);
@@ -62,32 +64,39 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    // A queue of one's own, bound before anything is sent: what is told from now on is kept there.
-    let outcomes = format!("{enterprise}.outcomes");
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
+    let own = env::var_os("OWN_EXCHANGE").is_some();
+    let [exchange, queue] = match own {
+        true => ["updates", "outcomes"].map(|what| ShortString::from(format!("settlement.{what}.{enterprise}"))),
+        false => ["settlement.updates".into(), format!("{enterprise}.outcomes").into()],
     };
-    let mut quorum = FieldTable::default();
-    quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    let (queue, none) = (ShortString::from(outcomes), FieldTable::default());
-    channel.queue_declare(queue.clone(), durable, quorum).await?;
-    let (mine, plain) = (format!("*.*.{enterprise}").into(), QueueBindOptions::default());
-    let bound = channel.queue_bind(queue.clone(), "settlement.events".into(), mine, plain, none.clone());
-    bound.await?;
+    let none = FieldTable::default();
+    if !own {
+        // A queue of one's own, bound before anything is sent: what is told from now on is kept there.
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let mut quorum = FieldTable::default();
+        quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        channel.queue_declare(queue.clone(), durable, quorum).await?;
+        let (mine, plain) = (format!("*.*.{enterprise}").into(), QueueBindOptions::default());
+        let bound = channel.queue_bind(queue.clone(), "settlement.events".into(), mine, plain, none.clone());
+        bound.await?;
+    }
     let consuming = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), none);
     let mut told = consuming.await?;
 
     let properties = BasicProperties::default()
         .with_content_type("application/json".into())
         .with_delivery_mode(2)
+        .with_user_id(url.parse::<AMQPUri>()?.authority.userinfo.username.into())
         .with_message_id(fields["nonce"].as_str().unwrap_or_default().into());
     let route = format!("{enterprise}.{kind}.update").into();
     let mandatory = BasicPublishOptions {
         mandatory: true,
         ..BasicPublishOptions::default()
     };
-    let sent = channel.basic_publish("settlement.updates".into(), route, mandatory, &body, properties);
+    let sent = channel.basic_publish(exchange, route, mandatory, &body, properties);
     if !matches!(sent.await?.await?, Confirmation::Ack(None)) {
         return Err("the broker did not take it, or no queue does: publish it again".into());
     }

@@ -3,7 +3,8 @@
 //   npm ci && npx tsc
 //   echo '{"status":"cleared","allocationId":"..", ..}' | BROKER_URL=amqps://.. ENTERPRISE_ID=northwind PARTNER_KEY=<hex> node partner.js
 //
-// The fields stand in docs/partners.md. It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
+// The fields stand in docs/partners.md. OWN_EXCHANGE=yes: the operator made an exchange and a queue for this partner.
+// It prints the outcome's event; exit 0: settled, 1: refused, 2: nothing was heard.
 
 import { createHash } from 'node:crypto';
 import { text } from 'node:stream/consumers';
@@ -11,7 +12,13 @@ import process from 'node:process';
 import message from '@bitgo-forks/bitcoinjs-message';
 import amqp, { type ConsumeMessage } from 'amqplib';
 
-const { BROKER_URL = '', ENTERPRISE_ID = '', PARTNER_KEY = '' } = process.env;
+function setting(name: string): string {
+  const value = process.env[name];
+  if (!value) throw new Error(`set ${name}: the head of this file says to what`);
+  return value;
+}
+
+const [BROKER_URL, ENTERPRISE_ID, PARTNER_KEY] = [setting('BROKER_URL'), setting('ENTERPRISE_ID'), setting('PARTNER_KEY')];
 const PATIENCE = 30_000;
 
 /** What is signed; quantities are text, for no number of JavaScript holds them. */
@@ -62,10 +69,13 @@ async function main(): Promise<number> {
 
   const connection = await amqp.connect(BROKER_URL);
   const channel = await connection.createConfirmChannel();
-  // A queue of one's own, bound before anything is sent: what is told from now on is kept there.
-  const outcomes = `${ENTERPRISE_ID}.outcomes`;
-  await channel.assertQueue(outcomes, { durable: true, arguments: { 'x-queue-type': 'quorum' } });
-  await channel.bindQueue(outcomes, 'settlement.events', `*.*.${ENTERPRISE_ID}`);
+  let [exchange, outcomes] = [`settlement.updates.${ENTERPRISE_ID}`, `settlement.outcomes.${ENTERPRISE_ID}`];
+  if (!process.env.OWN_EXCHANGE) {
+    // A queue of one's own, bound before anything is sent: what is told from now on is kept there.
+    [exchange, outcomes] = ['settlement.updates', `${ENTERPRISE_ID}.outcomes`];
+    await channel.assertQueue(outcomes, { durable: true, arguments: { 'x-queue-type': 'quorum' } });
+    await channel.bindQueue(outcomes, 'settlement.events', `*.*.${ENTERPRISE_ID}`);
+  }
 
   const outcome = new Promise<OutcomeEvent | undefined>((resolve, reject) => {
     setTimeout(() => resolve(undefined), PATIENCE).unref();
@@ -83,7 +93,7 @@ async function main(): Promise<number> {
   channel.once('return', () => {
     throw new Error('no queue takes it: run `settled topology`');
   });
-  channel.publish('settlement.updates', `${ENTERPRISE_ID}.${kind}.update`, body, {
+  channel.publish(exchange, `${ENTERPRISE_ID}.${kind}.update`, body, {
     contentType: 'application/json',
     persistent: true,
     mandatory: true,

@@ -11,7 +11,14 @@ import amqp from 'amqplib';
 import { HTTP } from 'cloudevents';
 import pg from 'pg';
 
-const { BROKER_URL = '', STORE = '', STOP_AFTER = '0' } = process.env;
+/** @param {string} name */
+function setting(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`set ${name}: the head of this file says to what`);
+  return value;
+}
+
+const [BROKER_URL, STORE, STOP_AFTER] = [setting('BROKER_URL'), setting('STORE'), process.env.STOP_AFTER ?? '0'];
 
 const SCHEMA = `
   CREATE SCHEMA IF NOT EXISTS subscriber;

@@ -74,6 +74,21 @@ fn everything_that_is_wrong_is_said() {
 }
 
 #[test]
+fn an_amount_that_is_none_is_one_line() {
+    let amount = r#""amount":{"currency":"BTC","quantity":"100000000"}"#;
+    for other in [r#""sum":"1""#, r#""amount":"1""#, r#""amount":[]"#] {
+        let report = look(&signed(&FIELDS.replace(amount, other)));
+        let lines: Vec<_> = report
+            .checks
+            .iter()
+            .filter(|check| check.name.starts_with("amount"))
+            .collect();
+        assert_eq!(lines.len(), 1, "{other}: {lines:?}");
+        assert_eq!(wrong(&report), [("amount", "invalid_field")], "{other}");
+    }
+}
+
+#[test]
 fn each_difference_between_payload_and_body_is_said() {
     let good = signed(FIELDS);
     // The first is the body's own: what is signed stands escaped behind it.

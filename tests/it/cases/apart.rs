@@ -23,7 +23,7 @@ use crate::kit::{
 };
 
 /// The users of an export, made on this place's vhost.
-struct Users {
+pub(super) struct Users {
     names: Vec<String>,
     broker: String,
     vhost: String,
@@ -31,7 +31,7 @@ struct Users {
 
 impl Users {
     /// Makes what was exported: users with a password, and the definitions.
-    async fn of(place: &Place, exported: &Value) -> Self {
+    pub(super) async fn of(place: &Place, exported: &Value) -> Self {
         let mut names = Vec::new();
         for permission in exported["definitions"]["permissions"].as_array().expect("permissions") {
             let name = permission["user"].as_str().expect("a user").to_owned();
@@ -60,12 +60,12 @@ impl Users {
         }
     }
 
-    fn url(&self, name: &str) -> String {
+    pub(super) fn url(&self, name: &str) -> String {
         assert!(self.names.iter().any(|known| known == name), "{name}: {:?}", self.names);
         with_path(&format!("amqp://{name}:secret@{}/", address(&self.broker)), &self.vhost)
     }
 
-    async fn forget(self, place: &Place) {
+    pub(super) async fn forget(self, place: &Place) {
         for name in self.names {
             place
                 .services

@@ -148,6 +148,26 @@ async fn strangers_are_turned_away_and_who_is_known_is_not() {
         (api.get(&list, &new).await.status == 200).then_some(())
     })
     .await;
+    // After a new start they are known before anybody asks; one that was made since, soon.
+    api.stop().await;
+    let api = Api::start(&place, &[("SETTLED_API__RATE_OF_STRANGERS", "1")]).await;
+    let flood = async || {
+        let strange = format!("stl_{}_{}", Uuid::new_v4().simple(), "0".repeat(64));
+        until("a stranger is turned away", PATIENCE, async || {
+            (api.get(&list, &strange).await.status == 429).then_some(())
+        })
+        .await;
+    };
+    for known in [&known, &new] {
+        flood().await;
+        assert_eq!(api.get(&list, known).await.status, 200, "in the flood");
+    }
+    let newest = token(&place, "acme", "partner", &[]).await;
+    until("the newest one is known", PATIENCE, async || {
+        flood().await;
+        (api.get(&list, &newest).await.status == 200).then_some(())
+    })
+    .await;
     // And one that was known and is revoked does not count.
     place.json(&["token", "revoke", &known]).await;
     assert_eq!(api.get(&list, &known).await.refusal(401), "unauthorized");
@@ -291,4 +311,133 @@ async fn who_writes_all_of_a_large_body_first_hears_the_answer() {
     tokio::time::timeout(Duration::from_secs(20), api.stop())
         .await
         .expect("it stops");
+}
+
+/// What comes back for these bytes, until the connection is closed: status and body of each answer.
+async fn answers(api: &Api, request: &str) -> Vec<(u16, String)> {
+    let mut stream = TcpStream::connect(api.address()).await.expect("it listens");
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut text = String::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    read.expect("it closes").expect("text");
+    let each = text.split("HTTP/1.1 ").skip(1);
+    each.map(|answer| {
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        assert!(!head.contains("server:"), "{head}");
+        (head[..3].parse().expect("a status"), body.to_owned())
+    })
+    .collect()
+}
+
+/// Odd requests of a stranger and of a partner: each has one answer of one shape, who may not ask is not asked for its body, and
+/// what stands behind a refused update is taken for no request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn odd_requests_have_one_answer_of_one_shape() {
+    let partner = Partner::new("acme");
+    let place = place_of("api_odd", &partner).await;
+    let api = Api::start(&place, &[("SETTLED_API__RATE_OF_STRANGERS", "1000")]).await;
+    let acme = token(&place, "acme", "partner", &["--rate", "1000"]).await;
+    let path = format!("{ROOT}/acme/partners/allocations");
+    let bearer = format!("authorization: Bearer {acme}\r\n");
+    let behind = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{bearer}connection: close\r\n\r\n");
+    let ends = "connection: close\r\n";
+    let put = |more: &str| format!("PUT {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}");
+    let get = |method: &str, target: &str| format!("{method} {target} HTTP/1.1\r\nhost: x\r\n{ends}");
+    let trailers = "0\r\nauthorization: Bearer x\r\nx-user: y\r\n\r\n";
+    // The head without who asks, the rest, and what a stranger and a partner are answered.
+    let odd: Vec<(String, String, &[u16], &[u16])> = vec![
+        (get("OPTIONS", &path), String::new(), &[405], &[405]),
+        (get("OPTIONS", "*"), String::new(), &[404], &[404]),
+        (get("TRACE", &path), String::new(), &[405], &[405]),
+        (get("DELETE", &path), String::new(), &[405], &[405]),
+        (get("CONNECT", "elsewhere.example:443"), String::new(), &[404], &[404]),
+        (
+            get("GET", &format!("http://elsewhere.example{path}")),
+            String::new(),
+            &[401],
+            &[200],
+        ),
+        (get("GET", &format!("{path}/")), String::new(), &[404], &[404]),
+        (
+            get("GET", &format!("{ROOT}/acme/receipts/%00")),
+            String::new(),
+            &[401],
+            &[400],
+        ),
+        (get("GET", &format!("{path}?prevId=%ff")), String::new(), &[401], &[400]),
+        (
+            get("GET", &path) + "if-none-match: *\r\nrange: bytes=0-5\r\n",
+            String::new(),
+            &[401],
+            &[200],
+        ),
+        (
+            get("GET", &path) + "authorization: Basic eDp5\r\n",
+            String::new(),
+            &[401],
+            &[401],
+        ),
+        (
+            get("GET", &path) + "content-length: 5\r\n",
+            "hello".to_owned(),
+            &[401],
+            &[200],
+        ),
+        (put(ends), String::new(), &[401], &[400]),
+        (
+            put(ends) + "content-encoding: gzip\r\ncontent-length: 2\r\n",
+            "{}".to_owned(),
+            &[401],
+            &[400],
+        ),
+        (
+            put(ends) + "transfer-encoding: chunked\r\n",
+            format!("2\r\n{{}}\r\n{trailers}"),
+            &[401],
+            &[400],
+        ),
+        (
+            put("transfer-encoding: chunked\r\n"),
+            "zz\r\n".to_owned(),
+            &[401],
+            &[400],
+        ),
+        (
+            put(ends) + "expect: 100-continue\r\ncontent-length: 2\r\n",
+            "{}".to_owned(),
+            &[401],
+            &[100, 400],
+        ),
+        // A second request behind the first: one of its own for who may ask, and nothing for who may not.
+        (
+            put("content-length: 2\r\n"),
+            format!("{{}}{behind}"),
+            &[401],
+            &[400, 200],
+        ),
+        (
+            put("content-length: 2\r\ntransfer-encoding: chunked\r\n"),
+            format!("0\r\n\r\n{behind}"),
+            &[401],
+            &[400],
+        ),
+    ];
+    for (head, rest, of_stranger, of_partner) in odd {
+        for (who, expected) in [("", of_stranger), (&*bearer, of_partner)] {
+            let found = answers(&api, &format!("{head}{who}\r\n{rest}")).await;
+            let statuses: Vec<u16> = found.iter().map(|(status, _)| *status).collect();
+            assert_eq!(statuses, expected, "{head}{rest}: {found:?}");
+            for (_, body) in found.iter().filter(|(status, _)| *status >= 400) {
+                let error: serde_json::Value = serde_json::from_str(body).expect("JSON");
+                for field in ["error", "name", "requestId"] {
+                    assert!(error[field].is_string(), "{head}: {body}");
+                }
+                assert!(!body.contains(&acme) && !body.contains("elsewhere"), "{body}");
+            }
+        }
+    }
+    // Its length is told, and nothing comes.
+    let head = format!("{}{bearer}\r\n", get("HEAD", &path));
+    assert_eq!(answers(&api, &head).await, [(200, String::new())]);
+    api.stop().await;
 }

@@ -38,13 +38,13 @@ pub(super) async fn web_tools() -> Result<PathBuf, String> {
 }
 
 /// The browser and what drives it.
-struct Browser {
+pub(super) struct Browser {
     tools: PathBuf,
     chromium: PathBuf,
 }
 
 impl Browser {
-    async fn new() -> Result<Self, String> {
+    pub(super) async fn new() -> Result<Self, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let tools = web_tools().await?;
         let lock = tools.join("lock").display().to_string();
@@ -73,9 +73,16 @@ impl Browser {
         });
         let fields = wish.as_object_mut().expect("an object");
         fields.extend(more.as_object().expect("an object").clone());
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/tools/console.js");
+        let longer = wish["minutes"].as_u64().unwrap_or_default() * 60;
+        let patience = 4 * PATIENCE + Duration::from_secs(longer);
+        self.tell("console.js", &wish, patience).await;
+    }
+
+    /// Has a script of tests/it/tools do what is wished. What is wrong in it is a panic.
+    pub(super) async fn tell(&self, script: &str, wish: &Value, patience: Duration) {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tools");
         let mut child = tokio::process::Command::new("node")
-            .arg(script)
+            .arg(scripts.join(script))
             .args([&self.tools, &self.chromium])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -86,8 +93,6 @@ impl Browser {
         let mut stdin = child.stdin.take().expect("a pipe");
         stdin.write_all(wish.to_string().as_bytes()).await.expect("it reads");
         drop(stdin);
-        let longer = wish["minutes"].as_u64().unwrap_or_default() * 60;
-        let patience = 4 * PATIENCE + Duration::from_secs(longer);
         let ended = tokio::time::timeout(patience, child.wait_with_output()).await;
         let output = ended.expect("the story ends").expect("node runs");
         assert!(output.status.success(), "{}", said(&output));
@@ -124,6 +129,8 @@ fn every_picture_is_made_here_and_shown() {
     let mut there: Vec<String> = in_directory
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .collect();
+    // The dashboard's, which dashboard.rs has made.
+    made.push("dashboard-load.png".to_owned());
     made.sort();
     there.sort();
     assert_eq!(made, there);

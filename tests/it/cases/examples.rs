@@ -5,10 +5,14 @@ use std::{path::PathBuf, process::Stdio};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::pages::{read, root};
+use super::{
+    apart::Users,
+    pages::{read, root},
+};
 use crate::kit::{
     amqp::Message,
     auditor::{Expect, Reservation},
+    command::ask,
     contract,
     partner::Partner,
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, count, said, skip, until},
@@ -49,8 +53,12 @@ fn example(name: &str, arguments: &[&str]) -> Command {
 /// Runs a partner's example with these fields; its exit code and the event that it printed.
 async fn says(place: &Place, name: &str, partner: &Partner, fields: &Value) -> (Option<i32>, Value) {
     let mut command = example(name, &[]);
+    command.env("BROKER_URL", &place.broker_url);
+    heard(command, name, partner, fields).await
+}
+
+async fn heard(mut command: Command, name: &str, partner: &Partner, fields: &Value) -> (Option<i32>, Value) {
     command
-        .env("BROKER_URL", &place.broker_url)
         .env("ENTERPRISE_ID", &partner.enterprise)
         .env("PARTNER_KEY", hex::encode(partner.key.to_secret_bytes()))
         .stdin(Stdio::piped())
@@ -75,7 +83,8 @@ fn fields(partner: &Partner, reservation: &Reservation, status: &str) -> Value {
     serde_json::from_str(&draft.fields.text()).expect("JSON")
 }
 
-/// Clears one, releases one with text beyond ASCII, is refused for one.
+/// Clears one, releases one with text beyond ASCII, is refused for one; and clears one as a user who may do what the export lets a
+/// partner do, and nothing else.
 async fn a_partner_in(name: &str, test: &str) {
     let place = Place::new("examples_partner").await;
     let partner = Partner::new("northwind");
@@ -85,10 +94,11 @@ async fn a_partner_in(name: &str, test: &str) {
         partner.allocation("BTC", "10"),
         partner.allocation("BTC", "20"),
         partner.allocation("BTC", "30"),
+        partner.allocation("BTC", "40"),
     ];
     place.reserve(&reservations).await;
     let worker = place.ready_worker(&[]).await;
-    let [first, second, third] = &reservations;
+    let [first, second, third, fourth] = &reservations;
     let (code, event) = says(&place, name, &partner, &fields(&partner, first, "cleared")).await;
     assert_eq!(
         (code, &event["type"]),
@@ -111,6 +121,22 @@ async fn a_partner_in(name: &str, test: &str) {
     assert_eq!(
         (code, &event["data"]["reason"]),
         (Some(1), &json!("allocation_mismatch")),
+        "{event}"
+    );
+    let user = format!("{}_northwind", place.name);
+    place
+        .json(&["partner", "set", "--enterprise-id", "northwind", "--broker-user", &user])
+        .await;
+    place.json(&["topology"]).await;
+    let exported = ask(&place, &["topology", "export", "--partner", "northwind"]).await;
+    let users = Users::of(&place, &exported.document(0)).await;
+    let mut command = example(name, &[]);
+    command.env("BROKER_URL", users.url(&user)).env("OWN_EXCHANGE", "yes");
+    let (code, event) = heard(command, name, &partner, &fields(&partner, fourth, "cleared")).await;
+    users.forget(&place).await;
+    assert_eq!(
+        (code, &event["subject"]),
+        (Some(0), &json!(fourth.id.to_string())),
         "{event}"
     );
     assert_eq!(place.json(&["ledger", "check"]).await["ok"], true);

@@ -26,6 +26,7 @@ mod console_looks;
 mod console_size;
 mod contract;
 mod currencies;
+mod dashboard;
 mod declaring;
 mod demo;
 mod desk;
