@@ -9,6 +9,7 @@ mod driver;
 mod due;
 mod fairness;
 pub mod fill;
+mod forgotten;
 mod gauges;
 mod held;
 mod in_hand;
