@@ -163,7 +163,7 @@ fn the_defaults() {
     let durations = [
         (database.connect_timeout, 5_000),
         (database.next_host_after, 500),
-        (database.silence, 2_000),
+        (database.silence, 1_500),
         (database.statement_timeout, 10_000),
         (database.lock_timeout, 5_000),
         (database.idle_in_transaction_timeout, 30_000),
