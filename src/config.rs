@@ -141,6 +141,8 @@ pub struct WorkerSettings {
     pub drain_deadline: Duration,
     #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
     pub pause_release: Duration,
+    #[serde(deserialize_with = "lasting::<100, HOUR, _>")]
+    pub consumer_missing_after: Duration,
     #[serde(deserialize_with = "within::<1, 1000, _, _>")]
     pub culprits_per_minute: usize,
     #[serde(deserialize_with = "lasting::<10, MINUTE, _>")]

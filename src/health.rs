@@ -6,6 +6,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
@@ -23,6 +24,8 @@ pub struct Health {
     database_trouble: Mutex<Option<&'static str>>,
     /// By whom, and why.
     paused: Mutex<BTreeMap<String, String>>,
+    /// When a batch of the common queue was settled last.
+    settled_at: Mutex<Option<Instant>>,
     /// Why the collector of dead letters takes none. Readiness is about settling, which goes on.
     collector: Mutex<Option<String>>,
     /// What is held to be judged later, in words.
@@ -104,6 +107,17 @@ impl Health {
             Some(why) => paused.insert(who.to_owned(), why),
             None => paused.remove(who),
         };
+    }
+
+    /// A batch of the common queue was settled.
+    pub fn note_settled(&self) {
+        *self.settled_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether any was within so long.
+    pub fn settled_within(&self, within: Duration) -> bool {
+        let settled_at = *self.settled_at.lock().unwrap_or_else(PoisonError::into_inner);
+        settled_at.is_some_and(|at| at.elapsed() < within)
     }
 
     /// Why the collector takes no dead letters; None: it takes them.

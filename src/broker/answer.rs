@@ -10,7 +10,7 @@ use futures_util::future::{MaybeDone, maybe_done};
 use super::BrokerError;
 
 /// How long one question to the broker (declare, bind, consume, acknowledge, close) may take. A healthy broker needs
-/// milliseconds; a frozen one is noticed after twice the heartbeat.
+/// milliseconds; a frozen one is noticed after one heartbeat and a half.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn late(what: &str, limit: Duration) -> std::io::Error {

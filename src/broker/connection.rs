@@ -77,7 +77,7 @@ impl Drop for CutUnlessOpen {
 const LISTEN: Duration = Duration::from_millis(200);
 
 /// Cuts the connection once the broker was silent for this long: it sends something at least twice a heartbeat. lapin would see
-/// it too, up to half a heartbeat later.
+/// it too, after two heartbeats and up to half of one more.
 async fn listen(heard: Arc<Heard>, socket: Arc<Socket>, limit: Duration) {
     if limit.is_zero() {
         return;
@@ -146,11 +146,9 @@ impl Connection {
         let (uris, connector) = (&uris, &connector);
         let dials = settings.memory.order(&targets).into_iter().map(|target| async move {
             let uri = uris.get(target.uri).cloned().unwrap_or_default();
+            let trying = settings.memory.trying(target, settings.next_host_after);
             let dialed = Self::dial(uri, target.address, connector.clone(), settings, name).await;
-            match &dialed {
-                Ok(_) => settings.memory.answered(&target),
-                Err(_) => settings.memory.silent(&target),
-            }
+            trying.ended(&dialed);
             dialed
         });
         // What a broker says tells more than the silence of another.
@@ -231,7 +229,7 @@ impl Connection {
         let heartbeat = Duration::from_secs(lapin.configuration().heartbeat().into());
         Ok(Connection {
             lapin: Arc::new(lapin),
-            listening: tokio::spawn(listen(heard, Arc::clone(&socket), heartbeat * 2)).abort_handle(),
+            listening: tokio::spawn(listen(heard, Arc::clone(&socket), heartbeat * 3 / 2)).abort_handle(),
             socket,
             apart,
             publish_deadline: settings.publish_deadline,
@@ -239,7 +237,7 @@ impl Connection {
         })
     }
 
-    /// Neither closed nor broken, as far as is known: a frozen broker shows after twice the heartbeat.
+    /// Neither closed nor broken, as far as is known: a frozen broker shows after one heartbeat and a half.
     pub fn is_connected(&self) -> bool {
         self.lapin.status().connected()
     }

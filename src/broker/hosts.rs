@@ -104,12 +104,23 @@ impl Memory {
         kept
     }
 
-    pub(super) fn silent(&self, target: &Target) {
+    fn silent(&self, target: &Target) {
         self.kept().insert(*target, Instant::now());
     }
 
-    pub(super) fn answered(&self, target: &Target) {
+    fn answered(&self, target: &Target) {
         self.kept().remove(target);
+    }
+
+    /// An address is tried now. One that takes longer than `patience` need not be waited for: another may be faster.
+    pub(super) fn trying(&self, target: Target, patience: Duration) -> Trying<'_> {
+        Trying {
+            memory: self,
+            target,
+            patience,
+            since: Instant::now(),
+            is_over: false,
+        }
     }
 
     /// A random order, in which those that did not answer lately come last: each node of a cluster has its share of workers, and
@@ -117,6 +128,34 @@ impl Memory {
     pub(super) fn order(&self, targets: &[Target]) -> Vec<Target> {
         let silent = self.kept();
         race::order(targets.iter().copied(), |target| silent.contains_key(target))
+    }
+}
+
+/// An address that is being tried. Whoever stops waiting for it has a faster one: it is remembered as silent then, as one that
+/// failed is, unless it had no time to answer.
+pub(super) struct Trying<'a> {
+    memory: &'a Memory,
+    target: Target,
+    patience: Duration,
+    since: Instant,
+    is_over: bool,
+}
+
+impl Trying<'_> {
+    pub(super) fn ended<T, E>(mut self, outcome: &Result<T, E>) {
+        self.is_over = true;
+        match outcome {
+            Ok(_) => self.memory.answered(&self.target),
+            Err(_) => self.memory.silent(&self.target),
+        }
+    }
+}
+
+impl Drop for Trying<'_> {
+    fn drop(&mut self) {
+        if !self.is_over && self.since.elapsed() >= self.patience {
+            self.memory.silent(&self.target);
+        }
     }
 }
 
@@ -178,5 +217,16 @@ mod tests {
         assert!((0..50).all(|_| memory.clone().order(&targets).last() == Some(&targets[1])));
         memory.answered(&targets[1]);
         assert!((0..200).any(|_| memory.order(&targets).first() == Some(&targets[1])));
+        // How each try ended: refused; let in; not waited for, after it had its time and before.
+        let is_silent = |target: &Target| memory.kept().contains_key(target);
+        let (soon, never) = (Duration::ZERO, Duration::from_secs(3_600));
+        memory.trying(targets[0], never).ended(&Err::<(), ()>(()));
+        assert!(is_silent(&targets[0]));
+        memory.trying(targets[0], soon).ended(&Ok::<(), ()>(()));
+        assert!(!is_silent(&targets[0]));
+        drop(memory.trying(targets[0], never));
+        assert!(!is_silent(&targets[0]));
+        drop(memory.trying(targets[0], soon));
+        assert!(is_silent(&targets[0]));
     }
 }

@@ -163,7 +163,7 @@ fn the_defaults() {
     let durations = [
         (database.connect_timeout, 5_000),
         (database.next_host_after, 500),
-        (database.silence, 2_000),
+        (database.silence, 1_500),
         (database.statement_timeout, 10_000),
         (database.lock_timeout, 5_000),
         (database.idle_in_transaction_timeout, 30_000),
@@ -180,6 +180,7 @@ fn the_defaults() {
         (dead_letters.other_way_poll, 100),
         (worker.drain_deadline, 20_000),
         (worker.pause_release, 60_000),
+        (worker.consumer_missing_after, 10_000),
         (worker.own_queue_poll, 1_000),
         (worker.lock_patience, 500),
         (held.others_within, 60_000),

@@ -51,11 +51,14 @@ impl Store {
                            FROM unnest($1::uuid[]) AS n (id)
                            WHERE NOT EXISTS (SELECT FROM settled.batches AS b WHERE b.id = n.id)
                        ) AS lacking,
-                       (SELECT at FROM settled.batches ORDER BY id DESC LIMIT 1) AS newest",
+                       (SELECT at FROM settled.batches ORDER BY id DESC LIMIT 1) AS newest,
+                       pg_is_in_recovery() AS follows",
                 &[&named],
             )
             .await?;
         let row = session.one(&rows)?;
+        // What a standby lacks it may only not have heard yet.
+        session.may_write(!row.get::<_, bool>("follows"))?;
         let lacking: Vec<BatchId> = row.get("lacking");
         Ok((lacking.into_iter().collect(), row.get("newest")))
     }
@@ -85,16 +88,17 @@ impl Store {
         let rows = session
             .query(
                 "/* epochs::has_batch */
-                SELECT EXISTS (SELECT FROM settled.batches WHERE id = $1),
-                       current_setting('transaction_read_only')::boolean",
+                SELECT EXISTS (SELECT FROM settled.batches WHERE id = $1) AS has,
+                       current_setting('transaction_read_only')::boolean AS read_only, pg_is_in_recovery() AS follows",
                 &[&id],
             )
             .await?;
         let row = session.one(&rows)?;
-        // What is lost stays lost: a standby that may not be written is told by what it lacks first.
-        let has = row.get(0);
-        if has {
-            session.may_write(!row.get::<_, bool>(1))?;
+        let has = row.get("has");
+        // What a standby lacks it may only not have heard yet: it is no place to write, and that is all. A server that follows
+        // nobody gets nothing more, whether it may be written or not: what it lacks is lost.
+        if has || row.get("follows") {
+            session.may_write(!row.get::<_, bool>("read_only"))?;
         }
         Ok(has)
     }

@@ -191,7 +191,7 @@ impl Server {
             return lives;
         }
         let asked = async {
-            let (client, connection) = self.dial.dial(&self.config).await?;
+            let (client, connection) = self.dial.dial(&self.config, TargetSessionAttrs::Any).await?;
             let answered = client.simple_query("/* store::lives */ SELECT 1").await;
             connection.abort();
             answered.map(drop)
@@ -220,7 +220,13 @@ struct Dial {
 }
 
 impl Dial {
-    async fn dial(&self, config: &Config) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    /// Connects to one that is as the URL wants it; where it does not say, and the name has several addresses, to one that is
+    /// as `wanted`.
+    async fn dial(
+        &self,
+        config: &Config,
+        wanted: TargetSessionAttrs,
+    ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
         let addresses = match (config.get_hosts(), config.get_hostaddrs()) {
             ([Host::Tcp(name)], []) => {
                 let port = config.get_ports().first().copied().unwrap_or(5432);
@@ -232,12 +238,25 @@ impl Dial {
             }
             _ => Vec::new(),
         };
+        self.dial_any(config, addresses, wanted).await
+    }
+
+    async fn dial_any(
+        &self,
+        config: &Config,
+        addresses: Vec<SocketAddr>,
+        wanted: TargetSessionAttrs,
+    ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
         if addresses.len() < 2 {
             return self.dial_one(config.clone()).await;
         }
-        let dials = addresses.into_iter().map(|address| {
+        // One name may stand for a primary and its standbys, and name servers tell the addresses in any order.
+        let dials = race::order(addresses, |_| false).into_iter().map(|address| {
             let mut config = config.clone();
             config.hostaddr(address.ip());
+            if config.get_target_session_attrs() == TargetSessionAttrs::Any {
+                config.target_session_attrs(wanted);
+            }
             self.dial_one(config)
         });
         let tells_more = |error: &tokio_postgres::Error, before: &tokio_postgres::Error| {
@@ -282,7 +301,7 @@ where
 impl Connect for Dial {
     fn connect(&self, config: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
         let config = config.clone();
-        async move { self.dial(&config).await }.boxed()
+        async move { self.dial(&config, TargetSessionAttrs::ReadWrite).await }.boxed()
     }
 }
 
@@ -386,6 +405,9 @@ fn alike(config: &Config) -> Config {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_postgres::SimpleQueryMessage;
+
     use super::*;
 
     #[test]
@@ -408,5 +430,95 @@ mod tests {
         let one = read("postgres://u:p@a/db");
         assert_eq!(split(&one), Ok(vec![one]));
         assert!(split(&read("host=a,b,c port=1,2")).is_err());
+    }
+
+    /// A server that lets everybody in and, whatever it is asked, answers whether it is read-only.
+    fn a_server(address: SocketAddr, read_only: &'static str) -> JoinHandle<()> {
+        let message = |kind: u8, body: &[u8]| {
+            let length = u32::try_from(body.len() + 4).expect("short");
+            [&[kind], &length.to_be_bytes()[..], body].concat()
+        };
+        let ready = message(b'Z', b"I");
+        let welcome = [message(b'R', &[0; 4]), ready.clone()].concat();
+        let column = [
+            &[0, 1][..],
+            b"transaction_read_only\0",
+            &[0; 6],
+            &[0, 0, 0, 25, 0xff, 0xff],
+            &[0xff; 4],
+            &[0; 2],
+        ];
+        let length = u32::try_from(read_only.len()).expect("short").to_be_bytes();
+        let answer = [
+            message(b'T', &column.concat()),
+            message(b'D', &[&[0, 1][..], &length, read_only.as_bytes()].concat()),
+            message(b'C', b"SHOW\0"),
+            ready,
+        ]
+        .concat();
+        let listener = std::net::TcpListener::bind(address).expect("its address");
+        listener.set_nonblocking(true).expect("for tokio");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("for tokio");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (welcome, answer) = (welcome.clone(), answer.clone());
+                tokio::spawn(async move {
+                    let mut said = [0; 1_024];
+                    let mut next = welcome;
+                    while stream
+                        .read(&mut said)
+                        .await
+                        .is_ok_and(|count| count > 0 && said[0] != b'X')
+                    {
+                        if stream.write_all(&next).await.is_err() {
+                            return;
+                        }
+                        next = answer.clone();
+                    }
+                });
+            }
+        })
+    }
+
+    /// A name that stands for several servers leads to the one that writes; to ask whether anybody lives any of them will do.
+    #[tokio::test]
+    async fn of_several_addresses_the_one_that_writes_is_taken() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("its port").port();
+        drop(free);
+        let [standby, primary, nobody] = [1, 2, 3].map(|last| SocketAddr::from(([127, 0, 0, last], port)));
+        let _standby = a_server(standby, "on");
+        let _primary = a_server(primary, "off");
+        let dial = Dial {
+            tls: None,
+            next_after: Duration::from_secs(1),
+            warnings: Arc::default(),
+        };
+        let read = |rest: &str| -> Config {
+            let url = format!("postgres://u:p@localhost:{port}/db?sslmode=disable{rest}");
+            url.parse().expect("a URL")
+        };
+        let whom = async |rest: &str, addresses: &[SocketAddr], wanted| {
+            let (client, _) = dial.dial_any(&read(rest), addresses.to_vec(), wanted).await.ok()?;
+            let rows = client
+                .simple_query("SHOW transaction_read_only")
+                .await
+                .expect("an answer");
+            rows.iter().find_map(|said| match said {
+                SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            })
+        };
+        let (any, writes) = (TargetSessionAttrs::Any, TargetSessionAttrs::ReadWrite);
+        let all = [standby, nobody, primary];
+        for _ in 0..8 {
+            assert_eq!(whom("", &all, writes).await.as_deref(), Some("off"));
+            let reads = whom("&target_session_attrs=read-only", &all, writes).await;
+            assert_eq!(reads.as_deref(), Some("on"));
+        }
+        assert_eq!(whom("", &[standby, nobody], writes).await, None);
+        assert_eq!(whom("", &[standby, nobody], any).await.as_deref(), Some("on"));
+        // A name with one address is that server's own, whatever it is: localhost is 127.0.0.1.
+        assert_eq!(whom("", &[standby], writes).await.as_deref(), Some("on"));
     }
 }

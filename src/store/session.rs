@@ -51,7 +51,11 @@ pub(crate) struct Session {
 ///
 /// They are told with every transaction. As options of the connection a pooler between us and the server refuses them, or
 /// drops them without a word; set for a session they are somebody else's as soon as the pooler lends the connection on.
-pub(super) struct Limits(String);
+pub(super) struct Limits {
+    sql: String,
+    /// By name, in milliseconds.
+    pub(super) each: [(&'static str, i64); 3],
+}
 
 /// A batch's statements are planned once for a connection, not anew for the arrays of each batch: planning would cost a small
 /// batch as much as its rows. Whatever a batch touches it finds by a key, so no such plan reads a whole table; one that was made
@@ -62,13 +66,23 @@ const PLANNED_ONCE: &str =
 
 impl Limits {
     pub(super) fn of(settings: &DatabaseSettings) -> Self {
-        Self(format!(
-            "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {}",
-            settings.statement_timeout.as_millis(),
-            settings.lock_timeout.as_millis(),
-            settings.idle_in_transaction_timeout.as_millis(),
-        ))
+        let each = [
+            ("statement_timeout", settings.statement_timeout),
+            ("lock_timeout", settings.lock_timeout),
+            (
+                "idle_in_transaction_session_timeout",
+                settings.idle_in_transaction_timeout,
+            ),
+        ]
+        .map(|(name, limit)| (name, i64::try_from(limit.as_millis()).unwrap_or(i64::MAX)));
+        let sql: Vec<String> = each
+            .iter()
+            .map(|(name, limit)| format!("SET LOCAL {name} = {limit}"))
+            .collect();
+        Self {
+            sql: sql.join("; "),
+            each,
+        }
     }
 }
 
@@ -275,7 +289,7 @@ impl Session {
 
     async fn begin_with(&self, begin: &str, and: &str) -> Result<(), StoreError> {
         self.begun.store(true, Ordering::Relaxed);
-        let sql = format!("{begin}; {}{and}", self.limits.0);
+        let sql = format!("{begin}; {}{and}", self.limits.sql);
         self.ask(self.client()?.batch_execute(&sql)).await
     }
 
@@ -315,7 +329,7 @@ impl Session {
 
     async fn alone<T>(&self, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
         let client = self.client()?;
-        let begin = format!("BEGIN; {}", self.limits.0);
+        let begin = format!("BEGIN; {}", self.limits.sql);
         // Polled in this order, so sent in this order. One that failed is rolled back by its COMMIT.
         let (begun, done, committed) = tokio::join!(
             self.ask(client.batch_execute(&begin)),

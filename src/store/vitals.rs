@@ -97,6 +97,23 @@ const KEPT_OF_RECEIPTS: [&str; 12] = [
 /// Functions that everybody may call unless somebody took that away: what the worker's user needs of them.
 const FUNCTIONS: [&str; 1] = ["settled.exactly(text, bigint, bigint)"];
 
+/// Why the server's limits can not be relied on; None: they can. Without them a statement that hangs is given up by us alone, and
+/// goes on there with its locks.
+pub fn check_limits(limits: &[(&str, i64, i64)]) -> Result<(), String> {
+    let other: Vec<String> = limits
+        .iter()
+        .filter(|(_, wanted, kept)| wanted != kept)
+        .map(|(name, wanted, kept)| format!("{name} is {kept} ms within a transaction that set it to {wanted} ms"))
+        .collect();
+    match other.as_slice() {
+        [] => Ok(()),
+        other => Err(format!(
+            "the database does not keep our limits: {}; what stands before it, a pooler perhaps, drops SET LOCAL",
+            other.join(", ")
+        )),
+    }
+}
+
 impl Store {
     /// Asks for an answer, and whether anything could be written.
     ///
@@ -154,6 +171,35 @@ impl Store {
             replication_role: row.get("replication_role"),
             has_lz4: row.get("has_lz4"),
         })
+    }
+
+    /// Which of the limits that are told with every transaction the server keeps there, in milliseconds: name, wanted, kept.
+    /// What stands between us and it may drop what a session sets.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn limits(&self) -> Result<Vec<(&'static str, i64, i64)>, StoreError> {
+        let wanted = self.limits.each;
+        let names = wanted.map(|(name, _)| name);
+        let session = self.session("limits").await?;
+        session.begin().await?;
+        let rows = session
+            .query(
+                "/* vitals::limits */
+                SELECT s.setting::bigint
+                FROM unnest($1::text[]) WITH ORDINALITY AS n (name, place)
+                JOIN pg_settings AS s USING (name)
+                ORDER BY place",
+                &[&&names[..]],
+            )
+            .await?;
+        session.commit().await?;
+        let kept = rows.iter().map(|row| row.get::<_, i64>(0));
+        Ok(wanted
+            .into_iter()
+            .zip(kept)
+            .map(|((name, wanted), kept)| (name, wanted, kept))
+            .collect())
     }
 
     /// The database's clock.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Worker,
+    forgotten::{Forgotten, Look},
     patience::{Gate, HandBack},
 };
 use crate::{
@@ -115,7 +116,7 @@ impl<'a, W: Work> Silent<'a, W> {
     fn tell(&self, queue: &str) {
         if !self.told.replace(true) {
             self.work.misfit(Some(format!(
-                "the broker does not answer for queue {queue}: too few of its members are there"
+                "the broker does not answer for queue {queue}: its leader is frozen, or too few of its members are there"
             )));
         }
     }
@@ -385,15 +386,19 @@ impl<W: Work> Consumer<W> {
         (end, intake)
     }
 
-    /// Resolves once the queue has no consumer, ours included, or is not what it must be any more. A queue that is deleted and
-    /// declared anew in the same moment may leave its consumers without a word: they would wait for ever and be told as
-    /// attached, or go on with the new one, whatever that is.
-    async fn forgotten(&self, connection: &Connection) {
-        let mut strikes = 0;
+    /// Resolves once the queue has no consumer, ours included, or is not what it must be any more, and says why. A queue that is
+    /// deleted and declared anew in the same moment may leave its consumers without a word: they would wait for ever and be told
+    /// as attached, or go on with the new one, whatever that is.
+    async fn forgotten(&self, connection: &Connection) -> &'static str {
+        let mut forgotten = Forgotten::new(self.worker.settings.worker.consumer_missing_after);
         // Whether it was told that nobody answers: then nothing can be settled, whoever is attached.
         let silent = Silent::of(&self.work);
         loop {
-            tokio::time::sleep(if strikes == 0 { CONSUMER_LOOK } else { CONSUMER_LOOK / 6 }).await;
+            let wait = match forgotten.is_attended() {
+                true => CONSUMER_LOOK,
+                false => CONSUMER_LOOK / 6,
+            };
+            tokio::time::sleep(wait).await;
             // A queue whose members are no majority has nobody who could answer for it.
             let mut asked = std::pin::pin!(topology::backlog(connection, &self.queue));
             let answered = match tokio::time::timeout(ANSWER_EXPECTED, &mut asked).await {
@@ -404,12 +409,19 @@ impl<W: Work> Consumer<W> {
                 }
             };
             match answered {
-                Ok((_, 0)) => strikes += 1,
-                Ok(_) => {
-                    strikes = 0;
-                    silent.over();
+                Ok((ready, consumers)) => match forgotten.told(ready, consumers, Instant::now()) {
+                    Look::Attended => silent.over(),
+                    Look::Again => {}
+                    Look::Silent => silent.tell(topology::shown(&self.queue)),
+                    Look::MadeAnew => return "the queue was made anew without a word to its consumer",
+                    Look::SilentTooLong => {
+                        return "the queue said for too long that it has no consumer: it was made anew without a word, or its \
+                                leader does not answer";
+                    }
+                },
+                Err(BrokerError::Refused { code: 404, .. }) => {
+                    return "the queue is gone, without a word to its consumer";
                 }
-                Err(BrokerError::Refused { code: 404, .. }) => return,
                 // On a connection that lives: it is asked again.
                 Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(topology::shown(&self.queue)),
                 // Not ours to look at, or the session ends by itself.
@@ -417,15 +429,11 @@ impl<W: Work> Consumer<W> {
                     std::future::pending().await
                 }
             }
-            // One is exchanged for another when the first message that is no redelivery comes.
-            if strikes > 1 {
-                return;
-            }
             // Each refusal costs the connection a channel for good: who may not look was told so when it attached.
-            if strikes == 0 && !self.unseen_told && !silent.told.get() {
+            if forgotten.is_attended() && !self.unseen_told && !silent.told.get() {
                 match topology::fitness(connection, &self.queue).await {
                     Ok(fitness) if fitness.problem.is_none() => {}
-                    Ok(_) => return,
+                    Ok(_) => return "the queue, or an exchange, is not what it was when the consumer was attached",
                     Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(topology::shown(&self.queue)),
                     Err(_) => std::future::pending().await,
                 }
@@ -464,8 +472,7 @@ impl<W: Work> Consumer<W> {
         let (lane, queue) = (self.number, topology::shown(&self.queue));
         let forgotten = std::pin::pin!(self.forgotten(connection));
         let mut forgotten = forgotten.fuse();
-        let told_forgotten = || {
-            let error = "the queue was made anew without a word to its consumer";
+        let told_forgotten = |error| {
             Signal::ConsumerLost { lane, queue, error }.emit();
             SessionEnd::Lost
         };
@@ -478,7 +485,7 @@ impl<W: Work> Consumer<W> {
                 _ = is_over.wait_for(|over| *over) => return SessionEnd::Closed,
                 _ = closed.wait_for(|closed| *closed) => return SessionEnd::Closed,
                 place = taken.reserve() => place,
-                () = &mut forgotten => return told_forgotten(),
+                error = &mut forgotten => return told_forgotten(error),
                 () = connection.closed() => {
                     let error = "the connection broke while the batch before was being settled";
                     Signal::ConsumerLost { lane, queue, error }.emit();
@@ -494,7 +501,7 @@ impl<W: Work> Consumer<W> {
                 _ = is_over.wait_for(|over| *over) => return SessionEnd::Closed,
                 _ = closed.wait_for(|closed| *closed) => return SessionEnd::Closed,
                 next = intake.next() => next,
-                () = &mut forgotten => return told_forgotten(),
+                error = &mut forgotten => return told_forgotten(error),
             };
             match next {
                 Ok(batch) => place.send(self.read(batch.deliveries).await),

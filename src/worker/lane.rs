@@ -1,7 +1,7 @@
 //! A lane: it takes updates, settles them, acknowledges and has them published.
 
 use std::{
-    pin::pin,
+    pin::{Pin, pin},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,8 @@ use crate::{
 
 /// A worker that could settle nothing for so long is not ready.
 const UNREADY_AFTER: Duration = Duration::from_secs(5);
+/// How often it is looked again whether the other lanes settle.
+const WATCHED_EVERY: Duration = Duration::from_millis(500);
 
 /// A lane: a consumer, a database connection and a publisher, with queues of depth one between the stages.
 pub(super) async fn lane(worker: Worker, number: usize, queue: String) {
@@ -104,22 +106,27 @@ impl Work for Settling {
             is_held
         };
         let mut hand = InHand::new(Settler::new(worker, number, Door::Queue, &self.owned), Terms::LANE);
-        // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.
-        let (is_held, settled) = tokio::join!(hold, drive(&mut hand, batch));
-        let settled = async {
-            settled?;
-            // What needs what somebody's open transaction has locked is kept, or waits in line where it can not be kept.
-            hand.keep_blocked().await?;
-            if is_held {
-                hand.note_held(&packs);
-            } else {
-                let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
-                hand.settle_in_line(Batch::read(deliveries).await).await?;
-            }
-            hand.account_for(&taken).await
+        let settled = {
+            let settling = pin!(async {
+                // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.
+                let (is_held, settled) = tokio::join!(hold, drive(&mut hand, batch));
+                settled?;
+                // What needs what somebody's open transaction has locked is kept, or waits in line where it can not be kept.
+                hand.keep_blocked().await?;
+                if is_held {
+                    hand.note_held(&packs);
+                } else {
+                    let deliveries = packs.iter().flat_map(|pack| pack.deliveries.clone()).collect();
+                    hand.settle_in_line(Batch::read(deliveries).await).await?;
+                }
+                hand.account_for(&taken).await
+            });
+            self.watched(settling).await
         };
-        let settled = settled.await;
         if settled.is_ok() {
+            if self.is_common {
+                worker.health.note_settled();
+            }
             // Whatever they came to: what is refused is dead-lettered by us, never by the broker.
             acknowledge(disposer, number, taken.sources()).await;
             fail::point(Point::AfterAck).await;
@@ -163,6 +170,29 @@ impl Work for Settling {
 }
 
 impl Settling {
+    /// Waits for the database to settle a batch. While neither this one nor any other comes through for long the worker is not
+    /// ready: COMMIT waits for a standby that is frozen, say, which the server itself does not call an error.
+    async fn watched<T>(&self, mut settling: Pin<&mut impl Future<Output = T>>) -> T {
+        let health = &self.worker.health;
+        let who = format!("settling of lane {}", self.number);
+        let mut wait = UNREADY_AFTER;
+        loop {
+            if let Ok(settled) = tokio::time::timeout(wait, &mut settling).await {
+                health.set_paused_by(&who, None);
+                return settled;
+            }
+            let is_stuck = self.is_common && !health.settled_within(UNREADY_AFTER);
+            let why = || {
+                format!(
+                    "nothing was settled for {UNREADY_AFTER:?}: a batch waits for the database, which may wait for a lock or for \
+                     its standby"
+                )
+            };
+            health.set_paused_by(&who, is_stuck.then(why));
+            wait = WATCHED_EVERY;
+        }
+    }
+
     /// A place in the publish stage. Who waits for one for long settles nothing meanwhile, which readiness is about.
     async fn place(&self) -> Result<mpsc::Permit<'_, Committed>, HandBack> {
         let mut placing = pin!(place_in(&self.committed, self.worker.settings.outbox.stuck_after));

@@ -9,6 +9,7 @@ mod driver;
 mod due;
 mod fairness;
 pub mod fill;
+mod forgotten;
 mod gauges;
 mod held;
 mod in_hand;
@@ -36,7 +37,7 @@ use crate::{
     health::Health,
     http,
     retry::{Backoff, Waited},
-    store::{self, Store},
+    store::{self, Store, StoreError, vitals::check_limits},
     telemetry::{self, Dependency, Signal, Traces},
 };
 
@@ -201,17 +202,18 @@ impl Worker {
         ended
     }
 
-    /// Waits for the database; a schema of another version is not a thing that passes.
+    /// Waits for the database; a schema of another version is not a thing that passes, nor are limits that do not hold.
     async fn wait_for_schema(&mut self) -> Result<Waited, WorkerFailure> {
         let mut backoff = Backoff::new(&self.settings.retry);
         loop {
-            match self.clerk.store.schema_version().await {
-                Ok(version) => {
+            let store = &self.clerk.store;
+            let looked = async { Ok::<_, StoreError>((store.schema_version().await?, store.limits().await?)) };
+            match looked.await {
+                Ok((version, limits)) => {
                     self.health.set_database_ok(true);
-                    return match store::check_schema(version) {
-                        Ok(()) => Ok(Waited::Over),
-                        Err(sentence) => Err(WorkerFailure::Schema(sentence)),
-                    };
+                    store::check_schema(version).map_err(WorkerFailure::Schema)?;
+                    check_limits(&limits).map_err(WorkerFailure::Setting)?;
+                    return Ok(Waited::Over);
                 }
                 Err(error) => {
                     self.health.set_database_trouble(error.trouble().sentence());

@@ -10,7 +10,11 @@ use crate::{
     domain::calendar::rfc3339,
     settle::{self, Batch, Clerk, blocked::SideRoom},
     store::{
-        self, Store, StoreError, dead_letter_space::SpaceBounds, held::HeldWhy, roles::DatabaseRole, vitals::Vitals,
+        self, Store, StoreError,
+        dead_letter_space::SpaceBounds,
+        held::HeldWhy,
+        roles::DatabaseRole,
+        vitals::{self, Vitals},
     },
     worker::{
         collector::{self, SpaceWatch},
@@ -90,6 +94,7 @@ async fn rest(settings: &Settings, store: &Store, vitals: &Vitals, has_schema: b
         checks.push(rehearsal(&Clerk::new(settings, store.clone())).await);
     }
     checks.push(clock(store).await);
+    checks.push(limits(store).await);
     checks.push(synchronous_commit(vitals));
     checks.push(standbys(vitals));
     checks.push(fsync(vitals));
@@ -340,6 +345,21 @@ async fn held(store: &Store, settings: &Settings) -> Check {
         Check::bad(NAME, detail).hint(
             "is a worker running? Locks: look for a transaction that is open for long in pg_stat_activity, and end it",
         )
+    })
+}
+
+/// What the server itself gives up: where it does not, a statement that hangs keeps its locks.
+async fn limits(store: &Store) -> Check {
+    const NAME: &str = "limits";
+    asked(NAME, store.limits().await, |limits| {
+        if let Err(sentence) = vitals::check_limits(&limits) {
+            return Check::bad(NAME, sentence).hint("let the URL lead past it; workers do not start so");
+        }
+        let each: Vec<String> = limits
+            .iter()
+            .map(|(name, wanted, _)| format!("{name} {wanted} ms"))
+            .collect();
+        Check::good(NAME, format!("kept within a transaction: {}", each.join(", ")))
     })
 }
 

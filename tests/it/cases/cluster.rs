@@ -1,6 +1,9 @@
 //! Three nodes of the broker, and a standby of the database: whoever of them is lost, nothing of what was settled is.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use tokio_postgres::Client;
 
@@ -10,10 +13,16 @@ use crate::kit::{
     command::Answer,
     partner::Partner,
     private::Private,
+    proxy::Proxy,
     storm::{Act, Round, Shape, Step, Tally},
-    support::{PATIENCE, Place, count, skip, until},
+    support::{PATIENCE, Place, Worker, address, connect, count, each_host, skip, until, with_address},
     traffic::Dice,
 };
+
+/// A worker that could settle nothing for five seconds is not ready; and some more on a busy machine.
+const UNREADY: Duration = Duration::from_secs(8);
+/// The nodes miss each other after `net_ticktime`, four seconds and up to a quarter more, and the minority pauses.
+const MAJORITY_LOST: Duration = Duration::from_secs(10);
 
 /// A commit that waits for its standby is seen on the primary as soon as somebody ends its connection, and is nowhere else
 /// yet; and if its wait is cancelled it is even answered with success. It must not be told or acknowledged before the standby
@@ -186,6 +195,216 @@ async fn a_move_that_was_cut_off_from_its_standby_waits_for_it() {
     let again = moves(&a, &b, &APPLY).await.document(0);
     assert_eq!(again["handedOver"], 1, "{again}");
     worker.terminate().await;
+}
+
+/// A commit that waits for a standby which is frozen is no error to the server: that nothing is settled is told by `/readyz` all
+/// the same. So it is while somebody holds a lock that nothing gets past.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_settles_nothing_is_not_ready() {
+    let private = match Private::start_with(Private::STANDBY).await {
+        Ok(private) => private,
+        Err(why) => return skip("cluster::a_worker_that_settles_nothing_is_not_ready", &why),
+    };
+    let place = Place::within(private.services.clone(), "stuck").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "10").await;
+    let reservations: Vec<Reservation> = (0..2).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let worker = place.ready_worker(&[]).await;
+    let db = place.db().await;
+    let told = async || {
+        let began = Instant::now();
+        let why = worker.not_ready().await;
+        assert!(why.contains("a batch waits for the database"), "{why}");
+        assert!(began.elapsed() < UNREADY, "{:?}: {}", began.elapsed(), worker.said());
+    };
+    private.act("freeze", &["standby"]).await;
+    place.publish(&[partner.cleared(&reservations[0])]).await;
+    told().await;
+    private.act("thaw", &["standby"]).await;
+    worker.ready().await;
+    place.rest().await;
+    db.batch_execute("BEGIN; LOCK TABLE settled.batches")
+        .await
+        .expect("locked");
+    place.publish(&[partner.cleared(&reservations[1])]).await;
+    told().await;
+    db.batch_execute("ROLLBACK").await.expect("let go");
+    worker.ready().await;
+    place.settle_up(worker).await;
+}
+
+/// An address that moves to a standby which has not heard everything yet leads to no books that lost something: the worker waits,
+/// whether it runs already or begins there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_lags_has_lost_nothing() {
+    let private = match Private::start_with(Private::STANDBY).await {
+        Ok(private) => private,
+        Err(why) => return skip("cluster::a_standby_that_lags_has_lost_nothing", &why),
+    };
+    let place = Place::within(private.services.clone(), "lags").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "10").await;
+    let reservations: Vec<Reservation> = (0..3).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    // One address, which moves: such a URL does not ask for a server that writes.
+    let (plain, _) = place.database_url.split_once('?').unwrap_or((&place.database_url, ""));
+    let hosts = each_host(plain);
+    let [primary, standby] = &hosts[..] else {
+        panic!("two hosts: {hosts:?}");
+    };
+    let moves = Proxy::to(&address(primary)).await;
+    let url = with_address(plain, moves.address);
+    let settings = [("SETTLED_DATABASE_URL", url.as_str()), ("SETTLED_RETRY__MAX", "200ms")];
+    let worker = place.ready_worker(&settings).await;
+    place.publish(&[partner.cleared(&reservations[0])]).await;
+    place.rest().await;
+    // From now on no commit waits for it, and it hears nothing.
+    let (of_primary, of_standby) = (connect(primary).await, connect(standby).await);
+    for statement in [
+        "ALTER SYSTEM SET synchronous_standby_names = ''",
+        "SELECT pg_reload_conf()",
+    ] {
+        of_primary.batch_execute(statement).await.expect(statement);
+    }
+    let paused = "SELECT pg_wal_replay_pause()";
+    of_standby.batch_execute(paused).await.expect(paused);
+    until("it hears nothing", PATIENCE, async || {
+        let state = of_standby
+            .query_one("SELECT pg_get_wal_replay_pause_state()", &[])
+            .await;
+        (state.expect("a state").get::<_, &str>(0) == "paused").then_some(())
+    })
+    .await;
+    place.publish(&[partner.cleared(&reservations[1])]).await;
+    place.rest().await;
+    let waits = async |worker: &Worker| {
+        until("it says that nothing can be written there", PATIENCE, async || {
+            assert_eq!(worker.ended(), None, "{}", worker.said());
+            let (_, body) = worker.get("/readyz").await?;
+            body.contains("the database is read-only").then_some(())
+        })
+        .await;
+    };
+    let sees = "SELECT count(*) FROM settled.settlements";
+    let count = of_standby
+        .query_one(sees, &[])
+        .await
+        .expect("a standby that may be read");
+    assert_eq!(count.get::<_, i64>(0), 1, "it lags");
+    moves.lead_to(&address(standby));
+    waits(&worker).await;
+    // Its last word to the broker is what a new worker believes.
+    assert_eq!(worker.terminate().await.code(), Some(0), "{}", worker.said());
+    let other = place.worker(&settings);
+    waits(&other).await;
+    moves.lead_to(&address(primary));
+    other.ready().await;
+    place.publish(&[partner.cleared(&reservations[2])]).await;
+    place.settle_up(other).await;
+}
+
+/// The node that leads the queue, and whether all are members of it: what the management says.
+async fn members(place: &Place) -> Option<(usize, usize)> {
+    let path = format!("/api/queues/{}/settlement.updates", place.name);
+    let asked = place.services.try_manage("GET", &path, None, PATIENCE).await;
+    let (_, queue) = asked.ok()?;
+    let leader = queue["leader"].as_str()?.split('@').next()?;
+    let number = match leader.rsplit('-').next()? {
+        "2" => 1,
+        "3" => 2,
+        _ => 0,
+    };
+    Some((number, queue["online"].as_array()?.len()))
+}
+
+/// A worker on a node that lives, while the leader of its queue is frozen, and while too few nodes are left to settle anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frozen_nodes_cost_no_delivery_and_a_lost_majority_is_told() {
+    const NAME: &str = "cluster::frozen_nodes_cost_no_delivery_and_a_lost_majority_is_told";
+    const NODES: [&str; 3] = ["rabbitmq", "rabbitmq2", "rabbitmq3"];
+    let private = match Private::start_with(Private::CLUSTER).await {
+        Ok(private) => private,
+        Err(why) => return skip(NAME, &why),
+    };
+    let place = Place::within(private.services.clone(), "frozen_nodes").await;
+    let partner = Partner::new("acme");
+    place.register(&partner).await;
+    place.deposit(&partner, "BTC", "100").await;
+    let mut reservations: Vec<Reservation> = (0..6).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let hosts = each_host(&place.broker_url);
+    let leader = async || {
+        until("every node is a member of the queue", PATIENCE, async || {
+            let (leader, members) = members(&place).await?;
+            (members == NODES.len()).then_some(leader)
+        })
+        .await
+    };
+    let mut settles = async |worker: &Worker| {
+        let before = place.events.seen().len();
+        place
+            .publish(&[partner.cleared(&reservations.pop().expect("one is left"))])
+            .await;
+        until("it is settled and told", PATIENCE, async || {
+            assert_eq!(worker.ended(), None, "{}", worker.said());
+            (place.events.seen().len() > before).then_some(())
+        })
+        .await;
+    };
+
+    // The leader is frozen: until another one leads the queue answers nothing, and that is all.
+    let frozen = leader().await;
+    let on = (frozen + 1) % NODES.len();
+    let worker = place.ready_worker(&[("SETTLED_BROKER_URL", hosts[on].as_str())]).await;
+    settles(&worker).await;
+    private.act("freeze", &[NODES[frozen]]).await;
+    let why = worker.not_ready().await;
+    assert!(
+        why.contains("the broker does not answer for queue settlement."),
+        "{why}"
+    );
+    worker.ready().await;
+    settles(&worker).await;
+    let lost = worker
+        .said()
+        .lines()
+        .filter(|line| line.contains("consumer lost"))
+        .count();
+    assert_eq!(lost, 0, "what it held counts one delivery more: {}", worker.said());
+    private.act("thaw", &[NODES[frozen]]).await;
+    assert_eq!(worker.terminate().await.code(), Some(0));
+
+    // Two are frozen: the one that is left leads the queue, or does not.
+    for leads in [true, false] {
+        let leader = leader().await;
+        let left = if leads { leader } else { (leader + 1) % NODES.len() };
+        let frozen: Vec<&str> = (0..NODES.len())
+            .filter(|node| *node != left)
+            .map(|node| NODES[node])
+            .collect();
+        let worker = place
+            .ready_worker(&[("SETTLED_BROKER_URL", hosts[left].as_str())])
+            .await;
+        settles(&worker).await;
+        let began = Instant::now();
+        private.act("freeze", &frozen).await;
+        worker.not_ready().await;
+        assert!(
+            began.elapsed() < MAJORITY_LOST,
+            "{leads}: {:?}: {}",
+            began.elapsed(),
+            worker.said()
+        );
+        private.act("thaw", &frozen).await;
+        worker.ready().await;
+        settles(&worker).await;
+        assert_eq!(worker.terminate().await.code(), Some(0));
+    }
+    let last = place.ready_worker(&[]).await;
+    place.settle_up(last).await;
 }
 
 /// What becomes of a cluster, one scenario after the other on the same servers: `make cluster`.

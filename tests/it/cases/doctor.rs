@@ -30,6 +30,7 @@ const DATABASE: [&str; 18] = [
     "ownership",
     "rehearsal",
     "clock",
+    "limits",
     "synchronous_commit",
     "standbys",
     "fsync",
@@ -667,8 +668,22 @@ async fn the_servers_settings_are_looked_at() {
     )
     .await;
 
-    // The clock, as everybody in this database sees it: an hour ahead, or behind.
     execute(&db, "CREATE SCHEMA other").await;
+    // A limit that does not come through, as everybody in this database sees it. Nobody works without.
+    let dropped = "CREATE VIEW other.pg_settings AS
+                   SELECT name, CASE name WHEN 'lock_timeout' THEN '0' ELSE setting END AS setting, enumvals
+                   FROM pg_catalog.pg_settings";
+    execute(&db, dropped).await;
+    set("search_path = other, pg_catalog").await;
+    let sentence = "lock_timeout is 0 ms within a transaction that set it to 5000 ms";
+    visit(&ground).await.assert_problem("limits", sentence);
+    let worker = ground.worker(&[]);
+    assert_eq!(worker.end().await.code(), Some(2));
+    assert!(worker.said().contains(sentence), "{}", worker.said());
+    execute(&db, "DROP VIEW other.pg_settings").await;
+    reset("search_path").await;
+
+    // The clock, as everybody in this database sees it: an hour ahead, or behind.
     for interval in ["1 hour", "-1 hour", "3 seconds"] {
         let clock = format!(
             "CREATE OR REPLACE FUNCTION other.clock_timestamp() RETURNS timestamptz LANGUAGE sql

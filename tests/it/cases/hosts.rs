@@ -10,8 +10,8 @@ use crate::kit::{
     support::{PATIENCE, Place, Worker, address, skip, until},
 };
 
-/// What a frozen peer may cost, and as much again for a machine that is busy with other tests.
-const FROZEN: Duration = Duration::from_secs(10);
+/// What a frozen peer may cost: five seconds, and some for a machine that is busy with other tests.
+const FROZEN: Duration = Duration::from_secs(7);
 
 /// The URL with these hosts in place of its own.
 fn among(url: &str, hosts: &[&Proxy]) -> String {

@@ -31,6 +31,7 @@ mod declaring;
 mod demo;
 mod desk;
 mod desk_page;
+mod dev_test;
 mod doctor;
 mod doors;
 mod drain;

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::join_all};
+use futures_util::{
+    StreamExt,
+    future::{join_all, select_ok},
+};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{
@@ -68,11 +71,18 @@ const ANSWER: Duration = Duration::from_secs(5);
 const BACK: Duration = PATIENCE.saturating_mul(3);
 
 async fn answered<T>(question: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
+    answered_within(ANSWER, question).await
+}
+
+async fn answered_within<T>(patience: Duration, question: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
     let late = || lapin::ErrorKind::IOError(std::sync::Arc::new(std::io::ErrorKind::TimedOut.into()));
-    tokio::time::timeout(ANSWER, question)
+    tokio::time::timeout(patience, question)
         .await
         .unwrap_or_else(|_| Err(late().into()))
 }
+
+/// A host that is silent for so long is not waited for alone.
+const NEXT_HOST: Duration = Duration::from_millis(500);
 
 /// Of several hosts the first that lets us in, each time beginning with another.
 async fn open(url: &str) -> lapin::Result<(Connection, Channel)> {
@@ -80,14 +90,13 @@ async fn open(url: &str) -> lapin::Result<(Connection, Channel)> {
     let mut urls = each_host(url);
     let first = NEXT.fetch_add(1, Ordering::Relaxed) % urls.len();
     urls.rotate_left(first);
-    let mut tried = open_at(urls.first().expect("a host")).await;
-    for url in urls.iter().skip(1) {
-        if tried.is_ok() {
-            break;
-        }
-        tried = open_at(url).await;
-    }
-    tried
+    let tries = (0..).zip(&urls).map(|(before, url)| {
+        Box::pin(async move {
+            tokio::time::sleep(NEXT_HOST * before).await;
+            open_at(url).await
+        })
+    });
+    select_ok(tries).await.map(|(opened, _)| opened)
 }
 
 async fn open_at(url: &str) -> lapin::Result<(Connection, Channel)> {
@@ -114,13 +123,21 @@ fn quorum() -> FieldTable {
 /// A test's own connection: opened when it is needed, and again when it broke.
 pub(crate) struct Line {
     url: String,
+    /// How long a confirm is waited for.
+    patience: Duration,
     link: tokio::sync::Mutex<Option<(Connection, Channel)>>,
 }
 
 impl Line {
     pub(crate) async fn open(url: &str) -> Self {
+        Self::open_with(url, ANSWER).await
+    }
+
+    /// One that waits only so long for a confirm before it publishes again, by way of another host perhaps.
+    pub(crate) async fn open_with(url: &str, patience: Duration) -> Self {
         let line = Self {
             url: url.to_owned(),
+            patience,
             link: tokio::sync::Mutex::new(None),
         };
         line.channel().await;
@@ -164,7 +181,10 @@ impl Line {
                 let Ok(confirm) = published else {
                     return false;
                 };
-                matches!(answered(confirm).await, Ok(Confirmation::Ack(None)))
+                matches!(
+                    answered_within(self.patience, confirm).await,
+                    Ok(Confirmation::Ack(None))
+                )
             });
             let confirmed = join_all(publishes).await;
             left = left

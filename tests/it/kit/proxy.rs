@@ -120,6 +120,8 @@ pub(crate) type Strike = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
+    /// The host and port behind it.
+    target: Mutex<String>,
     strike: Mutex<Option<Strike>>,
     /// What is set, and how far it is from springing.
     trap: Mutex<Option<(Trap, usize)>>,
@@ -195,14 +197,11 @@ impl Proxy {
             mode: Mode::Open,
             cuts: 0,
         });
-        let shared = Arc::new(Shared::default());
-        let serving = Beside::spawn(serve(
-            listener,
-            address,
-            target.to_owned(),
-            watched,
-            Arc::clone(&shared),
-        ));
+        let shared = Arc::new(Shared {
+            target: Mutex::new(target.to_owned()),
+            ..Shared::default()
+        });
+        let serving = Beside::spawn(serve(listener, address, watched, Arc::clone(&shared)));
         Self {
             address,
             state,
@@ -236,6 +235,12 @@ impl Proxy {
         self.set(Mode::Bytewise);
     }
 
+    /// New connections lead to another host and port, as when an address of a cluster moves; those there are end.
+    pub(crate) fn lead_to(&self, target: &str) {
+        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target.to_owned();
+        self.cut();
+    }
+
     /// Ends the connections there are; new ones may come.
     pub(crate) fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
@@ -257,13 +262,7 @@ impl Proxy {
     }
 }
 
-async fn serve(
-    listener: TcpListener,
-    address: SocketAddr,
-    target: String,
-    mut state: watch::Receiver<State>,
-    shared: Arc<Shared>,
-) {
+async fn serve(listener: TcpListener, address: SocketAddr, mut state: watch::Receiver<State>, shared: Arc<Shared>) {
     let mut listener = Some(listener);
     loop {
         if state.wait_for(|state| state.mode != Mode::Refuse).await.is_err() {
@@ -284,7 +283,7 @@ async fn serve(
                 _ = refusing.wait_for(|state| state.mode == Mode::Refuse) => break,
                 accepted = open.accept() => {
                     if let Ok((stream, _)) = accepted {
-                        tokio::spawn(carry(stream, target.clone(), state.clone(), Arc::clone(&shared)));
+                        tokio::spawn(carry(stream, state.clone(), Arc::clone(&shared)));
                     }
                 }
             }
@@ -292,9 +291,10 @@ async fn serve(
     }
 }
 
-async fn carry(near: TcpStream, target: String, mut state: watch::Receiver<State>, shared: Arc<Shared>) {
+async fn carry(near: TcpStream, mut state: watch::Receiver<State>, shared: Arc<Shared>) {
     let cuts = state.borrow().cuts;
     let (there, back) = (state.clone(), state.clone());
+    let target = shared.target.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let carrying = async {
         let far = TcpStream::connect(target).await?;
         // Small frames must not wait for others here: they do not on a real way either.

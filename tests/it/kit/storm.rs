@@ -33,6 +33,9 @@ const SETTINGS: [(&str, &str); 1] = [("SETTLED_LOG__LEVEL", "info")];
 /// Longer than anything takes to go on after an act.
 const RECOVERY: Duration = Duration::from_secs(90);
 
+/// So long a partner waits for a confirm before it publishes again.
+const CONFIRM: Duration = Duration::from_secs(1);
+
 /// Messages for what only a settlement can show, and for what happens to a partner's keys.
 const SPARE: usize = 600;
 
@@ -288,7 +291,8 @@ impl<'a> Round<'a> {
                 before = Some(last);
                 let message = self.one_spare();
                 self.place.story().sent.push(sent(&message));
-                let line = Line::open(&self.place.broker_url).await;
+                // What a partner waits for its confirm is part of what is timed: not for long at a node that is frozen.
+                let line = Line::open_with(&self.place.broker_url, CONFIRM).await;
                 line.publish(&[message]).await;
             }
             (before != Some(last)).then_some(())
