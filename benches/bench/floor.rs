@@ -321,14 +321,17 @@ const STATEMENTS: [&str; 7] = [
          batch_id, first_seen, last_seen
      )
      SELECT n.key, $5, n.nonce, n.digest, n.digest, 'settled', n.id, n.id, $6, $7, now(), now()
-     FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[]) AS n (key, nonce, digest, id)",
+     FROM (
+         SELECT unnest($1::uuid[]) AS key, unnest($2::text[]) AS nonce, unnest($3::bytea[]) AS digest,
+                unnest($4::uuid[]) AS id
+     ) AS n",
     "UPDATE settled.allocations AS a
      SET status = 'cleared',
          reason = NULL,
          partner_external_id = n.partners_id,
          settled_nonce = n.nonce,
          updated_at = now()
-     FROM unnest($1::uuid[], $2::text[], $3::text[]) AS n (id, partners_id, nonce)
+     FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::text[]) AS partners_id, unnest($3::text[]) AS nonce) AS n
      WHERE a.id = n.id
        AND a.status = 'reserved'",
     "INSERT INTO settled.transfers (
@@ -337,13 +340,15 @@ const STATEMENTS: [&str; 7] = [
      )
      SELECT n.id, 1, 'cleared', n.funds * 4 + 2, n.funds * 4 + 3, n.quantity::numeric, n.receipt, n.payload, n.signature,
             $7, now()
-     FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::text[], $6::bytea[])
-          AS n (id, funds, quantity, receipt, payload, signature)",
+     FROM (
+         SELECT unnest($1::uuid[]) AS id, unnest($2::bigint[]) AS funds, unnest($3::text[]) AS quantity,
+                unnest($4::uuid[]) AS receipt, unnest($5::text[]) AS payload, unnest($6::bytea[]) AS signature
+     ) AS n",
     "SELECT FROM settled.funds WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
     "UPDATE settled.funds AS f
      SET held = f.held - n.moved::numeric,
          allocated = f.allocated + n.moved::numeric
-     FROM unnest($1::bigint[], $2::text[]) AS n (id, moved)
+     FROM (SELECT unnest($1::bigint[]) AS id, unnest($2::text[]) AS moved) AS n
      WHERE f.id = n.id",
 ];
 

@@ -45,7 +45,7 @@ use settled::{
         publications,
         reason::Reason,
         receipt::{Receipt, ReceiptKey},
-        signature::{PublicKey, signature_bytes},
+        signature::PublicKey,
         snapshot::{Parked, Partner, Rules, Snapshot, Whereabouts},
         verdict::VerdictKind,
     },
@@ -700,7 +700,7 @@ async fn insert_transfer(
     let amount = transfer.amount.quantity.to_string();
     let event = settlement.allocation.status.as_str();
     let content = &settlement.content;
-    let signature = signature_bytes(&content.signature).map(|bytes| bytes.to_vec());
+    let signature = content.signature.as_ref().map(<[u8; 65]>::as_slice);
     let statement = transaction.prepare_cached(INSERT_TRANSFER).await?;
     transaction
         .execute(

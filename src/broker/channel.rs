@@ -67,8 +67,17 @@ pub(super) async fn refusal(
     question: impl AsyncFnOnce(&lapin::Channel) -> Result<(), BrokerError>,
 ) -> Result<Option<(u16, String)>, BrokerError> {
     let channel = connection.channel().await?;
-    match question(&channel).await {
-        Ok(()) => close(&channel).await.map(|()| None),
+    let refused = refused(question(&channel).await)?;
+    if refused.is_none() {
+        close(&channel).await?;
+    }
+    Ok(refused)
+}
+
+/// What the broker answered, where it refused. That closed the channel.
+pub(super) fn refused(answer: Result<(), BrokerError>) -> Result<Option<(u16, String)>, BrokerError> {
+    match answer {
+        Ok(()) => Ok(None),
         Err(BrokerError::Refused { code, text }) => Ok(Some((code, text))),
         Err(error @ (BrokerError::Away(_) | BrokerError::Config(_))) => Err(error),
     }

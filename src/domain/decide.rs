@@ -3,7 +3,10 @@
 mod effect;
 mod why;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -34,13 +37,15 @@ pub fn decide(mut snapshot: Snapshot, batch: &[MessageRef<'_>], rules: &Rules) -
         partners: &partners,
         rules,
         changes: Changeset::default(),
+        new_receipts: BTreeSet::new(),
+        changed_receipts: BTreeSet::new(),
     };
     let judgements = batch
         .iter()
         .enumerate()
         .map(|(index, message)| judging.judge(index, *message))
         .collect();
-    (judgements, judging.changes)
+    (judgements, judging.into_changes())
 }
 
 /// The snapshot as the batch has changed it so far.
@@ -49,10 +54,26 @@ struct Judging<'a> {
     /// Those of the snapshot: a batch changes none of them.
     partners: &'a HashMap<String, Partner>,
     rules: &'a Rules,
+    /// All but the receipts, which stand in the snapshot until the batch is judged.
     changes: Changeset,
+    new_receipts: BTreeSet<ReceiptKey>,
+    changed_receipts: BTreeSet<ReceiptKey>,
 }
 
 impl Judging<'_> {
+    fn into_changes(self) -> Changeset {
+        let mut receipts = self.snapshot.receipts;
+        let mut taken = |keys: BTreeSet<ReceiptKey>| -> BTreeMap<ReceiptKey, Receipt> {
+            let each = keys.into_iter();
+            each.filter_map(|key| Some((key, receipts.remove(&key)?))).collect()
+        };
+        Changeset {
+            new_receipts: taken(self.new_receipts),
+            changed_receipts: taken(self.changed_receipts),
+            ..self.changes
+        }
+    }
+
     /// One verdict; and whatever it is, a parked message that came to more than waiting waits no more.
     fn judge(&mut self, index: usize, message: MessageRef<'_>) -> Judgement {
         if let Some(verdict) = self.overtaken(message) {
@@ -433,22 +454,22 @@ impl Judging<'_> {
             last_seen: self.snapshot.now,
             voided: earlier.is_some_and(|receipt| receipt.voided),
         };
-        self.write_receipt(key, receipt);
+        let was_there = self.snapshot.receipts.insert(key, receipt).is_some();
+        self.note_receipt(key, was_there);
     }
 
     fn touch_receipt(&mut self, key: ReceiptKey) {
-        if let Some(mut receipt) = self.snapshot.receipts.get(&key).cloned() {
+        if let Some(receipt) = self.snapshot.receipts.get_mut(&key) {
             receipt.last_seen = self.snapshot.now;
-            self.write_receipt(key, receipt);
+            self.note_receipt(key, true);
         }
     }
 
-    fn write_receipt(&mut self, key: ReceiptKey, receipt: Receipt) {
-        let known = self.snapshot.receipts.insert(key, receipt.clone()).is_some();
-        if known && !self.changes.new_receipts.contains_key(&key) {
-            self.changes.changed_receipts.insert(key, receipt);
+    fn note_receipt(&mut self, key: ReceiptKey, was_there: bool) {
+        if was_there && !self.new_receipts.contains(&key) {
+            self.changed_receipts.insert(key);
         } else {
-            self.changes.new_receipts.insert(key, receipt);
+            self.new_receipts.insert(key);
         }
     }
 }

@@ -60,6 +60,11 @@ pub fn in_format_and_kept(
 ) -> (Vec<Publication>, Vec<Kept>) {
     let mut names: Vec<Option<Named>> = names;
     names.resize(publications.len(), None);
+    if format == Format::Single {
+        let kept = names.into_iter();
+        let kept = kept.map(|named| named.map_or(Kept::Whole, Kept::Event)).collect();
+        return (publications, kept);
+    }
     grouped(publications, format)
         .into_iter()
         .map(|(publication, of)| {
@@ -90,5 +95,44 @@ pub fn told_of(kept: &Kept, records: &HashMap<Uuid, Allocation>, source: &str) -
             let events: Option<Vec<Publication>> = names.iter().map(event).collect();
             array_of(&events?)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::delivery::Properties;
+
+    fn publication(kind: PublicationKind, body: &str) -> Publication {
+        Publication {
+            kind,
+            exchange: "settlement.events".to_owned(),
+            routing_key: "allocation.cleared.acme".to_owned(),
+            properties: Properties::default(),
+            body: body.as_bytes().to_vec(),
+        }
+    }
+
+    /// Each in its place, with its own name; what has no name is kept whole, those behind the last name too.
+    #[test]
+    fn a_message_of_its_own_keeps_its_own_name() {
+        let (event, letter) = (PublicationKind::Event, PublicationKind::DeadLetter);
+        let said = vec![
+            publication(event, "1"),
+            publication(letter, "2"),
+            publication(event, "3"),
+            publication(event, "4"),
+        ];
+        let named = |id| Named {
+            allocation_id: Uuid::from_u128(id),
+            traceparent: None,
+        };
+        let names = vec![Some(named(1)), None, Some(named(3))];
+        let (told, kept) = in_format_and_kept(said.clone(), names, Format::Single);
+        assert_eq!(told, said);
+        assert_eq!(
+            kept,
+            [Kept::Event(named(1)), Kept::Whole, Kept::Event(named(3)), Kept::Whole]
+        );
     }
 }

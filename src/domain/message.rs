@@ -14,7 +14,7 @@ use super::{
     names::{content_type, header},
     reason::Reason,
     receipt::ReceiptKey,
-    signature::{Signer, signer},
+    signature::{Signer, signer_and_bytes},
     trace::TRACE_MAX,
     update::{DecodedBody, Update, decode},
 };
@@ -63,8 +63,8 @@ pub struct Content {
     pub update: Update,
     /// The signed text, as received.
     pub payload: String,
-    /// The signature's text, as received.
-    pub signature: String,
+    /// The signature's bytes, where it is well-formed and was read.
+    pub signature: Option<[u8; 65]>,
     /// Of the nonce that it says.
     pub key: ReceiptKey,
     /// Of the nonce that is signed, where there is one.
@@ -109,15 +109,18 @@ impl EarlyRefusal {
 /// Everything a message tells by itself: steps 1 to 3 of the table of reasons, who signed the payload, and whether it
 /// agrees with the body.
 pub fn facts(delivery: &Delivery) -> Facts {
-    read(delivery, signer)
+    read(delivery, signer_and_bytes)
 }
 
 /// The same without who signed, which is most of the work: for what is only kept, and judged when it is replayed.
 pub fn unsigned_facts(delivery: &Delivery) -> Facts {
-    read(delivery, |_, _| Signer::Unread)
+    read(delivery, |_, _| (Signer::Unread, None))
 }
 
-fn read(delivery: &Delivery, signer: fn(&str, &str) -> Signer) -> Facts {
+/// Reads a signature by its payload and its text: whose it is, and its bytes.
+type ReadSignature = fn(&str, &str) -> (Signer, Option<[u8; 65]>);
+
+fn read(delivery: &Delivery, read_signature: ReadSignature) -> Facts {
     let addressed = parse_routing_key(&delivery.routing_key);
     Facts {
         message_digest: delivery
@@ -125,14 +128,14 @@ fn read(delivery: &Delivery, signer: fn(&str, &str) -> Signer) -> Facts {
             .as_ref()
             .map_or_else(|| sha256(&delivery.body), |cut| cut.digest),
         enterprise_id: addressed.map(|(enterprise_id, _)| enterprise_id.to_owned()),
-        content: content(delivery, addressed, signer).map(Arc::new),
+        content: content(delivery, addressed, read_signature).map(Arc::new),
     }
 }
 
 fn content(
     delivery: &Delivery,
     addressed: Option<(&str, Kind)>,
-    signer: fn(&str, &str) -> Signer,
+    read_signature: ReadSignature,
 ) -> Result<Content, EarlyRefusal> {
     check_size(delivery)?;
     if delivery.properties.undecodable.is_some() {
@@ -163,6 +166,7 @@ fn content(
     let signed = Signed::read(body, &update, &payload);
     update.expires_at = signed.expires_at;
     let key = ReceiptKey::new(enterprise_id, &update.nonce);
+    let (signer, signature) = read_signature(&payload, &signature);
     Ok(Content {
         key,
         signed_key: signed.nonce.as_deref().map(|nonce| {
@@ -176,7 +180,7 @@ fn content(
         payload_digest: sha256(&payload),
         signed_nonce: signed.nonce,
         signed_ids: signed.ids,
-        signer: signer(&payload, &signature),
+        signer,
         agreement: signed.agreement,
         update,
         payload,

@@ -89,14 +89,20 @@ pub fn signature_bytes(text: &str) -> Option<[u8; 65]> {
 
 /// Who signed a payload, as far as the text and the curve tell. Only recovery proves the header's recovery id.
 pub fn signer(payload: &str, signature: &str) -> Signer {
+    signer_and_bytes(payload, signature).0
+}
+
+/// The same, and the signature's bytes where it is well-formed: the text is read once.
+pub fn signer_and_bytes(payload: &str, signature: &str) -> (Signer, Option<[u8; 65]>) {
     let parts = match Parts::read(signature) {
         Ok(parts) => parts,
-        Err(detail) => return Signer::Malformed(detail.to_owned()),
+        Err(detail) => return (Signer::Malformed(detail.to_owned()), None),
     };
     let [_, scalars @ ..] = &parts.bytes;
-    RecoverableSignature::from_compact(scalars, parts.recovery_id)
+    let signer = RecoverableSignature::from_compact(scalars, parts.recovery_id)
         .and_then(|signature| signature.recover(secp256k1::Message::from_digest(signed_digest(payload))))
-        .map_or(Signer::Unrecoverable, |key| Signer::Key(PublicKey::of(&key)))
+        .map_or(Signer::Unrecoverable, |key| Signer::Key(PublicKey::of(&key)));
+    (signer, Some(parts.bytes))
 }
 
 /// What is signed: SHA-256 twice over the magic text, the payload's length and the payload.
@@ -264,10 +270,10 @@ mod tests {
                 signer(&vector.payload, &vector.signature_hex.to_uppercase()),
                 Signer::Key(key.expect("a key"))
             );
-            assert_eq!(
-                signature_bytes(&vector.signature_hex).map(hex::encode),
-                Some(vector.signature_hex)
-            );
+            let (signer, bytes) = signer_and_bytes(&vector.payload, &vector.signature_hex);
+            assert_eq!(Some(signer), key.map(Signer::Key), "{}", vector.note);
+            assert_eq!(bytes, signature_bytes(&vector.signature_hex), "{}", vector.note);
+            assert_eq!(bytes.map(hex::encode), Some(vector.signature_hex));
         }
     }
 
@@ -395,6 +401,7 @@ mod tests {
         ] {
             assert_eq!(signer("{}", &text), Signer::Malformed(detail.to_owned()), "{text:?}");
             assert_eq!(signature_bytes(&text), None);
+            assert_eq!(signer_and_bytes("{}", &text).1, None);
         }
     }
 

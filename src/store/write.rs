@@ -104,14 +104,14 @@ impl<'a> Write<'a> {
     /// Sends it, and holds its rows against what they must be.
     pub(super) async fn send(&self, session: &Session) -> Result<(), StoreError> {
         let statement = session.prepare(self.sql).await?;
-        self.send_prepared(session, &statement).await
+        self.send_prepared(session, Some(&statement)).await
     }
 
-    /// The same, sent when it is looked at first.
-    async fn send_prepared(&self, session: &Session, statement: &Statement) -> Result<(), StoreError> {
-        if session.skips(self.is_empty) {
+    /// The same, sent when it is looked at first; nothing where there is nothing to write.
+    async fn send_prepared(&self, session: &Session, statement: Option<&Statement>) -> Result<(), StoreError> {
+        let Some(statement) = statement.filter(|_| !session.skips(self.is_empty)) else {
             return Ok(());
-        }
+        };
         let params: Vec<&(dyn ToSql + Sync)> = self.params.iter().map(|param| &**param as _).collect();
         let touched = session.execute_prepared(statement, &params).await?;
         match self.rows {
@@ -135,11 +135,16 @@ impl<'a> Write<'a> {
     }
 }
 
-/// Each prepared once per connection; then they leave in the order in which they are looked at, on a fresh connection too.
-async fn prepare_all(session: &Session, writes: &[Write<'_>]) -> Result<Vec<Statement>, StoreError> {
+/// Each that has something to write, which of most batches are few, is prepared once per connection; then they leave in the order
+/// in which they are looked at, on a fresh connection too.
+async fn prepare_all(session: &Session, writes: &[Write<'_>]) -> Result<Vec<Option<Statement>>, StoreError> {
     let mut statements = Vec::with_capacity(writes.len());
     for write in writes {
-        statements.push(session.prepare(write.sql).await?);
+        statements.push(if session.skips(write.is_empty) {
+            None
+        } else {
+            Some(session.prepare(write.sql).await?)
+        });
     }
     Ok(statements)
 }
@@ -151,7 +156,7 @@ pub(super) async fn write_all(session: &Session, writes: Vec<Write<'_>>) -> Resu
     let running = writes
         .iter()
         .zip(&statements)
-        .map(|(write, statement)| Box::pin(maybe_done(write.send_prepared(session, statement))))
+        .map(|(write, statement)| Box::pin(maybe_done(write.send_prepared(session, statement.as_ref()))))
         .collect();
     in_order(running).await.into_iter().collect()
 }
@@ -189,7 +194,7 @@ pub(super) async fn write_and_commit(session: Session, writes: Vec<Write<'_>>) -
             Box::pin(maybe_done(async move {
                 match step {
                     Some((write, statement)) => {
-                        let sent = write.send_prepared(session, statement).await;
+                        let sent = write.send_prepared(session, statement.as_ref()).await;
                         note_written();
                         sent
                     }

@@ -205,7 +205,7 @@ impl Fairness {
                     if is_surplus {
                         Some(HeldWhy::Share)
                     } else {
-                        (!self.may_go(owner.map(str::to_owned), now)).then_some(HeldWhy::Rate)
+                        (!self.may_go(*owner, now)).then_some(HeldWhy::Rate)
                     }
                 })
                 .collect()
@@ -342,7 +342,7 @@ impl Fairness {
     }
 
     /// Whether one more message of an owner may go now, and if so counts it.
-    fn may_go(&self, owner: Option<String>, now: Instant) -> bool {
+    fn may_go(&self, owner: Option<&str>, now: Instant) -> bool {
         let rate = f64::from(self.settings.worker.partner_rate);
         if rate == 0.0 {
             return true;
@@ -352,6 +352,7 @@ impl Fairness {
         if rates.len() > RATES_MAX {
             rates.retain(|_, bucket| filled(*bucket, rate, now).tokens < rate);
         }
+        let owner = owner.map(str::to_owned);
         let bucket = rates.entry(owner).or_insert(Bucket { tokens: rate, at: now });
         *bucket = filled(*bucket, rate, now);
         let may = bucket.tokens >= 1.0;

@@ -123,16 +123,19 @@ impl Work for Settling {
             });
             self.watched(settling).await
         };
-        if settled.is_ok() {
-            if self.is_common {
-                worker.health.note_settled();
-            }
-            // Whatever they came to: what is refused is dead-lettered by us, never by the broker.
-            acknowledge(disposer, number, taken.sources()).await;
-            fail::point(Point::AfterAck).await;
+        if settled.is_ok() && self.is_common {
+            worker.health.note_settled();
         }
-        // What is committed is told, even if the rest goes back.
-        send_all(place, &self.committed, hand.settler.done, received).await;
+        // What is committed is told, even if the rest goes back, and while it is acknowledged: neither waits for the other.
+        let telling = send_all(place, &self.committed, hand.settler.done, received);
+        let acknowledging = async {
+            if settled.is_ok() {
+                // Whatever they came to: what is refused is dead-lettered by us, never by the broker.
+                acknowledge(disposer, number, taken.sources()).await;
+                fail::point(Point::AfterAck).await;
+            }
+        };
+        tokio::join!(telling, acknowledging);
         settled
     }
 

@@ -801,7 +801,8 @@ impl World {
             ensure!(before.status == Status::Reserved, "{} leaves reserved twice", after.id);
             let content = &settlement.content;
             let digest = hex::encode(Sha256::digest(&content.payload));
-            let authority = (digest, content.signature.clone(), key_number(&settlement.public_key));
+            let signature = content.signature.map(hex::encode).unwrap_or_default();
+            let authority = (digest, signature, key_number(&settlement.public_key));
             self.authority.insert(after.id, authority);
             if self.flaw != Some(Flaw::SettlesWithoutTheRecord) {
                 self.allocations.insert(after.id, Allocation::clone(after));

@@ -4,7 +4,47 @@ use super::{
     BROKER_MADE, Exchange, HIDDEN, Queue, QueueKind, TopologyFinding, UPDATES, exchanges, hidden_queue, partner_queue,
     queues,
 };
-use crate::broker::{BrokerError, Connection, channel::refusal, rights};
+use crate::broker::{
+    BrokerError, Connection,
+    channel::{close, refused},
+    rights,
+};
+
+/// Looks one after the other, on one channel for as long as nothing is refused: a refusal closes it, and the next look opens
+/// another.
+struct Looks<'c> {
+    connection: &'c Connection,
+    channel: Option<lapin::Channel>,
+}
+
+impl<'c> Looks<'c> {
+    fn on(connection: &'c Connection) -> Self {
+        let channel = None;
+        Self { connection, channel }
+    }
+
+    async fn refusal(
+        &mut self,
+        question: impl AsyncFnOnce(&lapin::Channel) -> Result<(), BrokerError>,
+    ) -> Result<Option<(u16, String)>, BrokerError> {
+        let channel = match self.channel.take() {
+            Some(channel) => channel,
+            None => self.connection.channel().await?,
+        };
+        let refused = refused(question(&channel).await)?;
+        if refused.is_none() {
+            self.channel = Some(channel);
+        }
+        Ok(refused)
+    }
+
+    async fn end(self) -> Result<(), BrokerError> {
+        match self.channel {
+            Some(channel) => close(&channel).await,
+            None => Ok(()),
+        }
+    }
+}
 
 /// Looks at every exchange and queue and at the permissions of this user, and changes nothing. Bindings cannot be seen
 /// through AMQP. `own` names the partners that have a queue of their own, `hidden` is the queue of that name, where the books say it, `mend`
@@ -17,13 +57,15 @@ pub async fn inspect(
     mend: &rights::Mend,
 ) -> Result<Vec<TopologyFinding>, BrokerError> {
     let mut findings = Vec::new();
+    let mut looks = Looks::on(connection);
     for exchange in exchanges() {
-        findings.push(look_at_exchange(connection, &exchange).await?);
+        findings.push(look_at_exchange(&mut looks, &exchange).await?);
     }
     let own_queues = own.iter().map(|enterprise_id| partner_queue(enterprise_id));
     for queue in queues().into_iter().chain(own_queues) {
-        findings.push(look_at_queue(connection, &queue).await?);
+        findings.push(look_at_queue(&mut looks, &queue).await?);
     }
+    looks.end().await?;
     findings.extend(rights::look(connection, mend, &rights::of_a_worker(own)).await?);
     if let Some(name) = hidden {
         findings.extend(look_at_hidden(connection, name, mend).await?);
@@ -37,7 +79,9 @@ async fn look_at_hidden(
     name: &str,
     mend: &rights::Mend,
 ) -> Result<Vec<TopologyFinding>, BrokerError> {
-    let mut findings = vec![look_at_queue(connection, &hidden_queue(name)).await?];
+    let mut looks = Looks::on(connection);
+    let mut findings = vec![look_at_queue(&mut looks, &hidden_queue(name)).await?];
+    looks.end().await?;
     findings.extend(rights::look(connection, mend, &[rights::Right::Consume(name.to_owned())]).await?);
     Ok(findings
         .into_iter()
@@ -55,24 +99,31 @@ fn without_name(finding: TopologyFinding, name: &str) -> TopologyFinding {
     }
 }
 
-async fn look_at_exchange(connection: &Connection, exchange: &Exchange) -> Result<TopologyFinding, BrokerError> {
-    let found = refusal(connection, async |channel| exchange.declare(channel, true).await).await?;
+async fn look_at_exchange(looks: &mut Looks<'_>, exchange: &Exchange) -> Result<TopologyFinding, BrokerError> {
+    let found = looks
+        .refusal(async |channel| exchange.declare(channel, true).await)
+        .await?;
     // Only of what is there: it would be made otherwise.
     let same = match &found {
-        None => refusal(connection, async |channel| exchange.declare(channel, false).await).await?,
+        None => {
+            looks
+                .refusal(async |channel| exchange.declare(channel, false).await)
+                .await?
+        }
         Some(_) => None,
     };
     Ok(finding(format!("exchange {}", exchange.name), found, same))
 }
 
-async fn look_at_queue(connection: &Connection, queue: &Queue) -> Result<TopologyFinding, BrokerError> {
-    let found = refusal(connection, async |channel| queue.declare(channel, true).await.map(drop)).await?;
+async fn look_at_queue(looks: &mut Looks<'_>, queue: &Queue) -> Result<TopologyFinding, BrokerError> {
+    let found = looks
+        .refusal(async |channel| queue.declare(channel, true).await.map(drop))
+        .await?;
     let same = match &found {
         None => {
-            refusal(connection, async |channel| {
-                queue.declare(channel, false).await.map(drop)
-            })
-            .await?
+            looks
+                .refusal(async |channel| queue.declare(channel, false).await.map(drop))
+                .await?
         }
         Some(_) => None,
     };
@@ -102,7 +153,8 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
     let Some(looked_at) = looked_at else {
         return Ok(Fitness::default());
     };
-    let mut findings = vec![look_at_queue(connection, &looked_at).await?];
+    let mut looks = Looks::on(connection);
+    let mut findings = vec![look_at_queue(&mut looks, &looked_at).await?];
     let mut around: Vec<&str> = looked_at.bindings.iter().map(|binding| binding.exchange).collect();
     if queue == UPDATES {
         around.push(UPDATES);
@@ -113,9 +165,10 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
     }
     for exchange in exchanges() {
         if around.contains(&exchange.name) {
-            findings.push(look_at_exchange(connection, &exchange).await?);
+            findings.push(look_at_exchange(&mut looks, &exchange).await?);
         }
     }
+    looks.end().await?;
     let mut fitness = Fitness::default();
     for finding in findings {
         let finding = if is_hidden {
@@ -157,4 +210,46 @@ fn finding(object: String, found: Option<(u16, String)>, same: Option<(u16, Stri
         (None, Some((code, text))) => (Some(format!("refused with {code}: {text}")), None),
     };
     TopologyFinding { object, problem, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::{ExchangeKind, types::FieldTable};
+
+    use super::*;
+    use crate::broker::{
+        channel::{declare_exchange, short},
+        testing::Vhost,
+    };
+
+    /// One channel for all looks, and another only after a refusal, which closed it.
+    #[tokio::test]
+    async fn looks_share_a_channel_until_one_is_refused() {
+        let vhost = Vhost::new();
+        let connection = vhost.connect().await;
+        let mut looks = Looks::on(&connection);
+        let mut channels = Vec::new();
+        for name in ["amq.topic", "amq.topic", "missing", "amq.topic", "amq.direct"] {
+            let kind = if name == "amq.direct" {
+                ExchangeKind::Direct
+            } else {
+                ExchangeKind::Topic
+            };
+            let refused = looks
+                .refusal(async |channel| {
+                    channels.push(channel.id());
+                    declare_exchange(channel, short(name)?, kind, true, FieldTable::default()).await
+                })
+                .await
+                .expect("an answer");
+            assert_eq!(refused.map(|(code, _)| code), (name == "missing").then_some(404));
+        }
+        looks.end().await.expect("closed");
+        let (before, after) = channels.split_at(3);
+        assert!(before.iter().all(|id| *id == before[0]), "{channels:?}");
+        assert!(
+            after.iter().all(|id| *id == after[0] && *id != before[0]),
+            "{channels:?}"
+        );
+    }
 }

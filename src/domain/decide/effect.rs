@@ -82,7 +82,21 @@ pub(super) fn settle_step(snapshot: &Snapshot, key: ReceiptKey, update: &Update,
         policy_result: update.policy_result,
         settled_nonce: Some(update.nonce.clone()),
         updated_at: snapshot.now,
-        ..Allocation::clone(allocation)
+        id: allocation.id,
+        kind: allocation.kind,
+        amount: allocation.amount.clone(),
+        connection_id: allocation.connection_id,
+        enterprise_id: allocation.enterprise_id.clone(),
+        client_id: allocation.client_id,
+        partners_client_id: allocation.partners_client_id.clone(),
+        partners_connection_id: allocation.partners_connection_id.clone(),
+        client_external_id: allocation.client_external_id.clone(),
+        initiated_by: allocation.initiated_by.clone(),
+        notes: allocation.notes.clone(),
+        created_at: allocation.created_at,
+        available_account: allocation.available_account,
+        held_account: allocation.held_account,
+        allocated_account: allocation.allocated_account,
     };
     Effect::Settles(Arc::new(settled), transfer)
 }

@@ -416,6 +416,8 @@ impl Model {
             let earlier = self.receipts.insert(*key, receipt.clone());
             assert!(earlier.is_none(), "a receipt is inserted twice: {receipt:?}");
             assert_eq!(*key, ReceiptKey::new(&receipt.enterprise_id, &receipt.nonce));
+            // The store writes the batch's moment for both.
+            assert_eq!((receipt.first_seen, receipt.last_seen), (self.now, self.now));
         }
         for (key, receipt) in &changes.changed_receipts {
             let earlier = self.receipts.insert(*key, receipt.clone());

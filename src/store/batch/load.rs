@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         currency::Symbols,
-        message::MessageRef,
+        message::{Content, MessageRef},
         reason::Reason,
         receipt::{Receipt, ReceiptKey},
         signature::{PublicKey, Signer},
@@ -30,37 +30,41 @@ use crate::{
     },
 };
 
-/// What a batch names, and so may touch.
+/// What a batch names, and so may touch. In order, each once.
 #[derive(Debug, Default)]
-struct Wanted {
-    allocations: BTreeSet<Uuid>,
-    receipts: BTreeSet<Uuid>,
-    enterprises: BTreeSet<String>,
-    /// Who speaks of which allocation: the message is parked where it is not there.
-    spoken_of: BTreeSet<(String, Uuid)>,
+struct Wanted<'a> {
+    allocations: Vec<Uuid>,
+    receipts: Vec<Uuid>,
+    enterprises: BTreeSet<&'a str>,
     /// The keys that signed.
-    signers: HashSet<PublicKey>,
+    signers: BTreeSet<&'a PublicKey>,
     /// A message that was parked is among them.
     has_parked: bool,
 }
 
-impl Wanted {
-    fn of(batch: &[MessageRef<'_>]) -> Self {
+impl<'a> Wanted<'a> {
+    fn of(batch: &[MessageRef<'a>]) -> Self {
         let mut wanted = Self::default();
-        for content in batch.iter().filter_map(|message| message.facts.content.as_ref().ok()) {
-            let update = &content.update;
-            wanted.allocations.insert(update.id);
+        for content in contents(batch) {
+            wanted.allocations.push(content.update.id);
             wanted.allocations.extend(&content.signed_ids);
             wanted.receipts.extend(content.receipt_keys().map(|key| key.0));
-            wanted.enterprises.insert(update.enterprise_id.clone());
-            wanted.spoken_of.insert((update.enterprise_id.clone(), update.id));
+            wanted.enterprises.insert(&content.update.enterprise_id);
             if let Signer::Key(key) = &content.signer {
-                wanted.signers.insert(*key);
+                wanted.signers.insert(key);
             }
+        }
+        for ids in [&mut wanted.allocations, &mut wanted.receipts] {
+            ids.sort_unstable();
+            ids.dedup();
         }
         wanted.has_parked = batch.iter().any(|message| message.delivery.source.is_parked());
         wanted
     }
+}
+
+fn contents<'a>(batch: &[MessageRef<'a>]) -> impl Iterator<Item = &'a Content> {
+    batch.iter().filter_map(|message| message.facts.content.as_deref().ok())
 }
 
 /// The moment, the partners with their keys, whose the keys are that signed, and the partners' symbols, a row for all of one.
@@ -162,19 +166,11 @@ pub(super) async fn load(
     let wanted = &Wanted::of(batch);
     let lock = patience.is_some();
     let (allocations, receipts) = (load_allocations(lock), load_receipts(lock));
-    for sql in [
-        &allocations,
-        &receipts,
-        LOAD_REGISTRY,
-        LOAD_PARKED,
-        LOCK_PARKING,
-        LOAD_PARKED_COUNTS,
-        LOAD_DISTRUSTED,
-    ] {
+    // What is asked together is prepared before, so that it leaves together and in its order on a fresh connection too.
+    for sql in [&allocations, &receipts, LOAD_REGISTRY] {
         session.prepare(sql).await?;
     }
-    let allocation_ids: Vec<Uuid> = wanted.allocations.iter().copied().collect();
-    let keys: Vec<Uuid> = wanted.receipts.iter().copied().collect();
+    let (allocation_ids, keys) = (&wanted.allocations, &wanted.receipts);
     let begin = async {
         if let Some(patience) = patience {
             session.begin_impatient(patience).await?;
@@ -185,8 +181,8 @@ pub(super) async fn load(
     };
     let answers = join!(
         begin,
-        async { session.query(&allocations, &[&allocation_ids]).await },
-        async { session.query(&receipts, &[&keys]).await },
+        async { session.query(&allocations, &[allocation_ids]).await },
+        async { session.query(&receipts, &[keys]).await },
         load_registry(session, wanted),
     );
     answers.0?;
@@ -200,16 +196,18 @@ pub(super) async fn load(
         snapshot.receipts.insert(key, receipt);
     }
     let mut registry = answers.3?;
-    let unknown: BTreeSet<&str> = wanted
-        .spoken_of
-        .iter()
-        .filter(|(_, id)| !snapshot.allocations.contains_key(id))
-        .map(|(enterprise_id, _)| enterprise_id.as_str())
+    // Who speaks of an allocation that is not there: the message may be parked.
+    let unknown: BTreeSet<&str> = contents(batch)
+        .filter(|content| !snapshot.allocations.contains_key(&content.update.id))
+        .map(|content| content.update.enterprise_id.as_str())
         .collect();
     // Who is parked has a receipt that says so, and only who has locked that changes either.
     let waits = |receipt: &Receipt| receipt.verdict == VerdictKind::Parked;
     let nobody_parked = !wanted.has_parked && !snapshot.receipts.values().any(waits);
     if !session.skips(unknown.is_empty() && nobody_parked) {
+        for sql in [LOCK_PARKING, LOAD_PARKED, LOAD_PARKED_COUNTS] {
+            session.prepare(sql).await?;
+        }
         let nobody_unknown = session.skips(unknown.is_empty());
         let enterprises: Vec<&str> = unknown.into_iter().collect();
         let answers = join!(
@@ -225,7 +223,7 @@ pub(super) async fn load(
                 }
                 load_registry(session, wanted).await.map(Some)
             },
-            async { session.query(LOAD_PARKED, &[&keys]).await },
+            async { session.query(LOAD_PARKED, &[keys]).await },
             async {
                 if nobody_unknown {
                     return Ok(Vec::new());
@@ -267,8 +265,8 @@ struct Registry {
     registered: HashMap<PublicKey, RegisteredKey>,
 }
 
-async fn load_registry(session: &Session, wanted: &Wanted) -> Result<Registry, StoreError> {
-    let enterprises: Vec<&str> = wanted.enterprises.iter().map(String::as_str).collect();
+async fn load_registry(session: &Session, wanted: &Wanted<'_>) -> Result<Registry, StoreError> {
+    let enterprises: Vec<&str> = wanted.enterprises.iter().copied().collect();
     let signers: Vec<&[u8]> = wanted.signers.iter().map(|key| key.as_bytes().as_slice()).collect();
     let rows = session.query(LOAD_REGISTRY, &[&enterprises, &signers]).await?;
     let mut symbols = symbols(&rows);
@@ -371,8 +369,7 @@ async fn load_distrusted(
     if session.skips(reinstated.is_empty()) {
         return Ok(HashSet::new());
     }
-    let contents = batch.iter().filter_map(|message| message.facts.content.as_ref().ok());
-    let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = contents
+    let (keys, digests): (Vec<&[u8]>, Vec<&[u8]>) = contents(batch)
         .filter_map(|content| match &content.signer {
             Signer::Key(key) if reinstated.contains(key) => {
                 Some((key.as_bytes().as_slice(), content.payload_digest.as_slice()))

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use num_bigint::BigInt;
 use uuid::Uuid;
 
@@ -13,7 +12,6 @@ use crate::{
         allocation::PolicyResult,
         changeset::Changeset,
         ledger::{AccountKind, funds_of},
-        signature::signature_bytes,
     },
     fail::Point,
     store::{
@@ -29,7 +27,8 @@ use crate::{
 /// `status = 'reserved'` is the second guard: an allocation leaves it at most once. An UPDATE FROM takes its rows in any order;
 /// that funds are locked first, in id order, keeps batches from deadlocking: how many were locked is asked before the first is
 /// changed. What a row holds is looked at once it is locked. No two arrays are joined: the plan is made once for any number of
-/// rows, and would compare each with each.
+/// rows, and would compare each with each. Arrays stand in the list of a SELECT, which reads all of them in step; in FROM
+/// each would be copied row by row into a store of its own first. What is new was seen at the batch's one moment, `$2`.
 const SETTLE: &str = "\
     /* batch::settle */
     WITH receipts AS (
@@ -37,11 +36,9 @@ const SETTLE: &str = "\
             key, enterprise_id, nonce, payload_digest, message_digest, verdict, reason, allocation_id, event_id,
             public_key, first_seen, last_seen, batch_id
         )
-        SELECT n.*, $1
-        FROM unnest(
-            $3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::bytea[], $8::text[], $9::text[], $10::uuid[],
-            $11::uuid[], $12::bytea[], $13::timestamptz[], $14::timestamptz[]
-        ) AS n
+        SELECT unnest($3::uuid[]), unnest($4::text[]), unnest($5::text[]), unnest($6::bytea[]), unnest($7::bytea[]),
+               unnest($8::text[]), unnest($9::text[]), unnest($10::uuid[]), unnest($11::uuid[]), unnest($12::bytea[]),
+               $2, $2, $1
         RETURNING 1
     ), allocations AS (
         UPDATE settled.allocations AS a
@@ -54,12 +51,13 @@ const SETTLE: &str = "\
             pending_approval_id = n.pending_approval_id,
             policy_result = n.policy_result,
             settled_nonce = n.nonce,
-            updated_at = n.updated_at
-        FROM unnest(
-            $15::uuid[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[],
-            $23::timestamptz[], $34::text[]
-        ) AS n (id, status, reason, partner_external_id, evaluation_id, pending_approval_id, policy_result, nonce,
-                updated_at, partner_symbol)
+            updated_at = $2
+        FROM (
+            SELECT unnest($13::uuid[]) AS id, unnest($14::text[]) AS status, unnest($15::text[]) AS reason,
+                   unnest($16::text[]) AS partner_external_id, unnest($17::text[]) AS partner_symbol,
+                   unnest($18::text[]) AS evaluation_id, unnest($19::text[]) AS pending_approval_id,
+                   unnest($20::text[]) AS policy_result, unnest($21::text[]) AS nonce
+        ) AS n
         WHERE a.id = n.id
           AND a.status = 'reserved'
         RETURNING 1
@@ -70,14 +68,16 @@ const SETTLE: &str = "\
         )
         SELECT n.subject_id, 1, n.event, n.debit, n.credit, n.amount::numeric(78, 0), n.receipt_key, n.payload,
                n.signature, $1, $2
-        FROM unnest(
-            $15::uuid[], $16::text[], $24::bigint[], $25::bigint[], $26::text[], $27::uuid[], $28::text[], $29::bytea[]
-        ) AS n (subject_id, event, debit, credit, amount, receipt_key, payload, signature)
+        FROM (
+            SELECT unnest($13::uuid[]) AS subject_id, unnest($14::text[]) AS event, unnest($22::bigint[]) AS debit,
+                   unnest($23::bigint[]) AS credit, unnest($24::text[]) AS amount, unnest($25::uuid[]) AS receipt_key,
+                   unnest($26::text[]) AS payload, unnest($27::bytea[]) AS signature
+        ) AS n
         RETURNING 1
     ), locked AS MATERIALIZED (
         SELECT id
         FROM settled.funds
-        WHERE id = ANY ($30::bigint[])
+        WHERE id = ANY ($28::bigint[])
         ORDER BY id
         FOR NO KEY UPDATE
     ), funds AS (
@@ -85,15 +85,18 @@ const SETTLE: &str = "\
         SET available = f.available + n.available::numeric,
             held = f.held + n.held::numeric,
             allocated = f.allocated + n.allocated::numeric
-        FROM unnest($30::bigint[], $31::text[], $32::text[], $33::text[]) AS n (id, available, held, allocated)
+        FROM (
+            SELECT unnest($28::bigint[]) AS id, unnest($29::text[]) AS available, unnest($30::text[]) AS held,
+                   unnest($31::text[]) AS allocated
+        ) AS n
         WHERE f.id = n.id
-          AND (SELECT count(*) FROM locked) = cardinality($30::bigint[])
+          AND (SELECT count(*) FROM locked) = cardinality($28::bigint[])
         RETURNING 1
     )
     SELECT settled.exactly('batch::settle, receipts,', (SELECT count(*) FROM receipts), cardinality($3::uuid[])),
-           settled.exactly('batch::settle, allocations,', (SELECT count(*) FROM allocations), cardinality($15::uuid[])),
-           settled.exactly('batch::settle, transfers,', (SELECT count(*) FROM transfers), cardinality($15::uuid[])),
-           settled.exactly('batch::settle, funds,', (SELECT count(*) FROM funds), cardinality($30::bigint[]))";
+           settled.exactly('batch::settle, allocations,', (SELECT count(*) FROM allocations), cardinality($13::uuid[])),
+           settled.exactly('batch::settle, transfers,', (SELECT count(*) FROM transfers), cardinality($13::uuid[])),
+           settled.exactly('batch::settle, funds,', (SELECT count(*) FROM funds), cardinality($28::bigint[]))";
 
 /// New receipts; of what settled its state, its transfer with what authorised it, and the balances.
 pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreError> {
@@ -116,7 +119,6 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
         .map(|allocation| allocation.policy_result.map(PolicyResult::as_str))
         .collect();
     let nonces: Vec<Option<&str>> = each().map(|allocation| allocation.settled_nonce.as_deref()).collect();
-    let times: Vec<Timestamp> = each().map(|allocation| allocation.updated_at).collect();
     let transfers = || settlements.iter().map(|settlement| &settlement.transfer);
     let debits: Vec<i64> = transfers().map(|transfer| transfer.debit.1).collect();
     let credits: Vec<i64> = transfers().map(|transfer| transfer.credit.1).collect();
@@ -126,8 +128,8 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
     let contents = || settlements.iter().map(|settlement| &settlement.content);
     let receipt_keys: Vec<Uuid> = contents().map(|content| content.key.0).collect();
     let payloads: Vec<&str> = contents().map(|content| content.payload.as_str()).collect();
-    let signatures: Vec<Option<Vec<u8>>> = contents()
-        .map(|content| signature_bytes(&content.signature).map(|bytes| bytes.to_vec()))
+    let signatures: Vec<Option<&[u8]>> = contents()
+        .map(|content| content.signature.as_ref().map(<[u8; 65]>::as_slice))
         .collect();
     let sums = sums(changes)?;
     let funds: Vec<i64> = sums.keys().copied().collect();
@@ -150,17 +152,15 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
             receipts.allocation_ids,
             receipts.event_ids,
             receipts.public_keys,
-            receipts.first_seen,
-            receipts.last_seen,
             ids,
             statuses,
             reasons,
             partner_ids,
+            symbols,
             evaluations,
             approvals,
             policies,
             nonces,
-            times,
             debits,
             credits,
             amounts,
@@ -171,7 +171,6 @@ pub(super) fn settle<'a>(outcome: &JudgedBatch<'a>) -> Result<Write<'a>, StoreEr
             column(|row| &row.available),
             column(|row| &row.held),
             column(|row| &row.allocated),
-            symbols,
         ],
     );
     Ok(write

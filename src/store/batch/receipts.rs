@@ -33,9 +33,11 @@ const UPDATE: &str = "\
             last_seen = n.last_seen,
             batch_id = CASE WHEN (r.verdict, r.event_id) IS DISTINCT FROM (n.verdict, n.event_id)
                             THEN $8 ELSE r.batch_id END
-        FROM unnest(
-            $1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::uuid[], $6::bytea[], $7::timestamptz[], $9::uuid[]
-        ) AS n (key, message_digest, verdict, reason, event_id, public_key, last_seen, allocation_id)
+        FROM (
+            SELECT unnest($1::uuid[]) AS key, unnest($2::bytea[]) AS message_digest, unnest($3::text[]) AS verdict,
+                   unnest($4::text[]) AS reason, unnest($5::uuid[]) AS event_id, unnest($6::bytea[]) AS public_key,
+                   unnest($7::timestamptz[]) AS last_seen, unnest($9::uuid[]) AS allocation_id
+        ) AS n
         WHERE r.key = n.key
         RETURNING 1
     )
@@ -77,7 +79,6 @@ pub(super) struct ReceiptColumns<'a> {
     pub(super) allocation_ids: Vec<Uuid>,
     pub(super) event_ids: Vec<Uuid>,
     pub(super) public_keys: Vec<&'a [u8]>,
-    pub(super) first_seen: Vec<Timestamp>,
     pub(super) last_seen: Vec<Timestamp>,
 }
 
@@ -95,7 +96,6 @@ impl<'a> ReceiptColumns<'a> {
             columns.allocation_ids.push(receipt.allocation_id);
             columns.event_ids.push(receipt.event_id);
             columns.public_keys.push(receipt.public_key.as_bytes());
-            columns.first_seen.push(receipt.first_seen);
             columns.last_seen.push(receipt.last_seen);
         }
         columns
