@@ -589,6 +589,7 @@ mod tests {
         let plan = Plan {
             which: which.clone(),
             limit: Some(3),
+            seen: None,
             operator: author.operator.clone(),
         };
         assert!(matches!(dead(&plan.command()), Dead::Plan(read) if read.typed() == Some(plan.clone())));
