@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{Context, Exit, Failure, dead_letters::acts::Operator, doctor, output::complain};
 use crate::{
     config::{Secret, Settings},
-    console::{self, Beside, ConsoleFailure, ConsoleNews, Examined, Starter},
+    console::{self, Beside, ConsoleFailure, ConsoleNews, Examined, ExaminedPart, Starter},
     telemetry::{self, Signal},
 };
 
@@ -78,8 +78,24 @@ fn starter(settings: &Settings, operator: String, json: bool) -> Starter {
     Starter {
         operator,
         examine: Box::new(move || {
-            let settings = settings.clone();
-            Box::pin(async move { doctor::checks(&settings).await.into_iter().map(examined).collect() })
+            let known = examined(doctor::known(&settings));
+            let store = doctor::store_of(&settings);
+            let (of_database, of_broker) = ((settings.clone(), store.clone()), (settings.clone(), store));
+            let all = |checks: Vec<doctor::Check>| -> Vec<Examined> { checks.into_iter().map(examined).collect() };
+            vec![
+                ExaminedPart {
+                    name: "settings",
+                    look: Box::pin(async move { vec![known] }),
+                },
+                ExaminedPart {
+                    name: "database",
+                    look: Box::pin(async move { all(doctor::of_database(&of_database.0, &of_database.1).await) }),
+                },
+                ExaminedPart {
+                    name: "broker",
+                    look: Box::pin(async move { all(doctor::of_broker(&of_broker.0, &of_broker.1).await) }),
+                },
+            ]
         }),
         tell: Box::new(move |news| tell(news, link_file.as_deref(), json)),
     }

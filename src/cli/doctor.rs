@@ -19,6 +19,7 @@ use super::{
 use crate::{
     config::{ConfigError, Settings},
     desk::DatabaseRole,
+    store::Store,
 };
 
 pub(super) use versions::topic_permissions;
@@ -111,25 +112,35 @@ pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output, w
     report(&checks, out)
 }
 
+/// Where the lines are asked for; or why not.
+pub(super) fn store_of(settings: &Settings) -> Result<Store, Check> {
+    database::store(settings)
+}
+
+/// The lines about the database.
+pub(super) async fn of_database(settings: &Settings, store: &Result<Store, Check>) -> Vec<Check> {
+    match store {
+        Ok(store) => database::checks(settings, store).await,
+        Err(check) => vec![check.clone()],
+    }
+}
+
+/// The lines about the broker.
+pub(super) async fn of_broker(settings: &Settings, store: &Result<Store, Check>) -> Vec<Check> {
+    broker::checks(settings, store.as_ref().ok()).await
+}
+
 /// Every line, with settings that are right.
-pub(super) async fn checks(settings: &Settings) -> Vec<Check> {
+async fn checks(settings: &Settings) -> Vec<Check> {
     let mut checks = vec![known(settings)];
     let store = database::store(settings);
-    let (database, broker) = tokio::join!(
-        async {
-            match &store {
-                Ok(store) => database::checks(settings, store).await,
-                Err(check) => vec![check.clone()],
-            }
-        },
-        broker::checks(settings, store.as_ref().ok()),
-    );
+    let (database, broker) = tokio::join!(of_database(settings, &store), of_broker(settings, &store));
     checks.extend(database);
     checks.extend(broker);
     checks
 }
 
-fn known(settings: &Settings) -> Check {
+pub(super) fn known(settings: &Settings) -> Check {
     let known = Check::good("settings", "every setting is known and in its range");
     if settings.allow_plaintext {
         return known.hint("allow_plaintext is on: passwords and messages may travel in the open to another machine");

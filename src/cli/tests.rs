@@ -158,6 +158,7 @@ fn a_command_line_of_the_desk_is_read_as_what_was_asked() {
     let plan = Plan {
         which: which.clone(),
         limit: Some(3),
+        seen: None,
         operator: author.operator.clone(),
     };
     assert!(matches!(dead(&plan.command()), Dead::Plan(read) if read.typed() == Some(plan.clone())));

@@ -25,6 +25,8 @@ use crate::{
 pub(super) const COOKIE_NAME: &str = "settled_console";
 /// The name of the one that a browser keeps while somebody is at the issuer's.
 pub(super) const WAY_COOKIE: &str = "settled_console_way";
+/// The name of the one by which a page that asks whether to sign in is told from another's link.
+pub(super) const ASKED_COOKIE: &str = "settled_console_asked";
 /// The shortest secret of a proxy.
 const PROXY_SECRET_MIN: usize = 16;
 /// How often another link may be printed because somebody opened one that is too old.

@@ -8,12 +8,13 @@ use super::{
     again::{After, Typed, or_form},
     answer::{NotDone, Notice, page},
     ask::Ask,
-    fields::pairs_of,
+    fields::{pairs_of, query_of},
     frame::Frame,
     routes::Screen,
+    shown::At,
 };
 use crate::{
-    desk::{Author, Changed, Consent, Desk, Purge, Selection, StateChange, moment},
+    desk::{Author, Changed, Consent, Desk, ProposedPurge, Purge, Selection, StateChange, moment},
     domain::calendar::rfc3339,
 };
 
@@ -56,10 +57,7 @@ pub(super) fn must_be_seen_as<N>(ask: &Ask, field: &str, messages: N) -> Result<
 where
     N: Copy + PartialEq + std::fmt::Display + std::str::FromStr,
 {
-    let seen: N = ask
-        .fields
-        .number(field)?
-        .ok_or_else(|| NotDone::wrong("the form does not say how many messages were seen; nothing was done"))?;
+    let seen: N = must_say_seen(ask, field)?;
     if seen != messages {
         return Err(NotDone::changed(format!(
             "there are {messages} messages now, and the page said {seen}; nothing was done"
@@ -67,6 +65,13 @@ where
         .hint("look again, and decide again"));
     }
     Ok(messages)
+}
+
+/// How many messages the form says were seen.
+pub(super) fn must_say_seen<N: std::str::FromStr>(ask: &Ask, field: &str) -> Result<N, NotDone> {
+    ask.fields
+        .number(field)?
+        .ok_or_else(|| NotDone::wrong("the form does not say how many messages were seen; nothing was done"))
 }
 
 pub(super) async fn ask(ask: &Ask, change: StateChange, notice: Option<Notice>) -> Result<Response, NotDone> {
@@ -195,11 +200,43 @@ struct PurgePage {
     before: String,
     settled: bool,
     messages: Option<usize>,
+    /// Plans that go with them.
+    plans: usize,
+    /// What others want, and takes one more.
+    proposed: Vec<ProposedLine>,
     typed: Typed,
     /// The moment that was counted, as it is.
     exactly: String,
     barred: Option<String>,
     command: String,
+}
+
+/// A purge that somebody wants.
+struct ProposedLine {
+    operator: String,
+    why: String,
+    at: At,
+    until: At,
+    before: String,
+    settled: bool,
+    /// What follows the `?`.
+    query: String,
+}
+
+impl ProposedLine {
+    fn of(one: ProposedPurge) -> Self {
+        let mut pairs = vec![("before", one.before.clone())];
+        pairs.extend(one.settled.then(|| ("settled", "yes".to_owned())));
+        Self {
+            operator: one.voice.operator,
+            why: one.voice.why,
+            at: At(one.voice.at),
+            until: At(one.voice.expires_at),
+            before: one.before,
+            settled: one.settled,
+            query: query_of(&pairs),
+        }
+    }
 }
 
 async fn wish(ask: &Ask, desk: &Desk, author: Author) -> Result<Option<Purge>, NotDone> {
@@ -226,18 +263,18 @@ pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Res
     let after = why_not.clone().map(|why_not| After::of("purge", Err(why_not)));
     let counted = async {
         let wish = wish(ask, &ask.desk, author(ask)).await?;
-        let messages = match &wish {
-            Some(wish) => Some(ask.desk.purgeable(wish).await?.messages),
+        let purgeable = match &wish {
+            Some(wish) => Some(ask.desk.purgeable(wish).await?),
             None => None,
         };
-        Ok::<_, NotDone>((wish, messages))
+        Ok::<_, NotDone>((wish, purgeable, ask.desk.proposed_purges().await?))
     };
-    let (wish, messages, why_not) = match counted.await {
-        Ok((wish, messages)) => (wish, messages, why_not),
+    let (wish, purgeable, proposed, why_not) = match counted.await {
+        Ok((wish, purgeable, proposed)) => (wish, purgeable, proposed, why_not),
         // Where somebody acted already, their form stands alone.
         Err(away) if after.is_some() && away.status == StatusCode::SERVICE_UNAVAILABLE => return Err(away),
         // The form stays as it was filled in, and counts nothing.
-        Err(wrong) => (None, None, why_not.or(Some(wrong))),
+        Err(wrong) => (None, None, Vec::new(), why_not.or(Some(wrong))),
     };
     let exactly = wish.as_ref().map(|wish| match wish.discarded_before {
         crate::desk::Moment::At(at) => rfc3339(at),
@@ -251,7 +288,9 @@ pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Res
             before: ask.fields.get("before").unwrap_or_default().to_owned(),
             settled: ask.fields.is_on("settled"),
             typed: Typed::of(ask, after.as_ref()),
-            messages,
+            messages: purgeable.map(|purgeable| purgeable.messages),
+            plans: purgeable.map_or(0, |purgeable| purgeable.plans),
+            proposed: proposed.into_iter().map(ProposedLine::of).collect(),
             exactly: exactly.unwrap_or_default(),
             barred: ask.barred(Screen::Purge),
             command: wish.map(|wish| wish.command().to_string()).unwrap_or_default(),

@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::{
     Site,
-    access::{COOKIE_NAME, FrontDoor, WAY_COOKIE},
+    access::{ASKED_COOKIE, COOKIE_NAME, FrontDoor, WAY_COOKIE},
     answer::{NotDone, Notice, keep_cookie, page, see},
     ask::Ask,
     fields::Fields,
     frame::Frame,
     routes::Screen,
+    sessions::secret,
     shown::{At, lasting},
     who::LetIn,
 };
@@ -133,6 +134,35 @@ fn not_now(status: StatusCode, notice: Notice) -> Response {
             sign_in: false,
         },
     )
+}
+
+#[derive(Template)]
+#[template(path = "sign-in.html")]
+struct AskedFirst {
+    frame: Frame,
+    token: String,
+}
+
+/// Asks whether somebody wants to be signed in, where it is not seen that they do. The page's link has what the browser keeps.
+pub(super) fn ask_first(site: &Site, kept: &str, secure: bool) -> Response {
+    if let FrontDoor::Link(_) = &site.door {
+        return see("/");
+    }
+    let is_ours = kept.len() == 64 && kept.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let token = match is_ours {
+        true => kept.to_owned(),
+        false => match secret() {
+            Ok(token) => token,
+            Err(why) => return not_now(StatusCode::INTERNAL_SERVER_ERROR, Notice::bad(why)),
+        },
+    };
+    let asked = AskedFirst {
+        frame: stranger("Sign in"),
+        token: token.clone(),
+    };
+    let mut response = page(StatusCode::OK, &asked);
+    keep_cookie(&mut response, ASKED_COOKIE, Some(&token), secure);
+    response
 }
 
 /// To the issuer.

@@ -200,6 +200,7 @@ async fn list(site: &Site, ask: &Ask, asked: Asked, why_not: Option<NotDone>) ->
     let wish = Plan {
         which: frozen.clone(),
         limit: None,
+        seen: None,
         operator: ask.viewer.name.clone(),
     };
     let (status, notice) = NotDone::above(why_not);

@@ -10,18 +10,18 @@ use axum::{
     routing::{MethodFilter, MethodRouter},
 };
 use hyper::{
-    HeaderMap, StatusCode,
+    HeaderMap, StatusCode, Version,
     header::{CONTENT_TYPE, HOST},
 };
 
 use super::{
     Site,
-    access::{COOKIE_NAME, FrontDoor, WAY_COOKIE, cookie},
+    access::{ASKED_COOKIE, COOKIE_NAME, FrontDoor, WAY_COOKIE, cookie},
     acts,
     answer::{NotDone, again_after, see},
     aside,
     ask::Ask,
-    assets, entry,
+    assets, doctor, entry,
     fields::Fields,
     frame::barred,
     groups, letter, letters, live, money, overview, partners, plans, proof,
@@ -41,7 +41,8 @@ impl Site {
             .extensions()
             .get::<Arc<Pulse>>()
             .map_or(IpAddr::from([0, 0, 0, 0]), |pulse| pulse.network);
-        let response = match self.let_in(&line, request.headers(), from) {
+        let let_in = self.let_in(&line, &request, from);
+        let response = match let_in {
             Err(refused) => refused,
             Ok(viewer) => self.answer(line, viewer, request).await,
         };
@@ -56,14 +57,15 @@ impl Site {
 
     /// Who asks; none: somebody who is not signed in.
     #[expect(clippy::result_large_err, reason = "an answer is what it is")]
-    fn let_in(&self, line: &RouteLine, headers: &HeaderMap, from: IpAddr) -> Result<Option<Viewer>, Response> {
+    fn let_in(&self, line: &RouteLine, request: &Request, from: IpAddr) -> Result<Option<Viewer>, Response> {
+        let headers = request.headers();
         let now = Instant::now();
         // Being watched live is not being used.
         let counts = line.screen != Screen::Live;
         let entrance = match &self.door {
             FrontDoor::Proxy(proxy) => {
                 return match proxy.admit(headers) {
-                    Ok(let_in) => self.through_proxy(line, let_in, now),
+                    Ok(let_in) => self.through_proxy(line, let_in, is_meant(line, request), now),
                     Err(why) => {
                         self.as_stranger(from, now)?;
                         match line.needs {
@@ -105,8 +107,14 @@ impl Site {
 
     /// The session of whom the proxy names.
     #[expect(clippy::result_large_err, reason = "an answer is what it is")]
-    fn through_proxy(&self, line: &RouteLine, let_in: LetIn, now: Instant) -> Result<Option<Viewer>, Response> {
-        if line.screen == Screen::Leave {
+    fn through_proxy(
+        &self,
+        line: &RouteLine,
+        let_in: LetIn,
+        signs_in: bool,
+        now: Instant,
+    ) -> Result<Option<Viewer>, Response> {
+        if signs_in {
             self.sessions.welcome(&let_in.name);
         }
         let named = self
@@ -137,6 +145,9 @@ impl Site {
                 None => self.sign_in_first(),
                 Some(_) => self.message(StatusCode::FORBIDDEN, "Not for you", &why, viewer.as_ref()),
             };
+        }
+        if line.screen == Screen::Export && request.version() < Version::HTTP_11 {
+            return self.say_not_done(&too_old(), viewer.as_ref());
         }
         let secure = self.secure || is_forwarded_securely(request.headers());
         let part = line.part_of(request.uri().path()).unwrap_or_default();
@@ -182,7 +193,9 @@ impl Site {
         let Some(_place) = self.strangers.place() else {
             return again_after(self.too_often("too many people are on their way in at once"), 1);
         };
-        let way = cookie(request.headers(), WAY_COOKIE).unwrap_or_default().to_owned();
+        let [way, asked] =
+            [WAY_COOKIE, ASKED_COOKIE].map(|name| cookie(request.headers(), name).unwrap_or_default().to_owned());
+        let is_meant = is_meant(&line, &request);
         let fields = match self.fields(&line, request, None).await {
             Ok(fields) => fields,
             Err(not_done) => return self.say_not_done(&not_done, None),
@@ -190,6 +203,7 @@ impl Site {
         match line.screen {
             Screen::Enter => entry::enter(self, &fields),
             Screen::SignIn => entry::sign_in(self, &fields, secure),
+            Screen::Leave if !is_meant => entry::ask_first(self, &asked, secure),
             Screen::Leave | Screen::ComeBack => {
                 let site = Arc::clone(self);
                 let asked = aside::apart(move || async move {
@@ -243,7 +257,7 @@ impl Site {
             Screen::Outbox => trail::outbox(self, ask, None).await,
             Screen::Retry => trail::retry(self, ask).await,
             Screen::Audit => trail::audit(self, ask).await,
-            Screen::Doctor => trail::doctor(self, ask).await,
+            Screen::Doctor => doctor::doctor(self, ask).await,
             Screen::Sessions => Ok(entry::sessions(self, ask, None)),
             Screen::EndSession => Ok(entry::end_session(self, ask)),
             Screen::SignOut => Ok(entry::sign_out(self, ask, secure)),
@@ -326,12 +340,37 @@ pub(super) fn router(site: Arc<Site>) -> Router {
         .with_state(site)
 }
 
+/// An answer of unknown length ends with its connection there, however it ends.
+fn too_old() -> NotDone {
+    NotDone::new(
+        StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+        "an export takes HTTP/1.1: by an older one a file that broke off looks whole; nothing was exported",
+    )
+    .hint("a proxy between you and the console speaks the older one: have it speak HTTP/1.1 (nginx: proxy_http_version 1.1)")
+}
+
 fn forged() -> NotDone {
     NotDone::new(
         StatusCode::FORBIDDEN,
         "this form is none of this session's; nothing was done",
     )
     .hint("go back, load the page again, and send its form")
+}
+
+/// Whether somebody wants to be signed in: by a link on a page of ours. Another's that leads here, or a redirect, would undo that
+/// they signed out.
+fn is_meant(line: &RouteLine, request: &Request) -> bool {
+    let is_asked = line.screen == Screen::Leave;
+    let headers = request.headers();
+    match headers.get("sec-fetch-site") {
+        Some(site) => is_asked && site.as_bytes() == b"same-origin",
+        // A browser that does not say it has what the page that asked left with it.
+        None => {
+            let fields = Fields::read(request.uri().query().unwrap_or_default().as_bytes());
+            let given = fields.get("token").unwrap_or_default();
+            is_asked && !given.is_empty() && cookie(headers, ASKED_COOKIE).is_some_and(|kept| is_same(given, kept))
+        }
+    }
 }
 
 /// Whether the name that the browser asked for is this machine itself.

@@ -10,6 +10,7 @@ mod ask;
 mod assets;
 mod beside;
 mod chart;
+mod doctor;
 mod entry;
 mod export;
 mod fields;
@@ -53,12 +54,12 @@ use tokio::{
 
 use self::{
     access::{FrontDoor, Strangers, is_loopback},
+    doctor::Examinations,
     issuer::public_url,
     live::Live,
     proof::Proofs,
     runs::{Drivers, WatchedRuns},
     sessions::Sessions,
-    shared::Shared,
 };
 pub use self::{
     beside::{Beside, beside},
@@ -107,8 +108,14 @@ pub struct Examined {
     pub hint: Option<String>,
 }
 
+/// A part of what the doctor looks at: what is away keeps nobody from seeing the others.
+pub struct ExaminedPart {
+    pub name: &'static str,
+    pub look: Pin<Box<dyn Future<Output = Vec<Examined>> + Send>>,
+}
+
 /// Asks the doctor.
-pub type Examine = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Examined>> + Send>> + Send + Sync>;
+pub type Examine = Box<dyn Fn() -> Vec<ExaminedPart> + Send + Sync>;
 
 /// What whoever starts the console is told.
 #[derive(Clone, Debug)]
@@ -138,8 +145,7 @@ struct Site {
     drivers: Drivers,
     watched: WatchedRuns,
     proofs: Proofs,
-    /// One look of the doctor at a time, for everybody: it asks much.
-    examined: Arc<Shared<Vec<Examined>>>,
+    examined: Examinations,
     starter: Starter,
     /// Where it is, as a browser on this machine says it.
     base: String,
@@ -224,7 +230,7 @@ impl Opened {
                 live: Arc::new(Live::new(&desk, console)),
                 watched: WatchedRuns::default(),
                 proofs: Proofs::default(),
-                examined: Arc::default(),
+                examined: Examinations::default(),
                 starter,
                 secure: base.starts_with("https://"),
                 base,

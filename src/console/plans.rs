@@ -6,7 +6,7 @@ use hyper::StatusCode;
 
 use super::{
     Site,
-    acts::{must_be_seen, must_be_seen_as, said},
+    acts::{must_be_seen, must_be_seen_as, must_say_seen, said},
     again::{After, Typed, or_form},
     answer::{NotDone, Notice, page, see, status_under},
     ask::Ask,
@@ -77,18 +77,15 @@ async fn made(ask: &Ask) -> Result<String, NotDone> {
     let wish = Plan {
         which: ask.fields.which()?,
         limit: None,
+        seen: Some(must_say_seen(ask, "seen")?),
         operator: ask.viewer.name.clone(),
     };
     let planned = ask.desk.plan(&wish, |_, _| {}).await?;
-    let seen: Option<usize> = ask.fields.number("seen")?;
-    let mut place = format!("/plans/{}?", planned.plan);
-    if let Some(seen) = seen.filter(|seen| *seen != planned.messages) {
-        place.push_str(&query_of(&[("seen", seen.to_string())]));
-    }
+    let mut place = format!("/plans/{}", planned.plan);
     if planned.left_out > 0 {
-        place.push_str(&format!("&left_out={}", planned.left_out));
+        place.push_str(&format!("?left_out={}", planned.left_out));
     }
-    Ok(place.trim_end_matches('?').to_owned())
+    Ok(place)
 }
 
 #[derive(Template)]
@@ -139,7 +136,7 @@ struct ApprovalLine {
 struct Approvable {
     act: &'static str,
     messages: i64,
-    /// With what would not settle.
+    /// With what would not settle, where that is more.
     all: Option<i64>,
 }
 
@@ -163,7 +160,7 @@ pub(super) async fn plan(ask: &Ask, after: Option<After>) -> Result<Response, No
     })?;
     let status = status_under(after.as_ref().map(|after| &after.notice));
     let typed = Typed::of(ask, after.as_ref());
-    let notice = after.map(|after| after.notice).or_else(|| made_otherwise(ask, &shown));
+    let notice = after.map(|after| after.notice).or_else(|| made_without(ask));
     Ok(page(status, &page_of(ask, shown, notice, typed)))
 }
 
@@ -184,16 +181,10 @@ fn touched(shown: &PlanShown, act: PlanAct) -> i64 {
     shown.in_state(change.state().as_str())
 }
 
-/// What is to be said of a plan that was made a moment ago.
-fn made_otherwise(ask: &Ask, shown: &PlanShown) -> Option<Notice> {
-    let number = |name: &str| ask.fields.number::<i64>(name).ok().flatten();
-    if let Some(seen) = number("seen") {
-        return Some(Notice::bad(format!(
-            "the page said {seen}, and {} were planned: some changed meanwhile, or nobody known made them",
-            shown.record.messages
-        )));
-    }
-    number("left_out").map(|left_out| Notice::bad(format!("left out: {left_out}; {}", crate::desk::LEFT_OUT)))
+/// What is to be said of a plan that was made a moment ago, and left some out.
+fn made_without(ask: &Ask) -> Option<Notice> {
+    let left_out: Option<i64> = ask.fields.number("left_out").ok().flatten();
+    left_out.map(|left_out| Notice::bad(format!("left out: {left_out}; {}", crate::desk::LEFT_OUT)))
 }
 
 fn page_of(ask: &Ask, shown: PlanShown, notice: Option<Notice>, typed: Typed) -> PlanPage {
@@ -330,9 +321,16 @@ pub(super) async fn approve(ask: &Ask) -> Result<Response, NotDone> {
             for_act: PlanAct::parse(for_act).ok_or_else(|| NotDone::wrong(format!("for: {for_act:?} is no act")))?,
             author: ask.fields.author(&ask.viewer.name)?,
         };
-        let messages = touched(&ask.desk.plan_shown(id).await?, wish.for_act);
-        must_be_seen_as(ask, &format!("seen_{for_act}"), messages)?;
-        if messages == 0 {
+        let shown = ask.desk.plan_shown(id).await?;
+        let field = format!("seen_{for_act}");
+        let mut most = must_be_seen_as(ask, &field, touched(&shown, wish.for_act))?;
+        if wish.for_act == PlanAct::Replay {
+            // It counts for a replay of everything too. A button that says one number says that it is that of both.
+            let of_all = format!("{field}_all");
+            let field = if ask.fields.is_on(&of_all) { &of_all } else { &field };
+            most = must_be_seen_as(ask, field, shown.replayed(true))?;
+        }
+        if most == 0 {
             return Err(NotDone::wrong(format!(
                 "nothing of plan {id} is there to {for_act} any more"
             )));

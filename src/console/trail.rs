@@ -1,6 +1,4 @@
-//! What was done (audit), what is still to be told (outbox), and what the doctor finds.
-
-use std::time::Duration;
+//! What was done (audit), and what is still to be told (outbox).
 
 use askama::Template;
 use axum::response::Response;
@@ -227,62 +225,4 @@ pub(super) async fn retry(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
     let after = After::of("retry", done.await);
     let answered = outbox(site, ask, Some(after.clone())).await;
     or_form(ask, "/outbox/retry".to_owned(), &after, answered)
-}
-
-// Doctor -------------------------------------------------------------------------------------------------------------
-
-#[derive(Template)]
-#[template(path = "doctor.html")]
-struct DoctorPage {
-    frame: Frame,
-    state: Chip,
-    lines: Vec<CheckLine>,
-}
-
-struct CheckLine {
-    name: String,
-    chip: Chip,
-    detail: String,
-    hint: String,
-}
-
-/// What was found so lately is not looked at again.
-const EXAMINED_FRESH: Duration = Duration::from_secs(1);
-
-pub(super) async fn doctor(site: &Site, ask: &Ask) -> Result<Response, NotDone> {
-    let examination = (site.starter.examine)();
-    let examined = async move { Ok(examination.await) };
-    // Who asks while somebody is asked already is told the same.
-    let told = site
-        .examined
-        .ask_within(EXAMINED_FRESH, site.settings.answer_timeout, examined)
-        .await;
-    let (Some(checks), None) = (told.answer, told.why_not) else {
-        return Err(NotDone::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the doctor did not come to an end: the log may say why",
-        ));
-    };
-    let wrong = checks.iter().filter(|check| !check.ok).count();
-    let lines = checks.iter().cloned().map(|check| CheckLine {
-        chip: if check.ok {
-            Chip::good("ok")
-        } else {
-            Chip::bad("problem")
-        },
-        name: check.name,
-        detail: check.detail,
-        hint: check.hint.unwrap_or_default(),
-    });
-    Ok(page(
-        StatusCode::OK,
-        &DoctorPage {
-            frame: ask.frame("doctor", "Doctor"),
-            state: match wrong {
-                0 => Chip::good("all well"),
-                wrong => Chip::bad(format!("{wrong} with a problem")),
-            },
-            lines: lines.collect(),
-        },
-    ))
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{ActSize, Command, Desk, Moment, PlanAct, Refusal, Which, cut, which::said};
+use super::{ActSize, Command, Desk, Moment, PlanAct, Refusal, Voice, Which, cut, which::said};
 use crate::{
     domain::{calendar::rfc3339, dead_letter::State, reason::Reason},
     plain::counted,
@@ -67,6 +67,7 @@ impl Author {
             operator: &self.operator,
             why: Some(&self.why),
             filters,
+            voucher: None,
         }
     }
 }
@@ -118,6 +119,11 @@ impl Desk {
         let more = cut(&mut ids, limit);
         Ok((ids, more))
     }
+}
+
+/// As times are said.
+fn cut_to_milliseconds(time: jiff::Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
 
 pub(super) fn no_such_plan(plan: i64) -> Refusal {
@@ -275,7 +281,10 @@ impl Desk {
             ..ActSize::default()
         };
         self.second_person(selected.plan, change.act(), author, &size).await?;
-        let act = author.act(change.as_str(), &selected.filters);
+        let act = Act {
+            voucher: self.voucher.as_deref(),
+            ..author.act(change.as_str(), &selected.filters)
+        };
         let done = self
             .patiently(async || match change {
                 StateChange::Discard => self.store.discard(act, &selected.ids).await,
@@ -321,6 +330,8 @@ impl Purge {
 pub struct Purgeable {
     before: jiff::Timestamp,
     pub messages: usize,
+    /// Plans of before that time, of which there is no run.
+    pub plans: usize,
 }
 
 /// What a purge came to.
@@ -341,23 +352,58 @@ impl Purged {
     }
 }
 
+/// A purge that one person wants, and that takes another.
+#[derive(Clone, Debug)]
+pub struct ProposedPurge {
+    /// As it is said: RFC 3339.
+    pub before: String,
+    pub settled: bool,
+    pub voice: Voice,
+}
+
+/// What exactly is purged, as two people say it.
+fn subject_of(before: &str, settled: bool) -> String {
+    format!("before {before} settled {settled}")
+}
+
 impl Desk {
+    /// Purges that somebody wants, and that nobody else has done yet, as far as that counts still.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn proposed_purges(&self) -> Result<Vec<ProposedPurge>, Refusal> {
+        const MOST: i64 = 20;
+        let wanted = self.store.wanted("purge", MOST).await?;
+        let read = |(subject, voice): (String, Voice)| {
+            let (before, settled) = subject.strip_prefix("before ")?.split_once(" settled ")?;
+            Some(ProposedPurge {
+                before: before.to_owned(),
+                settled: settled == "true",
+                voice,
+            })
+        };
+        Ok(wanted.into_iter().filter_map(read).collect())
+    }
+
     /// How much a purge would delete.
     ///
     /// # Errors
     /// Its time is not over; the database is away.
     pub async fn purgeable(&self, wish: &Purge) -> Result<Purgeable, Refusal> {
-        let before = self.when(wish.discarded_before).await?;
+        // To the millisecond, as it is said: what is deleted is what two people have said.
+        let before = cut_to_milliseconds(self.when(wish.discarded_before).await?);
         if before > self.store.clock().await? {
             return Err(
                 Refusal::usage("--discarded-before lies in the future; nothing was purged")
                     .hint("what was discarded a moment ago would go for ever: name a time that is over"),
             );
         }
-        let messages = self.store.count_purgeable(before, wish.settled).await?;
+        let (messages, plans) = self.store.count_purgeable(before, wish.settled).await?;
+        let number = |count: i64| usize::try_from(count).unwrap_or(usize::MAX);
         Ok(Purgeable {
             before,
-            messages: usize::try_from(messages).unwrap_or(usize::MAX),
+            messages: number(messages),
+            plans: number(plans),
         })
     }
 
@@ -375,7 +421,7 @@ impl Desk {
         }
         let size = i64::try_from(purgeable.messages).unwrap_or(i64::MAX);
         if self.two_people(size, &[]).await?.is_some() {
-            let subject = format!("before {} settled {}", rfc3339(before), wish.settled);
+            let subject = subject_of(&rfc3339(before), wish.settled);
             let (_, is_second) = self.voices("purge", &subject, &wish.author).await?;
             if !is_second {
                 let act = wish.author.act("purge propose", &filters);
@@ -393,7 +439,10 @@ impl Desk {
                 });
             }
         }
-        let act = wish.author.act("purge", &filters);
+        let act = Act {
+            voucher: self.voucher.as_deref(),
+            ..wish.author.act("purge", &filters)
+        };
         let done = self
             .patiently(async || self.store.purge(act, before, wish.settled).await)
             .await?;

@@ -171,6 +171,7 @@ impl Desk {
                 operator,
                 why: None,
                 filters: &filters,
+                voucher: self.voucher.as_deref(),
             };
             // Before a byte of it is shown; and who can not be written down sees none.
             self.store.record(act, &json!({ "bytes": bytes.len() })).await?;
@@ -431,6 +432,7 @@ impl Desk {
             operator: &wish.operator,
             why: None,
             filters: &filters,
+            voucher: self.voucher.as_deref(),
         };
         // Before the first byte leaves: an export that breaks off was one all the same.
         self.store

@@ -43,7 +43,9 @@ use self::approval::ActSize;
 pub use self::{
     access::{ClientAdded, ClientRecord, Role, Token, TokenHolder, TokenMade, TokenRecord, TokenWish},
     across::SentNonce,
-    act::{Author, Changed, Consent, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded},
+    act::{
+        Author, Changed, Consent, ProposedPurge, Purge, Purgeable, Purged, Selected, Selection, StateChange, bounded,
+    },
     approval::{Approve, Approved, PlanAct, PlanShown},
     ask::{
         AuditQuestion, Body, ByPartner, ByReason, Export, ExportedLine, Exports, FullLetter, Groups, LetterName, Stats,

@@ -26,6 +26,8 @@ pub struct Plan {
     pub which: Which,
     /// The oldest so many only.
     pub limit: Option<u32>,
+    /// How many whoever asks has seen: of another number none is made. None: they saw none.
+    pub seen: Option<usize>,
     pub operator: String,
 }
 
@@ -103,6 +105,13 @@ impl Desk {
                 _ => refusal.hint(LEFT_OUT),
             });
         }
+        if let Some(seen) = wish.seen.filter(|seen| *seen != ids.len()) {
+            let now = ids.len();
+            return Err(Refusal::refused(format!(
+                "there are {now} messages now, and the page said {seen}; nothing was planned"
+            ))
+            .hint("look again, and decide again"));
+        }
         let rules = settle::rules(&self.settings);
         judged(0, ids.len());
         let mut ahead = Ahead::default();
@@ -123,6 +132,7 @@ impl Desk {
             operator: &wish.operator,
             why: None,
             filters: &filters,
+            voucher: self.voucher.as_deref(),
         };
         let verdicts = verdicts(&items);
         let would_settle = verdicts.iter().any(|line| line.verdict == VerdictKind::Settled);

@@ -19,6 +19,8 @@ pub struct Act<'a> {
     /// Looking needs no why.
     pub why: Option<&'a str>,
     pub filters: &'a Value,
+    /// Who vouches for the operator's name, of acts that may take two people.
+    pub voucher: Option<&'a str>,
 }
 
 /// What somebody did.
@@ -72,7 +74,7 @@ fn audit_record(row: &Row) -> AuditRecord {
 }
 
 /// Every act of this version, by name.
-pub const ACTS: [&str; 36] = [
+pub const ACTS: [&str; 37] = [
     "cancel",
     "client add",
     "connection add",
@@ -96,6 +98,7 @@ pub const ACTS: [&str; 36] = [
     "partner set",
     "partner suspend",
     "plan",
+    "plan approve",
     "purge",
     "purge propose",
     "recover",
@@ -175,8 +178,8 @@ pub(super) async fn write_audit(
     let rows = session
         .query(
             "/* audit::write_audit */
-            INSERT INTO settled.audit (at, operator, act, why, filters, outcome, run_id)
-            VALUES (date_trunc('milliseconds', clock_timestamp()), $1, $2, $3, $4::text::jsonb, $5::text::jsonb, $6)
+            INSERT INTO settled.audit (at, operator, act, why, filters, outcome, run_id, voucher)
+            VALUES (date_trunc('milliseconds', clock_timestamp()), $1, $2, $3, $4::text::jsonb, $5::text::jsonb, $6, $7)
             RETURNING id",
             &[
                 &act.operator,
@@ -185,6 +188,7 @@ pub(super) async fn write_audit(
                 &act.filters.to_string(),
                 &outcome.to_string(),
                 &run_id,
+                &act.voucher,
             ],
         )
         .await?;

@@ -62,6 +62,7 @@ impl Store {
                 operator: by.operator,
                 why: by.why,
                 filters: &about,
+                voucher: None,
             };
             write_audit(&session, act, &json!({}), None).await?;
             session.commit().await?;

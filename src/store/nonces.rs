@@ -94,6 +94,7 @@ impl Store {
             operator: by.operator,
             why: by.why,
             filters: &about,
+            voucher: None,
         };
         write_audit(&session, act, &outcome(&before), None).await?;
         session.commit().await?;

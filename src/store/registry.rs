@@ -64,6 +64,7 @@ pub(super) async fn note(
         operator: by.operator,
         why: by.why,
         filters: about,
+        voucher: None,
     };
     write_audit(session, act, outcome, None).await.map(drop)
 }

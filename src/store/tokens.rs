@@ -93,6 +93,7 @@ async fn note(session: &Session, by: By<'_>, name: &'static str, token: &TokenRe
         operator: by.operator,
         why: by.why,
         filters: &about,
+        voucher: None,
     };
     write_audit(session, act, &outcome, None).await.map(drop)
 }

@@ -293,7 +293,10 @@ impl Store {
                     ('plans', 'signed', 'sign_person'), ('approvals', 'signed', 'sign_person'),
                     ('voices', 'signed', 'sign_person'), ('runs', 'signed', 'sign_person'),
                     ('plans', 'numbered', 'number_plan'), ('plan_items', 'with_its_plan', 'refuse_later_items'),
-                    ('run_items', 'two_people', 'refuse_alone'), ('dead_letters', 'by_a_run', 'refuse_without_run')
+                    ('run_items', 'two_people', 'refuse_alone'), ('dead_letters', 'by_a_run', 'refuse_without_run'),
+                    ('audit_subjects', 'two_people', 'refuse_act_alone'), ('epochs', 'two_people', 'refuse_epoch_alone'),
+                    ('dead_letters', 'by_an_act', 'refuse_without_act'),
+                    ('dead_letters', 'purged_by_an_act', 'refuse_without_act')
                 ) AS w (table_name, name, function)
                 WHERE NOT EXISTS (
                     SELECT

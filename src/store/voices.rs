@@ -80,6 +80,30 @@ impl Store {
         Ok(rows.iter().map(voice).collect())
     }
 
+    /// What is wanted of an act, by whomever, as far as it counts: what exactly, and who said so. The newest, oldest first.
+    ///
+    /// # Errors
+    /// The database is away or refuses.
+    pub async fn wanted(&self, for_act: &'static str, limit: i64) -> Result<Vec<(String, Voice)>, StoreError> {
+        let rows = self
+            .session("wanted")
+            .await?
+            .query(
+                &format!(
+                    "/* voices::wanted */
+                    SELECT subject, {VOICE_COLUMNS}
+                    FROM settled.voices
+                    WHERE act = $1
+                      AND expires_at > clock_timestamp()
+                    ORDER BY id DESC
+                    LIMIT $2"
+                ),
+                &[&for_act, &limit],
+            )
+            .await?;
+        Ok(rows.iter().rev().map(|row| (row.get("subject"), voice(row))).collect())
+    }
+
     /// Writes down that somebody wants it done; nothing is done yet.
     ///
     /// # Errors

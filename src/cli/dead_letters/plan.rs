@@ -91,6 +91,7 @@ impl PlanWish {
         desk::Plan {
             which: self.filters.which(),
             limit: self.limit,
+            seen: None,
             operator: self.operator.name(),
         }
     }

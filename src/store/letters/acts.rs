@@ -22,53 +22,41 @@ pub struct Acted {
     pub plans: usize,
 }
 
+const LOCK: &str = "\
+    /* acts::lock */
+    SELECT id
+    FROM settled.dead_letters
+    WHERE id = ANY ($1) AND state = $2
+    ORDER BY id
+    FOR NO KEY UPDATE";
+
 const DISCARD: &str = "\
     /* acts::discard */
-    WITH mine AS MATERIALIZED (
-        SELECT id
-        FROM settled.dead_letters
-        WHERE id = ANY ($1) AND state = 'open'
-        ORDER BY id
-        FOR NO KEY UPDATE
-    )
-    UPDATE settled.dead_letters AS d
+    UPDATE settled.dead_letters
     SET state = 'discarded',
         discarded_at = date_trunc('milliseconds', now())
-    FROM mine
-    WHERE d.id = mine.id
-    RETURNING d.id";
+    WHERE id = ANY ($1)";
 
 const RESTORE: &str = "\
     /* acts::restore */
-    WITH mine AS MATERIALIZED (
-        SELECT id
-        FROM settled.dead_letters
-        WHERE id = ANY ($1) AND state = 'discarded'
-        ORDER BY id
-        FOR NO KEY UPDATE
-    )
-    UPDATE settled.dead_letters AS d
+    UPDATE settled.dead_letters
     SET state = 'open',
         discarded_at = NULL
-    FROM mine
-    WHERE d.id = mine.id
-    RETURNING d.id";
+    WHERE id = ANY ($1)";
+
+const LOCK_PURGED: &str = "\
+    /* acts::purge lock */
+    SELECT id
+    FROM settled.dead_letters
+    WHERE id > $2
+      AND (state = 'discarded' AND discarded_at < $1 OR $4 AND state = 'settled' AND judged_at < $1)
+    ORDER BY id
+    LIMIT $3
+    FOR UPDATE";
 
 const PURGE: &str = "\
     /* acts::purge */
-    WITH mine AS MATERIALIZED (
-        SELECT id
-        FROM settled.dead_letters
-        WHERE id > $2
-          AND (state = 'discarded' AND discarded_at < $1 OR $4 AND state = 'settled' AND judged_at < $1)
-        ORDER BY id
-        LIMIT $3
-        FOR UPDATE
-    )
-    DELETE FROM settled.dead_letters AS d
-    USING mine
-    WHERE d.id = mine.id
-    RETURNING d.id";
+    DELETE FROM settled.dead_letters WHERE id = ANY ($1)";
 
 const PURGE_PLAN: &str = "\
     /* acts::purge plan */
@@ -90,7 +78,7 @@ impl Store {
     /// # Errors
     /// The database is away or refuses; nothing is changed then, unless `at_commit` says that it is unknown.
     pub async fn discard(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Acted, StoreError> {
-        self.change("discard", "discarded", DISCARD, act, ids).await
+        self.change("discard", ("open", "discarded"), DISCARD, act, ids).await
     }
 
     /// Opens discarded messages again.
@@ -98,13 +86,14 @@ impl Store {
     /// # Errors
     /// As [`Store::discard`].
     pub async fn restore(&self, act: Act<'_>, ids: &[Uuid]) -> Result<Acted, StoreError> {
-        self.change("restore", "restored", RESTORE, act, ids).await
+        self.change("restore", ("discarded", "restored"), RESTORE, act, ids)
+            .await
     }
 
     async fn change(
         &self,
         during: &'static str,
-        word: &str,
+        (state, word): (&str, &str),
         sql: &str,
         act: Act<'_>,
         ids: &[Uuid],
@@ -113,27 +102,31 @@ impl Store {
         session.begin().await?;
         let mut sorted = ids.to_vec();
         sorted.sort_unstable();
-        let mut changed: Vec<Uuid> = Vec::new();
+        let mut mine: Vec<Uuid> = Vec::new();
         for slice in sorted.chunks(SLICE) {
-            let rows = session.query(sql, &[&slice]).await?;
-            changed.extend(rows.iter().map(|row| row.get::<_, Uuid>("id")));
+            let rows = session.query(LOCK, &[&slice, &state]).await?;
+            mine.extend(rows.iter().map(|row| row.get::<_, Uuid>("id")));
         }
-        let outcome = json!({"selected": ids.len(), word: changed.len()});
+        // Before anything changes: the database may want to see it there.
+        let outcome = json!({"selected": ids.len(), word: mine.len()});
         let audit_id = write_audit(&session, act, &outcome, None).await?;
-        write_subjects(&session, audit_id, &changed).await?;
+        write_subjects(&session, audit_id, &mine).await?;
+        for slice in mine.chunks(SLICE) {
+            session.execute_exactly(slice.len(), sql, &[&slice]).await?;
+        }
         session.commit().await?;
         Ok(Acted {
             audit_id,
-            changed: changed.len(),
+            changed: mine.len(),
             plans: 0,
         })
     }
 
-    /// How many messages [`Store::purge`] would delete.
+    /// How many messages, and how many plans, [`Store::purge`] would delete.
     ///
     /// # Errors
     /// The database is away or refuses.
-    pub async fn count_purgeable(&self, before: jiff::Timestamp, settled_too: bool) -> Result<i64, StoreError> {
+    pub async fn count_purgeable(&self, before: jiff::Timestamp, settled_too: bool) -> Result<(i64, i64), StoreError> {
         let session = self.session("count_purgeable").await?;
         let rows = session
             .query(
@@ -141,11 +134,15 @@ impl Store {
                 SELECT (SELECT count(*) FROM settled.dead_letters WHERE state = 'discarded' AND discarded_at < $1)
                      + CASE WHEN $2 THEN
                            (SELECT count(*) FROM settled.dead_letters WHERE state = 'settled' AND judged_at < $1)
-                       ELSE 0 END",
+                       ELSE 0 END AS messages,
+                       (SELECT count(*)
+                        FROM settled.plans AS p
+                        WHERE p.at < $1 AND NOT EXISTS (SELECT FROM settled.runs AS r WHERE r.plan_id = p.id)) AS plans",
                 &[&before, &settled_too],
             )
             .await?;
-        Ok(session.one(&rows)?.get(0))
+        let row = session.one(&rows)?;
+        Ok((row.get("messages"), row.get("plans")))
     }
 
     /// Deletes for ever what was discarded before a time, if so wished what was settled before it too, and plans older than it that no run names.
@@ -159,13 +156,13 @@ impl Store {
         let mut purged: Vec<Uuid> = Vec::new();
         loop {
             let last = purged.last().copied().unwrap_or(Uuid::nil());
-            let rows = session.query(PURGE, &[&before, &last, &limit, &settled_too]).await?;
+            let rows = session
+                .query(LOCK_PURGED, &[&before, &last, &limit, &settled_too])
+                .await?;
             if rows.is_empty() {
                 break;
             }
             purged.extend(rows.iter().map(|row| row.get::<_, Uuid>("id")));
-            // RETURNING has no order; the next slice begins after the greatest.
-            purged.sort_unstable();
         }
         let mut plans = 0;
         while !session.query(PURGE_PLAN, &[&before]).await?.is_empty() {
@@ -174,6 +171,9 @@ impl Store {
         let outcome = json!({"purged": purged.len(), "plans": plans});
         let audit_id = write_audit(&session, act, &outcome, None).await?;
         write_subjects(&session, audit_id, &purged).await?;
+        for slice in purged.chunks(SLICE) {
+            session.execute_exactly(slice.len(), PURGE, &[&slice]).await?;
+        }
         session.commit().await?;
         Ok(Acted {
             audit_id,

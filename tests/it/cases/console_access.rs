@@ -54,12 +54,22 @@ fn kept(page: &PageSeen, visitor: &Visitor) -> Visitor {
     }
 }
 
+/// Says on the page that asks that one wants to be signed in.
+async fn signs_in(console: &Console, visitor: &Visitor) -> (Visitor, PageSeen) {
+    let asked = console.get(visitor, "/sign-in").await;
+    assert_eq!(asked.status, 200, "{asked:?}");
+    let browser = kept(&asked, visitor);
+    let (_, rest) = asked.text.split_once("href=\"/sign-in?").expect("a link");
+    let path = format!("/sign-in?{}", rest.split('"').next().expect("its end"));
+    let left = console.get(&browser, &path).await;
+    (kept(&left, &browser), left)
+}
+
 /// The whole way to the issuer and back: the browser, and what it is shown in the end.
 async fn by_issuer(console: &Console, issuer: &Issuer, who: &str) -> (Visitor, PageSeen) {
     let stranger = Visitor::default();
-    let left = console.get(&stranger, "/sign-in").await;
+    let (browser, left) = signs_in(console, &stranger).await;
     assert_eq!(left.status, 303, "{left:?}");
-    let browser = kept(&left, &stranger);
     let back = issuer.sign_in(left.header("location").expect("where to"), who).await;
     let path = back
         .strip_prefix(&format!("http://{}", console.address()))
@@ -136,8 +146,7 @@ async fn people_are_signed_in_by_an_issuer() {
         assert_eq!(console.get(&mal, "/plans").await.status, 401);
 
         // The way back is for the browser that went, once, and for what the issuer said.
-        let left = console.get(&stranger, "/sign-in").await;
-        let browser = kept(&left, &stranger);
+        let (browser, left) = signs_in(&console, &stranger).await;
         let cookie = left.header("set-cookie").expect("a cookie");
         assert!(
             cookie.contains("HttpOnly") && cookie.contains("SameSite=Lax"),
@@ -167,8 +176,7 @@ async fn people_are_signed_in_by_an_issuer() {
         ] {
             assert_eq!(console.get(&browser, path).await.status, 401, "{path}");
         }
-        let left = console.get(&stranger, "/sign-in").await;
-        let browser = kept(&left, &stranger);
+        let (browser, left) = signs_in(&console, &stranger).await;
         let place_to = left.header("location").expect("where to");
         let state = place_to.split("state=").nth(1).and_then(|rest| rest.split('&').next());
         let path = format!("/signed-in?code=made-up&state={}", state.expect("a state"));
@@ -190,7 +198,7 @@ async fn people_are_signed_in_by_an_issuer() {
         assert_eq!(console.get(&ann, "/plans").await.status, 200);
         console.stop().await;
         let again = Console::start(&place, &signing_in).await;
-        let page = again.get(&stranger, "/sign-in").await;
+        let (_, page) = signs_in(&again, &stranger).await;
         assert!(
             page.status == 503 && page.text.contains("console.oidc_issuer"),
             "{page:?}"
@@ -725,7 +733,7 @@ async fn a_name_behind_a_proxy_has_one_session_that_can_be_ended() {
     for path in ["/plans", "/sign-in", "/plans"] {
         let page = console.get(&eve, path).await;
         assert!(
-            page.status == 403 || (path == "/sign-in" && page.status == 303),
+            page.status == 403 || (path == "/sign-in" && page.status == 200),
             "{path}: {page:?}"
         );
     }
@@ -746,9 +754,43 @@ async fn a_name_behind_a_proxy_has_one_session_that_can_be_ended() {
         page.status == 401 && page.text.contains("href=\"/sign-in\""),
         "{page:?}"
     );
-    assert_eq!(patiently(&bob, "/sign-in").await.status, 303);
+    // A page of somebody else's that leads there, or a redirect, undoes nothing; nor does a token that is another browser's.
+    let from = |site: &str, cookie: Option<&str>| {
+        let mut visitor = bob.clone();
+        visitor.headers.push(("sec-fetch-site".to_owned(), site.to_owned()));
+        visitor.cookie = cookie.map(str::to_owned);
+        visitor
+    };
+    let asked = patiently(&bob, "/sign-in").await;
+    let browser = kept(&asked, &bob);
+    let (_, rest) = asked.text.split_once("href=\"/sign-in?token=").expect("a link");
+    let token = rest.split('"').next().expect("its end");
+    let path = format!("/sign-in?token={token}");
+    for (visitor, path) in [
+        (bob.clone(), "/sign-in"),
+        (bob.clone(), path.as_str()),
+        (browser.clone(), "/sign-in?token="),
+        (browser.clone(), "/sign-in?token=0"),
+        (from("cross-site", browser.cookie.as_deref()), path.as_str()),
+        (from("same-site", None), "/sign-in"),
+        (from("none", None), "/sign-in"),
+        (from("cross-site", None), "/"),
+    ] {
+        let page = patiently(&visitor, path).await;
+        assert!(matches!(page.status, 200 | 401), "{visitor:?} {path}: {page:?}");
+        assert_eq!(patiently(&bob, "/plans").await.status, 401, "{visitor:?} {path}");
+    }
+    // The link on the page that asks does, and so does one on any page of ours where the browser says that it is ours.
+    assert_eq!(patiently(&browser, &path).await.status, 303);
     let page = patiently(&bob, "/sessions").await;
     assert!(page.text.contains("You are bob"), "{page:?}");
+    let bob = Visitor {
+        token: page.hidden("form_token").expect("a form"),
+        ..bob.clone()
+    };
+    assert_eq!(console.act(&bob, "/sign-out", &[]).await.status, 200);
+    assert_eq!(patiently(&from("same-origin", None), "/sign-in").await.status, 303);
+    assert_eq!(patiently(&bob, "/sessions").await.status, 200);
 }
 
 /// One address does not keep another from signing in; all together have a bound.
@@ -856,10 +898,16 @@ async fn who_never_answers_or_never_sends_takes_no_thread_of_those_who_ask() {
         ("SETTLED_CONSOLE__OIDC_CLIENT_SECRET_FILE", secret.as_str()),
     ];
     let console = Arc::new(Console::start(&place, &settings).await);
+    // By a link on a page of the console's own.
+    let ours = Visitor {
+        headers: vec![("sec-fetch-site".to_owned(), "same-origin".to_owned())],
+        ..Visitor::default()
+    };
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..60 {
         let console = Arc::clone(&console);
-        waiting.spawn(async move { console.get(&Visitor::default(), "/sign-in").await });
+        let visitor = ours.clone();
+        waiting.spawn(async move { console.get(&visitor, "/sign-in").await });
     }
     let (asked, _) = silent.accept().await.expect("it is asked");
     let page = soon(
@@ -875,11 +923,7 @@ async fn who_never_answers_or_never_sends_takes_no_thread_of_those_who_ask() {
             "{page:?}"
         );
     }
-    let page = soon(
-        "who comes right after",
-        Box::pin(console.get(&Visitor::default(), "/sign-in")),
-    )
-    .await;
+    let page = soon("who comes right after", Box::pin(console.get(&ours, "/sign-in"))).await;
     assert_eq!(page.status, 503, "{page:?}");
     let again = tokio::time::timeout(std::time::Duration::from_millis(100), silent.accept()).await;
     assert!(again.is_err(), "it was asked once");

@@ -152,9 +152,13 @@ async fn what_came_since_is_counted_by_its_own_filter() {
 
 /// Sends a form that is answered by a file, and reads the head of the answer.
 async fn export_begins(console: &Console, visitor: &Visitor, more: &str) -> (TcpStream, Vec<u8>) {
+    export_begins_by("HTTP/1.1", console, visitor, more).await
+}
+
+async fn export_begins_by(version: &str, console: &Console, visitor: &Visitor, more: &str) -> (TcpStream, Vec<u8>) {
     let form = format!("form_token={}&state=open{more}", visitor.token);
     let request = format!(
-        "POST /export HTTP/1.1\r\nconnection: close\r\nhost: {}\r\ncookie: {}\r\ncontent-type: application/x-www-form-urlencoded\r\n\
+        "POST /export {version}\r\nconnection: close\r\nhost: {}\r\ncookie: {}\r\ncontent-type: application/x-www-form-urlencoded\r\n\
          content-length: {}\r\n\r\n{form}",
         console.address(),
         visitor.cookie.as_deref().expect("a session"),
@@ -214,6 +218,43 @@ async fn an_export_that_breaks_off_is_seen_to() {
     stream.read_to_end(&mut answer).await.expect("all of it");
     let text = String::from_utf8(whole(&answer).expect("all of it")).expect("text");
     assert_eq!(text.lines().count(), 400);
+    console.stop().await;
+}
+
+/// Over HTTP/1.0 an answer ends with its connection, and one that breaks off looks whole: there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_export_leaves_where_nobody_could_see_that_it_broke() {
+    let place = Place::new("console_export_old").await;
+    place.tamper(&letters(&[("acme", 3)], 10)).await;
+    let console = Console::start(&place, &[]).await;
+    let ann = console.sign_in().await;
+    let (mut stream, mut answer) = export_begins_by("HTTP/1.0", &console, &ann, "").await;
+    stream.read_to_end(&mut answer).await.expect("an answer");
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.starts_with("HTTP/1.0 505 "), "{text}");
+    assert!(
+        text.contains("a file that broke off looks whole; nothing was exported")
+            && text.contains("proxy_http_version 1.1"),
+        "{text}"
+    );
+    assert!(!text.contains("routingKey"), "{text}");
+    let audit = console.get(&ann, "/audit?act=export").await;
+    assert!(audit.text.contains("No such act"), "{audit:?}");
+    // A page has its length, and is answered to whoever asks.
+    let mut stream = TcpStream::connect(console.address()).await.expect("it listens");
+    let cookie = ann.cookie.as_deref().expect("a session");
+    let head = format!(
+        "GET /plans HTTP/1.0\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n",
+        console.address()
+    );
+    stream.write_all(head.as_bytes()).await.expect("it reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("an answer");
+    assert!(
+        answer.starts_with(b"HTTP/1.0 200 "),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
     console.stop().await;
 }
 

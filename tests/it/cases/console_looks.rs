@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use settled::console::{Needs, table};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -160,6 +161,95 @@ async fn one_look_serves_everybody() {
     );
     let connected = connections.load(Ordering::Relaxed);
     assert!(connected <= looks, "{connected} connections to the broker");
+    console.stop().await;
+}
+
+/// Nobody is kept waiting by a part of the doctor's questions that is not answered: the others' lines are there, and what was known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_says_what_it_knows_while_something_never_answers() {
+    let place = Place::new("console_doctor").await;
+    let broker = Proxy::to(&address(&place.broker_url)).await;
+    let broker_url = with_address(&place.broker_url, broker.address);
+    let console = Console::start(&place, &[("SETTLED_BROKER_URL", broker_url.as_str())]).await;
+    let ann = console.sign_in().await;
+    let line = |name: &str| format!("<th scope=\"row\">{name}</th>");
+    let late = format!("{}<td><span class=\"chip warn\">", line("broker"));
+    let until_it_says = async |what: &str, says: &dyn Fn(&str) -> bool| {
+        until(what, 2 * PATIENCE, async || {
+            let began = Instant::now();
+            let page = console.get(&ann, "/doctor").await;
+            let took = began.elapsed();
+            assert_eq!(page.status, 200, "{page:?}");
+            assert!(took < Duration::from_secs(6), "the page took {took:?}");
+            // The database's lines are there, whatever the broker does.
+            (page.text.contains(&line("schema")) && says(&page.text)).then_some(())
+        })
+        .await;
+    };
+    broker.stall();
+    until_it_says("the broker is looked at still", &|page| {
+        page.contains(&late) && page.contains("there was no answer within 3s") && !page.contains("logged in after")
+    })
+    .await;
+    broker.open();
+    until_it_says("all is known", &|page| {
+        !page.contains(&late) && page.contains("logged in after")
+    })
+    .await;
+    broker.stall();
+    until_it_says("what was known is shown with its age", &|page| {
+        page.contains(&late) && page.contains("the lines below are of") && page.contains("logged in after")
+    })
+    .await;
+    broker.open();
+    console.stop().await;
+}
+
+/// Each screen answers without the database, in its frame, and says why it shows nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_screen_answers_without_the_database() {
+    let place = Place::new("console_without").await;
+    let nowhere = format!("postgres://a:b@{}/x", crate::kit::command::NOWHERE);
+    let console = Console::start(&place, &[("SETTLED_DATABASE_URL", &nowhere)]).await;
+    let ann = console.sign_in_without_pages().await;
+    let id = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+    let mut seen = 0;
+    for route in table().filter(|route| route.method == "GET" && !matches!(route.needs, Needs::Nobody)) {
+        let path = match route.path {
+            // It never ends: it tells what the overview has.
+            "/live" => continue,
+            "/letters/{id}" => format!("/letters/{id}"),
+            "/partners/{id}" => "/partners/acme".to_owned(),
+            "/discard" | "/restore" => format!("{}?partner=acme", route.path),
+            "/purge" => "/purge?before=1h".to_owned(),
+            "/timeline" => format!("/timeline?of={id}"),
+            path => path.replace("{id}", "1"),
+        };
+        let began = Instant::now();
+        let page = console.get(&ann, &path).await;
+        let took = began.elapsed();
+        // These show more than the database has; and who is signed in stands in none.
+        let status = if matches!(route.path, "/" | "/doctor" | "/sessions") {
+            200
+        } else {
+            503
+        };
+        assert_eq!(page.status, status, "{path}: {page:?}");
+        assert!(took < Duration::from_secs(10), "{path} took {took:?}");
+        assert!(
+            page.text.contains("href=\"/audit\"") && page.text.contains("href=\"/doctor\""),
+            "{path} stands in its frame: {page:?}"
+        );
+        let says = match route.path {
+            "/sessions" => "You are ann",
+            "/doctor" => "<th scope=\"row\">database</th><td><span class=\"chip bad\">",
+            "/" => "the database: ",
+            _ => "role=\"alert\"",
+        };
+        assert!(page.text.contains(says), "{path}: {says}: {page:?}");
+        seen += 1;
+    }
+    assert!(seen >= 18, "{seen}");
     console.stop().await;
 }
 

@@ -15,11 +15,11 @@ use crate::kit::{
 };
 
 /// What operators are members of.
-const OPERATOR: &str = "settled_operator, settled_reader, settled_auditor";
+pub(super) const OPERATOR: &str = "settled_operator, settled_reader, settled_auditor";
 
 /// Somebody with a login of the database, and what they may type.
-struct Login {
-    url: String,
+pub(super) struct Login {
+    pub(super) url: String,
 }
 
 impl Login {
@@ -28,7 +28,7 @@ impl Login {
         Self::with_roles(place, name, owner).await
     }
 
-    async fn with_roles(place: &Place, name: &str, roles: &str) -> Self {
+    pub(super) async fn with_roles(place: &Place, name: &str, roles: &str) -> Self {
         let role = format!("{}_{name}", place.name);
         let db = place.db().await;
         db.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p' IN ROLE {roles}"))
@@ -39,20 +39,20 @@ impl Login {
         }
     }
 
-    async fn says(&self, place: &Place, above: (&str, &str), words: &[&str], operator: &str) -> Answer {
+    pub(super) async fn says(&self, place: &Place, above: (&str, &str), words: &[&str], operator: &str) -> Answer {
         let mut command = place.command(&[&["dead-letters"], words, &["--json", "--operator", operator]].concat());
         command.env("SETTLED_DATABASE_URL", &self.url).env(above.0, above.1);
         Answer::of(&command.output().await.expect("settled runs"))
     }
 
-    async fn forget(self, place: &Place) {
+    pub(super) async fn forget(self, place: &Place) {
         let role = crate::kit::support::userinfo(&self.url).0;
         let db = place.db().await;
         db.batch_execute(&format!("DROP ROLE {role}")).await.expect("no login");
     }
 }
 
-async fn stranded(place: &Place, count: usize) -> Partner {
+pub(super) async fn stranded(place: &Place, count: usize) -> Partner {
     let partner = Partner::new("acme");
     place.strand(&partner, "A partner", "1000000", (count, "7")).await;
     partner
