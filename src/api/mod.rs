@@ -31,6 +31,7 @@ use self::{
     line::Line,
     outcome::UpdatesWaiting,
     places::{CallKind, NoShare, Places},
+    reads::Parameters,
 };
 use crate::{
     broker::BrokerSettings,
@@ -379,6 +380,15 @@ impl Site {
     }
 }
 
+impl Site {
+    /// What a list is asked for, in the query and in the body.
+    async fn parameters(&self, (query, asker): (Option<&str>, &Asker), body: Body) -> Result<Parameters, ApiRefused> {
+        let body = self.whole(body).await?;
+        asker.pulse.iter().for_each(|pulse| pulse.has_all());
+        Parameters::read(query, &body)
+    }
+}
+
 /// What stands in a path.
 fn spoken<T>(path: Result<T, PathRejection>) -> Result<T, ApiRefused> {
     path.map_err(|_| {
@@ -422,10 +432,19 @@ async fn update(site: &Site, (route, kind): (ApiRoute, Kind), path: Enterprise, 
     site.answer(call, asker, alone(path), work).await
 }
 
-async fn partner_allocations(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
-    let (site, query) = (&site, query.as_deref());
+async fn partner_allocations(
+    State(site): Here,
+    path: Enterprise,
+    RawQuery(query): RawQuery,
+    asker: Asker,
+    body: Body,
+) -> Response {
+    let (site, asked) = (&site, (query.as_deref(), &asker));
     let call = Call::new(ApiRoute::PartnerAllocations, Role::Partner, CallKind::Read);
-    let work = |id: String, ()| async move { reads::allocations(site, OwnedBy::Partner(&id), query).await };
+    let work = |id: String, ()| async move {
+        let parameters = site.parameters(asked, body).await?;
+        reads::allocations(site, OwnedBy::Partner(&id), &parameters).await
+    };
     site.answer(call, &asker, alone(path), work).await
 }
 
@@ -438,17 +457,35 @@ async fn partner_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker
     site.answer(call, &asker, with(path), work).await
 }
 
-async fn partner_balances(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
-    let (site, query) = (&site, query.as_deref());
+async fn partner_balances(
+    State(site): Here,
+    path: Enterprise,
+    RawQuery(query): RawQuery,
+    asker: Asker,
+    body: Body,
+) -> Response {
+    let (site, asked) = (&site, (query.as_deref(), &asker));
     let call = Call::new(ApiRoute::PartnerBalances, Role::Partner, CallKind::Read);
-    let work = |id: String, ()| async move { reads::balances(site, &id, query).await };
+    let work = |id: String, ()| async move {
+        let parameters = site.parameters(asked, body).await?;
+        reads::balances(site, &id, &parameters).await
+    };
     site.answer(call, &asker, alone(path), work).await
 }
 
-async fn client_allocations(State(site): Here, path: Enterprise, RawQuery(query): RawQuery, asker: Asker) -> Response {
-    let (site, query) = (&site, query.as_deref());
+async fn client_allocations(
+    State(site): Here,
+    path: Enterprise,
+    RawQuery(query): RawQuery,
+    asker: Asker,
+    body: Body,
+) -> Response {
+    let (site, asked) = (&site, (query.as_deref(), &asker));
     let call = Call::new(ApiRoute::ClientAllocations, Role::Client, CallKind::Read);
-    let work = |id: String, ()| async move { reads::allocations(site, OwnedBy::Client(&id), query).await };
+    let work = |id: String, ()| async move {
+        let parameters = site.parameters(asked, body).await?;
+        reads::allocations(site, OwnedBy::Client(&id), &parameters).await
+    };
     site.answer(call, &asker, alone(path), work).await
 }
 

@@ -19,6 +19,7 @@ use crate::{
         address::parse_uuid,
         allocation::{Kind, Status},
         event::AllocationView,
+        json::Json,
         ledger::is_currency,
         reason::Reason,
     },
@@ -101,8 +102,12 @@ pub(super) async fn allocation(site: &Site, owner: OwnedBy<'_>, id: &str) -> Res
 }
 
 /// A page of them, the oldest first.
-pub(super) async fn allocations(site: &Site, owner: OwnedBy<'_>, query: Option<&str>) -> Result<Response, ApiRefused> {
-    let asked = ListAsked::read(site, query, true)?;
+pub(super) async fn allocations(
+    site: &Site,
+    owner: OwnedBy<'_>,
+    parameters: &Parameters,
+) -> Result<Response, ApiRefused> {
+    let asked = ListAsked::read(site, parameters, true)?;
     let page = site
         .desk
         .owned_allocations(
@@ -124,8 +129,12 @@ pub(super) async fn allocations(site: &Site, owner: OwnedBy<'_>, query: Option<&
 }
 
 /// What stands on a partner's connections.
-pub(super) async fn balances(site: &Site, enterprise_id: &str, query: Option<&str>) -> Result<Response, ApiRefused> {
-    let asked = ListAsked::read(site, query, false)?;
+pub(super) async fn balances(
+    site: &Site,
+    enterprise_id: &str,
+    parameters: &Parameters,
+) -> Result<Response, ApiRefused> {
+    let asked = ListAsked::read(site, parameters, false)?;
     let found = site
         .desk
         .partner_balances(enterprise_id, asked.after, i64::from(asked.page))
@@ -208,6 +217,56 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
         .map(|(name, value)| (name.into_owned(), value.into_owned()))
 }
 
+/// The parameters of a list, by name: those of the query, and those of a JSON object in the body. BitGo's SDK sends a GET with
+/// its parameters there, and one that nobody reads is a filter that is left out.
+#[derive(Debug)]
+pub(super) struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    pub(super) fn read(query: Option<&str>, body: &[u8]) -> Result<Self, ApiRefused> {
+        let mut all: Vec<_> = pairs(query).collect();
+        if body.is_empty() {
+            return Ok(Self(all));
+        }
+        let refused =
+            |why: &str| ApiRefused::invalid(format!("the body {why}: a list's has its parameters, or is empty"));
+        let document = Json::from_bytes(body).map_err(|error| refused(&error.to_string()))?;
+        let members = document.as_object().ok_or_else(|| refused("is no JSON object"))?;
+        for (name, value) in members.iter() {
+            match value {
+                Json::Array(values) => {
+                    let before = all.len();
+                    for value in values.iter() {
+                        all.push((name.clone().into_owned(), one_value(&name, value)?));
+                    }
+                    // One without values is still named, and has to be known.
+                    if all.len() == before {
+                        all.push((name.into_owned(), String::new()));
+                    }
+                }
+                value @ (Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Object(_)) => {
+                    let text = one_value(&name, value)?;
+                    all.push((name.into_owned(), text));
+                }
+            }
+        }
+        Ok(Self(all))
+    }
+}
+
+/// A value in a body, as it would stand in a query.
+fn one_value(name: &str, value: Json<'_>) -> Result<String, ApiRefused> {
+    match value {
+        Json::String(text) => Ok(text.into_owned()),
+        Json::Number(digits) => Ok(digits.to_owned()),
+        Json::Null | Json::Bool(_) | Json::Array(_) | Json::Object(_) => {
+            let name = shortened(name);
+            let error = format!("{name:?} must be a string, a number, or a list of these");
+            Err(ApiRefused::invalid(error))
+        }
+    }
+}
+
 /// What a list is asked for.
 struct ListAsked {
     filter: OwnedFilter,
@@ -216,15 +275,15 @@ struct ListAsked {
 }
 
 impl ListAsked {
-    /// Reads a query. What is not known is refused: a filter that is left out would answer with more than was asked for.
-    fn read(site: &Site, query: Option<&str>, may_filter: bool) -> Result<Self, ApiRefused> {
+    /// What is not known is refused: a filter that is left out would answer with more than was asked for.
+    fn read(site: &Site, parameters: &Parameters, may_filter: bool) -> Result<Self, ApiRefused> {
         let most = site.settings.page_max;
         let mut asked = Self {
             filter: OwnedFilter::default(),
             after: None,
             page: PAGE.min(most),
         };
-        for (name, value) in pairs(query) {
+        for (name, value) in &parameters.0 {
             let wrong = |why: &str| ApiRefused::invalid(format!("{name}: {why}"));
             // Several values stand between commas, or the parameter stands several times.
             let values = || value.split(',').map(str::trim).filter(|value| !value.is_empty());
@@ -257,7 +316,7 @@ impl ListAsked {
                     }
                 }
                 "prevId" => {
-                    let id = parse_uuid(&value).ok_or_else(|| wrong("must be a UUID of 36 characters"))?;
+                    let id = parse_uuid(value).ok_or_else(|| wrong("must be a UUID of 36 characters"))?;
                     asked.after = Some(id);
                 }
                 "pageSize" => {
@@ -273,7 +332,7 @@ impl ListAsked {
                 _ => {
                     return Err(ApiRefused::invalid(format!(
                         "{:?} is no parameter of this list",
-                        shortened(&name)
+                        shortened(name)
                     )));
                 }
             }
@@ -299,6 +358,42 @@ fn shortened(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_has_the_parameters_of_a_query() {
+        let read = |query, body: &str| Parameters::read(query, body.as_bytes()).map(|parameters| parameters.0);
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let nothing: [(String, String); 0] = [];
+        for body in ["", "{}", " { } "] {
+            assert_eq!(read(None, body).expect("parameters"), nothing, "{body}");
+        }
+        let empty = read(None, r#"{"statuses":[]}"#).expect("parameters");
+        assert_eq!(empty, [pair("statuses", "")]);
+        let body = r#"{"statuses":["reserved","cleared"],"pageSize":2,"currencies":"BTC,ETH"}"#;
+        let all = read(Some("types=allocation&pageSize=1"), body).expect("parameters");
+        assert_eq!(all[..2], [pair("types", "allocation"), pair("pageSize", "1")]);
+        let of_body = [
+            pair("currencies", "BTC,ETH"),
+            pair("pageSize", "2"),
+            pair("statuses", "reserved"),
+            pair("statuses", "cleared"),
+        ];
+        assert_eq!(all[2..], of_body);
+        for wrong in [
+            "x",
+            "[]",
+            "null",
+            "\"a\"",
+            r#"{"a":null}"#,
+            r#"{"a":[[1]]}"#,
+            r#"{"a":{}}"#,
+            r#"{"a":true}"#,
+            "{} {}",
+            r#"{"a":1,"a":2}"#,
+        ] {
+            assert!(read(None, wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_receipts_address_leads_back_to_its_nonce() {

@@ -311,7 +311,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, ApiRef
 
 impl Site {
     /// A body, within its bounds of bytes and time.
-    async fn whole(&self, mut body: Body) -> Result<Vec<u8>, ApiRefused> {
+    pub(super) async fn whole(&self, mut body: Body) -> Result<Vec<u8>, ApiRefused> {
         let most = self.settings.body_max;
         let too_large = || {
             rejected(

@@ -122,10 +122,16 @@ impl<'a> Json<'a> {
     }
 }
 
+impl<'a> Array<'a> {
+    /// The elements, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Json<'a>> {
+        Cursor::inside(self.0).elements().map(Json::of)
+    }
+}
+
 impl PartialEq for Array<'_> {
     fn eq(&self, other: &Self) -> bool {
-        let each = |array: &Self| Cursor::inside(array.0).elements();
-        self.0 == other.0 || each(self).map(Json::of).eq(each(other).map(Json::of))
+        self.0 == other.0 || self.iter().eq(other.iter())
     }
 }
 

@@ -439,5 +439,73 @@ async fn odd_requests_have_one_answer_of_one_shape() {
     // Its length is told, and nothing comes.
     let head = format!("{}{bearer}\r\n", get("HEAD", &path));
     assert_eq!(answers(&api, &head).await, [(200, String::new())]);
+
+/// The parameters of a list count in the body as in the query, within the bounds of every body.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_parameters_of_a_list_may_stand_in_the_body() {
+    let acme = Partner::new("acme");
+    let place = place_of("api_list_body", &acme).await;
+    reserved(&place, &acme, 3).await;
+    let settings = [
+        ("SETTLED_API__BODY_MAX", "1024"),
+        ("SETTLED_API__BODY_TIMEOUT", "500ms"),
+    ];
+    let api = Api::start(&place, &settings).await;
+    let acme = token(&place, "acme", "partner", &["--rate", "1000"]).await;
+    let list = format!("{ROOT}/acme/partners/allocations");
+    let all = api.get(&list, &acme).await.ok()["allocations"].clone();
+    let all = all.as_array().expect("a list");
+    let last = &all[2]["id"];
+    for (query, body, expected) in [
+        ("", "{}".to_owned(), &all[..]),
+        (
+            "",
+            r#"{"statuses":["reserved"],"types":"allocation"}"#.to_owned(),
+            &all[..],
+        ),
+        ("", r#"{"statuses":["cleared","released"]}"#.to_owned(), &[]),
+        ("", r#"{"pageSize":1}"#.to_owned(), &all[..1]),
+        ("", r#"{"pageSize":"2"}"#.to_owned(), &all[..2]),
+        ("?pageSize=1", format!(r#"{{"prevId":{}}}"#, all[0]["id"]), &all[1..2]),
+        ("?statuses=reserved", format!(r#"{{"prevId":{last}}}"#), &[]),
+    ] {
+        let answer = api.ask("GET", &format!("{list}{query}"), &acme, body.as_bytes()).await;
+        let found = answer.ok()["allocations"].as_array().map(Vec::as_slice);
+        assert_eq!(found, Some(expected), "{query} {body}");
+    }
+    let long = format!(r#"{{"statuses":["{}"]}}"#, "x".repeat(1024));
+    for (body, name) in [
+        ("no JSON", "invalid_request"),
+        ("[]", "invalid_request"),
+        (r#"{"pageSize":1,"pageSize":2}"#, "invalid_request"),
+        (r#"{"pageSize":null}"#, "invalid_request"),
+        (r#"{"partnerIds":[]}"#, "invalid_request"),
+        (r#"{"partnerIds":["x"]}"#, "invalid_request"),
+        (&long, "message_too_large"),
+    ] {
+        for list in [&list, &format!("{ROOT}/acme/partners/balances")] {
+            let answer = api.ask("GET", list, &acme, body.as_bytes()).await;
+            assert_eq!(answer.refusal(400), name, "{body}");
+        }
+    }
+    // One that does not come has its place no longer than that of an update has.
+    let head = format!("GET {list} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {acme}\r\ncontent-length: 9\r\n\r\n{{");
+    let answer = api.exchange(head.as_bytes()).await;
+    assert_eq!(answer.refusal(408), "request_timeout");
+    // What comes after a body is the next request, and not a part of this one.
+    let more = |body: &str, connection: &str| {
+        let length = body.len();
+        format!(
+            "GET {list} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {acme}\r\nconnection: {connection}\r\ncontent-length: \
+             {length}\r\n\r\n{body}"
+        )
+    };
+    let mut stream = TcpStream::connect(api.address()).await.expect("it listens");
+    let both = more(r#"{"pageSize":1}"#, "keep-alive") + &more(r#"{"pageSize":2}"#, "close");
+    stream.write_all(both.as_bytes()).await.expect("it reads");
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).await.expect("they come");
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 2, "{answers}");
+    assert_eq!(answers.matches(r#""clientExternalId""#).count(), 3, "{answers}");
     api.stop().await;
 }

@@ -18,11 +18,17 @@ use crate::kit::{
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, count, said, skip, until},
 };
 
-const OF_PARTNERS: [&str; 4] = ["partner/python", "partner/node", "partner/typescript", "partner/go"];
+const OF_PARTNERS: [&str; 5] = [
+    "partner/python",
+    "partner/node",
+    "partner/bitgo",
+    "partner/typescript",
+    "partner/go",
+];
 const OF_SUBSCRIBERS: [&str; 2] = ["subscriber/python", "subscriber/node"];
 
 /// Gets what an example builds on. Where there is no such language or registry its test is skipped, with why.
-fn installed(example: &str, test: &str) -> bool {
+pub(super) fn installed(example: &str, test: &str) -> bool {
     let output = std::process::Command::new(root().join("dev/examples"))
         .args(["install", example])
         .output();
@@ -39,7 +45,7 @@ fn installed(example: &str, test: &str) -> bool {
     }
 }
 
-fn example(name: &str, arguments: &[&str]) -> Command {
+pub(super) fn example(name: &str, arguments: &[&str]) -> Command {
     if name == "partner/rust" {
         // Built with the tests; the directory is beside theirs.
         let program = PathBuf::from(env!("CARGO_BIN_EXE_settled"));
@@ -78,7 +84,7 @@ async fn heard(mut command: Command, name: &str, partner: &Partner, fields: &Val
     (output.status.code(), event)
 }
 
-fn fields(partner: &Partner, reservation: &Reservation, status: &str) -> Value {
+pub(super) fn fields(partner: &Partner, reservation: &Reservation, status: &str) -> Value {
     let draft = partner.draft(reservation, status);
     serde_json::from_str(&draft.fields.text()).expect("JSON")
 }
@@ -284,7 +290,7 @@ fn the_examples_are_short_and_pinned() {
         let (kind, language) = name.split_once('/').expect("two");
         let file = match language {
             "python" => format!("{kind}.py"),
-            "node" => format!("{kind}.js"),
+            "node" | "bitgo" => format!("{kind}.js"),
             "typescript" => format!("{kind}.ts"),
             "go" => "main.go".to_owned(),
             _ => "main.rs".to_owned(),
@@ -296,7 +302,7 @@ fn the_examples_are_short_and_pinned() {
                 let list = read(&format!("examples/{name}/requirements.txt"));
                 assert!(list.lines().all(|line| line.contains("==")), "{name}: {list}");
             }
-            "node" | "typescript" => {
+            "node" | "bitgo" | "typescript" => {
                 let package: Value =
                     serde_json::from_str(&read(&format!("examples/{name}/package.json"))).expect("JSON");
                 let of = |kind: &str| package[kind].as_object().cloned().unwrap_or_default();

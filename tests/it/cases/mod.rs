@@ -5,6 +5,7 @@ mod apart;
 mod api;
 mod api_bounds;
 mod api_reads;
+mod api_sdk;
 mod api_tools;
 mod api_waits;
 mod arguments;

@@ -424,7 +424,7 @@ impl Place {
         }
     }
 
-    async fn succeed(&self, arguments: &[&str]) {
+    pub(crate) async fn succeed(&self, arguments: &[&str]) {
         let output = self.run(arguments).await;
         assert!(
             output.status.success(),
