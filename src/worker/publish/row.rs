@@ -328,11 +328,12 @@ impl RowPublisher {
 
     /// Answers partners that asked for it. Best effort: no retry, no confirm.
     pub(super) async fn reply(&mut self, answered: &Answered) {
-        // Only where events pass: none waits for a broker that is away because of a reply.
+        // Not where events are known not to pass: none waits for a broker that is away because of a reply. A lane that has
+        // published nothing yet knows nothing of that, and a copy of what waits may be the first that it answers.
         let is_there = self
             .link
             .as_ref()
-            .is_some_and(|(connection, _)| connection.is_connected());
+            .is_none_or(|(connection, _)| connection.is_connected());
         for reply in &answered.replies {
             let publisher = if is_there {
                 self.answers.publisher(&self.broker, &self.name).await
