@@ -60,6 +60,7 @@ mod own_queue;
 mod page_commands;
 mod page_examples;
 mod pages;
+mod park_room;
 mod per_message;
 mod planned;
 mod poison;
