@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Worker,
     patience::{Gate, HandBack},
+    sight::Sighted,
 };
 use crate::{
     broker::{
@@ -87,8 +88,8 @@ pub(crate) struct Consumer<W: Work> {
     pub work: W,
     /// What was wrong with the queue when it was looked at last.
     pub misfit: Option<String>,
-    /// That not everything can be looked at is said once.
-    pub unseen_told: bool,
+    /// Not everything can be looked at over AMQP. Where nobody else sees it either, that is said once.
+    pub unseen: bool,
 }
 
 /// A batch on its way from intake to being worked on.
@@ -333,6 +334,13 @@ impl<W: Work> Consumer<W> {
     /// Whether the queue and what stands around it are as they must be, as far as this user may look.
     async fn fits(&mut self, connection: &Connection) -> Result<bool, BrokerError> {
         let mut fitness = topology::fitness(connection, &self.queue).await?;
+        let sighted = match fitness.problem {
+            None => Box::pin(self.worker.sight.look(&self.queue)).await,
+            Some(_) => Sighted::Unknown,
+        };
+        if let Sighted::Wrong(problem) = &sighted {
+            fitness.problem = Some(problem.clone());
+        }
         if fitness.problem.is_none() && self.queue.starts_with(topology::UPDATES) {
             // On the heap: what a session's own future holds lies below every batch on the stack.
             fitness.problem = Box::pin(self.worker.missing_right()).await?;
@@ -350,7 +358,8 @@ impl<W: Work> Consumer<W> {
             fits: self.misfit.is_none(),
         }
         .emit();
-        if !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen_told, true) {
+        let is_first = !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen, true);
+        if is_first && sighted == Sighted::Unknown {
             let (queue, unseen) = (topology::shown(&self.queue), fitness.unseen.as_slice());
             Signal::TopologyUnseen { queue, unseen }.emit();
         }
@@ -422,7 +431,12 @@ impl<W: Work> Consumer<W> {
                 return;
             }
             // Each refusal costs the connection a channel for good: who may not look was told so when it attached.
-            if strikes == 0 && !self.unseen_told && !silent.told.get() {
+            if strikes == 0
+                && let Sighted::Wrong(_) = Box::pin(self.worker.sight.look_again(&self.queue)).await
+            {
+                return;
+            }
+            if strikes == 0 && !self.unseen && !silent.told.get() {
                 match topology::fitness(connection, &self.queue).await {
                     Ok(fitness) if fitness.problem.is_none() => {}
                     Ok(_) => return,

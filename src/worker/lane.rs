@@ -53,7 +53,7 @@ pub(super) async fn lane(worker: Worker, number: usize, queue: String) {
         queue,
         worker,
         misfit: None,
-        unseen_told: false,
+        unseen: false,
     };
     tokio::select! {
         () = stage.failed() => {}

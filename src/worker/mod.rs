@@ -21,6 +21,7 @@ mod pulse;
 mod relay;
 mod rights;
 pub mod settled_since;
+mod sight;
 mod stop;
 mod witness;
 

@@ -80,6 +80,7 @@ mod roles;
 mod rooms;
 mod second_line;
 mod secrets;
+mod sight;
 mod signatures;
 mod signatures_size;
 mod slips;
