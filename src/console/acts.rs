@@ -12,10 +12,7 @@ use super::{
     frame::Frame,
     routes::Screen,
 };
-use crate::{
-    desk::{Author, Changed, Consent, Desk, Purge, Selection, StateChange, moment},
-    domain::calendar::rfc3339,
-};
+use crate::desk::{Author, Changed, Consent, Desk, Purge, Selection, StateChange, moment};
 
 #[derive(Template)]
 #[template(path = "act.html")]
@@ -211,7 +208,7 @@ async fn wish(ask: &Ask, desk: &Desk, author: Author) -> Result<Option<Purge>, N
     let before = match before {
         crate::desk::Moment::Ago(ago) => {
             let now = desk.clock().await?;
-            crate::desk::Moment::At(now.saturating_sub(ago).unwrap_or(jiff::Timestamp::MIN))
+            crate::desk::Moment::At(now.saturating_sub(ago).unwrap_or(jiff::Timestamp::MIN).into())
         }
         at @ crate::desk::Moment::At(_) => at,
     };
@@ -240,7 +237,7 @@ pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Res
         Err(wrong) => (None, None, why_not.or(Some(wrong))),
     };
     let exactly = wish.as_ref().map(|wish| match wish.discarded_before {
-        crate::desk::Moment::At(at) => rfc3339(at),
+        crate::desk::Moment::At(at) => at.to_string(),
         crate::desk::Moment::Ago(_) => String::new(),
     });
     let (status, notice) = NotDone::above(why_not);

@@ -347,7 +347,7 @@ impl Desk {
     /// # Errors
     /// Its time is not over; the database is away.
     pub async fn purgeable(&self, wish: &Purge) -> Result<Purgeable, Refusal> {
-        let before = self.when(wish.discarded_before).await?;
+        let before = self.when(wish.discarded_before).await?.timestamp();
         if before > self.store.clock().await? {
             return Err(
                 Refusal::usage("--discarded-before lies in the future; nothing was purged")

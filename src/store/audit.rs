@@ -7,6 +7,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{Session, Store, StoreError, time::time};
+use crate::domain::calendar::CalendarTime;
 
 /// Subjects that one statement writes.
 const SLICE: usize = 5_000;
@@ -72,7 +73,7 @@ fn audit_record(row: &Row) -> AuditRecord {
 }
 
 /// Every act of this version, by name.
-pub const ACTS: [&str; 36] = [
+pub const ACTS: [&str; 37] = [
     "cancel",
     "client add",
     "connection add",
@@ -96,6 +97,7 @@ pub const ACTS: [&str; 36] = [
     "partner set",
     "partner suspend",
     "plan",
+    "plan approve",
     "purge",
     "purge propose",
     "recover",
@@ -116,8 +118,8 @@ pub const ACTS: [&str; 36] = [
 pub struct AuditFilter {
     pub operator: Option<String>,
     pub act: Option<String>,
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
+    pub since: Option<CalendarTime>,
+    pub until: Option<CalendarTime>,
 }
 
 impl Store {
