@@ -120,10 +120,7 @@ pub fn unsigned_facts(delivery: &Delivery) -> Facts {
 fn read(delivery: &Delivery, signer: fn(&str, &str) -> Signer) -> Facts {
     let addressed = parse_routing_key(&delivery.routing_key);
     Facts {
-        message_digest: delivery
-            .cut
-            .as_ref()
-            .map_or_else(|| sha256(&delivery.body), |cut| cut.digest),
+        message_digest: delivery.digest(),
         enterprise_id: addressed.map(|(enterprise_id, _)| enterprise_id.to_owned()),
         content: content(delivery, addressed, signer).map(Arc::new),
     }
