@@ -40,6 +40,7 @@ mod fairness;
 #[cfg(feature = "faults")]
 mod faults;
 mod flood;
+mod full_queue;
 mod hosts;
 mod image;
 mod keys;
