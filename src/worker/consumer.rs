@@ -535,7 +535,7 @@ pub(crate) async fn acknowledge(disposer: &Disposer, lane: usize, sources: impl 
     let Some(last) = sources.filter_map(Source::delivery_tag).max() else {
         return;
     };
-    if let Err(error) = disposer.dispose(&[], Some(last)).await {
+    if let Err(error) = disposer.acknowledge(Some(last)).await {
         let error = error.to_string();
         Signal::AckLost { lane, error: &error }.emit();
     }
