@@ -231,7 +231,7 @@ impl Keeper {
                 .deliveries
                 .iter()
                 .filter_map(|delivery| delivery.source.delivery_tag());
-            if let Err(error) = disposer.dispose(&[], tags.max()).await {
+            if let Err(error) = disposer.acknowledge(tags.max()).await {
                 return error;
             }
         }

@@ -21,6 +21,15 @@ pub struct TopologyFinding {
     pub hint: Option<String>,
 }
 
+impl TopologyFinding {
+    /// What is wrong, and what to do about it, in one sentence.
+    pub fn sentence(&self) -> Option<String> {
+        let problem = self.problem.as_ref()?;
+        let hint = self.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+        Some(format!("{}: {problem}{hint}", self.object))
+    }
+}
+
 pub(super) async fn declare_exchange(
     channel: &lapin::Channel,
     name: ShortString,

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::Instant;
 
 use super::properties::properties_from;
 use super::sieve::{Apart, Undecoded};
-use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, all_together, answer};
+use super::{ANSWER_TIMEOUT, BrokerError, Connection, Socket, answer};
 use crate::domain::delivery::{Delivery, Source};
 use crate::fail::{self, Point};
 
@@ -377,7 +377,7 @@ async fn switch(
     Ok((consume(&channel, &queue, prefetch).await?, leftovers))
 }
 
-/// Acknowledges and rejects, on the channel the messages came from.
+/// Acknowledges, on the channel the messages came from.
 #[derive(Clone)]
 pub struct Disposer {
     channel: lapin::Channel,
@@ -391,33 +391,25 @@ impl std::fmt::Debug for Disposer {
 }
 
 impl Disposer {
-    /// Rejects (to the dead-letter exchange) the given tags, then acknowledges everything up to `highest_ack`: the
-    /// highest tag of the batch that is not rejected, none if all are. Batches are disposed of in the order in which
-    /// they came. After an error the channel is lost, and what was not disposed of comes again.
-    pub async fn dispose(&self, tags_to_reject: &[u64], highest_ack: Option<u64>) -> Result<(), BrokerError> {
-        // The broker would close the channel: a tag can be settled once.
-        if highest_ack.is_some_and(|tag| tags_to_reject.contains(&tag)) {
-            return Err(BrokerError::Config(
-                "a message cannot be both rejected and acknowledged".to_owned(),
-            ));
-        }
+    /// Acknowledges everything up to a tag; nothing where there is none. Nothing is ever rejected: whatever is refused is
+    /// published as a dead letter by us first. After an error the channel is lost, and what was not acknowledged comes again.
+    pub async fn acknowledge(&self, highest: Option<u64>) -> Result<(), BrokerError> {
+        let Some(highest) = highest else { return Ok(()) };
         if let Err(injected) = fail::fallible(Point::BeforeAck).await {
             self.socket.cut();
             return Err(injected.into());
         }
-        let frames = async {
-            let rejects = tags_to_reject.iter().map(|tag| {
-                self.channel
-                    .basic_reject(*tag, BasicRejectOptions { requeue: false })
-                    .boxed()
-            });
-            let ack = highest_ack.map(|tag| self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).boxed());
-            all_together(rejects.chain(ack))
-                .await
-                .into_iter()
-                .collect::<lapin::Result<()>>()
-        };
-        answer("an acknowledgement", ANSWER_TIMEOUT, frames).await
+        let acknowledged = self.channel.basic_ack(highest, BasicAckOptions { multiple: true });
+        answer("an acknowledgement", ANSWER_TIMEOUT, acknowledged).await
+    }
+}
+
+#[cfg(test)]
+impl Disposer {
+    /// Has the broker dead-letter a message, as it does by itself in the end: nothing of the program can.
+    pub(crate) async fn reject(&self, tag: u64) -> Result<(), BrokerError> {
+        let requeue = lapin::options::BasicRejectOptions { requeue: false };
+        answer("a rejection", ANSWER_TIMEOUT, self.channel.basic_reject(tag, requeue)).await
     }
 }
 

@@ -20,10 +20,11 @@ pub(super) struct List {
     /// Only those of this operator
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
-    /// Only this act: partner add, partner set, partner suspend, partner quarantine, partner resume, key add, key rotate,
-    /// key challenge, key revoke, key reinstate, nonce void, connection add, currency map, currency unmap, client add,
-    /// token add, token revoke, deposit, withdraw, reserve, plan, plan approve, replay, replay ended, resume, cancel, discard,
-    /// restore, export, show body, purge, outbox retry
+    /// Only this act: partner add, partner set, partner suspend, partner quarantine, partner resume, partner move,
+    /// partner move cancel, key add, key rotate, key challenge, key revoke, key reinstate, nonce void, connection add,
+    /// currency map, currency unmap, client add, token add, token revoke, deposit, withdraw, reserve, plan, plan approve,
+    /// replay, replay ended, resume, cancel, discard, restore, export, show body, purge, purge propose, outbox retry,
+    /// recover, recover propose
     #[arg(long)]
     act: Option<String>,
     /// At this time or later: RFC 3339, or so long ago, such as 2h

@@ -8,10 +8,7 @@ use super::{
     Context, Exit, Failure,
     output::{Mood, plain},
 };
-use crate::{
-    desk::{Moment, ReconcileLine, ReconcileQuestion, SentNonce, moment},
-    domain::calendar::rfc3339,
-};
+use crate::desk::{Moment, ReconcileLine, ReconcileQuestion, SentNonce, moment};
 
 #[derive(Args)]
 pub(super) struct Reconcile {
@@ -61,7 +58,7 @@ pub(super) async fn run(context: &Context, wish: &Reconcile) -> Result<Exit, Fai
     }
     let found = &told.found;
     context.out.say(&told, |out| {
-        out.line(format!("from {} until {}", rfc3339(found.since), rfc3339(found.until)))?;
+        out.line(format!("from {} until {}", found.since, found.until))?;
         for line in &found.lines {
             let (mood, word) = if line.ok {
                 (Mood::Good, "ok   ")

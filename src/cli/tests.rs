@@ -121,7 +121,9 @@ fn a_command_line_of_the_desk_is_read_as_what_was_asked() {
         group: Some("0123abcd".into()),
         made_by: Some(MadeBy::Unknown),
         since: Some(Moment::Ago(std::time::Duration::from_millis(5_400_001))),
-        until: Some(Moment::At("2030-01-31T00:00:00.123Z".parse().expect("a time"))),
+        until: Some(Moment::At(
+            CalendarTime::parse("2030-01-31T00:00:00.123Z").expect("a time"),
+        )),
     };
     let author = Author {
         operator: "-ann o'hara".into(),

@@ -13,10 +13,7 @@ use super::{
     routes::Screen,
     shown::At,
 };
-use crate::{
-    desk::{Author, Changed, Consent, Desk, ProposedPurge, Purge, Selection, StateChange, moment},
-    domain::calendar::rfc3339,
-};
+use crate::desk::{Author, Changed, Consent, Desk, ProposedPurge, Purge, Selection, StateChange, moment};
 
 #[derive(Template)]
 #[template(path = "act.html")]
@@ -248,7 +245,7 @@ async fn wish(ask: &Ask, desk: &Desk, author: Author) -> Result<Option<Purge>, N
     let before = match before {
         crate::desk::Moment::Ago(ago) => {
             let now = desk.clock().await?;
-            crate::desk::Moment::At(now.saturating_sub(ago).unwrap_or(jiff::Timestamp::MIN))
+            crate::desk::Moment::At(now.saturating_sub(ago).unwrap_or(jiff::Timestamp::MIN).into())
         }
         at @ crate::desk::Moment::At(_) => at,
     };
@@ -277,7 +274,7 @@ pub(super) async fn ask_purge(ask: &Ask, why_not: Option<NotDone>) -> Result<Res
         Err(wrong) => (None, None, Vec::new(), why_not.or(Some(wrong))),
     };
     let exactly = wish.as_ref().map(|wish| match wish.discarded_before {
-        crate::desk::Moment::At(at) => rfc3339(at),
+        crate::desk::Moment::At(at) => at.to_string(),
         crate::desk::Moment::Ago(_) => String::new(),
     });
     let (status, notice) = NotDone::above(why_not);

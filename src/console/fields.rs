@@ -7,7 +7,6 @@ use crate::{
     desk::{Author, Moment, Which, bounded, moment},
     domain::{
         address::{is_enterprise_id, parse_uuid},
-        calendar::rfc3339,
         dead_letter::{MadeBy, State},
         reason::Reason,
     },
@@ -138,7 +137,7 @@ pub(super) fn pairs_of(which: &Which) -> Vec<(&'static str, String)> {
     }
     pairs.extend(which.reasons.iter().map(|reason| ("reason", reason.to_string())));
     let said = |moment: Moment| match moment {
-        Moment::At(time) => rfc3339(time),
+        Moment::At(time) => time.to_string(),
         Moment::Ago(ago) => format!("{}ms", ago.as_millis()),
     };
     let more = [

@@ -149,7 +149,7 @@ async fn counted(ask: &Ask, frozen: &Which, at: Timestamp, all: Option<&[DeadLet
     let is_of_then = |letter: &&DeadLetter| {
         (!frozen.states.is_empty() || letter.state == State::Open.as_str())
             && match frozen.until {
-                Some(Moment::At(until)) if until == at => letter.last_failed_at < until,
+                Some(Moment::At(until)) if until == at.into() => letter.last_failed_at < at,
                 _ => true,
             }
     };
@@ -291,7 +291,7 @@ fn form(ask: &Ask, which: &Which, notice: Option<Notice>) -> LettersPage {
 /// The question as it was asked at a moment: what fails later is none of it.
 fn frozen(which: &Which, at: Timestamp) -> Which {
     Which {
-        until: Some(which.until.unwrap_or(Moment::At(at))),
+        until: Some(which.until.unwrap_or(Moment::At(at.into()))),
         ..which.clone()
     }
 }

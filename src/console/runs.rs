@@ -183,7 +183,7 @@ fn can_resume(state: &str) -> bool {
 async fn look(desk: Desk, id: i64) -> Result<RunSeen, Refusal> {
     let outcome = desk.outcome(id).await?;
     let since = Which {
-        since: Some(Moment::At(outcome.run.started_at)),
+        since: Some(Moment::At(outcome.run.started_at.into())),
         ..Which::default()
     };
     let goes_on = async {

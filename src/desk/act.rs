@@ -391,7 +391,7 @@ impl Desk {
     /// Its time is not over; the database is away.
     pub async fn purgeable(&self, wish: &Purge) -> Result<Purgeable, Refusal> {
         // To the millisecond, as it is said: what is deleted is what two people have said.
-        let before = cut_to_milliseconds(self.when(wish.discarded_before).await?);
+        let before = cut_to_milliseconds(self.when(wish.discarded_before).await?.timestamp());
         if before > self.store.clock().await? {
             return Err(
                 Refusal::usage("--discarded-before lies in the future; nothing was purged")

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
@@ -11,6 +10,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerSettings, Connection, topology},
+    domain::calendar::CalendarTime,
     store::reconcile::{self, Waiting},
 };
 
@@ -156,7 +156,7 @@ impl Desk {
     }
 }
 
-fn in_order(since: Timestamp, until: Timestamp) -> Result<(), Refusal> {
+fn in_order(since: CalendarTime, until: CalendarTime) -> Result<(), Refusal> {
     if since < until {
         return Ok(());
     }

@@ -94,6 +94,7 @@ pub use crate::store::{
 };
 use crate::{
     config::Settings,
+    domain::calendar::CalendarTime,
     retry::patiently,
     store::{self, Store, StoreError},
 };
@@ -169,15 +170,18 @@ impl Desk {
     }
 
     /// When a moment is, by the database's clock.
-    async fn when(&self, moment: Moment) -> Result<Timestamp, Refusal> {
+    async fn when(&self, moment: Moment) -> Result<CalendarTime, Refusal> {
         Ok(match moment {
             Moment::At(time) => time,
-            Moment::Ago(ago) => self.store.clock().await?.saturating_sub(ago).unwrap_or(Timestamp::MIN),
+            Moment::Ago(ago) => {
+                let then = self.store.clock().await?.saturating_sub(ago);
+                then.unwrap_or(Timestamp::MIN).into()
+            }
         })
     }
 
     /// The same of one that may be left out.
-    async fn maybe_when(&self, moment: Option<Moment>) -> Result<Option<Timestamp>, Refusal> {
+    async fn maybe_when(&self, moment: Option<Moment>) -> Result<Option<CalendarTime>, Refusal> {
         match moment {
             Some(moment) => self.when(moment).await.map(Some),
             None => Ok(None),
@@ -189,7 +193,7 @@ impl Desk {
         &self,
         since: Option<Moment>,
         until: Option<Moment>,
-    ) -> Result<(Option<Timestamp>, Option<Timestamp>), Refusal> {
+    ) -> Result<(Option<CalendarTime>, Option<CalendarTime>), Refusal> {
         let (since, until) = (self.maybe_when(since).await?, self.maybe_when(until).await?);
         if since.zip(until).is_some_and(|(since, until)| since > until) {
             return Err(reversed());

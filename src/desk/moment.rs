@@ -8,7 +8,7 @@ use crate::{config::parse_duration, domain::calendar::CalendarTime};
 /// RFC 3339, or a duration ago.
 pub fn moment(text: &str) -> Result<Moment, String> {
     let wrong = match CalendarTime::parse(text) {
-        Ok(time) => return Ok(Moment::At(time.timestamp())),
+        Ok(time) => return Ok(Moment::At(time)),
         Err(wrong) => wrong,
     };
     match parse_duration(text) {
@@ -41,13 +41,12 @@ const TOO_LONG_AGO: &str = "so long ago is at most 17520000h, which is 2,000 yea
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::calendar::rfc3339;
 
     #[test]
     fn a_moment_is_a_time_or_so_long_ago() {
         assert_eq!(
             moment("2030-01-31T01:00:00.1234+01:00").map(|moment| match moment {
-                Moment::At(time) => rfc3339(time),
+                Moment::At(time) => time.to_string(),
                 Moment::Ago(_) => String::new(),
             }),
             Ok("2030-01-31T00:00:00.123Z".to_owned())
@@ -60,6 +59,16 @@ mod tests {
             ("0s", 0),
         ] {
             assert_eq!(moment(text), Ok(Moment::Ago(Duration::from_secs(seconds))), "{text}");
+        }
+        // Both ends of the calendar are themselves, and not the ends of jiff's.
+        for (text, shown) in [
+            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000Z"),
+            ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59.000Z"),
+        ] {
+            let Ok(Moment::At(time)) = moment(text) else {
+                panic!("{text} is a time");
+            };
+            assert_eq!(time.to_string(), shown);
         }
         for text in ["", "24", "yesterday", "2030-01-31", "-24h", "24h ago"] {
             assert!(moment(text).is_err_and(|why| why.contains("RFC 3339")), "{text}");

@@ -113,6 +113,8 @@ impl Desk {
             .hint("look again, and decide again"));
         }
         let rules = settle::rules(&self.settings);
+        // By them a message may be refused that would wait otherwise.
+        self.patiently(async || self.store.count_parked_bytes().await).await?;
         judged(0, ids.len());
         let mut ahead = Ahead::default();
         let mut items: Vec<PlanItem> = Vec::with_capacity(ids.len());

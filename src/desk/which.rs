@@ -5,7 +5,6 @@ use uuid::Uuid;
 use super::{Command, Desk, Moment, Refusal};
 use crate::{
     domain::{
-        calendar::rfc3339,
         dead_letter::{MadeBy, State},
         reason::Reason,
     },
@@ -60,7 +59,7 @@ impl Which {
 /// A moment as it is typed.
 pub(super) fn said(moment: Moment) -> String {
     match moment {
-        Moment::At(time) => rfc3339(time),
+        Moment::At(time) => time.to_string(),
         // To the millisecond, which is what a stored time has.
         Moment::Ago(ago) => format!("{}ms", ago.as_millis()),
     }

@@ -81,6 +81,10 @@ impl CalendarTime {
         Self(microsecond.clamp(FIRST, LAST))
     }
 
+    pub fn as_microsecond(self) -> i64 {
+        self.0
+    }
+
     /// RFC 3339 to the microsecond, for a database.
     pub fn exactly(self) -> String {
         let micros = self.0.rem_euclid(1_000);

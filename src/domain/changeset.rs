@@ -40,6 +40,8 @@ pub struct NewlyParked {
     pub allocation_id: Uuid,
     pub parked: Parked,
     pub due_at: Timestamp,
+    /// What it takes of the room for parked messages.
+    pub bytes: u64,
 }
 
 /// What a batch changes, each row once.

@@ -398,6 +398,7 @@ impl Judging<'_> {
                 allocation_id: update.id,
                 parked,
                 due_at,
+                bytes: size,
             },
         );
         let verdict = Verdict::Parked {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::added;
+use super::{added, digest};
 
 /// One message handed over for judgement.
 #[derive(Clone, PartialEq)]
@@ -28,7 +28,8 @@ pub struct Delivery {
 
 /// A message that is too large for anybody to judge, and of which only the head is kept. What it was as a whole stands here,
 /// so that a shortened one is never taken for another, smaller message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cut {
     /// Bytes of the body as received.
     pub body_len: u64,
@@ -47,6 +48,13 @@ pub const PROPERTIES_MAX: usize = 16_384;
 pub const HEAD_MAX: usize = 4_096;
 
 impl Delivery {
+    /// SHA-256 of the body as received.
+    pub fn digest(&self) -> [u8; 32] {
+        self.cut
+            .as_ref()
+            .map_or_else(|| digest::sha256(&self.body), |cut| cut.digest)
+    }
+
     /// Bytes of the body as received.
     pub fn body_len(&self) -> u64 {
         let kept = || u64::try_from(self.body.len()).unwrap_or(u64::MAX);

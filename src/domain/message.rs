@@ -123,10 +123,7 @@ type ReadSignature = fn(&str, &str) -> (Signer, Option<[u8; 65]>);
 fn read(delivery: &Delivery, read_signature: ReadSignature) -> Facts {
     let addressed = parse_routing_key(&delivery.routing_key);
     Facts {
-        message_digest: delivery
-            .cut
-            .as_ref()
-            .map_or_else(|| sha256(&delivery.body), |cut| cut.digest),
+        message_digest: delivery.digest(),
         enterprise_id: addressed.map(|(enterprise_id, _)| enterprise_id.to_owned()),
         content: content(delivery, addressed, read_signature).map(Arc::new),
     }

@@ -31,7 +31,10 @@ pub async fn explain(
     let batch = Batch::read(vec![delivery]).await;
     let messages = batch.refs();
     let snapshot = match batch.messages().first().map(|message| &message.facts.content) {
-        Some(Ok(_)) => store.snapshot(&messages).await?,
+        Some(Ok(_)) => {
+            store.count_parked_bytes().await?;
+            store.snapshot(&messages).await?
+        }
         // Steps 1 to 3 ask nothing of the registry, so they can be explained without a database.
         Some(Err(_)) | None => Snapshot::default(),
     };

@@ -9,7 +9,6 @@ use crate::{
     domain::{
         address,
         delivery::{Delivery, Source},
-        digest,
         message::{self, EarlyRefusal, Facts, Message, MessageRef},
         reason::Reason,
     },
@@ -178,10 +177,7 @@ fn read_one(delivery: &Delivery, read: Reader) -> Facts {
 
 fn unreadable(delivery: &Delivery) -> Facts {
     Facts {
-        message_digest: delivery
-            .cut
-            .as_ref()
-            .map_or_else(|| digest::sha256(&delivery.body), |cut| cut.digest),
+        message_digest: delivery.digest(),
         enterprise_id: address::parse_routing_key(&delivery.routing_key).map(|(enterprise, _)| enterprise.to_owned()),
         content: Err(EarlyRefusal {
             reason: Reason::Internal,
@@ -193,7 +189,7 @@ fn unreadable(delivery: &Delivery) -> Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::delivery::Properties;
+    use crate::domain::{delivery::Properties, digest};
 
     fn deliveries(count: u8) -> Vec<Delivery> {
         let delivery = |number| Delivery {

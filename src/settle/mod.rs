@@ -9,6 +9,7 @@ pub mod plan;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ pub use self::{
 use crate::{
     config::{EventFormat, Settings},
     domain::{
+        allocation::Allocation,
         changeset::Changeset,
         decide,
         delivery::{BatchId, Publication, PublicationKind, Source},
@@ -184,8 +186,9 @@ pub async fn rehearse(clerk: &Clerk, batch: &Batch, room: SideRoom) -> Result<()
     open.rehearse(&said.outcome(clerk, &said.judged()?, &[])).await
 }
 
-/// Gives one message the verdict `internal`: the database refused it alone. Only the batch's own row and what is
-/// published are written, since anything else may be what was refused.
+/// Gives one message the verdict `internal`: the database refused it alone. What has its effect already is never told to be
+/// refused: it is a duplicate, and its event goes out again. Only the batch's own row and what is published are written, since
+/// anything else may be what was refused.
 ///
 /// # Errors
 /// An error of ours.
@@ -195,16 +198,25 @@ pub async fn reject_culprit(
     batch: &Batch,
     earlier: &mut Option<Answered>,
 ) -> Result<Answered, StoreError> {
+    let messages = batch.refs();
+    let effects = match ask::effects(clerk, &messages).await {
+        Ok(effects) => effects,
+        // It can not even be asked for: what the database refuses may be to read its receipt.
+        Err(error) if error.fate == Fate::Bisect => vec![None; messages.len()],
+        Err(error) => return Err(error),
+    };
     let (open, snapshot) = clerk.store.open_batch(&[]).await?;
     let detail = "the message could not be processed; it is kept for the operator";
-    let judgement = || Judgement {
-        verdict: Verdict::Rejected {
-            reason: Reason::Internal,
-            detail: detail.into(),
+    let judgement = |effect: Option<Arc<Allocation>>| Judgement {
+        proven: effect.is_some(),
+        verdict: match effect {
+            Some(allocation) => Verdict::Duplicate { allocation },
+            None => Verdict::Rejected {
+                reason: Reason::Internal,
+                detail: detail.into(),
+            },
         },
-        proven: false,
     };
-    let messages = batch.refs();
     let mut changes = Changeset::default();
     for message in &messages {
         if let Source::Parked { key, seq, .. } = message.delivery.source {
@@ -212,7 +224,7 @@ pub async fn reject_culprit(
         }
     }
     let decided = Decided {
-        judgements: messages.iter().map(|_| judgement()).collect(),
+        judgements: effects.into_iter().map(judgement).collect(),
         messages,
         changes,
         now: snapshot.now,

@@ -39,6 +39,8 @@ pub struct Ahead {
     parked: HashMap<ReceiptKey, Parked>,
     /// Messages that would be parked, by enterprise.
     parked_counts: HashMap<String, u64>,
+    /// The same in bytes.
+    parked_bytes: HashMap<String, u64>,
 }
 
 /// The part of a settled allocation that later messages are judged by.
@@ -83,6 +85,11 @@ impl Ahead {
             let known = snapshot.parked_counts.entry(enterprise_id.clone()).or_default();
             *known = known.saturating_add(*count);
         }
+        for (enterprise_id, bytes) in &self.parked_bytes {
+            let known = snapshot.parked_bytes.entry(enterprise_id.clone()).or_default();
+            *known = known.saturating_add(*bytes);
+            snapshot.parked_bytes_of_all = snapshot.parked_bytes_of_all.saturating_add(*bytes);
+        }
     }
 
     fn take(&mut self, changes: Changeset) {
@@ -99,6 +106,8 @@ impl Ahead {
         self.receipts.extend(changes.new_receipts);
         self.receipts.extend(changes.changed_receipts);
         for (key, new) in changes.newly_parked {
+            let bytes = self.parked_bytes.entry(new.enterprise_id.clone()).or_default();
+            *bytes = bytes.saturating_add(new.bytes);
             let count = self.parked_counts.entry(new.enterprise_id).or_default();
             *count = count.saturating_add(1);
             self.parked.insert(key, new.parked);
@@ -162,4 +171,56 @@ pub async fn slice(
         .collect();
     ahead.take(changes);
     Ok(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::domain::changeset::NewlyParked;
+
+    /// Room that an earlier slice takes is taken: in messages and in bytes, of one partner and in all.
+    #[test]
+    fn what_would_wait_takes_room_from_the_slices_after_it() {
+        let mut ahead = Ahead::default();
+        for (number, enterprise, bytes) in [(1, "acme", 700), (2, "beta", 50), (3, "acme", 11)] {
+            let key = ReceiptKey(Uuid::from_u128(number));
+            let new = NewlyParked {
+                key,
+                index: 0,
+                enterprise_id: enterprise.to_owned(),
+                nonce: String::new(),
+                allocation_id: Uuid::nil(),
+                parked: Parked {
+                    seq: 0,
+                    parked_at: Timestamp::UNIX_EPOCH,
+                    until: Timestamp::UNIX_EPOCH,
+                    attempts: 0,
+                    also: None,
+                },
+                due_at: Timestamp::UNIX_EPOCH,
+                bytes,
+            };
+            let mut changes = Changeset::default();
+            changes.newly_parked.insert(key, new);
+            ahead.take(changes);
+        }
+        let mut snapshot = Snapshot {
+            parked_counts: HashMap::from([("acme".to_owned(), 1)]),
+            parked_bytes: HashMap::from([("acme".to_owned(), 1_000)]),
+            parked_bytes_of_all: 5_000,
+            ..Snapshot::default()
+        };
+        ahead.lay_over(&mut snapshot, &[]);
+        assert_eq!(
+            snapshot.parked_counts,
+            HashMap::from([("acme".to_owned(), 3), ("beta".to_owned(), 1)])
+        );
+        assert_eq!(
+            snapshot.parked_bytes,
+            HashMap::from([("acme".to_owned(), 1_711), ("beta".to_owned(), 50)])
+        );
+        assert_eq!(snapshot.parked_bytes_of_all, 5_761);
+    }
 }

@@ -1,11 +1,10 @@
 //! What this cell says of messages, partners and money that another cell may know too. Nothing here knows of two: whoever asks both
 //! compares.
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
-use crate::domain::receipt::ReceiptKey;
+use crate::domain::{calendar::CalendarTime, receipt::ReceiptKey};
 
 /// A nonce that a message proved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +37,8 @@ impl Store {
     /// The database is away or refuses.
     pub async fn judged_here(
         &self,
-        since: Timestamp,
-        until: Timestamp,
+        since: CalendarTime,
+        until: CalendarTime,
         after: Uuid,
         limit: i64,
     ) -> Result<Vec<ProvenNonce>, StoreError> {
@@ -176,8 +175,8 @@ impl Store {
     pub async fn refused_of(
         &self,
         partners: &[String],
-        since: Timestamp,
-        until: Timestamp,
+        since: CalendarTime,
+        until: CalendarTime,
     ) -> Result<Vec<(String, i64)>, StoreError> {
         let rows = self
             .session("refused_of")

@@ -7,6 +7,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{Session, Store, StoreError, time::time};
+use crate::domain::calendar::CalendarTime;
 
 /// Subjects that one statement writes.
 const SLICE: usize = 5_000;
@@ -119,8 +120,8 @@ pub const ACTS: [&str; 37] = [
 pub struct AuditFilter {
     pub operator: Option<String>,
     pub act: Option<String>,
-    pub since: Option<Timestamp>,
-    pub until: Option<Timestamp>,
+    pub since: Option<CalendarTime>,
+    pub until: Option<CalendarTime>,
 }
 
 impl Store {

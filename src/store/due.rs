@@ -148,7 +148,7 @@ impl Store {
             .map(drop)
     }
 
-    /// Counts the bytes of all parked messages, for the batches that may park more.
+    /// Counts the bytes of all parked messages, for whatever is judged from now on: it may be parked.
     ///
     /// # Errors
     /// The database is away.

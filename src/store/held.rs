@@ -12,10 +12,7 @@ use super::{
     write::{Rows, Write, count, params},
 };
 use crate::{
-    domain::{
-        delivery::{Delivery, Properties, Source},
-        digest,
-    },
+    domain::delivery::{Cut, Delivery, Properties, Source},
     fail::Point,
 };
 
@@ -122,6 +119,17 @@ struct PackHead<Text, Properties> {
     properties: Properties,
     /// Bytes of the body.
     body: usize,
+    /// What it was as a whole, where the body is only the head of what came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cut: Option<Box<Cut>>,
+}
+
+/// Of a pack in which a message is cut: a version that knows nothing of that must not take its head for a whole message.
+const WITH_CUT: i16 = 2;
+
+fn format_of(deliveries: &[Delivery]) -> i16 {
+    let is_cut = deliveries.iter().any(|delivery| delivery.cut.is_some());
+    if is_cut { WITH_CUT } else { outbox::FORMAT }
 }
 
 /// Length of the heads, the heads as JSON, the bodies one after the other.
@@ -134,6 +142,7 @@ fn encode(deliveries: &[Delivery]) -> Result<Vec<u8>, StoreError> {
             routing_key: delivery.routing_key.as_str(),
             properties: &delivery.properties,
             body: delivery.body.len(),
+            cut: delivery.cut.clone(),
         })
         .collect();
     let heads = serde_json::to_vec(&heads).map_err(|error| outbox::unwritable(&error))?;
@@ -147,7 +156,7 @@ fn encode(deliveries: &[Delivery]) -> Result<Vec<u8>, StoreError> {
 }
 
 fn decode(id: Uuid, format: i16, bytes: &[u8]) -> Option<Vec<Delivery>> {
-    if format != outbox::FORMAT {
+    if format != outbox::FORMAT && format != WITH_CUT {
         return None;
     }
     let (len, rest) = bytes.split_first_chunk::<4>()?;
@@ -164,7 +173,7 @@ fn decode(id: Uuid, format: i16, bytes: &[u8]) -> Option<Vec<Delivery>> {
                 properties: head.properties,
                 body: body.to_vec(),
                 redelivered: false,
-                cut: None,
+                cut: head.cut,
                 source: Source::Held { id },
             })
         })
@@ -177,12 +186,12 @@ const HOLD: &str = "\
         INSERT INTO settled.held (
             id, whose, why, messages, bytes, format, content, digests, held_at, due_at, attempts
         )
-        SELECT n.id, n.whose, n.why, n.messages, n.bytes, $7::smallint, n.content, n.digests, statement_timestamp(),
+        SELECT n.id, n.whose, n.why, n.messages, n.bytes, n.format, n.content, n.digests, statement_timestamp(),
                statement_timestamp() + make_interval(secs => n.due_in), n.attempts
         FROM unnest(
-            $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bytea[], $8::bytea[], $9::float8[],
-            $10::integer[]
-        ) AS n (id, whose, why, messages, bytes, content, digests, due_in, attempts)
+            $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::bigint[], $6::bytea[], $7::smallint[], $8::bytea[],
+            $9::float8[], $10::integer[]
+        ) AS n (id, whose, why, messages, bytes, content, format, digests, due_in, attempts)
         ON CONFLICT (id) DO NOTHING
         RETURNING id, messages, held_at
     )
@@ -206,14 +215,10 @@ async fn hold(session: &Session, ids: &[Uuid], packs: &[Pack]) -> Result<u64, St
         .collect();
     let contents: Result<Vec<Vec<u8>>, StoreError> = packs.iter().map(|pack| encode(&pack.deliveries)).collect();
     let contents = contents?;
+    let formats: Vec<i16> = packs.iter().map(|pack| format_of(&pack.deliveries)).collect();
     let digests: Vec<Vec<u8>> = packs
         .iter()
-        .map(|pack| {
-            pack.deliveries
-                .iter()
-                .flat_map(|delivery| digest::sha256(&delivery.body))
-                .collect()
-        })
+        .map(|pack| pack.deliveries.iter().flat_map(Delivery::digest).collect())
         .collect();
     let due_in: Vec<f64> = packs.iter().map(|pack| pack.due_in.as_secs_f64()).collect();
     let attempts: Vec<i32> = packs.iter().map(|pack| pack.attempts).collect();
@@ -221,16 +226,7 @@ async fn hold(session: &Session, ids: &[Uuid], packs: &[Pack]) -> Result<u64, St
         .execute(
             HOLD,
             &[
-                &ids,
-                &whose,
-                &why,
-                &messages,
-                &bytes,
-                &contents,
-                &outbox::FORMAT,
-                &digests,
-                &due_in,
-                &attempts,
+                &ids, &whose, &why, &messages, &bytes, &contents, &formats, &digests, &due_in, &attempts,
             ],
         )
         .await
@@ -531,8 +527,31 @@ mod tests {
         ];
         let bytes = encode(&deliveries).expect("it can be written");
         assert_eq!(decode(id, outbox::FORMAT, &bytes), Some(deliveries));
-        assert_eq!(decode(id, outbox::FORMAT + 1, &bytes), None, "a later version's");
+        assert_eq!(decode(id, WITH_CUT + 1, &bytes), None, "a later version's");
         assert_eq!(decode(id, outbox::FORMAT, &bytes[..bytes.len() - 1]), None, "cut short");
         assert_eq!(decode(id, outbox::FORMAT, &[]), None);
+    }
+
+    /// The head of what was too large comes out as that, and never as a smaller message.
+    #[test]
+    fn what_is_cut_is_held_as_cut_in_a_format_of_its_own() {
+        let id = Uuid::from_u128(7);
+        let whole = delivery("a.allocation.update", b"one", id);
+        let cut = Delivery {
+            cut: Some(Box::new(Cut {
+                body_len: 70_000,
+                digest: [9; 32],
+                detail: "the body has 70000 bytes".into(),
+                without_headers: true,
+            })),
+            ..delivery("a.allocation.update", b"its head", id)
+        };
+        assert_eq!(format_of(std::slice::from_ref(&whole)), outbox::FORMAT);
+        let deliveries = vec![whole, cut];
+        assert_eq!(format_of(&deliveries), WITH_CUT);
+        let bytes = encode(&deliveries).expect("it can be written");
+        assert_eq!(decode(id, WITH_CUT, &bytes), Some(deliveries.clone()));
+        assert_eq!(decode(id, WITH_CUT + 1, &bytes), None, "a later version's");
+        assert_eq!(deliveries[1].digest(), [9; 32], "by which it is found");
     }
 }

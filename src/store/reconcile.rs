@@ -9,7 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Session, Store, StoreError, books::PROBLEMS_MAX, time::time};
+use super::{Session, Store, StoreError, books::PROBLEMS_MAX, time::shown};
+use crate::domain::calendar::CalendarTime;
 
 /// How long one question may take, at the server; the server's usual limit is meant for batches.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
@@ -17,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// A moment, by the database's clock: that is the one that batches are timed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    At(Timestamp),
+    At(CalendarTime),
     Ago(Duration),
 }
 
@@ -25,10 +26,10 @@ pub enum Moment {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reconciliation {
-    #[serde(serialize_with = "time")]
-    pub since: Timestamp,
-    #[serde(serialize_with = "time")]
-    pub until: Timestamp,
+    #[serde(serialize_with = "shown")]
+    pub since: CalendarTime,
+    #[serde(serialize_with = "shown")]
+    pub until: CalendarTime,
     pub lines: Vec<ReconcileLine>,
     /// What does not agree, one sentence for each batch or row, with both numbers; the first [`PROBLEMS_MAX`] of each line,
     /// and then one that counts the rest.
@@ -443,11 +444,11 @@ impl Store {
         let now = clock(&session).await?;
         let at = |moment| match moment {
             Moment::At(time) => time,
-            Moment::Ago(duration) => now.saturating_sub(duration).unwrap_or(Timestamp::MIN),
+            Moment::Ago(duration) => CalendarTime::from(now.saturating_sub(duration).unwrap_or(Timestamp::MIN)),
         };
         let mut reconciliation = Reconciliation {
             since: at(since),
-            until: until.map_or(now, at),
+            until: until.map_or(now.into(), at),
             lines: Vec::new(),
             problems: Vec::new(),
         };

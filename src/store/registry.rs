@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::{
     Row,
-    types::{FromSql, Type},
+    types::{FromSql, IsNull, ToSql, Type, private::BytesMut, to_sql_checked},
 };
 use uuid::Uuid;
 
@@ -31,10 +31,12 @@ use super::{
 };
 use crate::domain::calendar::CalendarTime;
 
-/// Any timestamptz, the infinite ones too: the server counts microseconds from 2000 on.
+/// 2000-01-01T00:00:00Z: the server counts microseconds from then on.
+const BEGINNING: i64 = 946_684_800_000_000;
+
+/// Any timestamptz, the infinite ones too.
 impl<'a> FromSql<'a> for CalendarTime {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        const BEGINNING: i64 = 946_684_800_000_000;
         let microsecond = i64::from_be_bytes(raw.try_into()?);
         Ok(Self::from_microsecond(microsecond.saturating_add(BEGINNING)))
     }
@@ -42,6 +44,19 @@ impl<'a> FromSql<'a> for CalendarTime {
     fn accepts(kind: &Type) -> bool {
         *kind == Type::TIMESTAMPTZ
     }
+}
+
+/// Exactly, also where jiff's own timestamps end.
+impl ToSql for CalendarTime {
+    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        self.as_microsecond().saturating_sub(BEGINNING).to_sql(kind, out)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TIMESTAMPTZ
+    }
+
+    to_sql_checked!();
 }
 
 /// Who does it, and why, for the audit.

@@ -13,6 +13,7 @@ use super::{
     Worker,
     forgotten::{Forgotten, Look},
     patience::{Gate, HandBack},
+    sight::Sighted,
 };
 use crate::{
     broker::{
@@ -88,8 +89,8 @@ pub(crate) struct Consumer<W: Work> {
     pub work: W,
     /// What was wrong with the queue when it was looked at last.
     pub misfit: Option<String>,
-    /// That not everything can be looked at is said once.
-    pub unseen_told: bool,
+    /// Not everything can be looked at over AMQP. Where nobody else sees it either, that is said once.
+    pub unseen: bool,
 }
 
 /// A batch on its way from intake to being worked on.
@@ -334,6 +335,13 @@ impl<W: Work> Consumer<W> {
     /// Whether the queue and what stands around it are as they must be, as far as this user may look.
     async fn fits(&mut self, connection: &Connection) -> Result<bool, BrokerError> {
         let mut fitness = topology::fitness(connection, &self.queue).await?;
+        let sighted = match fitness.problem {
+            None => Box::pin(self.worker.sight.look(&self.queue)).await,
+            Some(_) => Sighted::Unknown,
+        };
+        if let Sighted::Wrong(problem) = &sighted {
+            fitness.problem = Some(problem.clone());
+        }
         if fitness.problem.is_none() && self.queue.starts_with(topology::UPDATES) {
             // On the heap: what a session's own future holds lies below every batch on the stack.
             fitness.problem = Box::pin(self.worker.missing_right()).await?;
@@ -351,7 +359,8 @@ impl<W: Work> Consumer<W> {
             fits: self.misfit.is_none(),
         }
         .emit();
-        if !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen_told, true) {
+        let is_first = !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen, true);
+        if is_first && sighted == Sighted::Unknown {
             let (queue, unseen) = (topology::shown(&self.queue), fitness.unseen.as_slice());
             Signal::TopologyUnseen { queue, unseen }.emit();
         }
@@ -430,7 +439,12 @@ impl<W: Work> Consumer<W> {
                 }
             }
             // Each refusal costs the connection a channel for good: who may not look was told so when it attached.
-            if forgotten.is_attended() && !self.unseen_told && !silent.told.get() {
+            if forgotten.is_attended()
+                && let Sighted::Wrong(_) = Box::pin(self.worker.sight.look_again(&self.queue)).await
+            {
+                return "the management API shows that the queue, or an exchange, is not what it must be";
+            }
+            if forgotten.is_attended() && !self.unseen && !silent.told.get() {
                 match topology::fitness(connection, &self.queue).await {
                     Ok(fitness) if fitness.problem.is_none() => {}
                     Ok(_) => return "the queue, or an exchange, is not what it was when the consumer was attached",
@@ -528,7 +542,7 @@ pub(crate) async fn acknowledge(disposer: &Disposer, lane: usize, sources: impl 
     let Some(last) = sources.filter_map(Source::delivery_tag).max() else {
         return;
     };
-    if let Err(error) = disposer.dispose(&[], Some(last)).await {
+    if let Err(error) = disposer.acknowledge(Some(last)).await {
         let error = error.to_string();
         Signal::AckLost { lane, error: &error }.emit();
     }

@@ -10,6 +10,7 @@ use super::{
     patience::{Culprits, Gate},
     publish::RowPublisher,
     rights::Rights,
+    sight::Sight,
     stop::Running,
     witness::Witness,
 };
@@ -37,6 +38,7 @@ pub struct Worker {
     pub locks: Arc<KnownLocks>,
     pub key_uses: Arc<KeyUses>,
     pub rights: Rights,
+    pub sight: Sight,
     pub witness: Arc<Witness>,
     pub running: Running,
     pub traces: Traces,
@@ -58,6 +60,7 @@ impl Worker {
             locks: Arc::default(),
             key_uses: Arc::default(),
             rights: Rights::default(),
+            sight: Sight::new(settings),
             witness: Arc::default(),
             running: Running::default(),
             traces: Traces::default(),

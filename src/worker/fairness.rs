@@ -14,7 +14,6 @@ use crate::{
     domain::{
         delivery::Delivery,
         message::{Facts, Message},
-        reason::Reason,
         share,
     },
     settle::{
@@ -231,9 +230,7 @@ impl Fairness {
                     HeldWhy::Share | HeldWhy::Rate => Self::owner(&roster, facts).map(str::to_owned),
                     HeldWhy::Locked | HeldWhy::Quarantine => facts.enterprise_id.clone(),
                 };
-                // What is too large is not kept either: it is shortened when it is judged.
-                let is_large = matches!(&facts.content, Err(refusal) if refusal.reason == Reason::MessageTooLarge);
-                if is_large || !self.put_one(&mut room, owner.as_ref(), delivery) {
+                if !self.put_one(&mut room, owner.as_ref(), delivery) {
                     continue;
                 }
                 if let Some(stays) = stays.get_mut(index) {

@@ -55,7 +55,7 @@ pub(super) async fn lane(worker: Worker, number: usize, queue: String) {
         queue,
         worker,
         misfit: None,
-        unseen_told: false,
+        unseen: false,
     };
     tokio::select! {
         () = stage.failed() => {}

@@ -22,6 +22,7 @@ mod pulse;
 mod relay;
 mod rights;
 pub mod settled_since;
+mod sight;
 mod stop;
 mod witness;
 

@@ -92,7 +92,7 @@ async fn no_more_is_out_than_the_prefetch() {
         fill(&connection, &queue, numbered(20..21)).await;
         assert_eq!(ready(&connection, &queue).await, 21 - u32::from(prefetch));
         let last = taken.iter().map(tag).max();
-        intake.disposer().dispose(&[], last).await.expect("acknowledged");
+        intake.disposer().acknowledge(last).await.expect("acknowledged");
         take(&mut intake, 1).await;
         intake.release().await.expect("released");
     }
@@ -143,7 +143,7 @@ async fn redelivered_messages_come_one_by_one_until_a_fresh_one() {
         let mut seen = Vec::new();
         while let Some(batch) = batches.recv().await {
             let last = batch.deliveries.iter().map(tag).max();
-            disposer.dispose(&[], last).await.expect("acknowledged");
+            disposer.acknowledge(last).await.expect("acknowledged");
             seen.extend(batch.deliveries.iter().map(body));
         }
         seen
@@ -185,7 +185,7 @@ async fn a_dropped_wait_loses_nothing() {
                 let batch = batch.expect("a batch");
                 intake
                     .disposer()
-                    .dispose(&[], batch.deliveries.iter().map(tag).max())
+                    .acknowledge(batch.deliveries.iter().map(tag).max())
                     .await
                     .expect("acknowledged");
                 seen.extend(batch.deliveries.iter().map(body));
@@ -200,41 +200,29 @@ async fn a_dropped_wait_loses_nothing() {
 }
 
 #[tokio::test]
-async fn rejected_ones_become_dead_letters_wherever_they_stand() {
+async fn what_is_acknowledged_goes_up_to_its_tag_and_no_further() {
     let vhost = Vhost::new();
     let connection = vhost.connect().await;
-    for (name, rejected) in [
-        ("none", vec![]),
-        ("front", vec![0, 1]),
-        ("back", vec![4, 5]),
-        ("mixed", vec![0, 2, 3, 5]),
-        ("all", vec![0, 1, 2, 3, 4, 5]),
-    ] {
-        quorum_queue(&connection, name, 50).await;
-        fill(&connection, name, numbered(0..6)).await;
-        let mut intake = Intake::attach(&connection, name, 10, 10, 1 << 20)
-            .await
-            .expect("attached");
-        let disposer = intake.disposer();
-        let taken = take(&mut intake, 6).await;
-        // The next batch is already here when this one is disposed of.
-        fill(&connection, name, numbered(6..7)).await;
-        let more = take(&mut intake, 1).await;
-        let tags: Vec<u64> = rejected.iter().map(|index: &usize| tag(&taken[*index])).collect();
-        let highest = taken.iter().map(tag).filter(|tag| !tags.contains(tag)).max();
-        soon(disposer.dispose(&tags, highest)).await.expect("disposed");
-        soon(disposer.dispose(&[], Some(tag(&more[0]))))
-            .await
-            .expect("the channel lives");
-        let dead = format!("{name}.dead");
-        let expected = u32::try_from(rejected.len()).expect("few");
-        eventually("dead letters", async || {
-            (ready(&connection, &dead).await == expected).then_some(())
-        })
-        .await;
-        intake.release().await.expect("released");
-        assert_eq!(ready(&connection, name).await, 0);
-    }
+    quorum_queue(&connection, "q", 50).await;
+    fill(&connection, "q", numbered(0..6)).await;
+    let mut intake = Intake::attach(&connection, "q", 10, 10, 1 << 20)
+        .await
+        .expect("attached");
+    let disposer = intake.disposer();
+    let taken = take(&mut intake, 6).await;
+    // The next batch is already here when this one is acknowledged.
+    fill(&connection, "q", numbered(6..7)).await;
+    take(&mut intake, 1).await;
+    soon(disposer.acknowledge(None)).await.expect("nothing to do");
+    soon(disposer.acknowledge(taken.iter().map(tag).max()))
+        .await
+        .expect("acknowledged");
+    intake.release().await.expect("released");
+    eventually("the rest is back", async || {
+        (ready(&connection, "q").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(ready(&connection, "q.dead").await, 0, "nothing is dead-lettered");
 }
 
 #[tokio::test]
@@ -248,20 +236,16 @@ async fn a_tag_settled_twice_is_an_error_not_a_silence() {
         .expect("attached");
     take(&mut intake, 2).await;
     let disposer = intake.disposer();
-    assert!(matches!(
-        disposer.dispose(&[2], Some(2)).await,
-        Err(BrokerError::Config(_))
-    ));
-    soon(disposer.dispose(&[], Some(2))).await.expect("acknowledged");
+    soon(disposer.acknowledge(Some(2))).await.expect("acknowledged");
     // The broker answers this by closing the channel, which the intake learns.
-    assert_eq!(soon(disposer.dispose(&[], Some(2))).await, Ok(()));
+    assert_eq!(soon(disposer.acknowledge(Some(2))).await, Ok(()));
     let end = soon(intake.next()).await.expect_err("ended");
     assert!(
         matches!(&end, IntakeEnd::Away(error) if error.code() == Some(406)),
         "{end}"
     );
     assert_eq!(soon(intake.next()).await.expect_err("still"), end);
-    assert!(soon(disposer.dispose(&[], Some(3))).await.is_err());
+    assert!(soon(disposer.acknowledge(Some(3))).await.is_err());
 }
 
 #[tokio::test]
@@ -319,7 +303,7 @@ async fn cancelled_it_hands_out_what_came_before() {
         seen.iter().map(body).collect::<Vec<_>>(),
         numbered(0..seen.len()).collect::<Vec<_>>()
     );
-    soon(disposer.dispose(&[], seen.iter().map(tag).max()))
+    soon(disposer.acknowledge(seen.iter().map(tag).max()))
         .await
         .expect("acknowledged");
     intake.release().await.expect("released");
@@ -360,7 +344,7 @@ async fn a_deleted_queue_cancels_and_a_cut_connection_is_away() {
         proxy.cut();
         let end = soon(intake.next()).await.expect_err("ended");
         assert!(matches!(end, IntakeEnd::Away(BrokerError::Away(_))), "{end}");
-        assert!(soon(disposer.dispose(&[], Some(1))).await.is_err());
+        assert!(soon(disposer.acknowledge(Some(1))).await.is_err());
         soon(intake.release()).await.expect("nothing to release");
         delete_queue(&other, "q").await;
     }
@@ -392,7 +376,7 @@ async fn released_messages_come_back_and_count_once() {
         assert_eq!(count, Some(&HeaderValue::LongLongInt(1)));
         intake
             .disposer()
-            .dispose(&[], Some(tag(&again)))
+            .acknowledge(Some(tag(&again)))
             .await
             .expect("acknowledged");
     }
@@ -425,7 +409,7 @@ async fn a_poison_dies_alone() {
             match tokio::time::timeout(Duration::from_millis(200), intake.next()).await {
                 Ok(Ok(batch)) => {
                     // Once the poison has struck an acknowledgement may be lost, and its message comes again.
-                    drop(disposer.dispose(&[], batch.deliveries.iter().map(tag).max()).await);
+                    drop(disposer.acknowledge(batch.deliveries.iter().map(tag).max()).await);
                     seen.extend(batch.deliveries.iter().map(body));
                 }
                 Ok(Err(end)) => {
@@ -511,7 +495,7 @@ async fn what_lapin_can_not_decode_comes_like_any_other() {
             .filter(|delivery| delivery.properties.undecodable.is_none());
         assert_eq!(innocents.count(), 21);
         let highest = taken.iter().map(tag).max();
-        intake.disposer().dispose(&[], highest).await.expect("acknowledged");
+        intake.disposer().acknowledge(highest).await.expect("acknowledged");
         assert!(connection.is_connected());
         intake.release().await.expect("released");
         assert_eq!(ready(&other, queue).await, 0);

@@ -112,13 +112,10 @@ async fn properties_come_as_they_were_sent() {
         );
         intake
             .disposer()
-            .dispose(
-                &[],
-                Some(match got.source {
-                    Source::Queue { delivery_tag } => delivery_tag,
-                    Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => 0,
-                }),
-            )
+            .acknowledge(Some(match got.source {
+                Source::Queue { delivery_tag } => delivery_tag,
+                Source::Parked { .. } | Source::Replayed { .. } | Source::Held { .. } | Source::Plain => 0,
+            }))
             .await
             .expect("acknowledged");
     }

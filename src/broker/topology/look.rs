@@ -2,7 +2,7 @@
 
 use super::{
     BROKER_MADE, Exchange, HIDDEN, Queue, QueueKind, TopologyFinding, UPDATES, exchanges, hidden_queue, partner_queue,
-    queues,
+    queues, shown,
 };
 use crate::broker::{
     BrokerError, Connection,
@@ -143,18 +143,39 @@ pub struct Fitness {
 /// arguments than ours the broker may lose what it dead-letters, and says nothing. A passive declaration does not see
 /// arguments; one that is the same as ours changes nothing, and is refused where something is different.
 pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, BrokerError> {
-    let behind = |name: &str| queue.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
-    let is_hidden = behind(BROKER_MADE).is_some();
-    let looked_at = match behind(UPDATES) {
-        Some(enterprise_id) => Some(partner_queue(enterprise_id)),
-        None if is_hidden => Some(hidden_queue(queue)),
-        None => queues().into_iter().find(|ours| ours.name == queue),
-    };
-    let Some(looked_at) = looked_at else {
+    let Some((looked_at, around)) = around(queue) else {
         return Ok(Fitness::default());
     };
     let mut looks = Looks::on(connection);
     let mut findings = vec![look_at_queue(&mut looks, &looked_at).await?];
+    for exchange in around {
+        findings.push(look_at_exchange(&mut looks, &exchange).await?);
+    }
+    looks.end().await?;
+    let mut fitness = Fitness::default();
+    for finding in findings {
+        let finding = if shown(queue) == queue {
+            finding
+        } else {
+            without_name(finding, queue)
+        };
+        match (&finding.problem, &finding.hint) {
+            (Some(_), _) if fitness.problem.is_none() => fitness.problem = finding.sentence(),
+            (None, Some(_)) => fitness.unseen.push(finding.object),
+            (Some(_) | None, _) => {}
+        }
+    }
+    Ok(fitness)
+}
+
+/// A queue of ours by its name, and the exchanges that lead to it and away from it.
+pub(super) fn around(queue: &str) -> Option<(Queue, Vec<Exchange>)> {
+    let behind = |name: &str| queue.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+    let looked_at = match (behind(UPDATES), behind(BROKER_MADE)) {
+        (Some(enterprise_id), _) => Some(partner_queue(enterprise_id)),
+        (None, Some(_)) => Some(hidden_queue(queue)),
+        (None, None) => queues().into_iter().find(|ours| ours.name == queue),
+    }?;
     let mut around: Vec<&str> = looked_at.bindings.iter().map(|binding| binding.exchange).collect();
     if queue == UPDATES {
         around.push(UPDATES);
@@ -163,29 +184,9 @@ pub async fn fitness(connection: &Connection, queue: &str) -> Result<Fitness, Br
         QueueKind::DeadLettering(exchange) => around.push(exchange),
         QueueKind::Last | QueueKind::Patient | QueueKind::Words => {}
     }
-    for exchange in exchanges() {
-        if around.contains(&exchange.name) {
-            findings.push(look_at_exchange(&mut looks, &exchange).await?);
-        }
-    }
-    looks.end().await?;
-    let mut fitness = Fitness::default();
-    for finding in findings {
-        let finding = if is_hidden {
-            without_name(finding, queue)
-        } else {
-            finding
-        };
-        match (finding.problem, finding.hint) {
-            (Some(problem), hint) if fitness.problem.is_none() => {
-                let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-                fitness.problem = Some(format!("{}: {problem}{hint}", finding.object));
-            }
-            (None, Some(_)) => fitness.unseen.push(finding.object),
-            (Some(_) | None, _) => {}
-        }
-    }
-    Ok(fitness)
+    let exchanges = exchanges().into_iter();
+    let exchanges = exchanges.filter(|exchange| around.contains(&exchange.name)).collect();
+    Some((looked_at, exchanges))
 }
 
 fn finding(object: String, found: Option<(u16, String)>, same: Option<(u16, String)>) -> TopologyFinding {

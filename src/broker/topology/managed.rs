@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Binding, DELIVERY_LIMIT, Exchange, NO_DELIVERY_LIMIT, Queue, QueueKind, TopologyFinding, WORDS_FILE, WORDS_MAX,
-    exchanges, hidden_queue, partner_queue, queues, shown,
+    exchanges, hidden_queue, look::around, partner_queue, queues, shown,
 };
 use crate::broker::management::{Management, ManagementError, escaped};
 
@@ -99,18 +99,14 @@ pub async fn seen(
     own: &[String],
     hidden: Option<&str>,
 ) -> Result<Vec<TopologyFinding>, ManagementError> {
-    let mut findings = vec![look_at_exchanges(management).await?];
+    let mut findings = vec![look_at_exchanges(management, &exchanges()).await?];
     let there = seen_queues(management).await?;
     let own_queues = own.iter().map(|enterprise_id| partner_queue(enterprise_id));
     let hidden_queues = hidden.map(hidden_queue).into_iter();
     for queue in queues().into_iter().chain(own_queues).chain(hidden_queues) {
         let object = format!("management: queue {}", shown(&queue.name));
         let finding = match there.iter().find(|seen| seen.name == queue.name) {
-            None => TopologyFinding {
-                object,
-                problem: Some("it is missing".to_owned()),
-                hint: Some(DECLARE.to_owned()),
-            },
+            None => missing(object),
             Some(seen) => {
                 let path = format!("queues/{}/{}/bindings", management.vhost(), escaped(&queue.name));
                 let bindings: Vec<SeenBinding> = management.get(&path).await?;
@@ -124,9 +120,48 @@ pub async fn seen(
 
 const DECLARE: &str = "run `settled topology`";
 
-async fn look_at_exchanges(management: &Management) -> Result<TopologyFinding, ManagementError> {
+/// What is wrong with a queue that is about to be consumed, and with the exchanges that lead to it and away from it, as
+/// `settled doctor` says it: arguments and bindings, whatever our rights at the broker are. Policies are the doctor's to judge.
+///
+/// # Errors
+/// The management API does not answer.
+pub async fn wrong(management: &Management, queue: &str) -> Result<Option<String>, ManagementError> {
+    let Some((looked_at, around)) = around(queue) else {
+        return Ok(None);
+    };
+    let object = format!("management: queue {}", shown(queue));
+    let path = format!("queues/{}/{}", management.vhost(), escaped(queue));
+    let finding = match management
+        .get::<SeenQueue>(&format!("{path}?columns=name,arguments"))
+        .await
+    {
+        Ok(seen) => {
+            let bindings: Vec<SeenBinding> = management.get(&format!("{path}/bindings")).await?;
+            queue_finding(object, &looked_at, &seen, &bindings)
+        }
+        Err(ManagementError::Missing(_)) => missing(object),
+        Err(error) => return Err(error),
+    };
+    if finding.problem.is_some() {
+        return Ok(finding.sentence());
+    }
+    Ok(look_at_exchanges(management, &around).await?.sentence())
+}
+
+fn missing(object: String) -> TopologyFinding {
+    TopologyFinding {
+        object,
+        problem: Some("it is missing".to_owned()),
+        hint: Some(DECLARE.to_owned()),
+    }
+}
+
+async fn look_at_exchanges(
+    management: &Management,
+    exchanges: &[Exchange],
+) -> Result<TopologyFinding, ManagementError> {
     let mut problems = Vec::new();
-    for exchange in exchanges() {
+    for exchange in exchanges {
         let path = format!("exchanges/{}/{}", management.vhost(), escaped(exchange.name));
         let seen: SeenExchange = match management.get(&path).await {
             Ok(seen) => seen,
@@ -136,7 +171,7 @@ async fn look_at_exchanges(management: &Management) -> Result<TopologyFinding, M
             }
             Err(error) => return Err(error),
         };
-        problems.extend(exchange_problems(&exchange, &seen));
+        problems.extend(exchange_problems(exchange, &seen));
         if let Some(source) = exchange.from {
             let bindings: Vec<SeenBinding> = management.get(&format!("{path}/bindings/destination")).await?;
             if !bindings

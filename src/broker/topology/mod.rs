@@ -17,7 +17,7 @@ mod tests;
 
 pub use export::{BrokerExport, BrokerUser, PartnerDoor, outcomes};
 pub use look::{Fitness, fitness, inspect};
-pub use managed::{DeadLettering, seen, waiting};
+pub use managed::{DeadLettering, seen, waiting, wrong};
 
 pub use super::channel::TopologyFinding;
 use crate::domain::names::update_keys;

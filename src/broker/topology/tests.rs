@@ -10,7 +10,7 @@ async fn receive(connection: &Connection, queue: &str) -> crate::domain::deliver
         .expect("attached");
     let mut batch = soon(intake.next()).await.expect("a message");
     assert_eq!(batch.deliveries.len(), 1);
-    intake.disposer().dispose(&[], Some(1)).await.expect("acknowledged");
+    intake.disposer().acknowledge(Some(1)).await.expect("acknowledged");
     intake.cancel().await.expect("cancelled");
     assert!(intake.drain().is_none());
     batch.deliveries.remove(0)
@@ -60,7 +60,7 @@ async fn every_update_reaches_the_queue_and_its_dead_letter_keeps_the_key() {
         ),
         (UPDATES, key)
     );
-    intake.disposer().dispose(&[1], None).await.expect("rejected");
+    intake.disposer().reject(1).await.expect("rejected");
     let dead = receive(&connection, DEAD).await;
     assert_eq!(
         (dead.exchange.as_str(), dead.routing_key.as_str(), &*dead.body),
@@ -93,7 +93,7 @@ async fn an_unreadable_dead_letter_is_kept_and_counted() {
     assert_eq!(publisher.publish(&sent).await, Ok(vec![BrokerAnswer::Confirmed]));
     let mut intake = Intake::attach(&connection, DEAD, 1, 1, 1).await.expect("attached");
     soon(intake.next()).await.expect("a message");
-    intake.disposer().dispose(&[1], None).await.expect("rejected");
+    intake.disposer().reject(1).await.expect("rejected");
     eventually("unreadable", async || {
         (ready(&connection, UNREADABLE).await == 1).then_some(())
     })

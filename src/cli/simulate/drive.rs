@@ -336,7 +336,7 @@ impl Listener {
                     highest = Some(delivery_tag);
                 }
             }
-            if disposer.dispose(&[], highest).await.is_err() {
+            if disposer.acknowledge(highest).await.is_err() {
                 return true;
             }
         }

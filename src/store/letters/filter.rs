@@ -1,12 +1,12 @@
 //! Which dead letters, and the SQL of it.
 
-use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::super::time::maybe_time;
+use super::super::time::maybe_shown;
 use crate::domain::{
+    calendar::CalendarTime,
     dead_letter::{MadeBy, State},
     reason::Reason,
 };
@@ -38,11 +38,11 @@ pub struct Filter {
     #[serde(skip)]
     pub is_known: bool,
     /// Failed last at this time or later ...
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
-    pub since: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_shown")]
+    pub since: Option<CalendarTime>,
     /// ... and before this one.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_time")]
-    pub until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_shown")]
+    pub until: Option<CalendarTime>,
 }
 
 impl Filter {

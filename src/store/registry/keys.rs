@@ -1,7 +1,7 @@
 //! Partners' keys: whose word counts, and when.
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 
@@ -13,20 +13,9 @@ use crate::{
     },
     store::{
         Session, Store, StoreError,
-        time::{maybe_time, time},
+        time::{maybe_shown, maybe_time, shown, time},
     },
 };
-
-fn shown<S: Serializer>(time: &CalendarTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(time)
-}
-
-fn maybe_shown<S: Serializer>(time: &Option<CalendarTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => serializer.serialize_some(&time.to_string()),
-        None => serializer.serialize_none(),
-    }
-}
 
 /// What was signed by a revoked key and is remembered of one key, at most. Above it the key can not be reinstated.
 pub const REMEMBERED_MAX: i64 = 100_000;

@@ -132,7 +132,7 @@ async fn serve<W: Work>(
         work,
         worker,
         misfit: None,
-        unseen_told: false,
+        unseen: false,
     };
     tokio::select! {
         () = stage.failed() => {}

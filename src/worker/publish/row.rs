@@ -189,6 +189,7 @@ impl RowPublisher {
             None if fail::is_armed(Point::HalfPublished) => slices(publications, pending, 0),
             None => slices(publications, pending, SLICE_BYTES),
         };
+        let mut is_full = false;
         for slice in slices {
             if let Some(suspects) = suspects.as_deref_mut()
                 && suspects.strikes(slice.start) > 0
@@ -222,6 +223,7 @@ impl RowPublisher {
             {
                 Ok(fates) => {
                     self.has_passed |= fates.contains(&BrokerAnswer::Confirmed);
+                    is_full |= fates.contains(&BrokerAnswer::Nacked);
                     for (index, fate) in slice.zip(fates) {
                         if publications
                             .get(index)
@@ -267,7 +269,7 @@ impl RowPublisher {
             fail::fallible(Point::HalfPublished).await?;
         }
         fail::point(Point::AfterConfirm).await;
-        self.note_returns(publications, pending);
+        self.note_returns(publications, pending, is_full);
         Ok(())
     }
 
@@ -311,14 +313,20 @@ impl RowPublisher {
         }
     }
 
-    /// A dead letter without a queue would be lost: the lane stops here until someone declares the topology.
-    fn note_returns(&mut self, publications: &[Publication], pending: &BTreeSet<usize>) {
+    /// A dead letter without a queue would be lost, and so would one whose queue is full: the lane stops here until someone
+    /// declares the topology, or makes room.
+    fn note_returns(&mut self, publications: &[Publication], pending: &BTreeSet<usize>, is_full: bool) {
         let stuck = pending
             .iter()
             .filter_map(|index| publications.get(*index))
             .any(|publication| publication.kind == PublicationKind::DeadLetter);
         if stuck {
-            let why = "a dead letter was returned or refused: run `settled topology`";
+            let why = if is_full {
+                "a queue of dead letters takes no more: it is full (a policy bounds it), or has no majority of its members; \
+                 nothing is lost, and it goes on once what waits in settlement.dead is collected"
+            } else {
+                "a dead letter was returned: run `settled topology`"
+            };
             self.stuck
                 .get_or_insert_with(|| Paused::begin(&self.health, &self.name, PauseCause::DeadLetterReturned, why));
         } else {
@@ -328,11 +336,12 @@ impl RowPublisher {
 
     /// Answers partners that asked for it. Best effort: no retry, no confirm.
     pub(super) async fn reply(&mut self, answered: &Answered) {
-        // Only where events pass: none waits for a broker that is away because of a reply.
+        // Not where events are known not to pass: none waits for a broker that is away because of a reply. A lane that has
+        // published nothing yet knows nothing of that, and a copy of what waits may be the first that it answers.
         let is_there = self
             .link
             .as_ref()
-            .is_some_and(|(connection, _)| connection.is_connected());
+            .is_none_or(|(connection, _)| connection.is_connected());
         for reply in &answered.replies {
             let publisher = if is_there {
                 self.answers.publisher(&self.broker, &self.name).await

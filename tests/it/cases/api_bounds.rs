@@ -439,6 +439,8 @@ async fn odd_requests_have_one_answer_of_one_shape() {
     // Its length is told, and nothing comes.
     let head = format!("{}{bearer}\r\n", get("HEAD", &path));
     assert_eq!(answers(&api, &head).await, [(200, String::new())]);
+    api.stop().await;
+}
 
 /// The parameters of a list count in the body as in the query, within the bounds of every body.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 
 use clap::CommandFactory;
-use settled::cli::Cli;
+use settled::{cli::Cli, domain::calendar::CalendarTime};
 use uuid::Uuid;
 
 use crate::kit::{
@@ -213,6 +213,17 @@ async fn the_ends_of_the_calendar() {
             .await
             .document(0);
         assert_eq!(found["ok"], true, "{found}");
+        // Its end is what was asked for, wherever it is shown and kept.
+        let end = CalendarTime::parse(until).expect("a time").to_string();
+        assert!(end.starts_with("9999-12-31"), "{end}");
+        assert_eq!(found["until"], *end, "{found}");
+        let shown = ground.run(&["reconcile", "--since", since, "--until", until]).await;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains(&format!("until {end}")), "{shown}");
+        let export = ["dead-letters", "export", "--until", until, "--operator", "ann"];
+        ask(&ground, &export).await.lines(0);
+        let acts = ask(&ground, &["audit", "list", "--act", "export"]).await.lines(0);
+        assert_eq!(acts[0]["filters"]["until"], *end, "{acts:?}");
         for list in [&["audit", "list"][..], &["dead-letters", "list"]] {
             let words = [list, &["--since", since, "--until", until]].concat();
             ask(&ground, &words).await.lines(0);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use settled::domain::message::BODY_MAX;
 use tokio_postgres::Client;
 
 use crate::kit::{
@@ -99,6 +100,36 @@ async fn a_flood_of_malformed_messages_waits_apart_and_is_judged() {
     nothing_is_held(&place, &db).await;
     place.publish(&acme[5..]).await;
     place.settle_up(worker).await;
+}
+
+/// What is too large is somebody's share like everything else: its head waits apart, and its dead letter tells of the whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_too_large_messages_waits_apart_and_is_judged() {
+    let place = Place::new("fair_too_large").await;
+    let both = partners(&place, &["acme", "beta"], 10).await;
+    let (acme, beta) = (cleared(&both[0]), cleared(&both[1]));
+    let worker = place.ready_worker(&SMALL).await;
+    place.publish(&[&acme[..5], &beta[..5]].concat()).await;
+    place.rest().await;
+    let large = |number: usize| {
+        let body = format!("{number} {}", "x".repeat(BODY_MAX));
+        Message::new("acme.allocation.update", body, Expect::Refused("message_too_large"))
+    };
+    let mut flood: Vec<Message> = (0..100).map(large).collect();
+    for (place, message) in beta[5..].iter().enumerate() {
+        flood.insert(place * 10, message.clone());
+    }
+    place.publish(&flood).await;
+    let db = place.db().await;
+    held_and_more(&place, &worker, &db).await;
+    nothing_is_held(&place, &db).await;
+    place.publish(&acme[5..]).await;
+    place.settle_up(worker).await;
+    let held = "SELECT coalesce(sum(messages), 0)::bigint FROM settled.holdings WHERE step = 'held'";
+    assert!(number(&db, held).await > 0);
+    let whole = "SELECT count(*) FROM settled.dead_letters
+                 WHERE reason = 'message_too_large' AND octet_length(body) = 4096 AND body_length > 262144";
+    assert_eq!(number(&db, whole).await, 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -203,6 +203,35 @@ async fn whoever_asks_while_it_waits_is_answered() {
     place.settle_up(worker).await;
 }
 
+/// A lane that has told nothing yet answers all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_published_nothing_answers_too() {
+    let (place, partner) = with_partner("asking_lanes", "1000000000000").await;
+    let late = partner.allocation("BTC", "1");
+    let early = partner.cleared(&late);
+    let worker = place.ready_worker(&[("SETTLED_WORKER__LANES", "2")]).await;
+    place.publish(std::slice::from_ref(&early)).await;
+    told_so_often(&place, "update.parked", 1).await;
+    // The broker gives each of several consumers its turn: one of these comes to the lane that has told nothing.
+    for name in ["a", "b", "c"].map(|name| format!("settlement.reply.acme.{name}")) {
+        place.line().declare(&name).await;
+        let copy = early
+            .clone()
+            .with(|properties| properties.with_reply_to(name.as_str().into()));
+        place.publish(&[copy]).await;
+        assert_eq!(event(&place.line().get(&name).await)["type"], "update.parked", "{name}");
+    }
+    let lanes: std::collections::BTreeSet<u64> = worker
+        .lines()
+        .iter()
+        .filter(|line| line["from"] == "queue")
+        .filter_map(|line| line["lane"].as_u64())
+        .collect();
+    assert_eq!(lanes.len(), 2, "both lanes were asked: {}", worker.said());
+    place.reserve(std::slice::from_ref(&late)).await;
+    place.settle_up(worker).await;
+}
+
 /// The deadline of what waits, in microseconds.
 async fn waiting_until(place: &Place) -> i64 {
     let sql = "SELECT (extract(epoch FROM until) * 1000000)::bigint FROM settled.parked";

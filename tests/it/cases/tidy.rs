@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use clap::CommandFactory;
+use settled::cli::Cli;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -388,4 +391,51 @@ fn no_commented_word_is_taken_for_code() {
     assert!(!names("let lapins = 1;", "lapin"));
     assert!(!names(&code("// lapin does this"), "lapin"));
     assert!(code("let url = \"http://x\";").contains("http://x"));
+}
+
+/// Every act that is written down can be asked for by its name: `settled audit list` knows it, and its help names it.
+#[test]
+fn every_act_is_in_the_list_of_acts() {
+    let mut written: BTreeSet<String> = BTreeSet::new();
+    for directory in ["src/desk", "src/store"] {
+        for (_, text) in sources(directory) {
+            let text: String = code(&text).split_whitespace().collect::<Vec<_>>().join(" ");
+            // An act of the desk, a note of the store, and an act with all its fields.
+            for before in [".act(\"", "by, \"", "Act { name: \""] {
+                let found = text.split(before).skip(1).filter_map(|rest| rest.split('"').next());
+                written.extend(found.map(str::to_owned));
+            }
+        }
+    }
+    assert!(
+        written.contains("plan approve") && written.contains("key add"),
+        "{written:?}"
+    );
+    // These are chosen by what is done.
+    written.extend(
+        [
+            "deposit",
+            "withdraw",
+            "discard",
+            "restore",
+            "recover",
+            "recover propose",
+        ]
+        .map(str::to_owned),
+    );
+    let known: BTreeSet<String> = settled::store::audit::ACTS.map(str::to_owned).into();
+    assert_eq!(written, known);
+    let help = Cli::command()
+        .find_subcommand_mut("audit")
+        .and_then(|audit| audit.find_subcommand_mut("list"))
+        .expect("settled audit list")
+        .render_long_help()
+        .to_string();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for act in known {
+        assert!(
+            help.contains(&format!(" {act},")) || help.contains(&format!(" {act} ")),
+            "{act}: {help}"
+        );
+    }
 }

@@ -1433,6 +1433,34 @@ async fn a_message_that_the_database_refuses_is_found_and_set_apart() {
     );
 }
 
+/// A copy of what has settled, of which the database refuses whatever is written: its effect is there, so its event is told
+/// again, and nobody hears that it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_copy_of_what_has_settled_is_never_called_rejected() {
+    let (place, partner, reservations) = with_reserved("refused_copy", 1).await;
+    let worker = place.ready_worker(&[]).await;
+    let message = partner.cleared(&reservations[0]);
+    place.publish(std::slice::from_ref(&message)).await;
+    place.rest().await;
+    let refuse = "ALTER TABLE settled.receipts ADD CONSTRAINT refused CHECK (last_seen = first_seen)";
+    place.db().await.batch_execute(refuse).await.expect("a constraint");
+    place.publish(std::slice::from_ref(&message)).await;
+    let told = until("it is told again", PATIENCE, async || {
+        let told: Vec<Seen> = place.events.seen().into_iter().flat_map(Seen::events).collect();
+        (told.len() >= 2).then_some(told)
+    })
+    .await;
+    assert_eq!(told[0].body, told[1].body);
+    assert!(metric(&worker, "settled_internal_total").await >= 1.0, "it was refused");
+    let mend = "ALTER TABLE settled.receipts DROP CONSTRAINT refused";
+    place.db().await.batch_execute(mend).await.expect("mended");
+    let sql = "SELECT sum(duplicate)::bigint, sum(rejected)::bigint FROM settled.batches";
+    let row = place.db().await.query_one(sql, &[]).await.expect("batches");
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 0));
+    place.settle_up(worker).await;
+    assert!(place.dead.seen().is_empty());
+}
+
 /// Several in a short time say that the fault is ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_that_the_database_refuses_pause_the_worker() {
