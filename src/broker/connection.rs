@@ -146,9 +146,9 @@ impl Connection {
         let (uris, connector) = (&uris, &connector);
         let dials = settings.memory.order(&targets).into_iter().map(|target| async move {
             let uri = uris.get(target.uri).cloned().unwrap_or_default();
-            let trying = settings.memory.trying(target, settings.next_host_after);
+            let dialing = settings.memory.dialing(target, settings.next_host_after);
             let dialed = Self::dial(uri, target.address, connector.clone(), settings, name).await;
-            trying.ended(&dialed);
+            dialing.ended(&dialed);
             dialed
         });
         // What a broker says tells more than the silence of another.

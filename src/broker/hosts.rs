@@ -113,8 +113,8 @@ impl Memory {
     }
 
     /// An address is tried now. One that takes longer than `patience` need not be waited for: another may be faster.
-    pub(super) fn trying(&self, target: Target, patience: Duration) -> Trying<'_> {
-        Trying {
+    pub(super) fn dialing(&self, target: Target, patience: Duration) -> Dialing<'_> {
+        Dialing {
             memory: self,
             target,
             patience,
@@ -133,7 +133,7 @@ impl Memory {
 
 /// An address that is being tried. Whoever stops waiting for it has a faster one: it is remembered as silent then, as one that
 /// failed is, unless it had no time to answer.
-pub(super) struct Trying<'a> {
+pub(super) struct Dialing<'a> {
     memory: &'a Memory,
     target: Target,
     patience: Duration,
@@ -141,7 +141,7 @@ pub(super) struct Trying<'a> {
     is_over: bool,
 }
 
-impl Trying<'_> {
+impl Dialing<'_> {
     pub(super) fn ended<T, E>(mut self, outcome: &Result<T, E>) {
         self.is_over = true;
         match outcome {
@@ -151,7 +151,7 @@ impl Trying<'_> {
     }
 }
 
-impl Drop for Trying<'_> {
+impl Drop for Dialing<'_> {
     fn drop(&mut self) {
         if !self.is_over && self.since.elapsed() >= self.patience {
             self.memory.silent(&self.target);
@@ -220,13 +220,13 @@ mod tests {
         // How each try ended: refused; let in; not waited for, after it had its time and before.
         let is_silent = |target: &Target| memory.kept().contains_key(target);
         let (soon, never) = (Duration::ZERO, Duration::from_secs(3_600));
-        memory.trying(targets[0], never).ended(&Err::<(), ()>(()));
+        memory.dialing(targets[0], never).ended(&Err::<(), ()>(()));
         assert!(is_silent(&targets[0]));
-        memory.trying(targets[0], soon).ended(&Ok::<(), ()>(()));
+        memory.dialing(targets[0], soon).ended(&Ok::<(), ()>(()));
         assert!(!is_silent(&targets[0]));
-        drop(memory.trying(targets[0], never));
+        drop(memory.dialing(targets[0], never));
         assert!(!is_silent(&targets[0]));
-        drop(memory.trying(targets[0], soon));
+        drop(memory.dialing(targets[0], soon));
         assert!(is_silent(&targets[0]));
     }
 }

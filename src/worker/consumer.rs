@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Worker,
-    forgotten::{Forgotten, Look},
+    forgotten::{Attendance, Forgotten},
     patience::{Gate, HandBack},
     sight::Sighted,
 };
@@ -419,11 +419,11 @@ impl<W: Work> Consumer<W> {
             };
             match answered {
                 Ok((ready, consumers)) => match forgotten.told(ready, consumers, Instant::now()) {
-                    Look::Attended => silent.over(),
-                    Look::Again => {}
-                    Look::Silent => silent.tell(topology::shown(&self.queue)),
-                    Look::MadeAnew => return "the queue was made anew without a word to its consumer",
-                    Look::SilentTooLong => {
+                    Attendance::Attended => silent.over(),
+                    Attendance::Again => {}
+                    Attendance::Silent => silent.tell(topology::shown(&self.queue)),
+                    Attendance::MadeAnew => return "the queue was made anew without a word to its consumer",
+                    Attendance::SilentTooLong => {
                         return "the queue said for too long that it has no consumer: it was made anew without a word, or its \
                                 leader does not answer";
                     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// What one look at a queue told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Attendance {
     /// It has a consumer.
     Attended,
     /// It may have forgotten us: it is looked at again soon.
@@ -44,24 +44,28 @@ impl Forgotten {
     }
 
     /// It said how many messages are ready and how many consumers there are.
-    pub(super) fn told(&mut self, ready: u32, consumers: u32, now: Instant) -> Look {
+    pub(super) fn told(&mut self, ready: u32, consumers: u32, now: Instant) -> Attendance {
         if consumers > 0 {
             self.proven = 0;
             self.silent_since = None;
-            return Look::Attended;
+            return Attendance::Attended;
         }
         if ready > 0 {
             self.proven += 1;
             // One consumer is exchanged for another when the first message that is no redelivery comes.
-            return if self.proven > 1 { Look::MadeAnew } else { Look::Again };
+            return if self.proven > 1 {
+                Attendance::MadeAnew
+            } else {
+                Attendance::Again
+            };
         }
         match self.silent_since {
             None => {
                 self.silent_since = Some(now);
-                Look::Again
+                Attendance::Again
             }
-            Some(since) if now.duration_since(since) < self.patience => Look::Silent,
-            Some(_) => Look::SilentTooLong,
+            Some(since) if now.duration_since(since) < self.patience => Attendance::Silent,
+            Some(_) => Attendance::SilentTooLong,
         }
     }
 }
@@ -76,31 +80,31 @@ mod tests {
         const WAITING: (u32, u32) = (7, 0);
         const ATTENDED: (u32, u32) = (0, 1);
         for looks in [
-            vec![(0, ATTENDED, Look::Attended), (2, (9, 3), Look::Attended)],
+            vec![(0, ATTENDED, Attendance::Attended), (2, (9, 3), Attendance::Attended)],
             // A leader that is slow, or frozen until another one leads.
             vec![
-                (0, NOTHING, Look::Again),
-                (300, NOTHING, Look::Silent),
-                (9_999, NOTHING, Look::Silent),
-                (10_001, ATTENDED, Look::Attended),
-                (10_300, NOTHING, Look::Again),
-                (20_299, NOTHING, Look::Silent),
-                (20_300, NOTHING, Look::SilentTooLong),
+                (0, NOTHING, Attendance::Again),
+                (300, NOTHING, Attendance::Silent),
+                (9_999, NOTHING, Attendance::Silent),
+                (10_001, ATTENDED, Attendance::Attended),
+                (10_300, NOTHING, Attendance::Again),
+                (20_299, NOTHING, Attendance::Silent),
+                (20_300, NOTHING, Attendance::SilentTooLong),
             ],
             // Two answers are proof, whatever was said between.
-            vec![(0, WAITING, Look::Again), (300, WAITING, Look::MadeAnew)],
+            vec![(0, WAITING, Attendance::Again), (300, WAITING, Attendance::MadeAnew)],
             vec![
-                (0, NOTHING, Look::Again),
-                (300, NOTHING, Look::Silent),
-                (600, WAITING, Look::Again),
-                (900, NOTHING, Look::Silent),
-                (1_200, WAITING, Look::MadeAnew),
+                (0, NOTHING, Attendance::Again),
+                (300, NOTHING, Attendance::Silent),
+                (600, WAITING, Attendance::Again),
+                (900, NOTHING, Attendance::Silent),
+                (1_200, WAITING, Attendance::MadeAnew),
             ],
             // One consumer goes and the next one comes.
             vec![
-                (0, WAITING, Look::Again),
-                (300, ATTENDED, Look::Attended),
-                (2_100, WAITING, Look::Again),
+                (0, WAITING, Attendance::Again),
+                (300, ATTENDED, Attendance::Attended),
+                (2_100, WAITING, Attendance::Again),
             ],
         ] {
             let mut forgotten = Forgotten::new(Duration::from_secs(10));
@@ -114,7 +118,7 @@ mod tests {
                 );
                 assert_eq!(
                     forgotten.is_attended(),
-                    *expected == Look::Attended,
+                    *expected == Attendance::Attended,
                     "{number} of {looks:?}"
                 );
             }

@@ -5,9 +5,12 @@ use std::{collections::BTreeSet, process::Stdio, time::Duration};
 use serde_json::{Value, json};
 
 use crate::kit::{
+    command::Answer,
     console::{Console, Visitor},
+    private::Private,
     program::Program,
-    support::{Ground, PATIENCE, connect, run, until},
+    proxy::Proxy,
+    support::{Ground, PATIENCE, Place, address, connect, run, skip, until, with_address},
 };
 
 /// Every message is accounted for, those too whose dead letter holds a part of them only.
@@ -108,6 +111,68 @@ async fn who_may_make_no_login_plays_the_story_alone() {
         ))
         .await
         .expect("gone");
+}
+
+/// The same where the worker, PostgreSQL and RabbitMQ are killed meanwhile, and with them the node that it stands on itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_story_adds_up_whoever_is_killed() {
+    let private = match Private::start().await {
+        Ok(private) => private,
+        Err(why) => return skip("demo::the_story_adds_up_whoever_is_killed", &why),
+    };
+    let ground = Ground::within(private.services.clone(), "demo_chaos").await;
+    ground.create_database("template0").await;
+    let tool = private.tool();
+    let tool = tool.to_str().expect("a path");
+    let mut command = ground.command(&["demo", "--messages", "600", "--chaos", "--services", tool, "--json"]);
+    let told = tokio::time::timeout(PATIENCE * 3, command.output())
+        .await
+        .expect("it ends")
+        .expect("it runs");
+    // It tells the story as it goes, on stderr.
+    let answer = Answer::of(&told);
+    assert!(answer.succeeded(), "{}", answer.all());
+    let told: Value = serde_json::from_str(&answer.out).expect("a document");
+    assert_eq!(told["ok"], true, "{told}");
+    assert_eq!(
+        (&told["unaccounted"], &told["wrong"]),
+        (&json!(0), &json!([])),
+        "{told}"
+    );
+}
+
+/// A simulation whose own connections are lost, and refused for a while, goes on where it was: its queue of events is there still.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_simulation_goes_on_when_its_node_is_lost() {
+    let place = Place::new("simulate_cut").await;
+    let _worker = place.ready_worker(&[]).await;
+    let proxy = Proxy::to(&address(&place.broker_url)).await;
+    let mut command = place.command(&["simulate", "--messages", "900", "--rate", "300", "--json"]);
+    command
+        .env("SETTLED_BROKER_URL", with_address(&place.broker_url, proxy.address))
+        .kill_on_drop(true);
+    let running = tokio::spawn(async move { command.output().await.expect("it runs") });
+    for told in [100, 400] {
+        until("it is under way", PATIENCE, async || {
+            assert!(!running.is_finished(), "it ended before it was cut");
+            (place.events.seen().len() > told).then_some(())
+        })
+        .await;
+        let before = proxy.injected();
+        proxy.refuse();
+        until("its connections are gone", PATIENCE, async || {
+            (proxy.injected() >= before + 2).then_some(())
+        })
+        .await;
+        proxy.open();
+    }
+    let ended = tokio::time::timeout(PATIENCE, running)
+        .await
+        .expect("it ends")
+        .expect("no panic");
+    let report = Answer::of(&ended).document(0);
+    assert_eq!(report["ok"], true, "{report}");
+    assert_eq!(report["messages"], 900, "{report}");
 }
 
 /// What `make demo CONSOLE=1` leaves open once the story is told: a console on it, with its link printed, and a worker that it

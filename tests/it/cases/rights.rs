@@ -29,8 +29,11 @@ impl User {
     }
 
     async fn may(&self, place: &Place, write: &str) {
-        let read = "settlement.(updates|dead|epoch)";
-        let body = json!({"configure": "", "write": write, "read": read});
+        self.may_do(place, ["", write, "settlement.(updates|dead|epoch)"]).await;
+    }
+
+    async fn may_do(&self, place: &Place, [configure, write, read]: [&str; 3]) {
+        let body = json!({"configure": configure, "write": write, "read": read});
         let path = format!("/api/permissions/{}/{}", place.name, self.name);
         let (status, answer) = place.services.manage("PUT", &path, Some(body)).await;
         assert!(matches!(status, 201 | 204), "{status} {answer}");
@@ -130,6 +133,107 @@ async fn who_may_not_publish_moves_no_money() {
     .await;
     user.may(&place, "settlement.(events|dead|unreadable|epoch)").await;
     place.settle_up(worker).await;
+    user.forget(&place).await;
+}
+
+/// With the line that the operators' page has for a worker nothing is missing; and each piece of it is needed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_line_of_the_page_is_enough_and_nothing_in_it_is_too_much() {
+    const LINE: &str = "$ rabbitmqctl set_permissions -p settlement worker ";
+    let page = include_str!("../../../docs/operators.md");
+    let line = page.lines().find_map(|line| line.strip_prefix(LINE)).expect("the line");
+    let patterns: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
+    let [configure, write, read] = patterns[..] else {
+        panic!("three patterns: {line}");
+    };
+    let place = Place::new("least_rights").await;
+    let partner = Partner::new("acme");
+    place.register_with(&partner, &["--own-queue"]).await;
+    place.deposit(&partner, "BTC", "100").await;
+    let reservations: Vec<_> = (0..2).map(|_| partner.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let user = User::new(&place).await;
+    let urls = [
+        ("SETTLED_DATABASE_URL", place.database_url.as_str()),
+        ("SETTLED_BROKER_URL", user.url.as_str()),
+    ];
+    let missing = async || -> Vec<String> {
+        let answer = ask_in(&urls, &["doctor"]).await;
+        let document = answer.document(i32::from(!answer.succeeded()));
+        let checks = document["checks"].as_array().expect("lines");
+        let bad = checks.iter().filter(|check| check["ok"] == false);
+        bad.map(|check| check["name"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    let settles = async |reservation, inbox: &str| {
+        let worker = place.ready_worker(&[urls[1]]).await;
+        place.line().declare(inbox).await;
+        let message = partner.cleared(reservation);
+        let message = message.with(|properties| properties.with_reply_to(inbox.into()));
+        place.publish(&[message]).await;
+        place.rest().await;
+        assert_eq!(worker.terminate().await.code(), Some(0));
+    };
+    user.may_do(&place, [configure, write, read]).await;
+    assert_eq!(missing().await, [""; 0]);
+    settles(&reservations[0], "settlement.reply.acme.one").await;
+    let told = place
+        .events
+        .seen()
+        .into_iter()
+        .find(|seen| seen.routing_key == "allocation.cleared.acme");
+    let reply = place.line().get("settlement.reply.acme.one").await;
+    assert_eq!(reply.body, told.expect("its event").body);
+
+    let without = |pattern: &str, piece: &str, instead: &str| {
+        assert_eq!(pattern.matches(piece).count(), 1, "{piece} in {pattern}");
+        pattern.replace(piece, instead)
+    };
+    for (piece, instead, right) in [
+        ("events|", "", "publish to settlement.events"),
+        ("|dead", "", "publish to settlement.dead"),
+        ("|unreadable", "", "publish to settlement.unreadable"),
+        ("|epoch", "", "publish to settlement.epoch"),
+    ] {
+        user.may_do(&place, [configure, &without(write, piece, instead), read])
+            .await;
+        assert_eq!(missing().await, [format!("permission to {right}")], "{piece}");
+    }
+    for (piece, instead, rights) in [
+        (
+            "updates(\\..*)?|",
+            "",
+            &["settlement.updates", "settlement.updates.acme"][..],
+        ),
+        ("updates(\\..*)?", "updates", &["settlement.updates.acme"]),
+        ("|dead|", "|", &["settlement.dead"]),
+        (
+            "|dead\\.broker(\\..*)?",
+            "",
+            &["settlement.dead.broker", "settlement.dead.broker.*"],
+        ),
+        ("broker(\\..*)?", "broker", &["settlement.dead.broker.*"]),
+        ("|epoch", "", &["settlement.epoch"]),
+    ] {
+        user.may_do(&place, [configure, write, &without(read, piece, instead)])
+            .await;
+        let lacks = missing().await;
+        let named: Vec<&str> = lacks
+            .iter()
+            .filter_map(|name| name.strip_prefix("permission to consume "))
+            .collect();
+        assert!(
+            named.len() == lacks.len() && named.iter().all(|name| rights.contains(name)),
+            "{piece}: {lacks:?}"
+        );
+        assert_eq!(named.len(), rights.len(), "{piece}: {lacks:?}");
+    }
+    // Without the default exchange everything settles, and nobody is answered.
+    let write = without(write, "|amq\\.default", "");
+    user.may_do(&place, [configure, &write, read]).await;
+    settles(&reservations[1], "settlement.reply.acme.two").await;
+    assert_eq!(place.line().depth("settlement.reply.acme.two").await, 0);
+    place.audit().await;
     user.forget(&place).await;
 }
 

@@ -91,6 +91,11 @@ impl Private {
         assert!(output.status.success(), "{command} {names:?}: {}", said(&output));
     }
 
+    /// `dev/services` of its own, for a program that kills and restarts them.
+    pub(crate) fn tool(&self) -> PathBuf {
+        self.directory.join("dev/services")
+    }
+
     /// SIGKILL to every process of it.
     pub(crate) async fn kill(&self, name: &str) {
         self.act("kill", &[name]).await;

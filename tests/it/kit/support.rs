@@ -109,8 +109,17 @@ impl Services {
 
     /// Asks the broker's management API; the status and the answer.
     pub(crate) async fn manage(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let answer = self.try_manage(method, path, body, PATIENCE).await;
-        answer.unwrap_or_else(|error| panic!("the management API answers: {error}"))
+        let began = Instant::now();
+        loop {
+            let error = match self.try_manage(method, path, body.clone(), PATIENCE).await {
+                Ok(answer) => return answer,
+                Err(error) => error,
+            };
+            // A node that paused, or starts, takes no connections for a moment; what was refused there was not done.
+            let may_come = error.contains("Connection refused") && began.elapsed() < PATIENCE;
+            assert!(may_come, "the management API answers: {error}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The same of one that may be away.
@@ -699,7 +708,7 @@ impl Ground {
         Self::within(Services::of_environment(), test).await
     }
 
-    async fn within(services: Services, test: &str) -> Self {
+    pub(crate) async fn within(services: Services, test: &str) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         let name = format!("t_{test}_{}", id.get(..8).expect("32 digits"));
         services.make_vhost(&name).await;
@@ -795,13 +804,24 @@ impl Ground {
             .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", said(&output)))
     }
 
+    /// The database as workers reach it: through the pooler of `dev/pooler`, if it stands before the same server.
+    fn database_of_workers(&self) -> String {
+        let given = |name: &str| std::env::var(name).ok();
+        match (given("SETTLED_TEST_POOLER"), given("SETTLED_DATABASE_URL")) {
+            (Some(pooler), Some(shared)) if address(&shared) == address(&self.database_url) => {
+                with_address(&self.database_url, pooler.parse().expect("the pooler's address"))
+            }
+            _ => self.database_url.clone(),
+        }
+    }
+
     /// Starts a worker with further settings, and does not wait for it.
     pub(crate) fn worker(&self, settings: &[(&str, &str)]) -> Worker {
         let number = self.workers.fetch_add(1, Ordering::Relaxed);
         let log = self.directory.join(format!("worker-{number}.log"));
         let mut command = settled();
         command
-            .env("SETTLED_DATABASE_URL", &self.database_url)
+            .env("SETTLED_DATABASE_URL", self.database_of_workers())
             .env("SETTLED_BROKER_URL", &self.broker_url)
             .env("SETTLED_WORKER__NAME", format!("w{number}"))
             .env("SETTLED_HTTP__LISTEN", "127.0.0.1:0")
