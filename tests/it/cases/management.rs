@@ -207,14 +207,19 @@ async fn what_waits_at_the_broker_is_seen() {
             "settled_broker_dead_letters_waiting{{queue=\"settlement.updates\"}} {}",
             1
         ),
-        place
-            .ready_worker(&[
-                LEAVE_DEAD_LETTERS,
-                (URL, &place.services.management),
-                ("SETTLED_BROKER__MANAGEMENT_INTERVAL", "1s"),
-            ])
-            .await,
+        place.worker(&[
+            LEAVE_DEAD_LETTERS,
+            (URL, &place.services.management),
+            ("SETTLED_BROKER__MANAGEMENT_INTERVAL", "1s"),
+        ]),
     );
+    // It sees why, and is not ready.
+    until("it says what is missing", PATIENCE, async || {
+        let why = worker.not_ready().await;
+        why.contains("settlement.dead.broker is not bound to settlement.dead")
+            .then_some(())
+    })
+    .await;
     gauge(&worker, &settled).await;
     gauge(&worker, "settled_broker_management_answers 1").await;
     let found = lines(&place, &place.services.management).await;

@@ -6,7 +6,7 @@ use crate::kit::{
     amqp::{Message, Seen},
     auditor::Expect,
     command::{ask_in, run_in},
-    support::{PATIENCE, Place, until, with_partner},
+    support::{PATIENCE, Place, count, until, with_partner},
 };
 
 /// The type of the only event of a message.
@@ -74,7 +74,11 @@ async fn beside_a_worker(test: &str, bound: &str, why: &str) {
     assert_eq!(explained_now["reason"], "allocation_not_found");
     let detail = explained_now["detail"].as_str().expect("a detail");
     assert!(detail.contains(why), "{detail}");
-    place.rest().await;
+    let db = place.db().await;
+    until("its dead letter is stored", PATIENCE, async || {
+        (count(&db, "dead_letters").await == 1).then_some(())
+    })
+    .await;
     let rejected = json!([{"verdict": "rejected", "reason": "allocation_not_found", "final": false, "messages": 1}]);
     assert_eq!(planned(&place, &room).await, rejected);
     // With more room both say that it would wait.
