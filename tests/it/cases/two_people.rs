@@ -355,7 +355,6 @@ async fn nobody_goes_around_the_second_person_with_settings_or_sql_of_their_own(
     .await;
     sql.batch_execute(
         "BEGIN;
-         CREATE TEMPORARY TABLE were AS SELECT * FROM settled.plan_items WHERE plan_id = 1;
          DELETE FROM settled.plans WHERE id = 1;
          INSERT INTO settled.plans (id, at, operator, filters, messages) VALUES (1, now(), 'ann', '{}', 6)",
     )
