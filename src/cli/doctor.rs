@@ -19,7 +19,6 @@ use super::{
 use crate::{
     config::{ConfigError, Settings},
     desk::DatabaseRole,
-    store::Store,
 };
 
 pub(super) use versions::topic_permissions;
@@ -113,12 +112,12 @@ pub(super) async fn run(settings: Result<Settings, ConfigError>, out: &Output, w
 }
 
 /// Where the lines are asked for; or why not.
-pub(super) fn store_of(settings: &Settings) -> Result<Store, Check> {
+pub(super) fn store_of(settings: &Settings) -> database::Asked {
     database::store(settings)
 }
 
 /// The lines about the database.
-pub(super) async fn of_database(settings: &Settings, store: &Result<Store, Check>) -> Vec<Check> {
+pub(super) async fn of_database(settings: &Settings, store: &database::Asked) -> Vec<Check> {
     match store {
         Ok(store) => database::checks(settings, store).await,
         Err(check) => vec![check.clone()],
@@ -126,7 +125,7 @@ pub(super) async fn of_database(settings: &Settings, store: &Result<Store, Check
 }
 
 /// The lines about the broker.
-pub(super) async fn of_broker(settings: &Settings, store: &Result<Store, Check>) -> Vec<Check> {
+pub(super) async fn of_broker(settings: &Settings, store: &database::Asked) -> Vec<Check> {
     broker::checks(settings, store.as_ref().ok()).await
 }
 

@@ -29,7 +29,9 @@ const CLOCK_MAX: SignedDuration = SignedDuration::from_secs(2);
 const HELD_FOR_LONG: Duration = Duration::from_secs(15 * 60);
 
 /// Where the database is asked; or why it can not be.
-pub(super) fn store(settings: &Settings) -> Result<Store, Check> {
+pub(in crate::cli) type Asked = Result<Store, Check>;
+
+pub(super) fn store(settings: &Settings) -> Asked {
     if let Err(error) = settings.database_url() {
         return Err(Check::bad("database", error.message()).hint(error.hint()));
     }
