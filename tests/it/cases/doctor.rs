@@ -20,7 +20,7 @@ use crate::kit::{
 };
 
 /// The lines about the database, where all is well.
-const DATABASE: [&str; 18] = [
+const DATABASE: [&str; 19] = [
     "database",
     "schema",
     "append_only",
