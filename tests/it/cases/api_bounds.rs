@@ -381,7 +381,7 @@ async fn odd_requests_have_one_answer_of_one_shape() {
             get("GET", &path) + "content-length: 5\r\n",
             "hello".to_owned(),
             &[401],
-            &[200],
+            &[400],
         ),
         (put(ends), String::new(), &[401], &[400]),
         (
