@@ -106,7 +106,11 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::Ours(format!("signals can not be caught: {error}")))?;
     let strangers = Arc::new(UnknownTokens::new(api));
     // An older or newer schema does not pass by waiting; a database that is away does.
-    match look(&desk, &strangers).await {
+    let looked = async {
+        desk.check_schema().await?;
+        look(&desk, &strangers).await
+    };
+    match looked.await {
         Err(refusal) if refusal.kind != RefusalKind::Away => return Err(Failure::Desk(refusal)),
         Ok(()) | Err(_) => {}
     }
@@ -202,9 +206,9 @@ fn encryption(api: &ApiSettings) -> Result<Option<Arc<ListenerFiles>>, Failure> 
     }
 }
 
-/// Looks at the database: whether its schema is ours, and which tokens there are.
+/// Looks at the database: whether its schema is ours, or has become a newer one meanwhile, and which tokens there are.
 async fn look(desk: &Desk, strangers: &UnknownTokens) -> Result<(), Refusal> {
-    desk.check_schema().await?;
+    desk.check_schema_is_not_older().await?;
     strangers.know_all(desk.valid_tokens(REMEMBERED_MAX).await?);
     Ok(())
 }
@@ -229,8 +233,7 @@ async fn look_at(
                 match refusal.kind {
                     RefusalKind::Away => health.set_database_ok(false),
                     RefusalKind::Refused | RefusalKind::Usage | RefusalKind::Ours | RefusalKind::Right => {
-                        let why = "the database's schema is not the one that this program is written for";
-                        health.set_paused_by(SCHEMA, Some(why.to_owned()));
+                        health.set_paused_by(SCHEMA, Some(refusal.message.clone()));
                     }
                 }
                 Signal::Retrying {

@@ -222,6 +222,9 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
 #[derive(Debug)]
 pub(super) struct Parameters(Vec<(String, String)>);
 
+/// Bytes of a parameter's name: more than the longest of any list has.
+const PARAMETER_MAX: usize = 40;
+
 impl Parameters {
     pub(super) fn read(query: Option<&str>, body: &[u8]) -> Result<Self, ApiRefused> {
         let mut all: Vec<_> = pairs(query).collect();
@@ -233,6 +236,13 @@ impl Parameters {
         let document = Json::from_bytes(body).map_err(|error| refused(&error.to_string()))?;
         let members = document.as_object().ok_or_else(|| refused("is no JSON object"))?;
         for (name, value) in members.iter() {
+            // It stands beside each of its values from here on, and no list knows so long a one.
+            if name.len() > PARAMETER_MAX {
+                let start: String = name.chars().take(PARAMETER_MAX).collect();
+                return Err(ApiRefused::invalid(format!(
+                    "{start:?}... is no parameter of this list"
+                )));
+            }
             match value {
                 Json::Array(values) => {
                     let before = all.len();

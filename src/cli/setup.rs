@@ -64,6 +64,10 @@ pub(super) async fn migrate(context: &Context) -> Result<Exit, Failure> {
     }
     let applied = database.migrate().await.map_err(|error| match error.fate {
         _ if error.is_right() => Failure::right(format!("the schema could not be applied: {error}")),
+        _ if error.sqlstate.as_deref() == Some("55P03") => {
+            Failure::refused("the schema was left as it is: somebody reads or writes one of its tables for long")
+                .hint("wait until the backup, `settled reconcile` or the open transaction is over, and run it again")
+        }
         Fate::Away | Fate::Retry => error.into(),
         // What stands in the way is in the database, not a schema that was forgotten.
         Fate::Bisect | Fate::Ours | Fate::CommittedBefore | Fate::Overtaken | Fate::Full => {

@@ -164,6 +164,17 @@ impl Desk {
         store::check_schema(version).map_err(|sentence| Refusal::refused(sentence).hint("run `settled migrate`"))
     }
 
+    /// The same for a program that runs: migrations only add, so that one of before goes on with a newer schema until it is
+    /// started anew.
+    ///
+    /// # Errors
+    /// The database is away, or its schema is older.
+    pub async fn check_schema_is_not_older(&self) -> Result<(), Refusal> {
+        let version = self.store.schema_version().await?;
+        let at_most_ours = version.map(|version| version.min(store::schema_version()));
+        store::check_schema(at_most_ours).map_err(|sentence| Refusal::refused(sentence).hint("run `settled migrate`"))
+    }
+
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.
     async fn patiently<T>(&self, work: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
         patiently(&self.settings.retry, StoreError::is_in_the_way, work).await

@@ -81,9 +81,14 @@ impl Store {
             .map_err(|error| StoreError::from_postgres("migrate", &error))?;
         check_compression(built.get(0)).map_err(|sentence| StoreError::ours("migrate", sentence))?;
         client
-            .batch_execute("CREATE SCHEMA IF NOT EXISTS settled")
+            .batch_execute(&format!(
+                "SET lock_timeout = {}; CREATE SCHEMA IF NOT EXISTS settled",
+                self.limits.lock_timeout()
+            ))
             .await
             .map_err(|error| StoreError::from_postgres("migrate", &error))?;
+        // A migration that waits for a table, for a backup to have read it, say, holds up whoever asks for it after that: it gives up
+        // as a batch would, and can be run again.
         // Named with its schema: a user called settled has that schema first in its search_path once it exists, and would
         // look for its history in two places.
         let report = embedded::migrations::runner()

@@ -65,6 +65,12 @@ const PLANNED_ONCE: &str =
     "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
 
 impl Limits {
+    /// How long a statement waits for a lock, in milliseconds.
+    pub(super) fn lock_timeout(&self) -> i64 {
+        let [_, (_, lock_timeout), _] = self.each;
+        lock_timeout
+    }
+
     pub(super) fn of(settings: &DatabaseSettings) -> Self {
         let each = [
             ("statement_timeout", settings.statement_timeout),

@@ -193,7 +193,8 @@ impl Store {
                 &[&&names[..]],
             )
             .await?;
-        session.commit().await?;
+        // Nothing was written: a COMMIT here would be one of a settlement to whoever injects faults.
+        session.rollback().await;
         let kept = rows.iter().map(|row| row.get::<_, i64>(0));
         Ok(wanted
             .into_iter()

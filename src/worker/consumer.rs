@@ -89,8 +89,10 @@ pub(crate) struct Consumer<W: Work> {
     pub work: W,
     /// What was wrong with the queue when it was looked at last.
     pub misfit: Option<String>,
-    /// Not everything can be looked at over AMQP. Where nobody else sees it either, that is said once.
+    /// Not everything can be looked at over AMQP.
     pub unseen: bool,
+    /// That nobody else sees it either was said.
+    pub unseen_told: bool,
 }
 
 /// A batch on its way from intake to being worked on.
@@ -359,8 +361,9 @@ impl<W: Work> Consumer<W> {
             fits: self.misfit.is_none(),
         }
         .emit();
-        let is_first = !fitness.unseen.is_empty() && !std::mem::replace(&mut self.unseen, true);
-        if is_first && sighted == Sighted::Unknown {
+        self.unseen = !fitness.unseen.is_empty();
+        let is_unseen = self.unseen && self.misfit.is_none() && sighted == Sighted::Unknown;
+        if is_unseen && !std::mem::replace(&mut self.unseen_told, true) {
             let (queue, unseen) = (topology::shown(&self.queue), fitness.unseen.as_slice());
             Signal::TopologyUnseen { queue, unseen }.emit();
         }
@@ -433,8 +436,9 @@ impl<W: Work> Consumer<W> {
                 }
                 // On a connection that lives: it is asked again.
                 Err(BrokerError::Away(_)) if connection.is_connected() => silent.tell(topology::shown(&self.queue)),
-                // Not ours to look at, or the session ends by itself.
+                // Not ours to look at, or the session ends by itself. A refusal is an answer, however late.
                 Err(BrokerError::Refused { .. } | BrokerError::Away(_) | BrokerError::Config(_)) => {
+                    silent.over();
                     std::future::pending().await
                 }
             }

@@ -296,7 +296,15 @@ impl Fairness {
         for delivery in deliveries {
             let size = bytes_of(&delivery);
             match packs.last_mut() {
-                Some(pack) if pack.deliveries.len() < most && bytes.saturating_add(size) <= most_bytes => {
+                // What is cut goes by itself: a worker of an earlier version leaves such a pack alone.
+                Some(pack)
+                    if pack.deliveries.len() < most
+                        && bytes.saturating_add(size) <= most_bytes
+                        && pack
+                            .deliveries
+                            .iter()
+                            .all(|one| one.cut.is_some() == delivery.cut.is_some()) =>
+                {
                     bytes = bytes.saturating_add(size);
                     pack.deliveries.push(delivery);
                 }

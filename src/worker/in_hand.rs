@@ -21,6 +21,8 @@ pub(super) struct Settler<'a> {
     pub number: usize,
     pub door: Door,
     pub owned: &'a Owned,
+    /// Whether it serves the queue of all: what it commits shows that messages are settled.
+    pub is_common: bool,
     /// Whether the side room may take what is in the way of a batch.
     pub room: SideRoom,
     /// What is committed: it is told even if the rest has to be handed back.
@@ -35,6 +37,7 @@ impl<'a> Settler<'a> {
             number,
             door,
             owned,
+            is_common: false,
             room: SideRoom::Free,
             done,
         }
@@ -117,6 +120,9 @@ impl<'a> Settler<'a> {
         }
         .emit();
         Signal::stage(Stage::Settle, trying.began).emit();
+        if self.is_common {
+            self.worker.health.note_settled();
+        }
         self.done.push(answered);
     }
 }

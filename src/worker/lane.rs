@@ -56,6 +56,7 @@ pub(super) async fn lane(worker: Worker, number: usize, queue: String) {
         worker,
         misfit: None,
         unseen: false,
+        unseen_told: false,
     };
     tokio::select! {
         () = stage.failed() => {}
@@ -105,7 +106,9 @@ impl Work for Settling {
             drop(storing);
             is_held
         };
-        let mut hand = InHand::new(Settler::new(worker, number, Door::Queue, &self.owned), Terms::LANE);
+        let mut settler = Settler::new(worker, number, Door::Queue, &self.owned);
+        settler.is_common = self.is_common;
+        let mut hand = InHand::new(settler, Terms::LANE);
         let settled = {
             let settling = pin!(async {
                 // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.

@@ -68,7 +68,10 @@ impl Sight {
         let Some(management) = &self.management else {
             return Sighted::Unknown;
         };
-        let mut seen = self.seen.lock().await;
+        // One who asks may take so long, and so no one waits longer for another.
+        let Ok(mut seen) = tokio::time::timeout(LOOK, self.seen.lock()).await else {
+            return Sighted::Unknown;
+        };
         if let Some((at, sighted)) = seen.queues.get(queue)
             && at.elapsed() < age
         {
@@ -83,6 +86,8 @@ impl Sight {
             Ok(Ok(Some(problem))) => Sighted::Wrong(problem),
             Ok(Err(_)) | Err(_) => {
                 seen.silent = Some(Instant::now());
+                // Or a consumer that is attached, since nobody can say what is wrong, is dropped for what was.
+                seen.queues.remove(queue);
                 return Sighted::Unknown;
             }
         };

@@ -150,7 +150,9 @@ impl Chaos<'_> {
         let again = self
             .account
             .until(Instant::now() + RECOVERY_MAX, |account| {
-                account.progress().answered > answered
+                let progress = account.progress();
+                // Where everything had its answer before the kill, none is left to come.
+                progress.answered > answered || (progress.published >= self.messages && progress.in_flight() == 0)
             })
             .await;
         let silent_seconds = round(killed.elapsed().as_secs_f64());

@@ -294,6 +294,13 @@ async fn surplus(session: &Session, role: DatabaseRole, itself: bool) -> Result<
             SELECT 'database', p.privilege
             FROM who AS w, (VALUES ('CREATE'), ('TEMPORARY')) AS p (privilege)
             WHERE has_database_privilege(w.name, current_database(), p.privilege)
+              -- What everybody may is said of everybody.
+              AND NOT EXISTS (
+                  SELECT
+                  FROM pg_database AS d
+                  CROSS JOIN LATERAL aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS e
+                  WHERE d.datname = current_database() AND e.grantee = 0 AND e.privilege_type = p.privilege
+              )
             ORDER BY 1, 2",
             &[&role.name(), &itself, &asked.objects, &asked.privileges, &asked.columns],
         )

@@ -133,6 +133,7 @@ async fn serve<W: Work>(
         worker,
         misfit: None,
         unseen: false,
+        unseen_told: false,
     };
     tokio::select! {
         () = stage.failed() => {}

@@ -82,6 +82,8 @@ pub struct RowPublisher {
     culprits_per_minute: usize,
     /// While the broker takes something from nobody: a dead letter has no queue, or we may not publish.
     stuck: Option<Paused>,
+    /// Whether a full queue is why.
+    is_full: bool,
 }
 
 impl RowPublisher {
@@ -100,6 +102,7 @@ impl RowPublisher {
             culprits: Culprits::default(),
             culprits_per_minute: settings.worker.culprits_per_minute,
             stuck: None,
+            is_full: false,
         }
     }
 
@@ -223,8 +226,10 @@ impl RowPublisher {
             {
                 Ok(fates) => {
                     self.has_passed |= fates.contains(&BrokerAnswer::Confirmed);
-                    is_full |= fates.contains(&BrokerAnswer::Nacked);
                     for (index, fate) in slice.zip(fates) {
+                        let publication = publications.get(index);
+                        is_full |= matches!(fate, BrokerAnswer::Nacked)
+                            && publication.is_some_and(|one| one.kind == PublicationKind::DeadLetter);
                         if publications
                             .get(index)
                             .is_some_and(|publication| is_done(id, publication, fate, told))
@@ -321,6 +326,10 @@ impl RowPublisher {
             .filter_map(|index| publications.get(*index))
             .any(|publication| publication.kind == PublicationKind::DeadLetter);
         if stuck {
+            if std::mem::replace(&mut self.is_full, is_full) != is_full {
+                // It is told anew, for what it is now.
+                self.stuck = None;
+            }
             let why = if is_full {
                 "a queue of dead letters takes no more: it is full (a policy bounds it), or has no majority of its members; \
                  nothing is lost, and it goes on once what waits in settlement.dead is collected"

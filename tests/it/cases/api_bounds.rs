@@ -476,6 +476,7 @@ async fn the_parameters_of_a_list_may_stand_in_the_body() {
         assert_eq!(found, Some(expected), "{query} {body}");
     }
     let long = format!(r#"{{"statuses":["{}"]}}"#, "x".repeat(1024));
+    let named = format!(r#"{{"{}":[1,1,1]}}"#, "y".repeat(500));
     for (body, name) in [
         ("no JSON", "invalid_request"),
         ("[]", "invalid_request"),
@@ -483,6 +484,7 @@ async fn the_parameters_of_a_list_may_stand_in_the_body() {
         (r#"{"pageSize":null}"#, "invalid_request"),
         (r#"{"partnerIds":[]}"#, "invalid_request"),
         (r#"{"partnerIds":["x"]}"#, "invalid_request"),
+        (&named, "invalid_request"),
         (&long, "message_too_large"),
     ] {
         for list in [&list, &format!("{ROOT}/acme/partners/balances")] {

@@ -124,7 +124,7 @@ async fn the_story_adds_up_whoever_is_killed() {
     ground.create_database("template0").await;
     let tool = private.tool();
     let tool = tool.to_str().expect("a path");
-    let mut command = ground.command(&["demo", "--messages", "600", "--chaos", "--services", tool, "--json"]);
+    let mut command = ground.command(&["demo", "--messages", "2000", "--chaos", "--services", tool, "--json"]);
     let told = tokio::time::timeout(PATIENCE * 3, command.output())
         .await
         .expect("it ends")

@@ -791,7 +791,7 @@ async fn a_missing_right_is_told_with_what_gives_it() {
     let on_database = format!("ON DATABASE {} TO", fixture.place.name);
     fixture
         .sql(&format!(
-            "GRANT TEMPORARY {on_database} PUBLIC; GRANT CREATE {on_database} settled_registrar"
+            "GRANT TEMPORARY {on_database} settled_registrar; GRANT CREATE {on_database} settled_registrar"
         ))
         .await;
     let found = look("registrar").await.document(1);
@@ -811,6 +811,10 @@ async fn a_missing_right_is_told_with_what_gives_it() {
         "{text}"
     );
     assert!(text.contains("DELETE on settled.parked"), "{text}");
+    // What everybody may is said by a line of its own, and is no surplus of each role.
+    fixture.sql(&format!("GRANT TEMPORARY {on_database} PUBLIC")).await;
+    let text = look("registrar").await.document(1).to_string();
+    assert!(!text.contains("TEMPORARY on this database"), "{text}");
     // No one makes temporary objects but who owns the database, or is granted it by name.
     let temporary = "CREATE TEMPORARY TABLE mine (x integer)";
     let bob = connect(&url).await;

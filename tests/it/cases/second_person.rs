@@ -100,6 +100,13 @@ async fn nobody_discards_or_opens_much_again_alone() {
         let hides = format!("UPDATE settled.dead_letters SET state = '{state}'");
         sql.is_refused(&hides, &format!("becomes {state} by being judged"))
             .await;
+        // Nor is what was judged opened again.
+        let judged = "UPDATE settled.dead_letters SET judged_at = now(), discarded_at = NULL, state = ";
+        place.tamper(&format!("{judged}'{state}'")).await;
+        sql.is_refused(RESTORE, "is in no restore that the audit has").await;
+        place
+            .tamper("UPDATE settled.dead_letters SET judged_at = NULL, state = 'open'")
+            .await;
     }
     // Her own word in another's name is hers; and bob's counts for what he said, while it counts.
     sql.says(
@@ -203,13 +210,12 @@ async fn nobody_deletes_much_for_ever_alone() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         login.says(&place, NONE, &words, name).await
     };
-    sql.says("CREATE TEMPORARY TABLE few AS SELECT id FROM settled.dead_letters ORDER BY id LIMIT 5")
-        .await;
+    let few = "SELECT id FROM settled.dead_letters ORDER BY id LIMIT 5";
     sql.is_refused(
         &format!(
             "INSERT INTO settled.audit (at, operator, act, filters, outcome) VALUES (now(), 'ann', 'purge', '{}', '{{}}');
-             INSERT INTO settled.audit_subjects (dead_letter_id, audit_id) SELECT id, (SELECT max(id) FROM settled.audit) FROM few;
-             {DELETE} WHERE id IN (SELECT id FROM few)",
+             INSERT INTO settled.audit_subjects (dead_letter_id, audit_id) SELECT few.id, (SELECT max(id) FROM settled.audit) FROM ({few}) AS few;
+             {DELETE} WHERE id IN ({few})",
             filters(&earlier)
         ),
         "is in no purge that the audit has",
@@ -221,6 +227,16 @@ async fn nobody_deletes_much_for_ever_alone() {
     )
     .await;
     assert_eq!(says(&bob, &time, "bob").await.document(3)["purged"], 0);
+    // And of that time only: what settled is no other one's.
+    let wider = format!(
+        "{{\"discardedBefore\": \"{time}\", \"settledBefore\": \"{}\"}}",
+        ago("-1 hour").await
+    );
+    sql.is_refused(
+        &with_audit("purge", &wider, DELETE),
+        "a purge of more than 5 messages has one time",
+    )
+    .await;
     let done = says(&ann, &time, "ann").await.document(0);
     assert_eq!(done["purged"], 6, "{done}");
     drop(sql);

@@ -57,6 +57,16 @@ async fn a_database_with_roles_is_migrated_and_goes_on() {
 
     let (name, password) = userinfo(&admins_url);
     ground.database_url = admins_url.replace(&format!("{name}:{password}@"), &format!("{login}:{secret}@"));
+    // While somebody reads for long, a backup say, it gives up, or everybody else would wait behind it; nothing was changed.
+    let reading = admin.transaction().await.expect("a transaction");
+    reading
+        .execute("SELECT FROM settled.partners", &[])
+        .await
+        .expect("it reads");
+    let refused = ground.run(&["migrate", "--set", "database.lock_timeout=200ms"]).await;
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert!(said(&refused).contains("run it again"), "{}", said(&refused));
+    reading.rollback().await.expect("it has read");
     let migrated = ground.run(&["migrate"]).await;
     assert!(migrated.status.success(), "{}", said(&migrated));
 
