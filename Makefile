@@ -59,7 +59,8 @@ soak: ## faults by the hour on servers of its own, seeded, and the books after e
 
 cluster: ## three nodes, a primary and its standby: each lost in turn, again and again (KILLS=20)
 	@dev/prerequisites compiler
-	@SETTLED_CLUSTER_KILLS=$(KILLS) $(own_servers) cases::cluster::whoever_is_lost $(ARGS)
+	@SETTLED_CLUSTER_KILLS=$(KILLS) $(own_servers) cases::cluster::whoever_is_lost \
+	cases::cluster::a_lost_majority_is_told --test-threads 1 $(ARGS)
 
 outage: ## a hundred thousand messages wait ten minutes for the database (MESSAGES=100000 SECONDS=600)
 	@dev/prerequisites compiler

@@ -31,7 +31,7 @@ use self::{
     line::Line,
     outcome::UpdatesWaiting,
     places::{CallKind, NoShare, Places},
-    reads::Parameters,
+    reads::ListParameters,
 };
 use crate::{
     broker::BrokerSettings,
@@ -385,10 +385,14 @@ impl Site {
 
 impl Site {
     /// What a list is asked for, in the query and in the body.
-    async fn parameters(&self, (query, asker): (Option<&str>, &Asker), body: Body) -> Result<Parameters, ApiRefused> {
+    async fn parameters(
+        &self,
+        (query, asker): (Option<&str>, &Asker),
+        body: Body,
+    ) -> Result<ListParameters, ApiRefused> {
         let body = self.whole(body).await?;
         asker.pulse.iter().for_each(|pulse| pulse.has_all());
-        Parameters::read(query, &body)
+        ListParameters::read(query, &body)
     }
 }
 

@@ -105,7 +105,7 @@ pub(super) async fn allocation(site: &Site, owner: OwnedBy<'_>, id: &str) -> Res
 pub(super) async fn allocations(
     site: &Site,
     owner: OwnedBy<'_>,
-    parameters: &Parameters,
+    parameters: &ListParameters,
 ) -> Result<Response, ApiRefused> {
     let asked = ListAsked::read(site, parameters, true)?;
     let page = site
@@ -132,7 +132,7 @@ pub(super) async fn allocations(
 pub(super) async fn balances(
     site: &Site,
     enterprise_id: &str,
-    parameters: &Parameters,
+    parameters: &ListParameters,
 ) -> Result<Response, ApiRefused> {
     let asked = ListAsked::read(site, parameters, false)?;
     let found = site
@@ -220,12 +220,12 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> {
 /// The parameters of a list, by name: those of the query, and those of a JSON object in the body. BitGo's SDK sends a GET with
 /// its parameters there, and one that nobody reads is a filter that is left out.
 #[derive(Debug)]
-pub(super) struct Parameters(Vec<(String, String)>);
+pub(super) struct ListParameters(Vec<(String, String)>);
 
 /// Bytes of a parameter's name: more than the longest of any list has.
 const PARAMETER_MAX: usize = 40;
 
-impl Parameters {
+impl ListParameters {
     pub(super) fn read(query: Option<&str>, body: &[u8]) -> Result<Self, ApiRefused> {
         let mut all: Vec<_> = pairs(query).collect();
         if body.is_empty() {
@@ -286,7 +286,7 @@ struct ListAsked {
 
 impl ListAsked {
     /// What is not known is refused: a filter that is left out would answer with more than was asked for.
-    fn read(site: &Site, parameters: &Parameters, may_filter: bool) -> Result<Self, ApiRefused> {
+    fn read(site: &Site, parameters: &ListParameters, may_filter: bool) -> Result<Self, ApiRefused> {
         let most = site.settings.page_max;
         let mut asked = Self {
             filter: OwnedFilter::default(),
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_body_has_the_parameters_of_a_query() {
-        let read = |query, body: &str| Parameters::read(query, body.as_bytes()).map(|parameters| parameters.0);
+        let read = |query, body: &str| ListParameters::read(query, body.as_bytes()).map(|parameters| parameters.0);
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let nothing: [(String, String); 0] = [];
         for body in ["", "{}", " { } "] {
