@@ -67,9 +67,13 @@ outage: ## a hundred thousand messages wait ten minutes for the database (MESSAG
 	@SETTLED_OUTAGE_MESSAGES=$(MESSAGES) SETTLED_OUTAGE_SECONDS=$(SECONDS) $(own_servers) \
 	cases::outage::away_while_a_hundred_thousand_wait $(ARGS)
 
+# What is measured is the program that is used.
+program = $${CARGO_TARGET_DIR:-$(CURDIR)/target}/release/settled
+
 console-size: ## every screen of the console with a million dead letters, and two hundred people who watch (minutes)
 	@dev/prerequisites compiler
-	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; set +a; \
+	cargo build --release --locked
+	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; SETTLED_TEST_PROGRAM="$(program)"; set +a; \
 	cargo test --locked --features faults --test it -- --ignored --test-threads 1 --nocapture cases::console_size $(ARGS)
 
 # The tests' own profile and so their dependencies, but our own code optimised: many more inputs.
@@ -82,7 +86,7 @@ signatures-size: ## verify ten million signatures that are made for it (COUNT=10
 	@dev/prerequisites compiler
 	cargo build --release --locked
 	@set -e; urls=$$(dev/services up); set -a; eval "$$urls"; \
-	SETTLED_SIGNATURES=$(COUNT) SETTLED_SIGNATURES_PROGRAM="$${CARGO_TARGET_DIR:-target}/release/settled"; set +a; \
+	SETTLED_SIGNATURES=$(COUNT) SETTLED_TEST_PROGRAM="$(program)"; set +a; \
 	cargo test --locked --features faults --test it -- --ignored --nocapture --exact cases::signatures_size::ten_million_signatures $(ARGS)
 
 mutants: ## seed one bug after another, and see that the tests notice each (ARGS: names of tests/mutants)

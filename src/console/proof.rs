@@ -21,7 +21,7 @@ use super::{
 use crate::desk::{Checked, Refusal};
 
 /// A proof that takes no longer is shown as soon as it is over.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// How far a proof is.
 enum ProofState {

@@ -411,8 +411,7 @@ async fn an_incident_is_drained_by_two_people_with_forms_alone() {
         life.text.contains("<strong>replayed</strong>") && life.text.contains("<svg class=\"branch\""),
         "{life:?}"
     );
-    let books = console.get(&ann, "/ledger/check").await;
-    assert!(books.text.contains("the books are right"), "{books:?}");
+    console.proves_the_books(&ann).await;
     console.stop().await;
     place.settle_up(worker).await;
 }

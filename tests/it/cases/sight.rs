@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::kit::{
     command::ask_in,
+    partner::Partner,
     support::{LEAVE_DEAD_LETTERS, PATIENCE, Place, Worker, until, userinfo, with_path, with_reservations},
 };
 
@@ -133,5 +134,42 @@ async fn what_amqp_hides_from_a_worker_the_management_api_shows_it() {
         worker.said()
     );
     place.settle_up(worker).await;
+    manage(&place, "DELETE", &user, None).await;
+}
+
+/// Who takes a partner's own queue back unbinds it first: what is in it is settled all the same, and the queue is no wrong one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_own_queue_that_is_unbound_is_emptied() {
+    const OWN: &str = "settlement.updates.beta";
+    let place = Place::new("sight_own").await;
+    let beta = Partner::new("beta");
+    place.register_with(&beta, &["--own-queue"]).await;
+    place.deposit(&beta, "BTC", "3").await;
+    let reservations: Vec<_> = (0..3).map(|_| beta.allocation("BTC", "1")).collect();
+    place.reserve(&reservations).await;
+    let messages: Vec<_> = reservations
+        .iter()
+        .map(|reservation| beta.cleared(reservation))
+        .collect();
+    place.publish(&messages).await;
+    assert_eq!(place.line().depth(OWN).await, 3);
+    let path = format!("/api/queues/{}/{OWN}/bindings", place.name);
+    let (_, bindings) = place.services.manage("GET", &path, None).await;
+    let bindings = bindings.as_array().expect("bindings").iter();
+    for binding in bindings.filter(|binding| binding["source"] != "") {
+        let text = |field: &str| binding[field].as_str().expect("text").to_owned();
+        let (exchange, key) = (text("source"), text("properties_key"));
+        let path = format!("/api/bindings/{}/e/{exchange}/q/{OWN}/{key}", place.name);
+        manage(&place, "DELETE", &path, None).await;
+    }
+    let (user, broker) = least(&place).await;
+    let settings = [
+        ("SETTLED_BROKER_URL", broker.as_str()),
+        ("SETTLED_BROKER_MANAGEMENT_URL", place.services.management.as_str()),
+        ("SETTLED_BROKER__MANAGEMENT_INTERVAL", "1s"),
+    ];
+    let worker = place.ready_worker(&settings).await;
+    settled(&place, 3).await;
+    assert_eq!(worker.terminate().await.code(), Some(0));
     manage(&place, "DELETE", &user, None).await;
 }

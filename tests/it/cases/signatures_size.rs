@@ -20,7 +20,7 @@ use crate::kit::{
     amqp::Message,
     auditor::Reservation,
     partner::{Partner, sign},
-    support::{Place, with_partner},
+    support::{Place, program, with_partner},
 };
 
 /// What it may take on two cores.
@@ -38,16 +38,6 @@ fn wanted() -> u64 {
         10_000_000
     } else {
         said.parse().expect("a number of settlements")
-    }
-}
-
-/// The program that is measured: the one that `make` built to be used, else the one of the tests.
-fn program() -> String {
-    let said = std::env::var("SETTLED_SIGNATURES_PROGRAM").unwrap_or_default();
-    if said.is_empty() {
-        env!("CARGO_BIN_EXE_settled").to_owned()
-    } else {
-        said
     }
 }
 

@@ -167,6 +167,21 @@ impl Console {
         number.expect("a number of kB")
     }
 
+    /// Asks for a new proof of the books, and looks until it is over.
+    pub(crate) async fn proves_the_books(&self, visitor: &Visitor) {
+        let mut path = "/ledger/check".to_owned();
+        until("the books are proved", PATIENCE, async || {
+            let page = self.get(visitor, &path).await;
+            if let Some((_, rest)) = page.text.split_once("href=\"/ledger/check?of=") {
+                let number = rest.split('"').next().expect("a number");
+                path = format!("/ledger/check?of={number}");
+            }
+            assert!(!page.text.contains("the books are wrong"), "{page:?}");
+            page.text.contains("the books are right").then_some(())
+        })
+        .await;
+    }
+
     /// Opens the link.
     pub(crate) async fn sign_in(&self) -> Visitor {
         let visitor = self.sign_in_without_pages().await;

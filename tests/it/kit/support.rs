@@ -326,9 +326,16 @@ pub(crate) async fn connect(url: &str) -> Client {
     client
 }
 
+/// The program that is tried: the one of the tests, unless what is measured is the one that `make` built to be used.
+pub(crate) fn program() -> std::ffi::OsString {
+    std::env::var_os("SETTLED_TEST_PROGRAM")
+        .filter(|program| !program.is_empty())
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_settled").into())
+}
+
 /// The binary, without the environment's settings.
 pub(crate) fn settled() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_settled"));
+    let mut command = Command::new(program());
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
         if name_text.starts_with("SETTLED_") || name_text.starts_with("OTEL_") {
