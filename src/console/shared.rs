@@ -72,11 +72,12 @@ impl<T> Drop for UnderWay<T> {
             ))
         };
         let began = self.began;
-        self.shared.under_way.store(false, Ordering::Release);
         self.shared.known.send_modify(|known| match came.unwrap_or_else(broke) {
             Ok(answer) => known.answer = Some((began, Arc::new(answer))),
             Err(refusal) => known.failed = Some((began, refusal)),
         });
+        // Only then: who came meanwhile has the answer, and need not ask.
+        self.shared.under_way.store(false, Ordering::Release);
     }
 }
 
