@@ -108,7 +108,7 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     // An older or newer schema does not pass by waiting; a database that is away does.
     let looked = async {
         desk.check_schema().await?;
-        look(&desk, &strangers).await
+        look_up_tokens(&desk, &strangers).await
     };
     match looked.await {
         Err(refusal) if refusal.kind != RefusalKind::Away => return Err(Failure::Desk(refusal)),
@@ -206,9 +206,8 @@ fn encryption(api: &ApiSettings) -> Result<Option<Arc<ListenerFiles>>, Failure> 
     }
 }
 
-/// Looks at the database: whether its schema is ours, or has become a newer one meanwhile, and which tokens there are.
-async fn look(desk: &Desk, strangers: &UnknownTokens) -> Result<(), Refusal> {
-    desk.check_schema_is_not_older().await?;
+/// Looks which tokens there are.
+async fn look_up_tokens(desk: &Desk, strangers: &UnknownTokens) -> Result<(), Refusal> {
     strangers.know_all(desk.valid_tokens(REMEMBERED_MAX).await?);
     Ok(())
 }
@@ -221,7 +220,11 @@ async fn look_at(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        let wait = match look(&desk, &strangers).await {
+        let looked = async {
+            desk.check_schema_is_not_older().await?;
+            look_up_tokens(&desk, &strangers).await
+        };
+        let wait = match looked.await {
             Ok(()) => {
                 backoff.reset();
                 health.set_paused_by(SCHEMA, None);
@@ -383,19 +386,6 @@ impl Site {
     }
 }
 
-impl Site {
-    /// What a list is asked for, in the query and in the body.
-    async fn parameters(
-        &self,
-        (query, asker): (Option<&str>, &Asker),
-        body: Body,
-    ) -> Result<ListParameters, ApiRefused> {
-        let body = self.whole(body).await?;
-        asker.pulse.iter().for_each(|pulse| pulse.has_all());
-        ListParameters::read(query, &body)
-    }
-}
-
 /// What stands in a path.
 fn spoken<T>(path: Result<T, PathRejection>) -> Result<T, ApiRefused> {
     path.map_err(|_| {
@@ -439,20 +429,34 @@ async fn update(site: &Site, (route, kind): (ApiRoute, Kind), path: Enterprise, 
     site.answer(call, asker, alone(path), work).await
 }
 
+/// A list, whose parameters stand in the query and in the body.
+async fn listed(
+    site: &Site,
+    call: Call,
+    (path, RawQuery(query), asker, body): (Enterprise, RawQuery, Asker, Body),
+    read: impl AsyncFnOnce(&str, &ListParameters) -> Result<Response, ApiRefused>,
+) -> Response {
+    let (query, pulse) = (query.as_deref(), &asker.pulse);
+    let work = |enterprise_id: String, ()| async move {
+        let body = site.whole(body).await?;
+        pulse.iter().for_each(|pulse| pulse.has_all());
+        let parameters = ListParameters::read(query, &body)?;
+        read(&enterprise_id, &parameters).await
+    };
+    site.answer(call, &asker, alone(path), work).await
+}
+
 async fn partner_allocations(
     State(site): Here,
     path: Enterprise,
-    RawQuery(query): RawQuery,
+    query: RawQuery,
     asker: Asker,
     body: Body,
 ) -> Response {
-    let (site, asked) = (&site, (query.as_deref(), &asker));
     let call = Call::new(ApiRoute::PartnerAllocations, Role::Partner, CallKind::Read);
-    let work = |id: String, ()| async move {
-        let parameters = site.parameters(asked, body).await?;
-        reads::allocations(site, OwnedBy::Partner(&id), &parameters).await
-    };
-    site.answer(call, &asker, alone(path), work).await
+    let read =
+        async |id: &str, parameters: &ListParameters| reads::allocations(&site, OwnedBy::Partner(id), parameters).await;
+    listed(&site, call, (path, query, asker, body), read).await
 }
 
 async fn partner_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {
@@ -464,36 +468,23 @@ async fn partner_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker
     site.answer(call, &asker, with(path), work).await
 }
 
-async fn partner_balances(
-    State(site): Here,
-    path: Enterprise,
-    RawQuery(query): RawQuery,
-    asker: Asker,
-    body: Body,
-) -> Response {
-    let (site, asked) = (&site, (query.as_deref(), &asker));
+async fn partner_balances(State(site): Here, path: Enterprise, query: RawQuery, asker: Asker, body: Body) -> Response {
     let call = Call::new(ApiRoute::PartnerBalances, Role::Partner, CallKind::Read);
-    let work = |id: String, ()| async move {
-        let parameters = site.parameters(asked, body).await?;
-        reads::balances(site, &id, &parameters).await
-    };
-    site.answer(call, &asker, alone(path), work).await
+    let read = async |id: &str, parameters: &ListParameters| reads::balances(&site, id, parameters).await;
+    listed(&site, call, (path, query, asker, body), read).await
 }
 
 async fn client_allocations(
     State(site): Here,
     path: Enterprise,
-    RawQuery(query): RawQuery,
+    query: RawQuery,
     asker: Asker,
     body: Body,
 ) -> Response {
-    let (site, asked) = (&site, (query.as_deref(), &asker));
     let call = Call::new(ApiRoute::ClientAllocations, Role::Client, CallKind::Read);
-    let work = |id: String, ()| async move {
-        let parameters = site.parameters(asked, body).await?;
-        reads::allocations(site, OwnedBy::Client(&id), &parameters).await
-    };
-    site.answer(call, &asker, alone(path), work).await
+    let read =
+        async |id: &str, parameters: &ListParameters| reads::allocations(&site, OwnedBy::Client(id), parameters).await;
+    listed(&site, call, (path, query, asker, body), read).await
 }
 
 async fn client_allocation(State(site): Here, path: EnterpriseAnd, asker: Asker) -> Response {

@@ -132,6 +132,10 @@ fn cut<T>(found: &mut Vec<T>, shown: usize) -> bool {
     more
 }
 
+fn is_ours(version: Option<i32>) -> Result<(), Refusal> {
+    store::check_schema(version).map_err(|sentence| Refusal::refused(sentence).hint("run `settled migrate`"))
+}
+
 impl Desk {
     /// The desk of a database; it is not connected yet.
     ///
@@ -160,8 +164,7 @@ impl Desk {
     /// # Errors
     /// The database is away, or its schema is older or newer.
     pub async fn check_schema(&self) -> Result<(), Refusal> {
-        let version = self.store.schema_version().await?;
-        store::check_schema(version).map_err(|sentence| Refusal::refused(sentence).hint("run `settled migrate`"))
+        is_ours(self.store.schema_version().await?)
     }
 
     /// The same for a program that runs: migrations only add, so that one of before goes on with a newer schema until it is
@@ -170,9 +173,8 @@ impl Desk {
     /// # Errors
     /// The database is away, or its schema is older.
     pub async fn check_schema_is_not_older(&self) -> Result<(), Refusal> {
-        let version = self.store.schema_version().await?;
-        let at_most_ours = version.map(|version| version.min(store::schema_version()));
-        store::check_schema(at_most_ours).map_err(|sentence| Refusal::refused(sentence).hint("run `settled migrate`"))
+        let found = self.store.schema_version().await?;
+        is_ours(found.map(|version| version.min(store::schema_version())))
     }
 
     /// Does what may be done twice, again while the database says that somebody else was in the way; not for ever.

@@ -80,6 +80,8 @@ impl Store {
             .await
             .map_err(|error| StoreError::from_postgres("migrate", &error))?;
         check_compression(built.get(0)).map_err(|sentence| StoreError::ours("migrate", sentence))?;
+        // A migration that waits for a table, for a backup to have read it, say, holds up whoever asks for it after that: it gives up
+        // as a batch would, and can be run again.
         client
             .batch_execute(&format!(
                 "SET lock_timeout = {}; CREATE SCHEMA IF NOT EXISTS settled",
@@ -87,8 +89,6 @@ impl Store {
             ))
             .await
             .map_err(|error| StoreError::from_postgres("migrate", &error))?;
-        // A migration that waits for a table, for a backup to have read it, say, holds up whoever asks for it after that: it gives up
-        // as a batch would, and can be run again.
         // Named with its schema: a user called settled has that schema first in its search_path once it exists, and would
         // look for its history in two places.
         let report = embedded::migrations::runner()

@@ -101,16 +101,16 @@ impl Work for Settling {
             None
         };
         let (batch, packs) = worker.fairness.triage(taken.clone(), &worker.locks);
-        let hold = async {
-            let is_held = worker.hold(&packs).await;
-            drop(storing);
-            is_held
-        };
         let mut settler = Settler::new(worker, number, Door::Queue, &self.owned);
         settler.is_common = self.is_common;
         let mut hand = InHand::new(settler, Terms::LANE);
         let settled = {
             let settling = pin!(async {
+                let hold = async {
+                    let is_held = worker.hold(&packs).await;
+                    drop(storing);
+                    is_held
+                };
                 // Load, decide, write, commit, and again and in parts where that fails: `settle::attempt`, `settle::next_step`.
                 let (is_held, settled) = tokio::join!(hold, drive(&mut hand, batch));
                 settled?;
@@ -119,7 +119,7 @@ impl Work for Settling {
                 if is_held {
                     hand.note_held(&packs);
                 } else {
-                    let deliveries = packs.iter().flat_map(|pack| pack.deliveries.clone()).collect();
+                    let deliveries = packs.into_iter().flat_map(|pack| pack.deliveries).collect();
                     hand.settle_in_line(Batch::read(deliveries).await).await?;
                 }
                 hand.account_for(&taken).await

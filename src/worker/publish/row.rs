@@ -227,13 +227,11 @@ impl RowPublisher {
                 Ok(fates) => {
                     self.has_passed |= fates.contains(&BrokerAnswer::Confirmed);
                     for (index, fate) in slice.zip(fates) {
-                        let publication = publications.get(index);
-                        is_full |= matches!(fate, BrokerAnswer::Nacked)
-                            && publication.is_some_and(|one| one.kind == PublicationKind::DeadLetter);
-                        if publications
-                            .get(index)
-                            .is_some_and(|publication| is_done(id, publication, fate, told))
-                        {
+                        let Some(publication) = publications.get(index) else {
+                            continue;
+                        };
+                        is_full |= fate == BrokerAnswer::Nacked && publication.kind == PublicationKind::DeadLetter;
+                        if is_done(id, publication, fate, told) {
                             pending.remove(&index);
                         }
                     }
